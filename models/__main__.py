@@ -1,0 +1,125 @@
+"""python -m models: the offline job, whole or stage by stage.
+
+Thin shells over models.stages; nothing heavy is imported before a stage is named.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from service.bundle import Manifest, QualityInfo
+
+STAGES = {
+    "prepare": "read the data, print a report on it and on the validation split",
+    "train": "train the encoder and the label vectors, resuming if there is a checkpoint",
+    "export": "trace the encoder to ONNX and compare it with torch",
+    "index": "build the label index, measure its operating points, fit the calibration",
+    "release": "score the test split through the serving code and seal the bundle",
+    "all": "every stage that has not been done yet",
+    "evaluate": "score a sealed bundle on a split of its data",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one stage; 0 if it went well, 1 after an error said in one sentence."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("models").setLevel(logging.INFO)  # libraries stay quiet unless they fail
+    from models.errors import ModelsError
+    from service.errors import AstrolabeError
+
+    try:
+        _run(args)
+    except (ModelsError, AstrolabeError) as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return 1
+    except OSError as exc:
+        print(f"error: {exc.filename or 'disk'}: {exc.strerror or exc}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m models", description=__doc__)
+    commands = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
+    for name, what in STAGES.items():
+        command = commands.add_parser(name, help=what, description=what)
+        command.add_argument("--config", type=Path, required=True, help="a TOML file")
+        command.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="override a setting, such as train.epochs=3 (may be repeated)",
+        )
+        command.add_argument(
+            "--var", type=Path, default=Path("var"), help="where runs and bundles go"
+        )
+        if name == "evaluate":
+            command.add_argument("--bundle", type=Path, help="default: the newest of this config")
+            command.add_argument("--split", default="test", choices=["test", "train"])
+    return parser
+
+
+def _run(args: argparse.Namespace) -> None:
+    from models import stages
+    from models.config import load_config
+    from service.bundle import read_manifest
+
+    config = load_config(args.config, args.set)
+    if args.stage == "all":
+        print(_table(read_manifest(stages.run_all(config, args.var))))
+        return
+    if args.stage == "evaluate":
+        bundle = args.bundle or args.var / "bundles" / config.name
+        print(_figures(stages.run_evaluate(config, bundle, args.split)))
+        return
+    job = stages.Job.open(config, args.var)
+    if args.stage == "prepare":
+        print(stages.run_prepare(job))
+    elif args.stage == "release":
+        print(_table(read_manifest(stages.run_release(job))))
+    else:
+        {"train": stages.run_train, "export": stages.run_export, "index": stages.run_index}[
+            args.stage
+        ](job)
+
+
+def _figures(quality: "QualityInfo") -> str:
+    head = f"{quality.split} split, {quality.n_queries:,} queries, effort {quality.effort}, percent"
+    rows = [f"  {name:<16}{value:8.2f}" for name, value in quality.metrics.items()]
+    return "\n".join([head, *rows])
+
+
+def _table(manifest: "Manifest") -> str:
+    size_mb = sum(entry.bytes for entry in manifest.files.values()) / 1e6
+    lines = [f"{manifest.name}  {manifest.bundle_id[:12]}  {size_mb:.0f} MB", ""]
+    if manifest.quality is not None:
+        figures = manifest.quality.metrics
+        names = ("p1", "p3", "p5", "ndcg5", "psp1", "psp3", "psp5", "r10", "r100")
+        lines += [
+            f"{manifest.quality.split} split, {manifest.quality.n_queries:,} queries, percent",
+            "".join(f"{name:>8}" for name in names),
+            "".join(f"{figures[name]:8.2f}" for name in names),
+            "",
+        ]
+    lines.append(f"{'effort':<10}{'recall@10':>10}{'P@1':>8}{'P@5':>8}{'p50 us':>9}{'p99 us':>9}")
+    lines += [
+        f"{point.name:<10}{point.recall_at_10:10.4f}{point.p_at_1:8.2f}{point.p_at_5:8.2f}"
+        f"{point.search_us_p50:9.0f}{point.search_us_p99:9.0f}"
+        for point in manifest.operating_points
+    ]
+    calibration = manifest.calibration
+    if calibration.ece_after is not None:
+        lines += ["", f"calibration error {calibration.ece_before} -> {calibration.ece_after}"]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""The FAISS index over the label vectors, and its measured operating points.
+
+Each effort gets the smallest `ef_search` whose recall@10 against exact search reaches its target on
+validation queries, two standard errors included, so that fresh queries hold it too. Latency is of
+one query at a time on one thread, as a lane searches.
+"""
+
+import logging
+import os
+import platform
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from models.config import IndexConfig
+from models.errors import ReleaseError
+from models.metrics import precision_at_k
+from models.runs import write_atomic
+from service.bundle import OperatingPoint
+from service.core.index.faiss_index import EXACT, FaissIndex, open_faiss
+
+log = logging.getLogger(__name__)
+
+EF_GRID = (10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 384, 512, 768, 1024)
+TIMED_QUERIES = 500
+_TOP = 10
+
+
+def build(vectors: NDArray[np.float32], config: IndexConfig, path: Path) -> None:
+    """Build and write the index; one thread, so that the same vectors give the same bytes."""
+    faiss.omp_set_num_threads(1)
+    if config.kind == "flat":
+        index = faiss.IndexFlatIP(vectors.shape[1])
+        index.add(vectors)
+    else:
+        index = _hnsw(vectors, config)
+    write_atomic(path, lambda temporary: faiss.write_index(index, str(temporary)))
+
+
+def _hnsw(vectors: NDArray[np.float32], config: IndexConfig) -> faiss.IndexHNSWFlat:
+    """A graph linked by the cosine of *centred* vectors, searched by inner product on the vectors.
+
+    All label vectors share a large direction (it says "no" to every query alike). Subtracting their
+    mean changes each query's scores by one constant, hence no ranking, but a graph linked by the
+    raw vectors leaves labels that no search reaches: see docs/decisions/0004.
+    """
+    centred = vectors - vectors.mean(axis=0)
+    centred /= np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
+    index = faiss.IndexHNSWFlat(vectors.shape[1], config.m, faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efConstruction = config.ef_construction
+    index.add(centred)
+    storage = faiss.downcast_index(index.storage)
+    faiss.copy_array_to_vector(
+        np.ascontiguousarray(vectors).reshape(-1).view(np.uint8), storage.codes
+    )
+    return index
+
+
+def measure(
+    path: Path, config: IndexConfig, queries: NDArray[np.float32], truth: csr_array
+) -> list[OperatingPoint]:
+    """Choose and measure the four efforts on validation queries. Raises ReleaseError."""
+    dim, n_labels = queries.shape[1], truth.shape[1]
+    efforts: dict[str, Mapping[str, int]] = {str(ef): {"ef_search": ef} for ef in EF_GRID}
+    index = open_faiss(path, dim, n_labels, efforts | {EXACT: {}})
+    exact = index.search(queries, _TOP, EXACT).rows
+    targets = {
+        "fast": config.recall_fast,
+        "balanced": config.recall_balanced,
+        "thorough": config.recall_thorough,
+    }
+    chosen: dict[str, str] = dict.fromkeys(targets, EXACT)
+    if config.kind == "hnsw":
+        recalls = {ef: _recall(index.search(queries, _TOP, str(ef)).rows, exact) for ef in EF_GRID}
+        chosen = {name: _smallest(recalls, target, name) for name, target in targets.items()}
+    return [
+        _point(name, index, effort, efforts.get(effort, {}), queries, exact, truth)
+        for name, effort in (chosen | {EXACT: EXACT}).items()
+    ]
+
+
+def machine() -> str:
+    """What the figures were measured on, without naming a host."""
+    return f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
+
+
+def _smallest(recalls: Mapping[int, tuple[float, float]], target: float, name: str) -> str:
+    for ef, (recall, error) in recalls.items():
+        if recall - 2 * error >= target:
+            return str(ef)
+    best = max(recall for recall, _ in recalls.values())
+    raise ReleaseError(
+        f"no ef_search up to {EF_GRID[-1]} reaches recall@10 {target} for {name} "
+        f"(best {best:.4f}): raise index.m or index.ef_construction, or lower index.recall_*"
+    )
+
+
+def _recall(rows: NDArray[np.int64], exact: NDArray[np.int64]) -> tuple[float, float]:
+    """Mean share of the exact top rows that were found, and its standard error."""
+    shares = (rows[:, :, None] == exact[:, None, :]).any(axis=1).mean(axis=1)
+    return float(shares.mean()), float(shares.std() / np.sqrt(len(shares)))
+
+
+def _point(
+    name: str,
+    index: FaissIndex,
+    effort: str,
+    params: Mapping[str, int],
+    queries: NDArray[np.float32],
+    exact: NDArray[np.int64],
+    truth: csr_array,
+) -> OperatingPoint:
+    rows = index.search(queries, _TOP, effort).rows
+    microseconds = np.percentile(_one_by_one_us(index, effort, queries), [50, 99])
+    return OperatingPoint(
+        name=name,
+        params=dict(params),
+        recall_at_10=round(_recall(rows, exact)[0], 5),
+        p_at_1=round(100 * precision_at_k(rows, truth, 1), 3),
+        p_at_5=round(100 * precision_at_k(rows, truth, 5), 3),
+        search_us_p50=round(float(microseconds[0]), 1),
+        search_us_p99=round(float(microseconds[1]), 1),
+        machine=machine(),
+    )
+
+
+def _one_by_one_us(
+    index: FaissIndex, effort: str, queries: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    timed = queries[:TIMED_QUERIES]
+    for query in timed[:50]:
+        index.search(query[None], _TOP, effort)
+    taken = np.empty(len(timed))
+    for i, query in enumerate(timed):
+        started = time.perf_counter()
+        index.search(query[None], _TOP, effort)
+        taken[i] = time.perf_counter() - started
+    return taken * 1e6

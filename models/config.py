@@ -1,0 +1,193 @@
+"""The training configuration: a frozen tree read from TOML, with `--set a.b=c` on top.
+
+Unknown keys and wrong types are errors that name the key. The resolved tree is written into the run
+folder and into the bundle's manifest, and its hash names the run.
+"""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from models.errors import ConfigError
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class DataConfig(_Section):
+    """Where the points and labels come from and which text of them is read."""
+
+    path: str
+    fields: Literal["title", "title+content"] = "title"
+    label_fields: Literal["title", "title+content"] = "title"
+
+
+class ValidationConfig(_Section):
+    """The split cut from the training points; everything is chosen on it."""
+
+    points: Positive = 2000
+    group: Literal["series", "none"] = "series"
+
+
+class EncoderConfig(_Section):
+    """The bag encoder: word pieces plus hashed pairs of them, mean, unit norm."""
+
+    kind: Literal["bag"] = "bag"
+    source: str
+    dim: Positive = 384
+    pair_buckets: Positive = 65536
+    word_smoothing: Annotated[float, Field(gt=0)] = 1e-3
+    max_tokens: Annotated[int, Field(ge=4)] = 64
+    scratch_vocabulary: Positive = 16384
+
+
+class MethodConfig(_Section):
+    """ASTRA (A1, A2 in docs/training.md): how negatives are drawn and weighted.
+
+    `logit_bias` is added to every training score, so that all labels start out improbable.
+    """
+
+    kind: Literal["astra"] = "astra"
+    uniform_negatives: Positive = 1500
+    hard_negatives: Annotated[int, Field(ge=0)] = 30
+    hard_pool: Positive = 100
+    uniform_only_epochs: Annotated[int, Field(ge=0)] = 1
+    refresh_epochs: Positive = 2
+    label_rows: bool = True
+    label_init: Literal["text", "zero"] = "text"
+    label_init_norm: Annotated[float, Field(ge=0)] = 0.3
+    score_scale: Annotated[float, Field(gt=0)] = 10.0
+    logit_bias: float = -9.0
+    dropout: Share = 0.5
+    token_dropout: Share = 0.0
+
+
+class TrainConfig(_Section):
+    """The loop: optimiser, schedule, early stopping."""
+
+    epochs: Positive = 6
+    batch_size: Positive = 512
+    encoder_lr: Annotated[float, Field(gt=0)] = 0.004
+    label_lr: Annotated[float, Field(gt=0)] = 0.015
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    patience: Positive = 2
+    checkpoint_seconds: Annotated[float, Field(gt=0)] = 60.0
+
+
+class IndexConfig(_Section):
+    """The label index; `recall` says which recall@10 each effort must reach on validation data."""
+
+    kind: Literal["hnsw", "flat"] = "hnsw"
+    m: Positive = 32
+    ef_construction: Positive = 200
+    recall_fast: Share = 0.95
+    recall_balanced: Share = 0.99
+    recall_thorough: Share = 0.999
+
+
+class MetricsConfig(_Section):
+    """A and B of the inverse propensities (methods: Jain et al., 2016)."""
+
+    propensity_a: float = 0.55
+    propensity_b: float = 1.5
+
+
+class ReleaseConfig(_Section):
+    """What the release gate demands before a bundle is sealed."""
+
+    default_k: Positive = 10
+    golden_queries: Positive = 20
+    max_parity_diff: Annotated[float, Field(gt=0)] = 1e-3
+    min_top1_agreement: Annotated[float, Field(ge=0, le=1)] = 0.999
+
+
+class Config(_Section):
+    """The whole tree; `name` names run and bundle folders (default: the file's own name)."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    seed: int = 1
+    data: DataConfig
+    validation: ValidationConfig = ValidationConfig()
+    encoder: EncoderConfig
+    method: MethodConfig = MethodConfig()
+    train: TrainConfig = TrainConfig()
+    index: IndexConfig = IndexConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    release: ReleaseConfig = ReleaseConfig()
+
+    @model_validator(mode="after")
+    def _cross_check(self) -> "Config":
+        method, train = self.method, self.train
+        if method.hard_negatives and method.uniform_only_epochs >= train.epochs:
+            raise ValueError(
+                f"method.uniform_only_epochs ({method.uniform_only_epochs}) leaves none of "
+                f"train.epochs ({train.epochs}) for hard negatives; lower it, or set "
+                "method.hard_negatives = 0"
+            )
+        index = self.index
+        if not index.recall_fast <= index.recall_balanced <= index.recall_thorough:
+            raise ValueError("index.recall_fast, _balanced and _thorough must rise in this order")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the resolved tree."""
+        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a TOML file and apply `a.b=value` overrides (values in TOML syntax, or bare words).
+
+    Raises ConfigError, which names the file and the key.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise ConfigError(f"{path} cannot be read: {exc.strerror}") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path} is not TOML: {exc}") from exc
+    raw.setdefault("name", path.stem)
+    for override in overrides:
+        _apply(raw, override)
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as exc:
+        raise ConfigError(f"{path}: {_sentence(exc)}") from exc
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = [part.strip() for part in key.split(".")]
+    if not separator or not all(parts):
+        raise ConfigError(f"--set {override}: expected key.subkey=value")
+    node = raw
+    for part in parts[:-1]:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override}: {part} is not a section")
+    node[parts[-1]] = _parse_value(text.strip())
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _sentence(exc: ValidationError) -> str:
+    first = exc.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {key}: check its spelling against docs/training.md"
+    found = "" if first["type"] == "missing" else f" (found {first['input']!r:.80})"
+    return f"{key or 'configuration'}: {first['msg']}{found if key else ''}"

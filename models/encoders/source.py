@@ -1,0 +1,81 @@
+"""Where a pretrained encoder comes from: `package:NAME`, a local folder, a hub id, or `scratch`.
+
+A source is a folder with `tokenizer.json` and `model.safetensors`. The first two kinds need no
+network; a hub id needs the `hub` extra. Only word vectors are taken here, no transformer layers.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+
+from models.errors import SourceError
+
+TOKENIZER_FILE = "tokenizer.json"
+WEIGHTS_FILE = "model.safetensors"
+PACKAGE_PREFIX = "package:"
+
+
+def locate(source: str) -> Path:
+    """The folder that holds the source's tokenizer and weights. Raises SourceError."""
+    if source.startswith(PACKAGE_PREFIX):
+        return _in_package(source.removeprefix(PACKAGE_PREFIX))
+    folder = Path(source)
+    if folder.is_dir():
+        return _checked(folder, source)
+    if folder.is_absolute() or source.startswith("."):
+        raise SourceError(f"encoder.source {source}: there is no such folder")
+    return _from_hub(source)
+
+
+def word_vectors(folder: Path) -> NDArray[np.float32]:
+    """The (vocabulary, dim) word-embedding matrix of the weights. Raises SourceError."""
+    path = folder / WEIGHTS_FILE
+    with safe_open(str(path), framework="numpy") as tensors:
+        names = [name for name in tensors.keys() if name.endswith("word_embeddings.weight")]  # noqa: SIM118
+        if len(names) != 1:
+            raise SourceError(
+                f"{path}: expected one tensor named *word_embeddings.weight, found {len(names)}"
+            )
+        return np.asarray(tensors.get_tensor(names[0]), np.float32)
+
+
+def _in_package(name: str) -> Path:
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise SourceError(
+            f"encoder.source package:{name}: no such package is installed; "
+            "`make setup` installs the one that the shipped configurations use"
+        )
+    for root in spec.submodule_search_locations:
+        for tokenizer in sorted(Path(root).rglob(TOKENIZER_FILE)):
+            if (tokenizer.parent / WEIGHTS_FILE).is_file():
+                return tokenizer.parent
+    raise SourceError(
+        f"encoder.source package:{name} carries no folder with both {TOKENIZER_FILE} "
+        f"and {WEIGHTS_FILE}"
+    )
+
+
+def _from_hub(source: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as exc:
+        raise SourceError(
+            f"encoder.source {source} is no folder, and to fetch it from a hub "
+            "huggingface-hub must be installed: pip install 'astrolabe[hub]'"
+        ) from exc
+    try:
+        folder = snapshot_download(source, allow_patterns=[TOKENIZER_FILE, WEIGHTS_FILE])
+    except Exception as exc:  # the client raises many unrelated types for network and name errors
+        raise SourceError(f"encoder.source {source} could not be fetched: {exc}") from exc
+    return _checked(Path(folder), source)
+
+
+def _checked(folder: Path, source: str) -> Path:
+    for name in (TOKENIZER_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise SourceError(f"encoder.source {source}: {folder / name} is not there")
+    return folder

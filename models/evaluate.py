@@ -1,0 +1,102 @@
+"""Quality of a bundle through the very code that serves it, on one split of a data set.
+
+P@k, nDCG@k, PSP@k and R@10 are of answers asked for with k = 10, as users ask; R@100 is of answers
+with k = 100. All at the bundle's default effort. Filter pairs, where the data has them, are taken
+out of the predictions first.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.data.dataset import Dataset, Fields, Points, point_texts
+from models.metrics import Quality, evaluate_ranking, remove_filtered
+from models.progress import track
+from service.bundle import QualityInfo
+from service.core.engine import Engine
+from service.core.types import Query
+
+_QUERIES_AT_ONCE = 256
+_AS_USERS_ASK = 10
+_DEEP = 100
+
+
+def evaluate(
+    engine: Engine, dataset: Dataset, split: str, fields: Fields, a: float, b: float
+) -> QualityInfo:
+    """Score the `test` split, or `train` to see what was memorised. Raises ValueError."""
+    points, filtered = _part(dataset, split)
+    counts = np.bincount(dataset.train.labels.indices, minlength=len(dataset.labels))
+    texts = point_texts(points, fields)
+    effort = engine.manifest.defaults.effort
+    figures: dict[str, float] = {}
+    for k in (_AS_USERS_ASK, _DEEP):
+        ranked = _rank(engine, texts, k, effort, filtered)
+        quality = evaluate_ranking(ranked, points.labels, counts, len(dataset.train), a, b)
+        flat = flatten(quality)
+        figures |= flat if not figures else {n: v for n, v in flat.items() if n.endswith("r100")}
+    figures["index_recall10"] = 100 * _recall_against_exact(engine, texts)
+    return QualityInfo(
+        split=split,
+        n_queries=quality.n_queries,
+        effort=effort,
+        propensity_a=a,
+        propensity_b=b,
+        metrics={name: round(value, 3) for name, value in figures.items()},
+    )
+
+
+def flatten(quality: Quality) -> dict[str, float]:
+    """Figures by name; those of a band carry its name in front (`tail_p1`)."""
+    figures: dict[str, float] = {}
+    for name, value in quality.as_dict().items():
+        if isinstance(value, dict):
+            figures |= {
+                f"{name}_{part}": float(figure)
+                for part, figure in value.items()
+                if not part.startswith("n_")
+            }
+        elif value is not None and name not in ("n_queries", "a", "b"):
+            figures[name] = float(value)
+    return figures
+
+
+def _part(dataset: Dataset, split: str) -> tuple[Points, NDArray[np.int64] | None]:
+    if split == "train":
+        return dataset.train, dataset.train_filter
+    if split == "test" and dataset.test is not None:
+        return dataset.test, dataset.test_filter
+    raise ValueError(f"data set {dataset.name} has no {split} split")
+
+
+def _rank(
+    engine: Engine,
+    texts: Sequence[str],
+    k: int,
+    effort: str,
+    filtered: NDArray[np.int64] | None,
+) -> NDArray[np.int64]:
+    """Label rows (n, 100) of every text, padded with -1; blank texts answer like any other."""
+    spare = 0
+    if filtered is not None and len(filtered):
+        spare = int(np.bincount(filtered[:, 0]).max())
+    asked = min(k + spare, engine.index.n_rows)
+    ranked = np.full((len(texts), max(_DEEP, asked)), -1, np.int64)
+    starts = range(0, len(texts), _QUERIES_AT_ONCE)
+    for start in track(starts, len(starts), f"evaluating at k={k}"):
+        queries = [Query(text, asked, effort) for text in texts[start : start + _QUERIES_AT_ONCE]]
+        answers = engine.predict(queries).predictions
+        ranked[start : start + len(queries), :asked] = [answer.rows for answer in answers]
+    if filtered is not None and len(filtered):
+        ranked = np.asarray(remove_filtered(ranked, filtered), np.int64)
+    ranked[:, k:] = -1
+    return ranked[:, :_DEEP]
+
+
+def _recall_against_exact(engine: Engine, texts: Sequence[str]) -> float:
+    """Mean share of the exact top 10 that the default effort finds."""
+    effort = engine.manifest.defaults.effort
+    found = _rank(engine, texts, _AS_USERS_ASK, effort, None)[:, :_AS_USERS_ASK]
+    exact = _rank(engine, texts, _AS_USERS_ASK, "exact", None)[:, :_AS_USERS_ASK]
+    return float((found[:, :, None] == exact[:, None, :]).any(axis=1).mean())

@@ -1,0 +1,78 @@
+"""MODEL_CARD.md: what a bundle is and what it was measured to do, for people.
+
+Written from the manifest alone, so it cannot say anything that the manifest does not.
+"""
+
+from service.bundle import Manifest
+
+
+def model_card(manifest: Manifest) -> str:
+    """The card as Markdown."""
+    counts = ", ".join(f"{value:,} {name}" for name, value in manifest.data.counts.items())
+    lines = [
+        f"# {manifest.name}",
+        "",
+        f"Sealed {manifest.created} by Astrolabe {manifest.code.version} "
+        f"({manifest.code.revision}).",
+        f"Trained on {manifest.data.name} ({counts}; SHA-256 {manifest.data.sha256}).",
+        f"Encoder: {manifest.encoder.dim} dimensions, {manifest.encoder.file}; at most "
+        f"{manifest.tokenizer.max_tokens} tokens are read.",
+        f"Index: {manifest.index.kind} over {manifest.index.n_rows:,} labels.",
+        "",
+        *_quality(manifest),
+        *_points(manifest),
+        *_scores(manifest),
+    ]
+    return "\n".join(lines)
+
+
+def _quality(manifest: Manifest) -> list[str]:
+    quality = manifest.quality
+    if quality is None:
+        return []
+    rows = [f"| {name} | {value:.2f} |" for name, value in quality.metrics.items()]
+    return [
+        "## Quality",
+        "",
+        f"{quality.n_queries:,} queries of the {quality.split} split at effort {quality.effort}, "
+        f"in percent; propensities with A = {quality.propensity_a}, B = {quality.propensity_b}. "
+        "Head, torso and tail are the labels that hold the first, second and last third of the "
+        "training positives.",
+        "",
+        "| figure | percent |",
+        "|---|---|",
+        *rows,
+        "",
+    ]
+
+
+def _points(manifest: Manifest) -> list[str]:
+    rows = [
+        f"| {point.name} | {point.recall_at_10:.4f} | {point.p_at_1:.2f} | {point.p_at_5:.2f} "
+        f"| {point.search_us_p50:.0f} | {point.search_us_p99:.0f} |"
+        for point in manifest.operating_points
+    ]
+    return [
+        "## Operating points",
+        "",
+        "On validation queries, one at a time on one thread "
+        f"({manifest.operating_points[0].machine}).",
+        "",
+        "| effort | recall@10 against exact | P@1 | P@5 | search p50, us | p99, us |",
+        "|---|---|---|---|---|---|",
+        *rows,
+        "",
+    ]
+
+
+def _scores(manifest: Manifest) -> list[str]:
+    calibration = manifest.calibration
+    if calibration.file is None:
+        return ["Scores are raw inner products.", ""]
+    return [
+        "## Scores",
+        "",
+        f"Probabilities by {calibration.kind} calibration; expected calibration error "
+        f"{calibration.ece_before:.4f} before and {calibration.ece_after:.4f} after (held out).",
+        "",
+    ]

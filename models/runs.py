@@ -1,0 +1,121 @@
+"""A run folder: what was asked, what happened, and what a later stage or a resumed run needs.
+
+    var/runs/<config name>/<digest>/
+        run.json              resolved config, data hash, code revision
+        metrics.jsonl         one line an epoch
+        checkpoint.safetensors   everything needed to go on, removed when training is done
+        model.safetensors     the best epoch's weights, tokenizer.json beside it
+        encoder.onnx, index.faiss, calibration.json, measured.json   left by the later stages
+
+The digest is over config and data, so asking again finds the same folder and goes on from there.
+Every write is atomic: a kill leaves the old file or the new one.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.config import Config
+from models.errors import RunError
+from service.version import __version__
+
+RUN_FILE = "run.json"
+METRICS_FILE = "metrics.jsonl"
+CHECKPOINT_FILE = "checkpoint.safetensors"
+MODEL_FILE = "model.safetensors"
+TOKENIZER_FILE = "tokenizer.json"
+ENCODER_FILE = "encoder.onnx"
+INDEX_FILE = "index.faiss"
+CALIBRATION_FILE = "calibration.json"
+MEASURED_FILE = "measured.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """An open run folder and the configuration it belongs to."""
+
+    folder: Path
+    config: Config
+    data_sha256: str
+
+    def has(self, name: str) -> bool:
+        """Whether a stage has left this file."""
+        return (self.folder / name).is_file()
+
+    def require(self, name: str, stage: str) -> Path:
+        """The path of a file that `stage` leaves. Raises RunError where it has not run."""
+        path = self.folder / name
+        if not path.is_file():
+            raise RunError(f"{path} is not there: run `python -m models {stage}` first")
+        return path
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def measured(self) -> dict[str, Any]:
+        """What the stages have measured so far."""
+        path = self.folder / MEASURED_FILE
+        return json.loads(path.read_bytes()) if path.is_file() else {}
+
+    def record(self, **parts: Any) -> None:
+        """Add parts to what was measured; a part measured again replaces the old one."""
+        merged = self.measured() | parts
+        write_atomic(
+            self.folder / MEASURED_FILE,
+            lambda path: path.write_text(json.dumps(merged, indent=1), encoding="utf-8"),
+        )
+
+
+def open_run(root: Path, config: Config, data_sha256: str) -> Run:
+    """The folder of this config on this data, made if it is not there."""
+    folder = root / "runs" / config.name / run_digest(config, data_sha256)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / RUN_FILE).is_file():
+        about = {
+            "config": config.model_dump(),
+            "data_sha256": data_sha256,
+            "code": {"version": __version__, "revision": code_revision()},
+        }
+        write_atomic(
+            folder / RUN_FILE,
+            lambda path: path.write_text(json.dumps(about, indent=1), encoding="utf-8"),
+        )
+    return Run(folder, config, data_sha256)
+
+
+def run_digest(config: Config, data_sha256: str) -> str:
+    """Twelve hex digits that name this config on this data."""
+    return hashlib.sha256(f"{config.digest}{data_sha256}".encode()).hexdigest()[:12]
+
+
+def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a temporary sibling, flush it to disk, then put it in place.
+
+    Raises whatever `write` raises (a full disk included); the old file is then still whole.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def code_revision() -> str:
+    """The commit of the working tree, marked where it has changes; "unknown" outside a clone."""
+    root = Path(__file__).resolve().parent
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() or "unknown"

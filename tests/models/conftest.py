@@ -1,0 +1,18 @@
+"""One tiny job, trained and sealed once for all tests that only read it."""
+
+import pytest
+
+from models import stages
+from tests.models.tiny import write_tiny_job
+
+
+@pytest.fixture(scope="session")
+def tiny_job(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    return stages.Job.open(write_tiny_job(folder), folder / "var")
+
+
+@pytest.fixture(scope="session")
+def sealed(tiny_job):
+    """The bundle that the tiny job sealed."""
+    return stages.run_all(tiny_job.run.config, tiny_job.bundles.parent.parent)

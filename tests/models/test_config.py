@@ -1,0 +1,59 @@
+"""The training configuration: what is refused and how it is said."""
+
+import pytest
+
+from models.config import load_config
+from models.errors import ConfigError
+
+MINIMAL = 'seed = 3\n[data]\npath = "d"\n[encoder]\nsource = "scratch"\n'
+
+
+@pytest.fixture
+def path(tmp_path):
+    file = tmp_path / "tiny.toml"
+    file.write_text(MINIMAL)
+    return file
+
+
+def test_name_is_the_file_name_unless_given(path):
+    assert load_config(path).name == "tiny"
+    assert load_config(path, ["name=other"]).name == "other"
+
+
+def test_overrides_win_and_keep_their_types(path):
+    config = load_config(path, ["train.epochs=7", "train.label_lr=0.5", "method.label_rows=false"])
+    assert (config.train.epochs, config.train.label_lr) == (7, 0.5)
+    assert config.method.label_rows is False
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("train.epoch=7", "unknown key train.epoch"),
+        ("train.epochs=seven", "train.epochs: .*integer"),
+        ("train.epochs=0", "train.epochs: .*greater than or equal to 1"),
+        ("train.epochs=1.5", "train.epochs: .*integer"),
+        ("method.dropout=1.0", "method.dropout"),
+        ("train.epochs", "expected key.subkey=value"),
+        ("seed.x=1", "seed is not a section"),
+        ("train.epochs=1", "leaves none of train.epochs"),
+        ("index.recall_fast=0.9999", "must rise"),
+        ("name=a/b", "name"),
+    ],
+)
+def test_a_wrong_override_is_named(path, override, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        load_config(path, [override])
+
+
+def test_a_missing_file_and_broken_toml_are_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.toml cannot be read"):
+        load_config(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("seed = = 3")
+    with pytest.raises(ConfigError, match=r"bad\.toml is not TOML"):
+        load_config(tmp_path / "bad.toml")
+
+
+def test_digest_follows_the_content_not_the_spelling(path):
+    assert load_config(path, ["train.epochs=9"]).digest != load_config(path).digest
+    assert load_config(path, ["seed=3"]).digest == load_config(path).digest
