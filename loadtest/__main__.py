@@ -1,0 +1,63 @@
+"""`python -m loadtest`: parse, measure, write the results, print them.
+
+Exit code 0 where the rate holds, 1 where it does not or the test broke down, 2 on bad usage, and
+130 after Ctrl-C.
+"""
+
+import argparse
+import sys
+
+from loadtest.arguments import build_parser, limits_from, out_folder, plan_from
+from loadtest.errors import LoadTestError
+
+INTERRUPTED = 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return the process's exit code."""
+    options = build_parser().parse_args(arguments)
+    try:
+        return _carry_out(options)
+    except LoadTestError as exc:
+        print(exc, file=sys.stderr)
+        return exc.exit_code
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _carry_out(options: argparse.Namespace) -> int:
+    plan = plan_from(options)
+    limits = limits_from(options) if options.verb != "run" else None
+
+    # Imported here: numpy, matplotlib and LoadGen would make --help slow.
+    from rich.console import Console
+
+    from loadtest.queries import load_queries
+    from loadtest.report import write_report
+    from loadtest.terminal import show_result, show_step
+    from loadtest.verbs import Session, find_ceiling, run, saturate
+
+    load_queries(plan.queries)  # a bad file is told now rather than by the worker
+    progress = Console(stderr=True)
+    session = Session(
+        out=out_folder(options),
+        on_step=lambda step: show_step(progress, step),
+        with_ceiling=not getattr(options, "no_ceiling", False),
+    )
+    if limits is None:
+        result = run(plan, session)
+    elif options.verb == "saturate":
+        result = saturate(plan, limits, session)
+    else:
+        result = find_ceiling(plan, limits, session)
+    result.write(session.out)
+    report = write_report(result, session.out)
+    console = Console()
+    show_result(console, result)
+    console.print(f"Report: {report}", highlight=False, soft_wrap=True)
+    return 0 if result.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,3 @@
+"""Keeps pytest off the locustfile: importing Locust patches sockets for the whole process."""
+
+collect_ignore = ["locustfile.py"]

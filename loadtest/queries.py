@@ -1,0 +1,72 @@
+"""Reads the query texts a test sends: plain lines, JSON lines with `title`, or either gzipped.
+
+The form is told from the first line: a `{` means JSON lines. Without a file, the small packaged
+list is used. Every complaint names the file and the line.
+"""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+
+from loadtest.errors import UsageError
+
+# Every query is held as a ready request, so an endless file must not eat the client's memory.
+MAX_TEXTS = 100_000
+
+
+def load_queries(path: str | None) -> list[str]:
+    """Return at least one query text; raises UsageError naming file and line."""
+    if path is None:
+        packaged = resources.files("loadtest").joinpath("queries.txt")
+        return packaged.read_text(encoding="utf-8").split("\n")[:-1]
+    texts = list(_texts(path))
+    if not texts:
+        raise UsageError(f"{path} has no queries: every line is blank. Put one query a line.")
+    return texts
+
+
+def _texts(path: str) -> Iterator[str]:
+    json_lines: bool | None = None
+    n_texts = 0
+    for number, raw in _lines(path):
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+        except UnicodeDecodeError as exc:
+            raise UsageError(f"{path} line {number} is not UTF-8 text ({exc.reason}).") from exc
+        if not line:
+            continue
+        if json_lines is None:
+            json_lines = line.startswith("{")
+        yield _title(line, path, number) if json_lines else line
+        n_texts += 1
+        if n_texts == MAX_TEXTS:
+            return
+
+
+def _lines(path: str) -> Iterator[tuple[int, bytes]]:
+    number = 0
+    try:
+        with gzip.open(path, "rb") if path.endswith(".gz") else Path(path).open("rb") as handle:
+            for raw in handle:
+                number += 1
+                yield number, raw
+    except (gzip.BadGzipFile, EOFError, zlib.error) as exc:
+        raise UsageError(f"{path} is not a whole gzip file after line {number} ({exc}).") from exc
+    except OSError as exc:
+        raise UsageError(f"{path} cannot be read: {exc.strerror or exc}.") from exc
+
+
+def _title(line: str, path: str, number: int) -> str:
+    try:
+        row = json.loads(line)
+    except ValueError as exc:
+        raise UsageError(f"{path} line {number} is not JSON ({exc}).") from exc
+    title = row.get("title") if isinstance(row, dict) else None
+    if not isinstance(title, str) or not title.strip():
+        raise UsageError(
+            f"{path} line {number} needs a JSON object with a non-empty text under 'title'."
+        )
+    return title.strip()

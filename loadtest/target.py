@@ -1,0 +1,62 @@
+"""The service under test as an address, and the exact bytes of every request sent to it.
+
+Requests are built once, before the clock starts, so that sending one costs a single write.
+"""
+
+import json
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from loadtest.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Host, port and path prefix of the service."""
+
+    host: str
+    port: int
+    tls: bool
+    host_header: str
+    prefix: str
+
+    @classmethod
+    def parse(cls, url: str) -> "Target":
+        """Read a base URL; raises UsageError when it is not http(s)://host[:port][/prefix].
+
+        >>> Target.parse("http://127.0.0.1:8000/").port
+        8000
+        """
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError as exc:
+            raise UsageError(f"--url {url!r} is not a URL ({exc}).") from exc
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UsageError(f"--url is {url!r}; give it as http://host:port.")
+        if parts.query or parts.fragment or parts.username:
+            raise UsageError(f"--url {url!r} has more than a host and a path; leave that out.")
+        tls = parts.scheme == "https"
+        return cls(
+            host=parts.hostname,
+            port=port if port is not None else (443 if tls else 80),
+            tls=tls,
+            host_header=parts.netloc,
+            prefix=parts.path.rstrip("/"),
+        )
+
+
+def recommend_request(target: Target, text: str, k: int, effort: str, timeout_ms: float) -> bytes:
+    """Return one whole POST /v1/recommend, head and body, as it goes over the wire."""
+    body = json.dumps({"query": text, "k": k, "effort": effort}, ensure_ascii=False).encode()
+    head = (
+        f"POST {target.prefix}/v1/recommend HTTP/1.1\r\n"
+        f"Host: {target.host_header}\r\n"
+        "User-Agent: astrolabe-loadtest\r\n"
+        "Accept: application/json\r\n"
+        "Content-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n"
+        f"X-Request-Timeout-Ms: {timeout_ms:g}\r\n"
+        "\r\n"
+    )
+    return head.encode("latin-1") + body

@@ -1,0 +1,69 @@
+"""Query files: the forms read, and complaints that name file and line."""
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from loadtest.errors import UsageError
+from loadtest.queries import load_queries
+
+
+def test_the_packaged_list_is_used_without_a_file():
+    texts = load_queries(None)
+    assert len(texts) == 50
+    assert len(set(texts)) == 50
+    assert all(text.strip() == text != "" for text in texts)
+
+
+def test_plain_lines_skip_blank_ones(tmp_path: Path):
+    path = tmp_path / "q.txt"
+    path.write_text("\ufeffone\n\n  two  \n", encoding="utf-8")
+    assert load_queries(str(path)) == ["one", "two"]
+
+
+@pytest.mark.parametrize("name", ["q.jsonl", "q.jsonl.gz"])
+def test_json_lines_give_their_titles(tmp_path: Path, name: str):
+    data = b'{"title": "one", "labels": [1]}\n{"title": "zw\xc3\xb6lf"}\n'
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    assert load_queries(str(path)) == ["one", "zwölf"]
+
+
+@pytest.mark.parametrize(
+    ("data", "line", "complaint"),
+    [
+        (b'{"title": "one"}\n{"title": \n', 2, "is not JSON"),
+        (b'{"title": "one"}\n\n{"name": "two"}\n', 3, "'title'"),
+        (b'{"title": "one"}\n["two"]\n', 2, "'title'"),
+        (b'{"title": "  "}\n', 1, "non-empty"),
+        (b"one\ntwo\n\xff\xfe\n", 3, "is not UTF-8"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, data: bytes, line: int, complaint: str):
+    path = tmp_path / "q.jsonl"
+    path.write_bytes(data)
+    with pytest.raises(UsageError) as caught:
+        load_queries(str(path))
+    assert f"{path} line {line}" in str(caught.value)
+    assert complaint in str(caught.value)
+
+
+def test_an_empty_file_is_refused_by_name(tmp_path: Path):
+    path = tmp_path / "empty.txt"
+    path.write_text("\n \n")
+    with pytest.raises(UsageError, match=r"empty\.txt has no queries"):
+        load_queries(str(path))
+
+
+@pytest.mark.parametrize("data", [b"plain text", gzip.compress(b"one\n" * 999)[:-12]])
+def test_a_broken_gzip_file_is_refused_by_name(tmp_path: Path, data: bytes):
+    path = tmp_path / "q.txt.gz"
+    path.write_bytes(data)
+    with pytest.raises(UsageError, match=r"q\.txt\.gz is not a whole gzip file"):
+        load_queries(str(path))
+
+
+def test_a_missing_file_is_refused_by_name(tmp_path: Path):
+    with pytest.raises(UsageError, match=r"gone\.txt cannot be read: No such file"):
+        load_queries(str(tmp_path / "gone.txt"))
