@@ -64,11 +64,10 @@ class MethodConfig(_Section):
     refresh_epochs: Positive = 2
     label_rows: bool = True
     label_init: Literal["text", "zero"] = "text"
-    label_init_norm: Annotated[float, Field(ge=0)] = 0.3
+    label_init_norm: Annotated[float, Field(ge=0)] = 1.0
     score_scale: Annotated[float, Field(gt=0)] = 10.0
     logit_bias: float = -9.0
-    dropout: Share = 0.5
-    token_dropout: Share = 0.0
+    dropout: Share = 0.4
 
 
 class TrainConfig(_Section):
@@ -76,8 +75,8 @@ class TrainConfig(_Section):
 
     epochs: Positive = 6
     batch_size: Positive = 512
-    encoder_lr: Annotated[float, Field(gt=0)] = 0.004
-    label_lr: Annotated[float, Field(gt=0)] = 0.015
+    encoder_lr: Annotated[float, Field(gt=0)] = 0.002
+    label_lr: Annotated[float, Field(gt=0)] = 0.003
     warmup_steps: Annotated[int, Field(ge=0)] = 100
     patience: Positive = 2
     checkpoint_seconds: Annotated[float, Field(gt=0)] = 60.0

@@ -51,8 +51,7 @@ class BagEncoder(nn.Module):
         """Token ids and mask (n, length) to unit rows (n, dim)."""
         words = _masked_sum(self.words, input_ids, attention_mask)  # (n, dim)
         pair_ids = hash_pairs(input_ids, self.pairs.num_embeddings)  # (n, length - 1)
-        pair_mask = attention_mask[:, :-1] * attention_mask[:, 1:]
-        pairs = _masked_sum(self.pairs, pair_ids, pair_mask)
+        pairs = _masked_sum(self.pairs, pair_ids, attention_mask[:, 1:])
         return nn.functional.normalize(words + pairs, dim=1, eps=EPSILON)
 
     @torch.no_grad()

@@ -94,10 +94,7 @@ class Astra(nn.Module):
         """Loss of the picked rows, ready for `backward`."""
         config = self.config
         batch = rows.texts.batch(picked)
-        mask = torch.from_numpy(batch.mask)
-        if config.token_dropout:
-            mask = mask * (torch.rand(mask.shape, generator=rng.torch) >= config.token_dropout)
-        queries = self.encoder(torch.from_numpy(batch.ids), mask)
+        queries = self.encoder(torch.from_numpy(batch.ids), torch.from_numpy(batch.mask))
         keep = torch.rand(queries.shape, generator=rng.torch) >= config.dropout
         queries = queries * keep / (1.0 - config.dropout)  # (n, dim)
 

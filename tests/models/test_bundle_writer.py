@@ -20,9 +20,13 @@ def test_a_published_folder_is_pointed_at_and_staging_is_gone(tmp_path):
 
 
 def test_a_failure_while_filling_leaves_nothing(tmp_path):
-    with pytest.raises(OSError, match="No space left"), staging_folder(tmp_path) as folder:
-        (folder / "encoder.onnx").write_text("half")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def fill():
+        with staging_folder(tmp_path) as folder:
+            (folder / "encoder.onnx").write_text("half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="No space left"):
+        fill()
     assert list(tmp_path.iterdir()) == []
 
 

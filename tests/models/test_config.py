@@ -1,5 +1,7 @@
 """The training configuration: what is refused and how it is said."""
 
+from pathlib import Path
+
 import pytest
 
 from models.config import load_config
@@ -52,6 +54,14 @@ def test_a_missing_file_and_broken_toml_are_named(tmp_path):
     (tmp_path / "bad.toml").write_text("seed = = 3")
     with pytest.raises(ConfigError, match=r"bad\.toml is not TOML"):
         load_config(tmp_path / "bad.toml")
+
+
+def test_every_key_is_documented(path):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "training.md").read_text()
+    for section, value in load_config(path).model_dump().items():
+        for key in value if isinstance(value, dict) else [None]:
+            name = f"{section}.{key}" if key else section
+            assert f"`{name}`" in page, name
 
 
 def test_digest_follows_the_content_not_the_spelling(path):

@@ -1,4 +1,4 @@
-"""Sealing: what the gate lets through opens, says what it is, and what it refuses leaves nothing."""
+"""Sealing: what passes the gate opens and says what it is; what does not leaves nothing."""
 
 import errno
 import os
