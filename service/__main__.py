@@ -1,0 +1,61 @@
+"""python -m service: settings, logs, engine, then uvicorn until a signal.
+
+The port is bound first and listened on last: a taken port is known at once, and a client that
+comes while the bundle is still being verified and warmed is refused by the kernel instead of
+waiting for a 503. Kubernetes' startup probe covers that time; nothing here answers half-open.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from service.settings import Settings
+
+log = logging.getLogger("service")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code is 0 then, and 1 where starting failed."""
+    # Nothing heavy above: --help must not wait for ONNX Runtime and FAISS.
+    from service.errors import AstrolabeError
+    from service.settings import load_settings
+
+    try:
+        settings = load_settings(sys.argv[1:] if arguments is None else arguments)
+        return _serve(settings)
+    except AstrolabeError as exc:
+        print(f"python -m service: {exc.detail}", file=sys.stderr)
+    except OSError as exc:
+        print(f"python -m service: {exc}", file=sys.stderr)
+    return 1
+
+
+def _serve(settings: "Settings") -> int:
+    from service.api.app import create_app
+    from service.api.server import bind, run
+    from service.bundle import read_manifest, resolve
+    from service.core.engine import Engine
+    from service.telemetry import Telemetry, configure_logging
+
+    configure_logging(settings.log_level, settings.log_format)
+    log.info("starting", extra={"fields": {"pid": os.getpid(), "settings": settings.public()}})
+    with bind(settings.host, settings.port) as listener:
+        settings.check_bundle(read_manifest(resolve(settings.bundle)))
+        engine = Engine.open(
+            settings.bundle,
+            device=settings.device,
+            intra_op_threads=settings.intra_op_threads,
+            max_batch_tokens=settings.max_batch_tokens,
+        )
+        if settings.device == "auto" and engine.encoder.device == "cpu":
+            log.warning("no GPU in use: device auto fell back to the CPU")
+        run(create_app(engine, settings, Telemetry()), listener)
+    log.info("stopped")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

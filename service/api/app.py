@@ -1,0 +1,99 @@
+"""create_app: an open engine, settings and telemetry in; an ASGI application out.
+
+Nothing happens at import. The lanes start and end with the application's lifespan.
+"""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Match, Route
+
+from service.api.middleware import EXCHANGE, Gate, answer_error, request_ids
+from service.api.problems import Problem, as_error
+from service.api.routes import add_routes
+from service.api.serving import open_serving
+from service.core.engine import Engine
+from service.errors import AstrolabeError, InvalidValue, MethodNotAllowed, NotFound
+from service.settings import Settings
+from service.telemetry import Telemetry
+from service.version import __version__
+
+
+def create_app(
+    engine: Engine,
+    settings: Settings,
+    telemetry: Telemetry,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Gate:
+    """The application; its `serving` is what it answers from, its `app` what OpenAPI describes."""
+    serving = open_serving(engine, settings, telemetry, clock)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        serving.batcher.start()
+        yield
+        await serving.drain()
+
+    app = FastAPI(
+        title="Astrolabe",
+        version=__version__,
+        description="Recommends labels for texts, best first, with scores.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        exception_handlers={
+            kind: _answer
+            for kind in (AstrolabeError, HTTPException, RequestValidationError, Exception)
+        },
+    )
+    bare = add_routes(app, serving)
+    app.openapi = _with_problem(app)  # type: ignore[method-assign]
+    return Gate(app, bare, serving, request_ids().__next__)
+
+
+async def _answer(request: Request, exc: Exception) -> Response:
+    """Whatever FastAPI, Starlette or a route of theirs raises, answered as a problem document."""
+    error, extra = as_error(exc), {}
+    path = request.url.path
+    if isinstance(exc, RequestValidationError):
+        error = InvalidValue("; ".join(str(fault["msg"]) for fault in exc.errors()))
+    elif isinstance(exc, HTTPException) and exc.status_code == NotFound.status:
+        error = NotFound(f"there is no route {path[:200]!r}: /docs lists them")
+    elif isinstance(exc, HTTPException) and exc.status_code == MethodNotAllowed.status:
+        allowed = _methods(request)
+        error = MethodNotAllowed(
+            f"{path[:200]} takes {' and '.join(allowed)}, not {request.method}"
+        )
+        extra["allow"] = ", ".join(allowed)
+    headers, body = answer_error(error, request.scope[EXCHANGE])
+    response = Response(body, error.status, extra)
+    response.raw_headers = headers + [h for h in response.raw_headers if h[0] == b"allow"]
+    return response
+
+
+def _methods(request: Request) -> list[str]:
+    """Every method that some route takes at this path; Starlette itself names one route's only."""
+    methods: set[str] = set()
+    for route in request.app.routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+            methods |= route.methods or set()
+    return sorted(methods)
+
+
+def _with_problem(app: FastAPI) -> Callable[[], dict[str, Any]]:
+    """FastAPI's OpenAPI document, with the schema that every error answer refers to."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        document["components"]["schemas"]["Problem"] = Problem.model_json_schema()
+        return document
+
+    return openapi

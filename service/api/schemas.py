@@ -1,0 +1,197 @@
+"""What requests may hold and answers do hold: the schemas behind validation and OpenAPI.
+
+Limits come from the settings and effort names from the bundle, so the request models are built per
+application and OpenAPI states the limits in force.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, create_model
+
+from service.bundle import CalibrationInfo, OperatingPoint, ParityInfo, QualityInfo
+
+VISIBLE = "[^\\s\\u0000-\\u001f\\u007f-\\u009f\\u200b\\u2028\\u2029\\ufeff]"
+"""A text must hold one character that `service.core.text.normalise` keeps."""
+
+
+Include: TypeAlias = Literal["text", "metadata", "embedding"]
+"""Optional parts of an answer; ids and scores always come."""
+
+ScoreKind: TypeAlias = Literal["logit", "cosine", "probability"]
+
+
+class RecommendRequest(BaseModel):
+    """The fields of POST /v1/recommend; `request_models` adds the limits in force."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    query: str | list[str]
+    k: int
+    min_score: float | None
+    effort: str
+    include: list[Include]
+
+
+class RecommendParameters(BaseModel):
+    """The query string of GET /v1/recommend; `request_models` adds the limits in force."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    q: str
+    k: int
+    min_score: float | None
+    effort: str
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """What a request may ask for, and what it gets where it does not say."""
+
+    max_queries: int
+    max_text_chars: int
+    max_k: int
+    default_k: int
+    default_effort: str
+    efforts: Sequence[str]
+
+
+def request_models(
+    limits: RequestLimits,
+) -> tuple[type[RecommendRequest], type[RecommendParameters]]:
+    """The body model and the query-string model under these limits."""
+    text: Any = Annotated[
+        str,
+        StringConstraints(min_length=1, max_length=limits.max_text_chars, pattern=VISIBLE),
+    ]
+    texts: Any = Annotated[list[text], Field(min_length=1, max_length=limits.max_queries)]
+    effort: Any = Literal[tuple(limits.efforts)]
+    shared: dict[str, Any] = {
+        "k": (
+            Annotated[int, BeforeValidator(_whole)],
+            Field(limits.default_k, ge=1, le=limits.max_k, description="Labels wanted per text."),
+        ),
+        "min_score": (
+            float | None,
+            Field(
+                None,
+                allow_inf_nan=False,
+                description="Leave out labels with a lower score (score_kind says what it means).",
+            ),
+        ),
+        "effort": (
+            effort,
+            Field(limits.default_effort, description="Operating point; GET /v1/info lists them."),
+        ),
+    }
+    body = create_model(
+        "RecommendBody",
+        __base__=RecommendRequest,
+        __doc__="Texts to recommend labels for.",
+        query=(
+            text | texts,
+            Field(
+                description="One text, or a list of texts.",
+                examples=["moby dick", ["moby dick", "a history of rome"]],
+            ),
+        ),
+        include=(
+            list[Include],
+            # a factory: pydantic would copy a list given as default, deeply, for each request
+            Field(
+                default_factory=lambda: ["text"],
+                max_length=8,
+                description="Optional parts of the answer.",
+                json_schema_extra={"default": ["text"]},
+            ),
+        ),
+        **shared,
+    )
+    parameters = create_model(
+        "RecommendQuery",
+        __base__=RecommendParameters,
+        q=(text, Field(description="The text.", examples=["moby dick"])),
+        **shared,
+    )
+    return body, parameters
+
+
+def _whole(value: Any) -> Any:
+    """JSON knows one kind of number: 10.0 is the integer 10, as JSON Schema has it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+class LabelScore(BaseModel):
+    """One recommended label."""
+
+    id: str = Field(description="Stable id of the label, as the training data names it.")
+    text: str | None = Field(None, description="The label as a user sees it; `include` text.")
+    metadata: dict[str, Any] | None = Field(None, description="With `include` metadata.")
+    score: float = Field(description="Higher is better; `score_kind` says what it means.")
+
+
+class QueryResult(BaseModel):
+    """The answer to one text."""
+
+    labels: list[LabelScore] = Field(description="Best first.")
+    truncated: bool = Field(description="Whether the end of the text was cut off.")
+    embedding: list[float] | None = Field(None, description="With `include` embedding.")
+
+
+class RecommendResponse(BaseModel):
+    """Answers in the order of the texts."""
+
+    results: list[QueryResult]
+    bundle_id: str
+    effort: str = Field(description="The operating point that answered.")
+    score_kind: ScoreKind
+
+
+class DeviceReport(BaseModel):
+    """The device asked for, and the one in use."""
+
+    requested: str
+    active: str
+
+
+class LimitsReport(BaseModel):
+    """Limits in force."""
+
+    max_queries: int
+    max_text_chars: int
+    max_tokens: int
+    max_k: int
+    max_body_bytes: int
+    max_batch_tokens: int
+    max_queue_tokens: int
+    request_timeout_ms: int
+    request_timeout_max_ms: int
+
+
+class InfoResponse(BaseModel):
+    """What is being served, how good it was measured to be, and within which limits."""
+
+    name: str
+    bundle_id: str
+    created: str
+    version: str = Field(description="Version of the service.")
+    n_labels: int
+    dim: int
+    index_kind: str
+    score_kind: ScoreKind
+    default_k: int
+    default_effort: str
+    operating_points: list[OperatingPoint]
+    quality: QualityInfo | None
+    parity: ParityInfo
+    calibration: CalibrationInfo
+    device: DeviceReport
+    lanes: int
+    limits: LimitsReport
+
+
+class Status(BaseModel):
+    """Answer of a probe that found nothing wrong."""
+
+    status: Literal["alive", "ready"]

@@ -1,0 +1,113 @@
+"""uvicorn with this service's way of stopping: red first, then quiet, then gone, with exit code 0.
+
+First signal: /readyz turns red and requests are still answered for `drain_delay_s`, so that load
+balancers can look away. Then intake stops and what was accepted is finished. A second signal skips
+the delay, a third one the finishing.
+"""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import math
+import signal
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+
+from service.api.middleware import Gate
+
+log = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+ANSWER_GRACE_S = 1.0
+"""Time for the last answers to leave after the batcher has settled every request."""
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound socket that does not listen yet; raises OSError with the address in it."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as exc:
+        listener.close()
+        raise OSError(f"cannot listen on {host}:{port}: {exc.strerror}") from exc
+    return listener
+
+
+def run(app: Gate, listener: socket.socket) -> None:
+    """Serve on a bound socket until a signal ends it."""
+    # What lives now lives for ever: the collector need not walk it again and again under load.
+    gc.collect()
+    gc.freeze()
+    DrainingServer(app).run(sockets=[listener])
+
+
+class DrainingServer(uvicorn.Server):
+    """Drains on the first signal instead of stopping on it."""
+
+    def __init__(self, app: Gate) -> None:
+        settings = app.serving.settings
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                loop="uvloop",
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=settings.keep_alive_s,
+                timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s + ANSWER_GRACE_S),
+            )
+        )
+        self._serving = app.serving
+        self._signals_seen = 0
+        self._cut: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say so."""
+        await super().startup(sockets)
+        for listener in sockets or []:
+            host, port = listener.getsockname()[:2]
+            log.info("serving", extra={"fields": {"url": f"http://{host}:{port}"}})
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle signals on the loop; uvicorn's own way raises them again, so it exits non-zero."""
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.add_signal_handler(number, self.on_signal)
+        try:
+            yield
+        finally:
+            for number in SIGNALS:
+                loop.remove_signal_handler(number)
+
+    def on_signal(self) -> None:
+        """One step further towards the end with each signal."""
+        self._signals_seen += 1
+        self._serving.draining = True
+        log.info("signal %d: shutting down", self._signals_seen)
+        if self._signals_seen == 1:
+            delay_s = self._serving.settings.drain_delay_s
+            asyncio.get_running_loop().call_later(delay_s, self._stop)
+        elif self._signals_seen == 2:
+            self._stop()
+        else:
+            self.force_exit = True
+            self._cut = asyncio.create_task(self._serving.batcher.drain(0.0))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drain the batcher while uvicorn waits for the answers to leave."""
+        drain = asyncio.create_task(self._serving.drain())
+        await super().shutdown(sockets)
+        await drain
+
+    def _stop(self) -> None:
+        self.should_exit = True

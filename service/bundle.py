@@ -1,0 +1,318 @@
+"""The contract between training and serving: what a bundle folder holds and how it is checked.
+
+A bundle is immutable and written whole or not at all (`models.bundle_writer`). This module knows
+the manifest's schema, finds a bundle behind a pointer, and verifies every byte *before* any file
+reaches ONNX Runtime or FAISS. It does not open the parts: that is `service.core.engine`.
+"""
+
+import hashlib
+import json
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from service.errors import (
+    BundleMismatch,
+    BundleNotFound,
+    FileCorrupt,
+    FileMissing,
+    FileUnlisted,
+    ManifestInvalid,
+    SchemaVersionUnknown,
+)
+
+SCHEMA_VERSION: Final = 1
+MANIFEST: Final = "manifest.json"
+POINTER: Final = "CURRENT"
+MAX_MANIFEST_BYTES: Final = 16 << 20
+EFFORTS: Final = ("fast", "balanced", "thorough", "exact")
+
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_HASH_CHUNK_BYTES = 1 << 20
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class CodeInfo(_Part):
+    """Which Astrolabe wrote the bundle."""
+
+    version: str
+    revision: str
+
+
+class DataInfo(_Part):
+    """Which data it was trained on."""
+
+    name: str
+    sha256: str
+    counts: dict[str, int]
+
+
+class TextInfo(_Part):
+    """Which text cleaning the tokenizer expects."""
+
+    normaliser: str
+    version: int
+
+
+class TokenizerInfo(_Part):
+    """The tokenizer file and the longest input it may give the encoder, in tokens."""
+
+    file: str
+    max_tokens: int
+
+
+class EncoderInfo(_Part):
+    """The ONNX encoder; `variants` maps a precision (fp32, fp16, int8) to its file."""
+
+    file: str
+    variants: dict[str, str]
+    dim: int
+    inputs: list[str]
+    opset: int
+
+
+class IndexInfo(_Part):
+    """The label index; `metric` is how its raw scores are made (inner_product)."""
+
+    kind: str
+    files: list[str]
+    metric: str
+    params: dict[str, int | float | str]
+    n_rows: int
+
+
+class LabelsInfo(_Part):
+    """The label store: row number to label id, text and metadata."""
+
+    files: list[str]
+    n_labels: int
+
+
+class CalibrationInfo(_Part):
+    """How raw scores become what is served; `ece` is held-out, before and after, in [0, 1]."""
+
+    file: str | None
+    kind: str
+    ece_before: float | None
+    ece_after: float | None
+
+
+class Defaults(_Part):
+    """What a request gets that does not say."""
+
+    k: int
+    effort: str
+
+
+class OperatingPoint(_Part):
+    """One measured point of the precision/latency curve. Shares are in [0, 1], P@k in percent."""
+
+    name: str
+    params: dict[str, int]
+    recall_at_10: float
+    p_at_1: float
+    p_at_5: float
+    search_us_p50: float
+    search_us_p99: float
+    machine: str
+
+
+class QualityInfo(_Part):
+    """Figures of the split named, through the very code that serves, at the default effort."""
+
+    split: str
+    n_queries: int
+    effort: str
+    propensity_a: float
+    propensity_b: float
+    metrics: dict[str, float]
+
+
+class ParityInfo(_Part):
+    """ONNX against torch on the same inputs; agreement is a share in [0, 1]."""
+
+    max_abs_diff: float
+    top1_agreement: float
+    n_queries: int
+
+
+class Golden(_Part):
+    """A query with the answer recorded at sealing, at the default effort."""
+
+    query: str
+    label_ids: list[str]
+    scores: list[float]
+
+
+class FileEntry(_Part):
+    """What a file must be, to the byte."""
+
+    sha256: str
+    bytes: int
+
+
+class Manifest(_Part):
+    """The whole of manifest.json."""
+
+    schema_version: int
+    bundle_id: str
+    name: str
+    created: str
+    code: CodeInfo
+    data: DataInfo
+    config: dict[str, Any]
+    text: TextInfo
+    tokenizer: TokenizerInfo
+    encoder: EncoderInfo
+    index: IndexInfo
+    labels: LabelsInfo
+    calibration: CalibrationInfo
+    defaults: Defaults
+    operating_points: list[OperatingPoint]
+    quality: QualityInfo | None
+    parity: ParityInfo
+    golden: list[Golden]
+    files: dict[str, FileEntry]
+
+
+def bundle_id_of(manifest: dict[str, Any]) -> str:
+    """SHA-256 (hex) of the canonical manifest without its `bundle_id`."""
+    body = {key: value for key, value in manifest.items() if key != "bundle_id"}
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def resolve(path: Path) -> Path:
+    """The bundle folder that `path` means: itself, or the one its pointer file names.
+
+    Raises BundleNotFound.
+    """
+    if (path / MANIFEST).is_file():
+        return path
+    pointer = path / POINTER
+    if not pointer.is_file():
+        raise BundleNotFound(
+            f"{path} holds neither {MANIFEST} nor {POINTER}: name a sealed bundle, or a folder "
+            "of bundles as `python -m models all` writes it"
+        )
+    name = pointer.read_text(encoding="utf-8", errors="replace").strip()
+    if not _FILE_NAME.fullmatch(name):
+        raise BundleNotFound(f"{pointer} holds {name[:80]!r}, expected the name of a bundle folder")
+    if not (path / name / MANIFEST).is_file():
+        raise BundleNotFound(f"{pointer} names {name}, but {path / name / MANIFEST} is not there")
+    return path / name
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Parse and cross-check manifest.json; no other file is looked at.
+
+    Raises BundleNotFound, SchemaVersionUnknown, ManifestInvalid, BundleMismatch.
+    """
+    raw = _read_json(folder / MANIFEST)
+    version = raw.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise SchemaVersionUnknown(
+            f"{folder / MANIFEST}: schema_version is {version!r}, this code reads "
+            f"{SCHEMA_VERSION}: serve it with the Astrolabe that sealed it, or seal it again"
+        )
+    try:
+        manifest = Manifest.model_validate(raw)
+    except ValidationError as exc:
+        first = exc.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ManifestInvalid(f"{folder / MANIFEST}: field {where}: {first['msg']}") from exc
+    actual = bundle_id_of(raw)
+    if manifest.bundle_id != actual:
+        raise ManifestInvalid(
+            f"{folder / MANIFEST}: bundle_id is {manifest.bundle_id[:80]}, its content hashes to "
+            f"{actual}: the manifest was changed after sealing"
+        )
+    _check_consistency(folder, manifest)
+    return manifest
+
+
+def verify(folder: Path) -> Manifest:
+    """Check that the folder is exactly what its manifest says: names, sizes, hashes.
+
+    Raises BundleNotFound, SchemaVersionUnknown, ManifestInvalid, BundleMismatch, FileMissing,
+    FileUnlisted, FileCorrupt.
+    """
+    manifest = read_manifest(folder)
+    for extra in sorted(set(os.listdir(folder)) - set(manifest.files) - {MANIFEST}):
+        raise FileUnlisted(f"{folder / extra} is not listed in {MANIFEST}: remove it")
+    for name, entry in sorted(manifest.files.items()):
+        _verify_file(folder / name, entry)
+    return manifest
+
+
+def hash_file(path: Path) -> FileEntry:
+    """Size and SHA-256 of a file, read once."""
+    digest = hashlib.sha256()
+    size = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_HASH_CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+    return FileEntry(sha256=digest.hexdigest(), bytes=size)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise BundleNotFound(f"{path} is not there")
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise ManifestInvalid(f"{path} has over {MAX_MANIFEST_BYTES} bytes")
+    try:
+        raw = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as exc:
+        raise ManifestInvalid(f"{path} is not JSON: {exc}") from exc
+    if not isinstance(raw, dict):
+        raise ManifestInvalid(f"{path}: expected a JSON object, found {type(raw).__name__}")
+    return raw
+
+
+def _verify_file(path: Path, entry: FileEntry) -> None:
+    try:
+        info = path.lstat()
+    except FileNotFoundError:
+        raise FileMissing(f"{path} is listed in {MANIFEST} but is not there") from None
+    if not stat.S_ISREG(info.st_mode):
+        raise FileCorrupt(f"{path} is not a plain file (links and folders are refused)")
+    if info.st_size != entry.bytes:
+        raise FileCorrupt(f"{path} has {info.st_size} bytes, {MANIFEST} says {entry.bytes}")
+    actual = hash_file(path).sha256
+    if actual != entry.sha256:
+        raise FileCorrupt(f"{path} has SHA-256 {actual}, {MANIFEST} says {entry.sha256}")
+
+
+def _check_consistency(folder: Path, manifest: Manifest) -> None:
+    where = folder / MANIFEST
+    for name in manifest.files:
+        if not _FILE_NAME.fullmatch(name) or name == MANIFEST:
+            raise ManifestInvalid(f"{where}: files: {name[:80]!r} is not a plain file name")
+    for name in _referenced_files(manifest):
+        if name not in manifest.files:
+            raise ManifestInvalid(f"{where}: {name[:80]!r} is used but not listed under files")
+    if manifest.labels.n_labels != manifest.index.n_rows:
+        raise BundleMismatch(
+            f"{where}: labels.n_labels is {manifest.labels.n_labels}, index.n_rows is "
+            f"{manifest.index.n_rows}: they must be equal"
+        )
+    names = [point.name for point in manifest.operating_points]
+    if manifest.defaults.effort not in names:
+        raise BundleMismatch(
+            f"{where}: defaults.effort is {manifest.defaults.effort!r}, "
+            f"operating_points has {names}"
+        )
+
+
+def _referenced_files(manifest: Manifest) -> list[str]:
+    files = [manifest.tokenizer.file, manifest.encoder.file, *manifest.encoder.variants.values()]
+    files += manifest.index.files + manifest.labels.files
+    return files + ([manifest.calibration.file] if manifest.calibration.file else [])

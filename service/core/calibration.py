@@ -1,0 +1,68 @@
+"""Raw score to probability: a monotone, piecewise-linear map that travels in the bundle.
+
+Fitting it is `models.calibrate`'s work. Being monotone it never changes the order of an answer.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.core.types import Float32Rows
+from service.errors import ManifestInvalid
+
+
+class Calibration(Protocol):
+    """Maps raw scores to served scores, element-wise; `score_kind` names what comes out."""
+
+    @property
+    def score_kind(self) -> str:
+        """What a served score is: logit, cosine or probability."""
+        ...
+
+    def apply(self, scores: Float32Rows) -> Float32Rows:
+        """Served scores, same shape."""
+        ...
+
+
+class RawScores:
+    """No calibration: the served score is the raw inner product."""
+
+    score_kind = "logit"
+
+    def apply(self, scores: Float32Rows) -> Float32Rows:
+        """The scores themselves."""
+        return scores
+
+
+@dataclass(frozen=True, slots=True)
+class PiecewiseLinear:
+    """Linear between knots, flat outside them; `scores` strictly rises, `probabilities` rises."""
+
+    scores: NDArray[np.float64]
+    probabilities: NDArray[np.float64]
+    score_kind: str = "probability"
+
+    def apply(self, scores: Float32Rows) -> Float32Rows:
+        """Probability that a label with this raw score is relevant."""
+        return np.interp(scores, self.scores, self.probabilities).astype(np.float32)
+
+
+def load_calibration(path: Path) -> PiecewiseLinear:
+    """Read calibration.json; raises ManifestInvalid where it is not a monotone map into [0, 1]."""
+    try:
+        raw = json.loads(path.read_bytes())
+        scores = np.asarray(raw["scores"], np.float64)
+        probabilities = np.asarray(raw["probabilities"], np.float64)
+    except (ValueError, KeyError, TypeError) as exc:
+        raise ManifestInvalid(f"{path}: expected scores and probabilities: {exc}") from exc
+    if scores.ndim != 1 or scores.shape != probabilities.shape or len(scores) == 0:
+        raise ManifestInvalid(f"{path}: expected two lists of the same length, at least one long")
+    monotone = np.all(np.diff(scores) > 0) and np.all(np.diff(probabilities) >= 0)
+    inside = np.all((probabilities >= 0) & (probabilities <= 1)) and np.all(np.isfinite(scores))
+    if not (monotone and inside):
+        raise ManifestInvalid(f"{path}: expected rising scores and probabilities within [0, 1]")
+    return PiecewiseLinear(scores, probabilities)

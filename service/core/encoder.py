@@ -1,0 +1,87 @@
+"""Token ids to embedding rows: the Encoder seam, and ONNX Runtime behind it.
+
+One session serves every lane: `InferenceSession.run` is thread-safe and computes on the calling
+thread when `intra_op_threads` is 1, so lanes share one copy of the weights.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnxruntime as ort
+
+from service.core.providers import active_device, candidate_providers
+from service.core.types import Float32Rows, TokenBatch
+from service.errors import BundleMismatch, DeviceUnavailable, ManifestInvalid
+
+log = logging.getLogger(__name__)
+
+INPUT_IDS = "input_ids"
+ATTENTION_MASK = "attention_mask"
+
+
+class Encoder(Protocol):
+    """Turns token ids into embedding rows. Blocking; called from worker threads."""
+
+    dim: int
+    device: str
+
+    def encode(self, batch: TokenBatch) -> Float32Rows:
+        """(n, dim) float32, row i for text i."""
+        ...
+
+
+class OnnxEncoder:
+    """An ONNX graph from `input_ids` and `attention_mask`, both (n, length), to (n, dim)."""
+
+    def __init__(self, path: Path, device: str = "auto", intra_op_threads: int = 1) -> None:
+        """Open the session; raises DeviceUnavailable, BundleMismatch, ManifestInvalid."""
+        self._session = _open_session(path, device, intra_op_threads)
+        self.device = active_device(self._session.get_providers())
+        inputs = sorted(entry.name for entry in self._session.get_inputs())
+        if inputs != [ATTENTION_MASK, INPUT_IDS]:
+            raise BundleMismatch(
+                f"{path} has inputs {inputs}, expected {ATTENTION_MASK} and {INPUT_IDS}"
+            )
+        output = self._session.get_outputs()[0]
+        if len(output.shape) != 2 or not isinstance(output.shape[1], int):
+            raise BundleMismatch(f"{path} has output shape {output.shape}, expected (n, dim)")
+        self._output = output.name
+        self.dim = int(output.shape[1])
+
+    def encode(self, batch: TokenBatch) -> Float32Rows:
+        """Run the graph once; raises RuntimeError where it breaks or gives values not finite."""
+        feeds: dict[str, Any] = {INPUT_IDS: batch.ids, ATTENTION_MASK: batch.mask}
+        rows: Float32Rows = self._session.run([self._output], feeds)[0]
+        if rows.shape != (len(batch.ids), self.dim) or not np.isfinite(rows).all():
+            raise RuntimeError(f"the encoder gave {rows.shape} or values that are not finite")
+        return rows
+
+
+def _open_session(path: Path, device: str, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Spinning threads burn the CPU share that the event loop and the index need.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    candidates = candidate_providers(device, ort.get_available_providers())
+    for providers in candidates:
+        try:
+            session = ort.InferenceSession(str(path), options, providers=providers)
+        except Exception as exc:  # ONNX Runtime's own exceptions share no public base
+            if providers[0] == "CPUExecutionProvider":
+                raise ManifestInvalid(
+                    f"{path} is not a graph ONNX Runtime can open: {exc}"
+                ) from exc
+            log.warning("provider %s failed: %s", providers[0], exc)
+            continue
+        if session.get_providers()[0] == providers[0]:
+            return session
+        # ONNX Runtime falls back by itself where CUDA cannot start: never take that silently.
+        log.warning("asked for %s, got %s", providers[0], session.get_providers()[0])
+    raise DeviceUnavailable(
+        f"device {device} was asked for, but ONNX Runtime could not start {candidates[0][0]} here: "
+        "check the driver and the CUDA libraries, or set ASTROLABE_DEVICE to cpu or auto"
+    )

@@ -1,0 +1,208 @@
+"""Every error the online half raises on purpose, as one tree.
+
+Each leaf carries what HTTP needs (`status`), what a program matches on (`code`) and whether trying
+again can help (`retryable`); `service.api.problems` maps by these three and by nothing else.
+
+    AstrolabeError
+    ├── RequestError                the caller must change something
+    │   ├── MalformedRequest        400 the body is not JSON
+    │   ├── Unauthorized            401 no key, or a wrong one
+    │   ├── NotFound                404 no such route
+    │   ├── MethodNotAllowed        405 the route exists, the method does not
+    │   ├── PayloadTooLarge         413 the body or the list is over a limit
+    │   ├── UnsupportedMediaType    415 the body is not application/json
+    │   └── InvalidValue            422 JSON, but a field holds a value that is not allowed
+    ├── OverloadError               the caller may try again
+    │   ├── QueueFull               429 admission refused
+    │   ├── NotReady                503 no bundle is open, or the lanes are dead
+    │   ├── ShuttingDown            503 draining after SIGTERM
+    │   └── DeadlineExceeded        504 the time the caller gave has passed
+    ├── Abandoned                   499 the client left; nobody reads the answer
+    ├── InternalError               500 anything else that broke
+    │   └── PredictFailed           500 the encoder or the index raised; only this batch fails
+    ├── BundleError                 the bundle cannot be served
+    │   ├── BundleNotFound          no manifest, no pointer, or a path that is not there
+    │   ├── ManifestInvalid         the manifest is not what the schema says
+    │   ├── SchemaVersionUnknown    written by a newer or older Astrolabe
+    │   ├── FileMissing             the manifest lists it, the folder lacks it
+    │   ├── FileUnlisted            the folder holds it, the manifest does not list it
+    │   ├── FileCorrupt             its size or SHA-256 is not the manifest's
+    │   ├── BundleMismatch          two parts disagree on a count or a dimension
+    │   └── GoldenMismatch          a recorded query no longer gives its recorded answer
+    ├── DeviceUnavailable           the execution provider asked for cannot be had
+    └── SettingsInvalid             the configuration is refused at start
+"""
+
+from typing import ClassVar
+
+
+class AstrolabeError(Exception):
+    """Base of the tree; `retry_after_s` is set only where waiting is known to help."""
+
+    code: ClassVar[str] = "internal"
+    title: ClassVar[str] = "Internal error"
+    status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, detail: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.retry_after_s = retry_after_s
+
+
+class RequestError(AstrolabeError):
+    """The request cannot be answered as it stands."""
+
+
+class MalformedRequest(RequestError):
+    """The body is not JSON."""
+
+    code, title, status = "malformed_request", "Malformed request", 400
+
+
+class Unauthorized(RequestError):
+    """The Authorization header is absent or carries a wrong key."""
+
+    code, title, status = "unauthorized", "Unauthorized", 401
+
+
+class NotFound(RequestError):
+    """No route has this path."""
+
+    code, title, status = "not_found", "Not found", 404
+
+
+class MethodNotAllowed(RequestError):
+    """The path exists, but not with this method."""
+
+    code, title, status = "method_not_allowed", "Method not allowed", 405
+
+
+class PayloadTooLarge(RequestError):
+    """The body or the list of queries is over its configured limit."""
+
+    code, title, status = "payload_too_large", "Payload too large", 413
+
+
+class UnsupportedMediaType(RequestError):
+    """The body is not declared as application/json."""
+
+    code, title, status = "unsupported_media_type", "Unsupported media type", 415
+
+
+class InvalidValue(RequestError):
+    """A field is missing, unknown, of the wrong type or out of range."""
+
+    code, title, status = "invalid_value", "Invalid value", 422
+
+
+class OverloadError(AstrolabeError):
+    """The service cannot answer now; the same request may succeed later."""
+
+    retryable = True
+
+
+class QueueFull(OverloadError):
+    """Admission: the queue holds as many tokens as it may."""
+
+    code, title, status = "queue_full", "Queue full", 429
+
+
+class NotReady(OverloadError):
+    """No bundle is open, or the serving lanes are dead."""
+
+    code, title, status = "not_ready", "Not ready", 503
+
+
+class ShuttingDown(OverloadError):
+    """The process received SIGTERM and takes no new work."""
+
+    code, title, status = "shutting_down", "Shutting down", 503
+
+
+class DeadlineExceeded(OverloadError):
+    """The request's own time limit passed before its answer was there."""
+
+    code, title, status = "deadline_exceeded", "Deadline exceeded", 504
+
+
+class Abandoned(AstrolabeError):
+    """The client closed the connection before its answer was there."""
+
+    code, title, status = "abandoned", "Client closed request", 499
+
+
+class InternalError(AstrolabeError):
+    """Something broke that the caller cannot mend."""
+
+
+class PredictFailed(InternalError):
+    """The encoder or the index raised while this batch was computed."""
+
+    code, title, retryable = "predict_failed", "Prediction failed", True
+
+
+class BundleError(AstrolabeError):
+    """The bundle cannot be served."""
+
+    code, title, status = "bundle_invalid", "Bundle invalid", 503
+
+
+class BundleNotFound(BundleError):
+    """No bundle lies at the path given."""
+
+    code, title = "bundle_not_found", "Bundle not found"
+
+
+class ManifestInvalid(BundleError):
+    """manifest.json does not follow its schema."""
+
+    code, title = "manifest_invalid", "Manifest invalid"
+
+
+class SchemaVersionUnknown(BundleError):
+    """manifest.json names a schema version that this code does not know."""
+
+    code, title = "schema_version_unknown", "Schema version unknown"
+
+
+class FileMissing(BundleError):
+    """A file that the manifest lists is not in the folder."""
+
+    code, title = "bundle_file_missing", "Bundle file missing"
+
+
+class FileUnlisted(BundleError):
+    """The folder holds something that the manifest does not list."""
+
+    code, title = "bundle_file_unlisted", "Bundle file unlisted"
+
+
+class FileCorrupt(BundleError):
+    """A file's size or SHA-256 is not the manifest's."""
+
+    code, title = "bundle_file_corrupt", "Bundle file corrupt"
+
+
+class BundleMismatch(BundleError):
+    """Two parts of the bundle disagree on a count or a dimension."""
+
+    code, title = "bundle_mismatch", "Bundle mismatch"
+
+
+class GoldenMismatch(BundleError):
+    """A golden query's answer is not the recorded one."""
+
+    code, title = "golden_mismatch", "Golden query mismatch"
+
+
+class DeviceUnavailable(AstrolabeError):
+    """The device asked for is not there, or ONNX Runtime could not use it."""
+
+    code, title, status = "device_unavailable", "Device unavailable", 503
+
+
+class SettingsInvalid(AstrolabeError):
+    """A setting is unknown, out of range or at odds with another one or with the bundle."""
+
+    code, title, status = "settings_invalid", "Settings invalid", 500

@@ -1,0 +1,242 @@
+"""Every setting of the service: one frozen class, read once from flags and the environment.
+
+Built by `load_settings` in `__main__` (or directly in a test) and passed down; nothing below reads
+the environment. `python -m service.settings` prints docs/configuration.md from the same class.
+"""
+
+import difflib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.bundle import Manifest
+from service.errors import SettingsInvalid
+
+PREFIX: Final = "ASTROLABE_"
+
+
+class Settings(BaseSettings):
+    """Serve a sealed bundle over HTTP. A flag wins over its environment variable."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        cli_prog_name="python -m service",
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+    )
+
+    bundle: Path = Field(
+        description="The bundle folder to serve, or a folder of bundles with a CURRENT pointer."
+    )
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
+    port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 takes any free one.")
+    device: Literal["auto", "cuda", "tensorrt", "cpu"] = Field(
+        "auto",
+        description="Where the encoder runs. `cuda` and `tensorrt` refuse to start without one; "
+        "`auto` falls back to the CPU and says so.",
+    )
+    lanes: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="Batches computed at once. 0 means one for every `intra_op_threads` usable "
+        "CPUs (affinity and cgroup quota counted), or two on a GPU.",
+    )
+    intra_op_threads: int = Field(
+        1, ge=1, le=256, description="Threads that one encoder call may use inside its lane."
+    )
+    max_batch_tokens: int = Field(
+        4096,
+        ge=1,
+        description="Most padded tokens in one encoder call. At least the bundle's max_tokens.",
+    )
+    max_queue_tokens: int = Field(
+        65536,
+        ge=1,
+        description="Most estimated tokens that may wait; more is answered 429. At least "
+        "max_batch_tokens.",
+    )
+    batch_wait_ms: float = Field(
+        0.0,
+        ge=0,
+        le=1000,
+        description="How long a free lane waits for more work. 0 takes what is there at once.",
+    )
+    request_timeout_ms: int = Field(
+        2000,
+        ge=1,
+        description="Deadline of a request that names none; past it the answer is 504.",
+    )
+    request_timeout_max_ms: int = Field(
+        30000, ge=1, description="Longest deadline that X-Request-Timeout-Ms may name."
+    )
+    max_body_bytes: int = Field(1 << 20, ge=1, description="Largest request body; more is 413.")
+    max_queries: int = Field(64, ge=1, description="Most texts in one request; more is 413.")
+    max_text_chars: int = Field(8192, ge=1, description="Longest text; a longer one is 413.")
+    max_k: int = Field(100, ge=1, description="Most labels that one query may ask for.")
+    api_key: SecretStr | None = Field(
+        None,
+        min_length=1,
+        description="When set, every route but probes, metrics and documentation asks for "
+        "`Authorization: Bearer KEY`. Prefer the variable: flags show in process lists.",
+    )
+    keep_alive_s: int = Field(
+        75,
+        ge=0,
+        description="How long an idle connection stays open. Longer than the load balancer's own "
+        "limit, or it will now and then send into a connection that is closing.",
+    )
+    stuck_after_s: float = Field(
+        30.0,
+        gt=0,
+        description="A batch that computes for longer turns /readyz red.",
+    )
+    drain_delay_s: float = Field(
+        3.0,
+        ge=0,
+        description="After SIGTERM: how long requests are still answered while /readyz is red.",
+    )
+    drain_timeout_s: float = Field(
+        20.0,
+        ge=0,
+        description="After that: how long requests already accepted may take to finish.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe level that is logged."
+    )
+    log_format: Literal["json", "text"] = Field(
+        "json", description="One JSON object a line, or plain text for a terminal."
+    )
+    log_requests: Literal["all", "errors", "none"] = Field(
+        "errors", description="Which requests get a log line; `errors` is status 400 and up."
+    )
+    log_queries: bool = Field(
+        False, description="Put query texts into request log lines. They may be personal data."
+    )
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.max_queue_tokens < self.max_batch_tokens:
+            raise ValueError(
+                f"max_queue_tokens ({self.max_queue_tokens}) is below max_batch_tokens "
+                f"({self.max_batch_tokens}): raise it, or no full batch could ever wait"
+            )
+        if self.request_timeout_ms > self.request_timeout_max_ms:
+            raise ValueError(
+                f"request_timeout_ms ({self.request_timeout_ms}) is above request_timeout_max_ms "
+                f"({self.request_timeout_max_ms}): raise the maximum or lower the default"
+            )
+        return self
+
+    def check_bundle(self, manifest: Manifest) -> None:
+        """Refuse limits that this bundle cannot work under; raises SettingsInvalid."""
+        if self.max_batch_tokens < manifest.tokenizer.max_tokens:
+            raise SettingsInvalid(
+                f"max_batch_tokens ({self.max_batch_tokens}) is below the bundle's max_tokens "
+                f"({manifest.tokenizer.max_tokens}): raise {PREFIX}MAX_BATCH_TOKENS"
+            )
+        max_tokens = manifest.tokenizer.max_tokens
+        if self.max_queue_tokens < self.max_queries * max_tokens:
+            raise SettingsInvalid(
+                f"max_queue_tokens ({self.max_queue_tokens}) cannot hold one request of "
+                f"max_queries ({self.max_queries}) texts of max_tokens ({max_tokens}): lower "
+                f"{PREFIX}MAX_QUERIES, or raise {PREFIX}MAX_QUEUE_TOKENS to "
+                f"{self.max_queries * max_tokens}"
+            )
+        if self.max_k < manifest.defaults.k:
+            raise SettingsInvalid(
+                f"max_k ({self.max_k}) is below the bundle's default k ({manifest.defaults.k}): "
+                f"raise {PREFIX}MAX_K"
+            )
+
+    def public(self) -> dict[str, Any]:
+        """The settings as plain JSON values, secrets masked."""
+        return self.model_dump(mode="json")
+
+
+def load_settings(arguments: Sequence[str]) -> Settings:
+    """Settings from flags and os.environ; raises SettingsInvalid with a sentence for each fault.
+
+    Prints and exits by itself for --help and for a flag that does not exist, as argparse does.
+    """
+    _refuse_unknown_variables(os.environ)
+    try:
+        return Settings(_cli_parse_args=list(arguments))  # type: ignore[call-arg]
+    except ValidationError as exc:
+        faults = [_sentence(error["loc"], error["msg"]) for error in exc.errors(include_url=False)]
+        raise SettingsInvalid("; ".join(faults)) from exc
+
+
+def variable_of(field: str) -> str:
+    """The environment variable of a field."""
+    return PREFIX + field.upper()
+
+
+def flag_of(field: str) -> str:
+    """The command-line flag of a field."""
+    return "--" + field.replace("_", "-")
+
+
+def documentation() -> str:
+    """docs/configuration.md: the table of every setting."""
+    rows = [
+        f"| `{variable_of(name)}` | `{flag_of(name)}` | {_default_of(field)} | "
+        f"{(field.description or '').replace('|', chr(92) + '|')} |"
+        for name, field in Settings.model_fields.items()
+    ]
+    return "\n".join([*_DOCUMENTATION_HEAD, *rows, ""])
+
+
+def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
+    known = [variable_of(name) for name in Settings.model_fields]
+    for name in sorted(environment):
+        # Case is folded as pydantic-settings folds it, so astrolabe_prot is caught as well.
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            close = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.0)
+            raise SettingsInvalid(
+                f"{name} is not a setting; the closest one is {close[0]} "
+                "(docs/configuration.md lists all)"
+            )
+
+
+def _sentence(location: tuple[int | str, ...], message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    if not location:
+        return message
+    name = str(location[0])
+    if message == "Field required":
+        return f"{name} is required: set {variable_of(name)} or give {flag_of(name)}"
+    return f"{variable_of(name)} ({flag_of(name)}): {message}"
+
+
+def _default_of(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    return "none" if field.default is None else f"`{str(field.default).lower()}`"
+
+
+_DOCUMENTATION_HEAD: Final = [
+    "# Configuration of the service",
+    "",
+    "Generated from `service/settings.py` by `python -m service.settings`: do not edit by hand.",
+    "",
+    "Every setting is an environment variable and a flag of `python -m service`; the flag wins. An",
+    "unknown variable with the prefix `ASTROLABE_` is refused at start; an empty variable or flag",
+    "counts as not set. The configuration in force is logged at start, secrets masked.",
+    "",
+    "| variable | flag | default | what it does |",
+    "|---|---|---|---|",
+]
+
+if __name__ == "__main__":
+    sys.stdout.write(documentation())

@@ -1,0 +1,235 @@
+"""What a single-query request costs: the whole service against a trivial FastAPI handler.
+
+    python -m tests.bench.web_overhead --bundle PATH
+
+Both servers run the same uvicorn on one core and get the same bytes from the same raw client, in
+turns within one run. The figure is requests per CPU-second of the server process (user + system
+time from /proc), so what else the machine does hardly matters; the ratio of the two says how much
+validation, batching, encoding, search and telemetry add to the web layer alone. Linux only.
+"""
+
+import argparse
+import os
+import selectors
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+QUERIES = ("the white whale", "a history of rome", "star and moon", "rose garden", "old songs")
+READY_TIMEOUT_S = 60.0
+WARM_UP_S = 0.5
+
+
+@dataclass
+class Target:
+    """A server under measurement and what was measured: one (requests, cpu_s) a round."""
+
+    name: str
+    port: int
+    command: list[str]
+    rounds: dict[int, list[tuple[int, float]]] = field(default_factory=dict)
+    latencies_s: dict[int, list[float]] = field(default_factory=dict)
+
+    def per_cpu_second(self, connections: int) -> float:
+        """Median over the rounds of requests per CPU-second."""
+        return statistics.median(n / cpu_s for n, cpu_s in self.rounds[connections])
+
+    def p50_ms(self, connections: int) -> float:
+        """Median latency as the client saw it."""
+        return statistics.median(self.latencies_s[connections]) * 1e3
+
+
+def main() -> int:
+    """Measure and print one line for each number of connections."""
+    arguments = _arguments()
+    if arguments.serve_trivial:
+        return _serve_trivial(arguments.serve_trivial)
+    targets = [_trivial_target(), _service_target(arguments.bundle, arguments.server_cpu)]
+    servers = [_start(target, arguments.server_cpu) for target in targets]
+    try:
+        os.sched_setaffinity(0, {arguments.client_cpu})
+        for target in targets:
+            _wait_until_up(target.port)
+        for _ in range(arguments.rounds):
+            for connections in arguments.connections:
+                for target, server in zip(targets, servers, strict=True):
+                    _measure(target, server.pid, connections, arguments.seconds)
+    finally:
+        for server in servers:
+            server.terminate()
+        for server in servers:
+            server.wait(READY_TIMEOUT_S)
+    _report(targets, arguments.connections)
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bundle", type=Path, default=Path("var/bundles"))
+    parser.add_argument("--connections", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of one round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--server-cpu", type=int, default=0)
+    parser.add_argument("--client-cpu", type=int, default=max(os.sched_getaffinity(0)))
+    parser.add_argument("--serve-trivial", type=int, metavar="PORT", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _serve_trivial(port: int) -> int:
+    import uvicorn
+    from fastapi import FastAPI
+    from pydantic import BaseModel
+
+    class Request(BaseModel):
+        query: str
+        k: int = 10
+
+    class Label(BaseModel):
+        id: str
+        text: str
+        score: float
+
+    class Answer(BaseModel):
+        labels: list[Label]
+
+    app = FastAPI()
+
+    @app.post("/v1/recommend")
+    async def recommend(request: Request) -> Answer:
+        return Answer(
+            labels=[
+                Label(id=f"L{i:03d}", text=f"label number {i}", score=1 / (i + 1))
+                for i in range(request.k)
+            ]
+        )
+
+    uvicorn.run(
+        app, port=port, http="httptools", loop="uvloop", access_log=False, log_level="error"
+    )
+    return 0
+
+
+def _trivial_target() -> Target:
+    port = _free_port()
+    command = [sys.executable, "-m", "tests.bench.web_overhead", "--serve-trivial", str(port)]
+    return Target("trivial FastAPI handler", port, command)
+
+
+def _service_target(bundle: Path, cpu: int) -> Target:
+    port = _free_port()
+    command = [sys.executable, "-m", "service", "--bundle", str(bundle), "--port", str(port)]
+    command += ["--drain-delay-s", "0", "--log-level", "warning"]
+    return Target(f"service on core {cpu}", port, command)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _start(target: Target, cpu: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(["taskset", "-c", str(cpu), *target.command])
+
+
+def _wait_until_up(port: int) -> None:
+    end = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < end:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        except OSError:
+            time.sleep(0.05)
+    raise SystemExit(f"nothing listens on port {port}")
+
+
+def _measure(target: Target, pid: int, connections: int, seconds: float) -> None:
+    with Client(target.port, connections) as client:
+        client.run(WARM_UP_S)
+        before = _cpu_s(pid)
+        latencies = client.run(seconds)
+        used = _cpu_s(pid) - before
+    target.rounds.setdefault(connections, []).append((len(latencies), used))
+    target.latencies_s.setdefault(connections, []).extend(latencies)
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Client:
+    """Closed loop over raw sockets: each connection sends its next request when answered."""
+
+    def __init__(self, port: int, connections: int) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._sent = 0
+        for _ in range(connections):
+            connection = socket.create_connection(("127.0.0.1", port))
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._selector.register(connection, selectors.EVENT_READ)
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for key in list(self._selector.get_map().values()):
+            key.fileobj.close()
+        self._selector.close()
+
+    def run(self, seconds: float) -> list[float]:
+        """Latency of each request answered within this time."""
+        latencies: list[float] = []
+        started: dict[socket.socket, float] = {}
+        for key in self._selector.get_map().values():
+            started[key.fileobj] = self._send(key.fileobj)
+        end = time.perf_counter() + seconds
+        while started:
+            for key, _ in self._selector.select(10):
+                connection = key.fileobj
+                _read_answer(connection)
+                now = time.perf_counter()
+                latencies.append(now - started.pop(connection))
+                if now < end:
+                    started[connection] = self._send(connection)
+        return latencies
+
+    def _send(self, connection: socket.socket) -> float:
+        text = QUERIES[self._sent % len(QUERIES)]
+        self._sent += 1
+        body = b'{"query":"%s","k":10}' % text.encode()
+        head = b"POST /v1/recommend HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n"
+        connection.sendall(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+        return time.perf_counter()
+
+
+def _read_answer(connection: socket.socket) -> None:
+    data = connection.recv(65536)
+    while b"\r\n\r\n" not in data:
+        data += connection.recv(65536)
+    head, _, body = data.partition(b"\r\n\r\n")
+    if not head.startswith(b"HTTP/1.1 200"):
+        raise SystemExit(f"not a 200: {data[:300]!r}")
+    length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+    missing = length - len(body)
+    while missing > 0:
+        missing -= len(connection.recv(missing))
+
+
+def _report(targets: list[Target], connections: list[int]) -> None:
+    trivial, service = targets
+    for count in connections:
+        base, ours = trivial.per_cpu_second(count), service.per_cpu_second(count)
+        sys.stdout.write(
+            f"{count:3d} connections: {trivial.name} {base:.0f} req/CPU-s "
+            f"(p50 {trivial.p50_ms(count):.2f} ms), {service.name} {ours:.0f} req/CPU-s "
+            f"(p50 {service.p50_ms(count):.2f} ms), ratio {ours / base:.2f}\n"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

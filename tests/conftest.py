@@ -1,0 +1,64 @@
+"""Fixtures for every test: a clean environment, no network but loopback, one tiny real bundle."""
+
+import ipaddress
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny_bundle import write_tiny_bundle
+
+
+@pytest.fixture(autouse=True)
+def clean_environment() -> Iterator[None]:
+    """Start without ASTROLABE_ variables, and put os.environ back afterwards."""
+    before = dict(os.environ)
+    for name in [name for name in os.environ if name.upper().startswith("ASTROLABE_")]:
+        del os.environ[name]
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
+def only_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail any test that reaches for the network."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_loopback(address[0]):
+            raise AssertionError(f"a test tried to connect to {address}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sealed bundle with an HNSW index and calibrated scores; never write into it."""
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_flat_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same labels behind an exact index, raw scores; never write into it."""
+    folder = tmp_path_factory.mktemp("bundle") / "tiny-flat"
+    return write_tiny_bundle(folder, kind="flat", calibrated=False)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Tests marked `anyio` run on asyncio."""
+    return "asyncio"
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,64 @@
+"""Docs that can be wrong are tested: settings, metrics, error codes and routes."""
+
+from pathlib import Path
+
+import pytest
+
+from service.api.app import create_app
+from service.api.problems import problem_kinds
+from service.settings import Settings, documentation, variable_of
+from service.telemetry import Telemetry
+from tests.service.fakes import FakePredict, fake_engine, fake_settings
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+HTTP_API = DOCS / "http-api.md"
+CONFIGURATION = DOCS / "configuration.md"
+
+
+def metric_names() -> list[str]:
+    telemetry = Telemetry()
+    telemetry.describe_bundle(bundle_id="b", name="n", version="v")
+    telemetry.describe_device(requested="auto", active="cpu")
+    suffix = {"counter": "_total"}
+    families = telemetry.registry.collect()
+    names = [family.name + suffix.get(family.type, "") for family in families]
+    return [name for name in names if name.startswith("astrolabe_")]
+
+
+def routes() -> list[str]:
+    app = create_app(fake_engine(FakePredict()), fake_settings(), Telemetry())
+    paths = app.app.openapi()["paths"]
+    return [f"{method.upper()} {path}" for path, methods in paths.items() for method in methods]
+
+
+def test_configuration_page_is_what_the_settings_generate() -> None:
+    stale = "run: python -m service.settings > docs/configuration.md"
+    assert CONFIGURATION.read_text(encoding="utf-8") == documentation(), stale
+
+
+@pytest.mark.parametrize("name", list(Settings.model_fields))
+def test_every_setting_is_documented(name: str) -> None:
+    assert f"`{variable_of(name)}`" in CONFIGURATION.read_text(encoding="utf-8")
+
+
+def test_every_metric_is_documented_and_no_other() -> None:
+    page = HTTP_API.read_text(encoding="utf-8")
+    section = page.partition("## Metrics")[2].partition("##")[0]
+    documented = {line.split("`")[1] for line in section.splitlines() if line.startswith("| `")}
+    assert documented == set(metric_names())
+    assert len(documented) >= 12
+
+
+def test_every_error_code_is_documented_with_its_status() -> None:
+    lines = HTTP_API.read_text(encoding="utf-8").splitlines()
+    for code, kind in problem_kinds().items():
+        rows = [line for line in lines if f"`{code}`" in line]
+        assert rows, code
+        tabled = [row for row in rows if row.startswith("| ") and row[2:5].isdigit()]
+        assert all(row.startswith(f"| {kind.status} ") for row in tabled), code
+
+
+def test_every_route_is_documented() -> None:
+    page = HTTP_API.read_text(encoding="utf-8")
+    for route in routes():
+        assert f"`{route}`" in page, route

@@ -1,0 +1,75 @@
+"""Schemathesis against the running service: no 5xx, and no answer that OpenAPI does not document.
+
+Its command line and not its pytest plugin: that runs more phases, and stays out of our collection.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from service.api.app import create_app
+from service.api.server import DrainingServer, bind
+from service.core.engine import Engine
+from service.telemetry import Telemetry
+from tests.service.fakes import SAFETY_S, fake_settings
+
+pytestmark = pytest.mark.slow
+
+EXAMPLES = 60
+TIMEOUT_S = 120
+
+# The fuzzer may ask for a deadline of 1 ms and then gets 504, documented and deserved. 405, 413
+# and 415 are how a method, a size and a content type are refused.
+CONFIG = """
+[checks]
+not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", "504"]
+negative_data_rejection.expected-statuses = [400, 401, 404, 405, 413, 415, 422, 504]
+positive_data_acceptance.expected-statuses = ["2xx", 404, 504]
+"""
+
+
+class ThreadServer(DrainingServer):
+    """The server without its signal handlers, which only a main thread may set."""
+
+    capture_signals = uvicorn.Server.capture_signals  # type: ignore[assignment]
+
+
+@pytest.fixture(scope="module")
+def live_url(tiny_bundle: Path) -> Iterator[str]:
+    """A real service on loopback, with limits small enough for a fuzzer to hit."""
+    limits = fake_settings(max_text_chars=200, max_queries=4, lanes=2)
+    engine = Engine.open(tiny_bundle, device="cpu")
+    server = ThreadServer(create_app(engine, limits, Telemetry()))
+    with bind("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        yield f"http://127.0.0.1:{port}"
+        server.should_exit = True
+        thread.join(SAFETY_S)
+        assert not thread.is_alive()
+
+
+def test_openapi_fuzz_finds_no_5xx_and_no_undocumented_answer(
+    live_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "st.toml").write_text(CONFIG)
+    command = [sys.executable, "-m", "schemathesis.cli", "--config-file", "st.toml", "run"]
+    command += [f"{live_url}/openapi.json", "--wait-for-schema", str(SAFETY_S), "--checks", "all"]
+    command += ["--max-examples", str(EXAMPLES), "--seed", "1", "--no-color"]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "SCHEMATHESIS_HOOKS": ""},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert "7 selected / 7 total" in done.stdout

@@ -1,0 +1,85 @@
+import re
+
+import pytest
+
+from tests.service.fakes import running
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_ready_when_the_lanes_run() -> None:
+    async with running() as service:
+        answer = await service.client.get("/readyz")
+    assert (answer.status_code, answer.json()) == (200, {"status": "ready"})
+
+
+async def test_dead_batcher_turns_readyz_red_but_not_livez() -> None:
+    async with running() as service:
+        await service.app.serving.batcher.drain(0.0)
+        ready = await service.client.get("/readyz")
+        live = await service.client.get("/livez")
+        refused = await service.recommend({"query": "a"})
+    assert (ready.status_code, ready.json()["code"]) == (503, "not_ready")
+    assert "lanes have died" in ready.json()["detail"]
+    assert live.status_code == 200
+    assert refused.status_code == 503
+
+
+async def test_info_says_what_is_served_and_within_which_limits() -> None:
+    async with running(max_k=77, lanes=3) as service:
+        info = (await service.client.get("/v1/info")).json()
+    assert info["bundle_id"] == "b" * 64
+    assert info["device"] == {"requested": "auto", "active": "cpu"}
+    assert info["lanes"] == 3
+    assert info["limits"]["max_k"] == 77
+    assert info["operating_points"][0]["name"] == "fast"
+    assert info["quality"]["metrics"] == {"p@1": 50.0}
+    assert info["calibration"]["ece_after"] == 0.05
+
+
+async def test_metrics_are_prometheus_text() -> None:
+    async with running() as service:
+        await service.recommend({"query": "a"})
+        answer = await service.client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert 'astrolabe_device_info{active="cpu",requested="auto"} 1.0' in answer.text
+    assert re.search(r'astrolabe_bundle_info\{bundle_id="b{64}",name="tiny"', answer.text)
+
+
+async def test_root_leads_to_the_documentation() -> None:
+    async with running() as service:
+        answer = await service.client.get("/", follow_redirects=True)
+    assert answer.url.path == "/docs"
+    assert answer.status_code == 200
+
+
+async def test_documentation_page_loads_nothing_from_outside() -> None:
+    async with running() as service:
+        page = await service.client.get("/docs")
+        loaded = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+        assert len(loaded) == 3
+        for path in loaded:
+            assert (await service.client.get("/" + path)).status_code == 200, path
+    assert "://" not in page.text
+    assert page.headers["content-security-policy"].startswith("default-src 'self'")
+
+
+async def test_openapi_states_the_limits_in_force() -> None:
+    async with running(max_k=77, max_queries=3) as service:
+        schema = (await service.client.get("/openapi.json")).json()
+    body = schema["components"]["schemas"]["RecommendBody"]["properties"]
+    assert body["k"]["maximum"] == 77
+    assert body["query"]["anyOf"][1]["maxItems"] == 3
+    assert body["effort"]["enum"] == ["fast", "balanced", "thorough", "exact"]
+
+
+async def test_openapi_documents_every_error_of_every_route_as_a_problem() -> None:
+    async with running() as service:
+        schema = (await service.client.get("/openapi.json")).json()
+    statuses = {"400", "401", "413", "415", "422", "429", "500", "503", "504"}
+    assert statuses < set(schema["paths"]["/v1/recommend"]["post"]["responses"])
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            for status, answer in operation["responses"].items():
+                if status >= "400":
+                    assert list(answer["content"]) == ["application/problem+json"]

@@ -1,0 +1,136 @@
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import httpx
+import pytest
+
+from service.api.app import create_app
+from service.api.server import DrainingServer, bind
+from service.telemetry import Telemetry
+from tests.service.fakes import JSON, SAFETY_S, FakePredict, fake_engine, fake_settings
+
+pytestmark = pytest.mark.anyio
+
+
+@dataclass
+class Served:
+    server: DrainingServer
+    ended: "asyncio.Task[None]"
+    client: httpx.AsyncClient
+    predict: FakePredict
+
+    def ask(self) -> "asyncio.Task[httpx.Response]":
+        return asyncio.create_task(
+            self.client.post("/v1/recommend", content=b'{"query":"a"}', headers=JSON)
+        )
+
+
+@asynccontextmanager
+async def served(**settings: float) -> AsyncIterator[Served]:
+    predict = FakePredict()
+    app = create_app(fake_engine(predict), fake_settings(**settings), Telemetry())
+    server = DrainingServer(app)
+    with bind("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        ended = asyncio.create_task(server.serve(sockets=[listener]))
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            while not server.started:
+                await asyncio.sleep(0.001)
+            try:
+                async with asyncio.timeout(SAFETY_S):
+                    yield Served(server, ended, client, predict)
+            finally:
+                predict.release()
+                server.should_exit = True
+                await ended
+
+
+async def test_sigterm_turns_readiness_red_then_finishes_what_is_in_flight() -> None:
+    async with served(drain_delay_s=60.0) as run:
+        run.predict.hold()
+        in_flight = run.ask()
+        await run.predict.wait_entered()
+        os.kill(os.getpid(), signal.SIGTERM)
+        while (await run.client.get("/readyz")).status_code == 200:
+            pass
+        accepted_late = run.ask()  # red, yet still answering
+        os.kill(os.getpid(), signal.SIGTERM)  # no need to wait for the delay in a test
+        run.predict.release()
+        assert (await in_flight).status_code == 200
+        assert (await accepted_late).status_code == 200
+        assert (await in_flight).headers["connection"] == "close"
+        await run.ended
+
+
+async def test_the_delay_ends_by_itself() -> None:
+    async with served(drain_delay_s=0.0) as run:
+        run.server.on_signal()
+        await run.ended
+        with pytest.raises(httpx.ConnectError):
+            await run.client.get("/livez")
+
+
+async def test_what_does_not_finish_in_time_is_answered_503() -> None:
+    async with served(drain_timeout_s=0.0) as run:
+        run.predict.hold()
+        stuck = run.ask()
+        await run.predict.wait_entered()
+        run.server.on_signal()
+        answer = await stuck
+        assert (answer.status_code, answer.json()["code"]) == (503, "shutting_down")
+        await run.ended
+
+
+async def test_client_that_hangs_up_is_noticed_through_the_real_server() -> None:
+    async with served() as run:
+        run.predict.hold()
+        busy = run.ask()
+        await run.predict.wait_entered()
+        host, port = run.client.base_url.host, run.client.base_url.port
+        _, writer = await asyncio.open_connection(host, port)
+        body = b'{"query":"leaver"}'
+        head = b"POST /v1/recommend HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        writer.write(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+        batcher = run.server._serving.batcher
+        while not batcher.waiting_tokens:
+            await asyncio.sleep(0.001)
+        writer.close()
+        while not batcher._queue[0].future.done():
+            await asyncio.sleep(0.001)
+        run.predict.release()
+        assert (await busy).status_code == 200
+    assert run.predict.texts() == ["a"]
+
+
+async def test_third_signal_cuts_everything_short() -> None:
+    async with served(drain_delay_s=60.0, drain_timeout_s=60.0) as run:
+        run.predict.hold()
+        stuck = run.ask()
+        await run.predict.wait_entered()
+        for _ in range(3):
+            run.server.on_signal()
+        assert (await stuck).status_code == 503
+        await run.ended
+
+
+def test_taken_port_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=rf"cannot listen on 127\.0\.0\.1:{port}: .*in use"):
+            bind("127.0.0.1", port)
+
+
+def test_bound_port_refuses_until_it_is_served() -> None:
+    with (
+        bind("127.0.0.1", 0) as listener,
+        socket.socket() as client,
+        pytest.raises(ConnectionRefusedError),
+    ):
+        client.connect(listener.getsockname())

@@ -1,0 +1,37 @@
+import pytest
+
+from service.api.serving import GPU_LANES, auto_lanes
+from service.errors import NotReady, ShuttingDown
+from tests.service.fakes import running
+
+
+@pytest.mark.parametrize(
+    ("device", "threads", "lanes"),
+    [("cpu", 1, 6), ("cpu", 2, 3), ("cpu", 4, 1), ("cpu", 9, 1), ("cuda", 1, GPU_LANES)],
+)
+def test_lanes_follow_the_cpus_or_the_device(
+    monkeypatch: pytest.MonkeyPatch, device: str, threads: int, lanes: int
+) -> None:
+    monkeypatch.setattr("service.api.serving.usable_cpus", lambda: 6)
+    assert auto_lanes(device, threads) == lanes
+
+
+@pytest.mark.anyio
+async def test_readiness_is_the_truth_about_the_batcher() -> None:
+    async with running() as service:
+        serving = service.app.serving
+        serving.check_ready()
+        await serving.batcher.drain(0.0)
+        with pytest.raises(NotReady, match="died"):
+            serving.check_ready()
+        serving.draining = True
+        with pytest.raises(ShuttingDown):
+            serving.check_ready()
+
+
+@pytest.mark.anyio
+async def test_draining_twice_drains_once() -> None:
+    async with running() as service:
+        await service.app.serving.drain()
+        await service.app.serving.drain()
+    assert service.app.serving.draining

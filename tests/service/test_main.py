@@ -1,0 +1,160 @@
+"""The service as a process: what an operator sees when it starts, fails to start, and stops."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+START_S = 60.0
+BODY = json.dumps({"query": "the white whale", "k": 3})
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "service", *arguments]
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments),
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=START_S,
+    )
+
+
+def last_line(text: str) -> str:
+    return text.strip().splitlines()[-1]
+
+
+class Served:
+    """A running service and what it logs."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self.process = process
+        self.entries: list[dict[str, object]] = []
+        self._read_until("serving")
+        self.port = int(str(self.entries[-1]["url"]).rpartition(":")[2])
+
+    def ask(self, method: str, path: str, body: str | None = None) -> int:
+        """Status of one request on a connection of its own."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=START_S)
+        try:
+            headers = {"content-type": "application/json"} if body else {}
+            connection.request(method, path, body, headers)
+            answer = connection.getresponse()
+            answer.read()
+            return answer.status
+        finally:
+            connection.close()
+
+    def _read_until(self, message: str) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.entries.append(json.loads(line))
+            if self.entries[-1]["message"] == message:
+                return
+        raise AssertionError(f"never said {message!r}: {self.entries}")
+
+
+@contextmanager
+def served(bundle: Path, *arguments: str) -> Iterator[Served]:
+    process = subprocess.Popen(
+        command("--bundle", str(bundle), "--port", "0", *arguments),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield Served(process)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_bundle_that_is_not_there_is_one_sentence_and_exit_code_1(tmp_path: Path) -> None:
+    done = run("--bundle", str(tmp_path), "--port", "0")
+    assert done.returncode == 1
+    assert last_line(done.stderr).startswith(f"python -m service: {tmp_path} holds neither")
+    assert "Traceback" not in done.stderr
+
+
+def test_taken_port_is_one_sentence_and_exit_code_1(tiny_bundle: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = run("--bundle", str(tiny_bundle), "--port", port)
+    assert done.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in last_line(done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+def test_batch_budget_below_max_tokens_is_refused_at_start(tiny_bundle: Path) -> None:
+    done = run("--bundle", str(tiny_bundle), "--port", "0", ASTROLABE_MAX_BATCH_TOKENS="8")
+    assert done.returncode == 1
+    assert "max_batch_tokens (8) is below the bundle's max_tokens (32)" in last_line(done.stderr)
+
+
+def test_unknown_variable_is_refused_at_start() -> None:
+    done = run("--bundle", "b", ASTROLABE_PROT="1")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "python -m service: ASTROLABE_PROT is not a setting; the closest one is ASTROLABE_PORT "
+        "(docs/configuration.md lists all)\n"
+    )
+
+
+@pytest.mark.slow
+def test_sigterm_under_load_is_red_first_finishes_everything_and_exits_0(tiny_bundle: Path) -> None:
+    arguments = ("--drain-delay-s", "1", "--api-key", "sesame-key", "--log-requests", "none")
+    with served(tiny_bundle, *arguments) as service:
+        assert "sesame-key" not in json.dumps(service.entries)
+        red = threading.Event()
+        outcomes: list[int | str] = []
+
+        def load() -> None:
+            # what a load balancer does: send until readiness turns red, then send elsewhere
+            while not red.is_set():
+                try:
+                    outcomes.append(service.ask("GET", "/livez"))
+                    outcomes.append(service.ask("POST", "/v1/recommend", BODY))
+                except OSError as exc:
+                    outcomes.append(repr(exc))
+
+        clients = [threading.Thread(target=load) for _ in range(4)]
+        for client in clients:
+            client.start()
+        while len(outcomes) < 50:
+            assert service.process.poll() is None
+        service.process.send_signal(signal.SIGTERM)
+        while service.ask("GET", "/readyz") == 200:
+            pass
+        answered_after_red = service.ask("GET", "/livez")
+        red.set()
+        for client in clients:
+            client.join()
+        service.process.wait(START_S)
+    assert answered_after_red == 200
+    assert set(outcomes) == {200, 401}  # the load carries no key; every request got its answer
+    assert service.process.returncode == 0
+
+
+@pytest.mark.slow
+def test_sigint_twice_stops_at_once_with_exit_code_0(tiny_bundle: Path) -> None:
+    with served(tiny_bundle, "--drain-delay-s", "600") as service:
+        assert service.ask("POST", "/v1/recommend", BODY) == 200
+        service.process.send_signal(signal.SIGINT)
+        while service.ask("GET", "/readyz") == 200:
+            pass
+        service.process.send_signal(signal.SIGINT)
+        service.process.wait(START_S)
+    assert service.process.returncode == 0

@@ -1,0 +1,112 @@
+from pathlib import Path
+
+import pytest
+
+from service.errors import SettingsInvalid
+from service.settings import Settings, flag_of, load_settings, variable_of
+from tests.service.fakes import fake_manifest, fake_settings
+
+
+def test_flag_wins_over_variable_and_variable_over_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASTROLABE_BUNDLE", "from-environment")
+    monkeypatch.setenv("ASTROLABE_PORT", "9001")
+    settings = load_settings(["--port", "9002"])
+    assert (settings.bundle, settings.port, settings.max_k) == (Path("from-environment"), 9002, 100)
+
+
+@pytest.mark.parametrize("name", list(Settings.model_fields))
+def test_every_setting_has_a_variable_and_a_flag(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"host": "::1", "device": "cpu", "log_level": "debug", "log_format": "text"}
+    values |= {"log_requests": "all", "log_queries": "true", "api_key": "secret", "bundle": "b"}
+    values |= {"max_queue_tokens": "99999", "request_timeout_max_ms": "99999"}
+    value = values.get(name, "7")
+    monkeypatch.setenv("ASTROLABE_BUNDLE", "default")
+    default = load_settings([])
+    by_flag = load_settings([flag_of(name), value])
+    monkeypatch.setenv(variable_of(name), value)
+    by_variable = load_settings([])
+    assert by_flag == by_variable != default
+
+
+@pytest.mark.parametrize(
+    ("name", "closest"),
+    [("ASTROLABE_PROT", "ASTROLABE_PORT"), ("astrolabe_max_kk", "ASTROLABE_MAX_K")],
+)
+def test_unknown_variable_is_refused_and_the_closest_named(
+    name: str, closest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(SettingsInvalid, match=f"{name} is not a setting.* {closest} "):
+        load_settings(["--bundle", "b"])
+
+
+def test_empty_variable_or_flag_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASTROLABE_API_KEY", "")
+    monkeypatch.setenv("ASTROLABE_PORT", "")
+    settings = load_settings(["--bundle", "b", "--max-k", ""])
+    assert (settings.api_key, settings.port, settings.max_k) == (None, 8000, 100)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "bundle is required: set ASTROLABE_BUNDLE or give --bundle"),
+        (["--bundle", "b", "--port", "x"], r"ASTROLABE_PORT \(--port\): .*valid integer"),
+        (["--bundle", "b", "--device", "tpu"], r"ASTROLABE_DEVICE .*'auto', 'cuda'"),
+        (["--bundle", "b", "--max-queue-tokens", "9"], r"max_queue_tokens \(9\) is below"),
+        (["--bundle", "b", "--request-timeout-ms", "99999"], "request_timeout_max_ms"),
+    ],
+)
+def test_bad_settings_are_refused_with_a_sentence(arguments: list[str], sentence: str) -> None:
+    with pytest.raises(SettingsInvalid, match=sentence):
+        load_settings(arguments)
+
+
+def test_key_of_no_characters_is_refused() -> None:
+    with pytest.raises(ValueError, match="api_key"):
+        fake_settings(api_key="")
+
+
+def test_unknown_flag_ends_like_any_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load_settings(["--bundle", "b", "--prot", "1"])
+    assert "--prot" in capsys.readouterr().err
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        fake_settings().port = 1
+
+
+def test_secrets_are_masked_where_settings_are_shown() -> None:
+    settings = fake_settings(api_key="sesame")
+    assert "sesame" not in repr(settings)
+    assert "sesame" not in str(settings.public())
+
+
+def test_settings_refuse_batch_budget_below_max_tokens() -> None:
+    with pytest.raises(
+        SettingsInvalid, match=r"max_batch_tokens \(8\) .* max_tokens \(32\): raise"
+    ):
+        fake_settings(max_batch_tokens=8).check_bundle(fake_manifest())
+
+
+def test_settings_refuse_max_k_below_the_default_k() -> None:
+    with pytest.raises(SettingsInvalid, match=r"max_k \(5\) .* default k \(10\): raise"):
+        fake_settings(max_k=5).check_bundle(fake_manifest())
+
+
+def test_settings_refuse_a_queue_that_cannot_hold_one_full_request() -> None:
+    settings = fake_settings(max_queries=64, max_queue_tokens=64 * 32 - 1, max_batch_tokens=32)
+    with pytest.raises(SettingsInvalid, match="ASTROLABE_MAX_QUEUE_TOKENS to 2048"):
+        settings.check_bundle(fake_manifest())
+
+
+def test_fitting_settings_pass_the_bundle_check() -> None:
+    fake_settings().check_bundle(fake_manifest())
+
+
+def test_every_setting_is_described() -> None:
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []

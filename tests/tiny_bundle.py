@@ -1,0 +1,216 @@
+"""A real bundle of a few kilobytes: what the service opens in tests, sealed like any other.
+
+`write_tiny_bundle(folder)` needs onnx, tokenizers and FAISS, no network and no training: the
+encoder is the unit-length mean of fixed word vectors, and a label's vector is that of its text.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from service.bundle import MANIFEST, bundle_id_of, hash_file
+from service.core.engine import Engine
+from service.core.labels import Label, write_labels
+from service.core.text import NORMALISER, NORMALISER_VERSION
+from service.core.types import Query
+
+DIM = 16
+MAX_TOKENS = 32
+WORDS = tuple(
+    word
+    for line in (
+        "whale sea ship captain ocean storm island harbour sailor voyage rome empire history war",
+        "king queen castle garden flower rose tree forest bird song music opera dance poem letter",
+        "novel love marriage family child school science star planet moon light",
+    )
+    for word in line.split()
+)
+N_LABELS = 50
+GOLDEN_QUERIES = ("the white whale", "history of rome", "star and moon", "a rose garden", "zzz")
+SPECIALS = ["[PAD]", "[UNK]", "[CLS]"]
+
+
+def write_tiny_bundle(folder: Path, *, kind: str = "hnsw", calibrated: bool = True) -> Path:
+    """Seal a bundle into `folder` (created) and return it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    vectors = _word_vectors()
+    _write_encoder(folder / "encoder.onnx", vectors)
+    _write_tokenizer(folder / "tokenizer.json")
+    labels = _labels()
+    write_labels(folder, labels)
+    _write_index(folder / f"index.{kind}.faiss", kind, _label_vectors(labels, vectors))
+    if calibrated:
+        knots = {"scores": [-1.0, 0.0, 1.0], "probabilities": [0.0, 0.1, 0.95]}
+        (folder / "calibration.json").write_text(json.dumps(knots))
+    (folder / "MODEL_CARD.md").write_text("# Tiny\n\nSynthetic; for tests only.\n")
+    seal(folder, tiny_manifest(kind, calibrated))
+    engine = Engine.open(folder, device="cpu")
+    seal(folder, tiny_manifest(kind, calibrated) | {"golden": _golden(engine)})
+    return folder
+
+
+def seal(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write manifest.json with the true hashes of everything in the folder."""
+    files = {
+        path.name: hash_file(path).model_dump()
+        for path in sorted(folder.iterdir())
+        if path.name != MANIFEST
+    }
+    manifest = {**manifest, "files": files}
+    manifest["bundle_id"] = bundle_id_of(manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def _word_vectors() -> np.ndarray:
+    rng = np.random.default_rng(7)
+    vectors = rng.standard_normal((len(SPECIALS) + len(WORDS), DIM)).astype(np.float32)
+    vectors[: len(SPECIALS)] *= 0.05  # so that words decide, and yet no text has length zero
+    return vectors
+
+
+def _labels() -> list[Label]:
+    pairs = [(WORDS[i % len(WORDS)], WORDS[(3 * i + 1) % len(WORDS)]) for i in range(N_LABELS)]
+    return [
+        Label(f"L{i:03d}", f"{first} {second}", {"shelf": i % 7} if i % 2 else {})
+        for i, (first, second) in enumerate(pairs)
+    ]
+
+
+def _label_vectors(labels: list[Label], vectors: np.ndarray) -> np.ndarray:
+    rows = {word: vectors[len(SPECIALS) + i] for i, word in enumerate(WORDS)}
+    means = np.stack([np.mean([rows[w] for w in label.text.split()], axis=0) for label in labels])
+    return (means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float32)
+
+
+def _write_encoder(path: Path, vectors: np.ndarray) -> None:
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["tokens"]),
+        helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["mask", "last"], ["mask3"]),
+        helper.make_node("Mul", ["tokens", "mask3"], ["masked"]),
+        helper.make_node("ReduceSum", ["masked", "middle"], ["total"], keepdims=0),
+        helper.make_node("LpNormalization", ["total"], ["embedding"], axis=1, p=2),
+    ]
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.INT64, ["n", "length"])
+        for name in ("input_ids", "attention_mask")
+    ]
+    output = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", DIM])
+    constants = [
+        numpy_helper.from_array(vectors, "table"),
+        numpy_helper.from_array(np.array([2]), "last"),
+        numpy_helper.from_array(np.array([1]), "middle"),
+    ]
+    graph = helper.make_graph(nodes, "tiny", inputs, [output], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString())
+
+
+def _write_tokenizer(path: Path) -> None:
+    vocabulary = {token: i for i, token in enumerate([*SPECIALS, *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A", special_tokens=[("[CLS]", vocabulary["[CLS]"])]
+    )
+    tokenizer.save(str(path))
+
+
+def _write_index(path: Path, kind: str, vectors: np.ndarray) -> None:
+    if kind == "flat":
+        index = faiss.IndexFlatIP(DIM)
+    else:
+        index = faiss.IndexHNSWFlat(DIM, 8, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = 64
+    index.add(vectors)
+    faiss.write_index(index, str(path))
+
+
+def _golden(engine: Engine) -> list[dict[str, Any]]:
+    effort = engine.manifest.defaults.effort
+    queries = [Query(text, 5, effort) for text in GOLDEN_QUERIES]
+    return [
+        {
+            "query": query.text,
+            "label_ids": [engine.labels[int(row)].label_id for row in answer.rows],
+            "scores": [float(score) for score in answer.scores],
+        }
+        for query, answer in zip(queries, engine.predict(queries).predictions, strict=True)
+    ]
+
+
+def tiny_manifest(kind: str = "hnsw", calibrated: bool = True) -> dict[str, Any]:
+    """The manifest before sealing: no hashes, no id, no golden queries."""
+    ef_search = {"fast": 8, "balanced": 24, "thorough": 48}
+    params: dict[str, dict[str, int]] = {
+        name: {"ef_search": ef} if kind == "hnsw" else {} for name, ef in ef_search.items()
+    }
+    params["exact"] = {}
+    return {
+        "schema_version": 1,
+        "name": "tiny",
+        "created": "2026-01-01T00:00:00Z",
+        "code": {"version": "0.1.0", "revision": "test"},
+        "data": {"name": "synthetic", "sha256": "0" * 64, "counts": {"labels": N_LABELS}},
+        "config": {"method": "none"},
+        "text": {"normaliser": NORMALISER, "version": NORMALISER_VERSION},
+        "tokenizer": {"file": "tokenizer.json", "max_tokens": MAX_TOKENS},
+        "encoder": {
+            "file": "encoder.onnx",
+            "variants": {"fp32": "encoder.onnx"},
+            "dim": DIM,
+            "inputs": ["input_ids", "attention_mask"],
+            "opset": 17,
+        },
+        "index": {
+            "kind": kind,
+            "files": [f"index.{kind}.faiss"],
+            "metric": "inner_product",
+            "params": {"m": 8},
+            "n_rows": N_LABELS,
+        },
+        "labels": {"files": ["labels.jsonl", "labels.offsets.npy"], "n_labels": N_LABELS},
+        "calibration": {
+            "file": "calibration.json" if calibrated else None,
+            "kind": "piecewise" if calibrated else "none",
+            "ece_before": 0.2 if calibrated else None,
+            "ece_after": 0.05 if calibrated else None,
+        },
+        "defaults": {"k": 10, "effort": "balanced"},
+        "operating_points": [
+            {
+                "name": name,
+                "params": point,
+                "recall_at_10": 1.0,
+                "p_at_1": 50.0,
+                "p_at_5": 30.0,
+                "search_us_p50": 10.0,
+                "search_us_p99": 20.0,
+                "machine": "test",
+            }
+            for name, point in params.items()
+        ],
+        "quality": {
+            "split": "test",
+            "n_queries": 5,
+            "effort": "balanced",
+            "propensity_a": 0.55,
+            "propensity_b": 1.5,
+            "metrics": {"p@1": 50.0},
+        },
+        "parity": {"max_abs_diff": 1e-6, "top1_agreement": 1.0, "n_queries": 5},
+        "golden": [],
+    }
+
+
+if __name__ == "__main__":
+    write_tiny_bundle(Path(sys.argv[1]))
