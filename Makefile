@@ -3,9 +3,10 @@ PYTHON ?= python3
 CONFIG ?= models/configs/gutenberg-bag.toml
 HOST ?= 127.0.0.1
 PORT ?= 8000
+VAR ?= var
 
 NAME := $(basename $(notdir $(CONFIG)))
-BUNDLES := var/bundles/$(NAME)
+BUNDLES := $(VAR)/bundles/$(NAME)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
@@ -26,12 +27,12 @@ $(INSTALLED): pyproject.toml constraints.txt models/pretrained.txt
 demo: train serve ## train on the shipped catalogue (once), then serve it
 
 train: $(INSTALLED) ## train CONFIG, measure it and seal a bundle; does nothing if that is done
-	$(BIN)/python -m models all --config $(CONFIG)
+	$(BIN)/python -m models all --config $(CONFIG) --var $(VAR)
 
 serve: $(INSTALLED) ## serve the newest bundle of CONFIG on HOST:PORT
 	@echo
 	@echo "  try: curl -s http://$(HOST):$(PORT)/v1/recommend -H 'Content-Type: application/json' \\"
-	@echo "         -d '{\"query\": \"A popular history of astronomy\", \"k\": 5}'"
+	@echo "         -d '{\"query\": \"A popular history of astronomy\", \"k\": 3}'"
 	@echo
 	@exec $(BIN)/python -m service --bundle $(BUNDLES) --host $(HOST) --port $(PORT)
 

@@ -106,7 +106,7 @@ class ReleaseConfig(_Section):
     default_k: Positive = 10
     golden_queries: Positive = 20
     max_parity_diff: Annotated[float, Field(gt=0)] = 1e-3
-    min_top1_agreement: Annotated[float, Field(ge=0, le=1)] = 0.999
+    min_top1_agreement: Annotated[float, Field(ge=0, le=1)] = 0.995
 
 
 class Config(_Section):

@@ -4,6 +4,7 @@ Batch and length stay dynamic. Tables are stored in half precision and gathered 
 the file is half as large and all arithmetic stays fp32.
 """
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Final
@@ -48,6 +49,8 @@ def export(encoder: BagEncoder, path: Path) -> None:
     # Two tensors: given one twice, the tracer takes both inputs for the same.
     ids, mask = (torch.ones(2, 8, dtype=torch.int64) for _ in range(2))
     axes = {0: torch.export.Dim("n"), 1: torch.export.Dim("length", min=2)}
+    # It would warn four times that torchvision, which is not needed, is not there.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         # The exporter warns that two inputs share an axis, which is what is wanted, and of its own
         # use of functions that torch has deprecated.

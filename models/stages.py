@@ -136,10 +136,11 @@ def run_index(job: Job) -> None:
         return
     run.require(ENCODER_FILE, "export")
     path = run.folder / INDEX_FILE
-    build_index.build(astra.servable(load_model(run)).label_vectors, config.index, path)
+    vectors = astra.servable(load_model(run)).label_vectors
+    build_index.build(vectors, config.index, path)
     queries = export_onnx.encode_with(_onnx(run), _tokenized(job).validation)
     truth = job.validation_truth
-    points = build_index.measure(path, config.index, queries, truth)
+    points = build_index.measure(path, config.index, vectors, queries, truth)
     run.record(operating_points=[point.model_dump() for point in points])
     rows, scores = _exact_answers(path, queries, len(job.dataset.labels))
     fitted, info = calibrate.calibrate(scores, rows, truth, config.method.logit_bias)

@@ -38,14 +38,15 @@ def test_index_recall_against_exact(vectors, queries, truth, tmp_path):
     config = IndexConfig(recall_fast=0.9, recall_balanced=0.98, recall_thorough=0.995)
     build(vectors, config, tmp_path / "index.faiss")
     points = {
-        point.name: point for point in measure(tmp_path / "index.faiss", config, queries, truth)
+        point.name: point
+        for point in measure(tmp_path / "index.faiss", config, vectors, queries, truth)
     }
     assert list(points) == ["fast", "balanced", "thorough", "exact"]
     assert points["fast"].recall_at_10 >= 0.9
     assert points["balanced"].recall_at_10 >= 0.98
     assert points["thorough"].recall_at_10 >= 0.995
-    assert points["exact"].recall_at_10 == 1.0
-    assert points["exact"].p_at_1 == 100.0
+    assert points["exact"].recall_at_10 >= 0.999  # of fp32 search; half precision swaps near ties
+    assert points["exact"].p_at_1 >= 99.0
     efs = [points[name].params["ef_search"] for name in ("fast", "balanced", "thorough")]
     assert efs == sorted(efs)
 
@@ -55,7 +56,7 @@ def test_stored_vectors_are_the_raw_ones_whatever_links_the_graph(vectors, queri
     index = open_faiss(tmp_path / "index.faiss", DIM, N, {"exact": {}, "wide": {"ef_search": 400}})
     expected = (queries @ vectors.T).max(axis=1)
     for effort in ("exact", "wide"):
-        assert np.allclose(index.search(queries, 1, effort).scores[:, 0], expected, atol=1e-3)
+        assert np.allclose(index.search(queries, 1, effort).scores[:, 0], expected, rtol=2e-3)
 
 
 def test_same_vectors_give_the_same_bytes(vectors, tmp_path):
@@ -68,11 +69,11 @@ def test_a_target_out_of_reach_is_refused_with_what_to_change(vectors, queries, 
     config = IndexConfig(m=2, ef_construction=4, recall_balanced=0.999, recall_thorough=0.999)
     build(vectors, config, tmp_path / "index.faiss")
     with pytest.raises(ReleaseError, match=r"no ef_search up to 1024 .* raise index\.m"):
-        measure(tmp_path / "index.faiss", config, queries, truth)
+        measure(tmp_path / "index.faiss", config, vectors, queries, truth)
 
 
 def test_a_flat_index_is_exact_at_every_effort(vectors, queries, truth, tmp_path):
     config = IndexConfig(kind="flat")
     build(vectors, config, tmp_path / "index.faiss")
-    points = measure(tmp_path / "index.faiss", config, queries, truth)
+    points = measure(tmp_path / "index.faiss", config, vectors, queries, truth)
     assert [point.recall_at_10 for point in points] == [1.0] * 4

@@ -1,0 +1,63 @@
+"""Precision of a running service over plain HTTP, one query a request, on a data set's test split.
+
+    python -m tests.bench.http_precision --url http://127.0.0.1:8000 \
+        --data models/samples/gutenberg-lcsh
+
+Prints P@1, P@3, P@5 at the effort asked for, and its recall@10 against the service's own `exact`.
+Loopback only. It needs nothing of the service but its address, so it checks what the bundle claims.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+
+from models.data.dataset import point_texts
+from models.data.formats import open_dataset
+from models.metrics import precision_at_k
+
+K = 10
+
+
+def main() -> int:
+    """Ask for every test point twice, at the effort and at `exact`, and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--data", type=Path, default=Path("models/samples/gutenberg-lcsh"))
+    parser.add_argument("--fields", default="title", choices=["title", "title+content"])
+    parser.add_argument("--effort", default="balanced")
+    args = parser.parse_args()
+    if httpx.URL(args.url).host not in ("127.0.0.1", "localhost"):
+        parser.error("--url must be on this machine")
+    dataset = open_dataset(args.data)
+    if dataset.test is None:
+        parser.error(f"{args.data} has no test split")
+    texts = point_texts(dataset.test, args.fields)
+    rows = {uid: row for row, uid in enumerate(dataset.labels.uids)}
+    with httpx.Client(base_url=args.url) as client:
+        found = ask(client, texts, args.effort, rows)
+        exact = ask(client, texts, "exact", rows)
+    for k in (1, 3, 5):
+        print(f"P@{k} {100 * precision_at_k(found, dataset.test.labels, k):.2f}")
+    recall = (found[:, :, None] == exact[:, None, :]).any(axis=1).mean()
+    print(f"recall@{K} against exact {recall:.4f} ({len(texts):,} queries, effort {args.effort})")
+    return 0
+
+
+def ask(
+    client: httpx.Client, texts: list[str], effort: str, rows: dict[str, int]
+) -> NDArray[np.int64]:
+    """Label rows (n, K) of every text, one request each."""
+    ranked = np.empty((len(texts), K), np.int64)
+    for i, text in enumerate(texts):
+        body = {"query": text, "k": K, "effort": effort}
+        answer = client.post("/v1/recommend", json=body).raise_for_status().json()
+        ranked[i] = [rows[label["id"]] for label in answer["results"][0]["labels"]]
+    return ranked
+
+
+if __name__ == "__main__":
+    sys.exit(main())
