@@ -5,6 +5,7 @@ Thin shells over models.stages; nothing heavy is imported before a stage is name
 
 import argparse
 import logging
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -122,4 +123,6 @@ def _table(manifest: "Manifest") -> str:
 
 
 if __name__ == "__main__":
+    # A container's stop is an interruption like any other: say how to go on, then end.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

@@ -111,11 +111,15 @@ def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def code_revision() -> str:
-    """The commit of the working tree, marked where it has changes; "unknown" outside a clone."""
+    """The commit of the working tree, marked where it has changes.
+
+    Outside a clone, such as in an image, what SOURCE_REVISION says, or "unknown".
+    """
+    elsewhere = os.environ.get("SOURCE_REVISION", "unknown")
     root = Path(__file__).resolve().parent
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return done.stdout.strip() or "unknown"
+        return elsewhere
+    return done.stdout.strip() or elsewhere

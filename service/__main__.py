@@ -7,6 +7,7 @@ waiting for a 503. Kubernetes' startup probe covers that time; nothing here answ
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -58,4 +59,6 @@ def _serve(settings: "Settings") -> int:
 
 
 if __name__ == "__main__":
+    # Process 1 of a container ignores SIGTERM unless it asks for it, also while a bundle opens.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     sys.exit(main())

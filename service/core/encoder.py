@@ -4,16 +4,20 @@ One session serves every lane: `InferenceSession.run` is thread-safe and compute
 thread when `intra_op_threads` is 1, so lanes share one copy of the weights.
 """
 
+import importlib.util
 import logging
+import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import onnxruntime as ort
 
 from service.core.providers import active_device, candidate_providers
 from service.core.types import Float32Rows, TokenBatch
 from service.errors import BundleMismatch, DeviceUnavailable, ManifestInvalid
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +63,13 @@ class OnnxEncoder:
         return rows
 
 
-def _open_session(path: Path, device: str, threads: int) -> ort.InferenceSession:
+def _open_session(path: Path, device: str, threads: int) -> "ort.InferenceSession":
+    # Since 1.29 ONNX Runtime reports usage to its maker unless told not to before its import.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime as ort
+
+    if device != "cpu" and importlib.util.find_spec("nvidia") is not None:
+        ort.preload_dlls()  # CUDA libraries that came by pip are not on the loader's path
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

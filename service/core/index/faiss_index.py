@@ -1,4 +1,4 @@
-"""The FAISS kinds behind the LabelIndex protocol: flat and HNSW, both by inner product.
+"""The FAISS kinds behind the LabelIndex protocol, by inner product: flat (fp32) and HNSW (fp16).
 
 The index file is opened memory-mapped, so that several processes share one copy. `exact` scans the
 stored vectors whatever the kind, so a caller can always ask for the truth.
