@@ -27,27 +27,10 @@ from service.core.index.faiss_index import EXACT, FaissIndex, open_faiss
 log = logging.getLogger(__name__)
 
 EF_GRID = (
-    10,
-    12,
-    16,
-    20,
-    24,
-    32,
-    40,
-    48,
-    56,
-    64,
-    72,
-    80,
-    96,
-    128,
-    160,
-    192,
-    256,
-    384,
-    512,
-    768,
-    1024,
+    *range(10, 32, 2),
+    *range(32, 80, 4),
+    *range(80, 160, 8),
+    *(160, 192, 224, 256, 320, 384, 512, 768, 1024),
 )
 TIMED_QUERIES = 500
 _TOP = 10
