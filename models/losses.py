@@ -1,7 +1,7 @@
 """Losses as pure functions of logits: binary cross-entropy, whole and by importance sampling.
 
-Both are summed over labels and averaged over the queries of a batch (sum over labels: Renee,
-methods note section 1.2). Slow obvious twins of them are in tests/models/test_losses.py.
+Both are summed over labels, as Renee does, and averaged over the queries of a batch. Slow obvious
+twins of them are in tests/models/test_losses.py.
 """
 
 from torch import Tensor
