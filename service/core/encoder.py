@@ -77,6 +77,10 @@ def _open_session(path: Path, device: str, threads: int) -> "ort.InferenceSessio
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     candidates = candidate_providers(device, ort.get_available_providers())
+    if device == "auto":
+        # On a machine without CUDA the library writes its own lines to stderr, past our logs; the
+        # fallback is said below. Whoever asks for CUDA by name gets to see them.
+        ort.set_default_logger_severity(4)
     for providers in candidates:
         try:
             session = ort.InferenceSession(str(path), options, providers=providers)
