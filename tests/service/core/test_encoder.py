@@ -116,3 +116,14 @@ def test_values_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
     ones = np.ones((1, 3), np.int64)
     with pytest.raises(RuntimeError, match="not finite"):
         OnnxEncoder(path, "cpu").encode(TokenBatch(ones, ones, np.zeros(1, np.bool_)))
+
+
+@pytest.mark.gpu
+def test_a_gpu_computes_what_the_cpu_computes(encoder: OnnxEncoder, tiny_bundle: Path) -> None:
+    try:
+        on_gpu = OnnxEncoder(tiny_bundle / "encoder.onnx", "cuda")
+    except DeviceUnavailable as exc:
+        pytest.skip(f"no CUDA device: {exc.detail}")
+    assert on_gpu.device == "cuda"
+    batch = pad(Tokenizer(tiny_bundle / "tokenizer.json", MAX_TOKENS).tokenize(["white whale"]))
+    assert np.allclose(on_gpu.encode(batch), encoder.encode(batch), atol=1e-3)
