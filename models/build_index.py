@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from models.atomic import write_atomic
 from models.config import IndexConfig
 from models.errors import ReleaseError
 from models.metrics import precision_at_k
-from models.runs import write_atomic
 from service.bundle import OperatingPoint
 from service.core.index.faiss_index import EXACT, FaissIndex, open_faiss
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from models.runs import write_atomic
+from models.atomic import sync, write_atomic
 from service.bundle import MANIFEST, POINTER, Manifest, bundle_id_of, hash_file
 
 _STAGING = ".staging-"
@@ -51,22 +51,13 @@ def publish(folder: Path, bundle_id: str) -> Path:
     """Flush a staging folder, rename it to its bundle id, and point at it. Returns where it is."""
     parent = folder.parent
     for path in folder.iterdir():
-        _sync(path)
-    _sync(folder)
+        sync(path)
+    sync(folder)
     target = parent / bundle_id
     if not target.exists():  # the same content sealed before is the same bundle
         os.rename(folder, target)
     write_atomic(parent / POINTER, lambda path: path.write_text(f"{bundle_id}\n", "utf-8"))
-    _sync(parent)
     return target
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _is_running(pid: str) -> bool:

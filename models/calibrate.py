@@ -15,8 +15,8 @@ from scipy.optimize import isotonic_regression
 from scipy.sparse import csr_array
 from scipy.special import expit
 
+from models.atomic import write_atomic
 from models.metrics import expected_calibration_error
-from models.runs import write_atomic
 from service.bundle import CalibrationInfo
 from service.core.calibration import PiecewiseLinear
 

@@ -15,10 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from models.atomic import write_atomic
 from models.errors import RunError
 from models.negatives import HardNegatives
 from models.rng import Rng
-from models.runs import write_atomic
 
 
 @dataclass(slots=True)

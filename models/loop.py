@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from scipy.sparse import csr_array
 
+from models.atomic import write_atomic
 from models.checkpoint import Progress, load_checkpoint, save_checkpoint
 from models.config import TrainConfig
 from models.data.tokens import TokenizedTexts
@@ -26,7 +27,7 @@ from models.methods.astra import Astra, TrainingRows, embed
 from models.metrics import precision_at_k
 from models.progress import track
 from models.rng import Rng
-from models.runs import CHECKPOINT_FILE, MODEL_FILE, Run, write_atomic
+from models.runs import CHECKPOINT_FILE, MODEL_FILE, Run
 
 log = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ import hashlib
 import json
 import os
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models.atomic import write_atomic
 from models.config import Config
 from models.errors import RunError
 from service.version import __version__
@@ -93,21 +93,6 @@ def open_run(root: Path, config: Config, data_sha256: str) -> Run:
 def run_digest(config: Config, data_sha256: str) -> str:
     """Twelve hex digits that name this config on this data."""
     return hashlib.sha256(f"{config.digest}{data_sha256}".encode()).hexdigest()[:12]
-
-
-def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a temporary sibling, flush it to disk, then put it in place.
-
-    Raises whatever `write` raises (a full disk included); the old file is then still whole.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def code_revision() -> str:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from scipy.sparse import csr_array
 
 from models import build_index, calibrate, export_onnx
+from models.atomic import write_atomic
 from models.config import Config
 from models.data.dataset import Dataset, label_texts, point_texts, report
 from models.data.formats import open_dataset
@@ -33,7 +34,6 @@ from models.runs import (
     TOKENIZER_FILE,
     Run,
     open_run,
-    write_atomic,
 )
 from service.bundle import QualityInfo, read_manifest, resolve
 from service.core.encoder import OnnxEncoder

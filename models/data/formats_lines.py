@@ -7,12 +7,12 @@ What a line means is not known here.
 
 import gzip
 import hashlib
-import os
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from models.atomic import write_atomic
 from models.errors import DataError
 
 COMPRESSION_LEVEL = 6  # gzip's own default; level 9 costs twice the time for about 1 % of the size
@@ -48,30 +48,17 @@ def quote(line: bytes) -> str:
 
 def write_lines(path: Path, lines: Iterable[bytes]) -> None:
     """Writes the lines, each ended by a newline, all or nothing; the same lines, the same bytes."""
-    sibling = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with sibling.open("wb") as file:
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
             if path.suffix == ".gz":
                 # No name and no time in the header: the bytes depend on the content alone.
                 with gzip.GzipFile("", "wb", COMPRESSION_LEVEL, file, mtime=0) as packed:
                     packed.writelines(line + b"\n" for line in lines)
             else:
                 file.writelines(line + b"\n" for line in lines)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(sibling, path)
-    finally:
-        sibling.unlink(missing_ok=True)
-    _sync_folder(path.parent)
 
-
-def _sync_folder(folder: Path) -> None:
-    """Makes the new name itself durable, not only the bytes behind it."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    write_atomic(path, write)
 
 
 def hash_files(paths: Iterable[Path]) -> str:

@@ -5,8 +5,8 @@ import os
 
 import pytest
 
+from models.atomic import write_atomic
 from models.bundle_writer import publish, staging_folder
-from models.runs import write_atomic
 from service.bundle import POINTER
 
 
