@@ -1,8 +1,9 @@
 """Quality of a bundle through the very code that serves it, on one split of a data set.
 
 P@k, nDCG@k, PSP@k and R@10 are of answers asked for with k = 10, as users ask; R@100 is of answers
-with k = 100. All at the bundle's default effort. Filter pairs, where the data has them, are taken
-out of the predictions first.
+with k = 100. All at the bundle's default effort. Filter pairs, where the data has them, are left
+out of the predictions: by the bundle's own item filter, as for anyone who names the item, or here
+where the bundle has none.
 """
 
 from collections.abc import Sequence
@@ -32,7 +33,10 @@ def evaluate(
     effort = engine.manifest.defaults.effort
     figures: dict[str, float] = {}
     for k in (_AS_USERS_ASK, _DEEP):
-        ranked = _rank(engine, texts, k, effort, filtered)
+        if engine.item_filter is None:
+            ranked = _rank(engine, texts, k, effort, filtered)
+        else:
+            ranked = _rank_items(engine, texts, points.uids, k, effort)
         quality = evaluate_ranking(ranked, points.labels, counts, len(dataset.train), a, b)
         flat = flatten(quality)
         figures |= flat if not figures else {n: v for n, v in flat.items() if n.endswith("r100")}
@@ -75,28 +79,41 @@ def _rank(
     texts: Sequence[str],
     k: int,
     effort: str,
-    filtered: NDArray[np.int64] | None,
+    filtered: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
     """Label rows (n, 100) of every text, padded with -1; blank texts answer like any other."""
-    spare = 0
-    if filtered is not None and len(filtered):
-        spare = int(np.bincount(filtered[:, 0]).max())
-    asked = min(k + spare, engine.index.n_rows)
-    ranked = np.full((len(texts), max(_DEEP, asked)), -1, np.int64)
-    starts = range(0, len(texts), _QUERIES_AT_ONCE)
-    for start in track(starts, len(starts), f"evaluating at k={k}"):
-        queries = [Query(text, asked, effort) for text in texts[start : start + _QUERIES_AT_ONCE]]
-        answers = engine.predict(queries).predictions
-        ranked[start : start + len(queries), :asked] = [answer.rows for answer in answers]
-    if filtered is not None and len(filtered):
-        ranked = np.asarray(remove_filtered(ranked, filtered), np.int64)
+    if filtered is None or not len(filtered):
+        return _ask(engine, [Query(text, k, effort) for text in texts])
+    deep = k + int(np.bincount(filtered[:, 0]).max())
+    ranked = _ask(engine, [Query(text, deep, effort) for text in texts])
+    ranked = np.asarray(remove_filtered(ranked, filtered), np.int64)
     ranked[:, k:] = -1
     return ranked[:, :_DEEP]
+
+
+def _rank_items(
+    engine: Engine, texts: Sequence[str], item_ids: Sequence[str], k: int, effort: str
+) -> NDArray[np.int64]:
+    """The same by the bundle's item filter, each text being of the item beside it."""
+    pairs = zip(texts, item_ids, strict=True)
+    return _ask(engine, [Query(text, k, effort, item_id) for text, item_id in pairs])
+
+
+def _ask(engine: Engine, queries: Sequence[Query]) -> NDArray[np.int64]:
+    """Label rows of every answer, padded with -1 to the widest or to 100."""
+    deepest = max((query.k for query in queries), default=0)
+    ranked = np.full((len(queries), max(_DEEP, deepest)), -1, np.int64)
+    starts = range(0, len(queries), _QUERIES_AT_ONCE)
+    for start in track(starts, len(starts), f"evaluating at k={deepest}"):
+        answers = engine.predict(queries[start : start + _QUERIES_AT_ONCE]).predictions
+        for row, answer in enumerate(answers, start):
+            ranked[row, : len(answer.rows)] = answer.rows
+    return ranked
 
 
 def _recall_against_exact(engine: Engine, texts: Sequence[str]) -> float:
     """Mean share of the exact top 10 that the default effort finds."""
     effort = engine.manifest.defaults.effort
-    found = _rank(engine, texts, _AS_USERS_ASK, effort, None)[:, :_AS_USERS_ASK]
-    exact = _rank(engine, texts, _AS_USERS_ASK, "exact", None)[:, :_AS_USERS_ASK]
+    found = _rank(engine, texts, _AS_USERS_ASK, effort)[:, :_AS_USERS_ASK]
+    exact = _rank(engine, texts, _AS_USERS_ASK, "exact")[:, :_AS_USERS_ASK]
     return float((found[:, :, None] == exact[:, None, :]).any(axis=1).mean())

@@ -3,6 +3,7 @@
 Every stage comes through here, so all of them see the same split and the same tokens.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from numpy.typing import NDArray
 
 from models.config import Config
 from models.data.dataset import Dataset, label_texts, point_texts
+from models.data.filters import check_item_ids, with_own_items
+from models.data.formats import open_dataset
 from models.data.splits import validation_split
 from models.data.tokens import TokenizedTexts, tokenize_texts
-from models.errors import ConfigError
+from models.errors import ConfigError, DataError
 from models.rng import Rng
 from service.core.tokenizer import Tokenizer
 
@@ -35,8 +38,22 @@ class TokenizedData:
     labels: TokenizedTexts
 
 
+def open_configured(config: Config) -> Dataset:
+    """The data set of a config, with the filters that `data.own_item` adds. Raises DataError."""
+    folder = Path(config.data.path)
+    dataset = open_dataset(folder)
+    check_item_ids(dataset, folder)
+    return with_own_items(dataset) if config.data.own_item else dataset
+
+
 def split(config: Config, dataset: Dataset) -> Split:
-    """Cut the validation split; the same for the same config and data. Raises ConfigError."""
+    """Cut the validation split; the same for the same config and data.
+
+    Raises ConfigError, and DataError where no point has a label.
+    """
+    if not dataset.train.labels.nnz:
+        expected = "training points of which some have labels"
+        raise DataError(Path(config.data.path), None, expected, "none that has one")
     wanted = config.validation.points
     if wanted * 2 > len(dataset.train):
         raise ConfigError(
@@ -51,15 +68,33 @@ def split(config: Config, dataset: Dataset) -> Split:
         rng=Rng.from_seed(config.seed).numpy,
         group=config.validation.group,
     )
+    if not len(validation_rows):
+        raise ConfigError(
+            f"validation.points is {wanted}, but no point can be set aside without leaving a label "
+            "no training point or cutting a series in two: set validation.group to none, or give "
+            "more points"
+        )
     return Split(train_rows, validation_rows)
 
 
-def tokenize(config: Config, dataset: Dataset, parts: Split, tokenizer_file: Path) -> TokenizedData:
-    """Tokenize the parts with the tokenizer that will serve."""
+def tokenize(
+    config: Config,
+    dataset: Dataset,
+    parts: Split,
+    tokenizer_file: Path,
+    complete: Callable[[TokenizedTexts], TokenizedTexts] = lambda texts: texts,
+) -> TokenizedData:
+    """Tokenize the parts with the tokenizer that will serve.
+
+    `complete` may add to all points, or all labels, before they are split: a frozen transformer's
+    pooled rows, which are then the same whatever the split.
+    """
     tokenizer = Tokenizer(tokenizer_file, config.encoder.max_tokens)
-    texts = point_texts(dataset.train, config.data.fields)
+    points = complete(tokenize_texts(tokenizer, point_texts(dataset.train, config.data.fields)))
+    names = label_texts(dataset.labels, config.data.label_fields)
+    labels = complete(tokenize_texts(tokenizer, names))
     return TokenizedData(
-        train=tokenize_texts(tokenizer, [texts[row] for row in parts.train_rows]),
-        validation=tokenize_texts(tokenizer, [texts[row] for row in parts.validation_rows]),
-        labels=tokenize_texts(tokenizer, label_texts(dataset.labels, config.data.label_fields)),
+        train=points.take(parts.train_rows),
+        validation=points.take(parts.validation_rows),
+        labels=labels,
     )

@@ -28,6 +28,7 @@ again can help (`retryable`); `service.api.problems` maps by these three and by 
     │   ├── FileUnlisted            the folder holds it, the manifest does not list it
     │   ├── FileCorrupt             its size or SHA-256 is not the manifest's
     │   ├── BundleMismatch          two parts disagree on a count or a dimension
+    │   ├── VariantMissing          it has no encoder of the precision asked for
     │   └── GoldenMismatch          a recorded query no longer gives its recorded answer
     ├── DeviceUnavailable           the execution provider asked for cannot be had
     └── SettingsInvalid             the configuration is refused at start
@@ -188,6 +189,12 @@ class BundleMismatch(BundleError):
     """Two parts of the bundle disagree on a count or a dimension."""
 
     code, title = "bundle_mismatch", "Bundle mismatch"
+
+
+class VariantMissing(BundleError):
+    """The bundle carries no encoder of the precision asked for."""
+
+    code, title = "encoder_variant_missing", "Encoder variant missing"
 
 
 class GoldenMismatch(BundleError):

@@ -18,11 +18,15 @@ _TEXTS_AT_ONCE = 8192
 
 @dataclass(frozen=True, slots=True)
 class TokenizedTexts:
-    """Token ids of n texts end to end: text i is `ids[offsets[i]:offsets[i + 1]]`."""
+    """Token ids of n texts end to end: text i is `ids[offsets[i]:offsets[i + 1]]`.
+
+    `pooled` (n, width) holds what a frozen transformer makes of them, where there is one.
+    """
 
     ids: NDArray[np.int32]
     offsets: NDArray[np.int64]
     n_truncated: int
+    pooled: NDArray[np.float16] | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -37,6 +41,34 @@ class TokenizedTexts:
         positions = np.minimum(starts[:, None] + columns, len(self.ids) - 1)
         padded = np.where(mask, self.ids[positions], 0).astype(np.int64)
         return TokenBatch(padded, mask.astype(np.int64), np.zeros(len(rows), np.bool_))
+
+    def batches_by_length(self, tokens: int) -> list[NDArray[np.int64]]:
+        """All rows in batches of at most `tokens` padded tokens: like lengths, little padding."""
+        lengths = np.diff(self.offsets)
+        order = np.argsort(-lengths, kind="stable")
+        batches = []
+        start = 0
+        while start < len(order):
+            # A source's tokenizer may know no special tokens; an empty text is then none at all.
+            size = max(1, tokens // max(1, int(lengths[order[start]])))
+            batches.append(order[start : start + size])
+            start += size
+        return batches
+
+    def slice(self, part: slice) -> "TokenizedTexts":
+        """The texts of a contiguous part; all of them cost nothing."""
+        if part == slice(0, len(self)):
+            return self
+        return self.take(np.arange(len(self))[part])
+
+    def take(self, rows: NDArray[np.int64]) -> "TokenizedTexts":
+        """The texts of these rows, in this order."""
+        lengths = np.diff(self.offsets)[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        shifts = np.repeat(self.offsets[rows] - offsets[:-1], lengths)
+        ids = self.ids[np.arange(offsets[-1]) + shifts]
+        pooled = None if self.pooled is None else self.pooled[rows]
+        return TokenizedTexts(ids, offsets, self.n_truncated, pooled)
 
 
 def tokenize_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> TokenizedTexts:
@@ -54,8 +86,12 @@ def tokenize_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> TokenizedTexts
 
 def concatenate(first: TokenizedTexts, second: TokenizedTexts) -> TokenizedTexts:
     """The texts of both, in this order."""
+    pooled = None
+    if first.pooled is not None and second.pooled is not None:
+        pooled = np.concatenate([first.pooled, second.pooled])
     return TokenizedTexts(
         np.concatenate([first.ids, second.ids]),
         np.concatenate([first.offsets, second.offsets[1:] + first.offsets[-1]]),
         first.n_truncated + second.n_truncated,
+        pooled,
     )

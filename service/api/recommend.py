@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
 from service.api.middleware import EXCHANGE, Exchange
-from service.api.schemas import RecommendParameters, RecommendRequest
+from service.api.schemas import ItemRequest, RecommendParameters, RecommendRequest
 from service.api.serving import Serving
 from service.api.watch import Watch
 from service.core.batcher import Answer
@@ -73,10 +73,8 @@ class Recommend:
             raise _refusal(exc, raw) from None
         request = self._body_model.model_construct(
             query=given.q,
-            k=given.k,
-            min_score=given.min_score,
-            effort=given.effort,
             include=["text"],
+            **given.model_dump(exclude={"q"}),
         )
         with Watch(receive, exchange.timeout_s) as watch:
             await self._answer(exchange, request, watch, send)
@@ -86,10 +84,10 @@ class Recommend:
     ) -> None:
         texts = [request.query] if isinstance(request.query, str) else request.query
         exchange.queries = texts
-        k, effort = request.k, request.effort
+        effort = request.effort
         serving = self._serving
         future = serving.batcher.submit(
-            [Query(text, k, effort) for text in texts], exchange.started_s + exchange.timeout_s
+            _queries(request, texts), exchange.started_s + exchange.timeout_s
         )
         answer = await watch.answer(future)
         body = orjson.dumps(
@@ -131,6 +129,21 @@ class Recommend:
         if "embedding" in include:
             result["embedding"] = prediction.embedding
         return result
+
+
+def _queries(request: RecommendRequest, texts: list[str]) -> list[Query]:
+    k, effort = request.k, request.effort
+    item_id = request.item_id if isinstance(request, ItemRequest) else None
+    if item_id is None:  # the hot path
+        return [Query(text, k, effort) for text in texts]
+    if isinstance(item_id, str) is not isinstance(request.query, str):
+        raise InvalidValue("item_id must be like query: one for one text, a list for a list")
+    item_ids = [item_id] if isinstance(item_id, str) else item_id
+    if len(item_ids) != len(texts):
+        raise InvalidValue(
+            f"item_id holds {len(item_ids)} ids for {len(texts)} texts: give one for each, or null"
+        )
+    return [Query(text, k, effort, item) for text, item in zip(texts, item_ids, strict=True)]
 
 
 def _label(label: Label, score: float, include: Sequence[str]) -> dict[str, Any]:
@@ -200,9 +213,10 @@ def _server_timing(answer: Answer, total_s: float) -> bytes:
 def _refusal(exc: ValidationError, raw: Any) -> RequestError:
     """The first fault as an error that names the place and what to change."""
     faults = exc.errors(include_url=False, include_context=True)
-    if isinstance(raw, Mapping) and isinstance(raw.get("query"), list):
-        # query is text or list: where a list was sent, what is wrong with it as a text is noise
-        faults = [fault for fault in faults if fault["loc"] != ("query", "constrained-str")]
+    for name in ("query", "item_id"):
+        if isinstance(raw, Mapping) and isinstance(raw.get(name), list):
+            # text or list: where a list was sent, what is wrong with it as a text is noise
+            faults = [fault for fault in faults if fault["loc"] != (name, "constrained-str")]
     fault = faults[0]
     where = _place(fault["loc"])
     kind, context, value = fault["type"], fault.get("ctx", {}), fault["input"]
@@ -214,6 +228,8 @@ def _refusal(exc: ValidationError, raw: Any) -> RequestError:
         return PayloadTooLarge(f"query holds {len(value)} texts, the limit is {limit}: send fewer")
     if kind in ("string_too_short", "string_pattern_mismatch"):
         return InvalidValue(f"{where} holds no visible character: send some text")
+    if kind == "extra_forbidden" and where == "item_id":
+        return InvalidValue("this bundle has no item filter: remove item_id")
     if kind == "extra_forbidden":
         return InvalidValue(f"{where} is not a known field: remove it")
     if kind == "missing":

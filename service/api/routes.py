@@ -18,6 +18,7 @@ from service.api.problems import PROBLEMS_PATH, ProblemKind, problem_kinds, resp
 from service.api.recommend import Recommend
 from service.api.schemas import (
     DeviceReport,
+    EncoderReport,
     InfoResponse,
     LimitsReport,
     RecommendResponse,
@@ -86,7 +87,8 @@ def add_routes(app: FastAPI, serving: Serving) -> Bare:
 
 def _add_recommend(app: FastAPI, serving: Serving) -> Bare:
     engine, settings = serving.engine, serving.settings
-    defaults = engine.manifest.defaults
+    manifest = engine.manifest
+    defaults = manifest.defaults
     body_model, parameters_model = request_models(
         RequestLimits(
             max_queries=settings.max_queries,
@@ -95,6 +97,7 @@ def _add_recommend(app: FastAPI, serving: Serving) -> Bare:
             default_k=defaults.k,
             default_effort=defaults.effort,
             efforts=engine.efforts,
+            item_filter=manifest.filter is not None,
         )
     )
     endpoints = Recommend(serving, body_model, parameters_model)
@@ -239,6 +242,13 @@ def _info(serving: Serving) -> InfoResponse:
         quality=manifest.quality,
         parity=manifest.parity,
         calibration=manifest.calibration,
+        item_filter=manifest.filter,
+        encoder=EncoderReport(
+            variant=engine.variant,
+            default=manifest.encoder.served,
+            available=list(manifest.encoder.variants),
+            measured=manifest.encoder.measured,
+        ),
         device=DeviceReport(requested=settings.device, active=engine.encoder.device),
         lanes=serving.batcher.limits.lanes,
         limits=LimitsReport(

@@ -10,11 +10,19 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, create_model
 
-from service.bundle import CalibrationInfo, OperatingPoint, ParityInfo, QualityInfo
+from service.bundle import (
+    CalibrationInfo,
+    FilterInfo,
+    OperatingPoint,
+    ParityInfo,
+    QualityInfo,
+    VariantInfo,
+)
 
 VISIBLE = "[^\\s\\u0000-\\u001f\\u007f-\\u009f\\u200b\\u2028\\u2029\\ufeff]"
 """A text must hold one character that `service.core.text.normalise` keeps."""
 
+MAX_ITEM_ID_CHARS = 1024
 
 Include: TypeAlias = Literal["text", "metadata", "embedding"]
 """Optional parts of an answer; ids and scores always come."""
@@ -34,6 +42,12 @@ class RecommendRequest(BaseModel):
     include: list[Include]
 
 
+class ItemRequest(RecommendRequest):
+    """The same, for a bundle with an item filter."""
+
+    item_id: str | list[str | None] | None
+
+
 class RecommendParameters(BaseModel):
     """The query string of GET /v1/recommend; `request_models` adds the limits in force."""
 
@@ -43,6 +57,12 @@ class RecommendParameters(BaseModel):
     k: int
     min_score: float | None
     effort: str
+
+
+class ItemParameters(RecommendParameters):
+    """The same, for a bundle with an item filter."""
+
+    item_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +75,7 @@ class RequestLimits:
     default_k: int
     default_effort: str
     efforts: Sequence[str]
+    item_filter: bool
 
 
 def request_models(
@@ -87,7 +108,7 @@ def request_models(
     }
     body = create_model(
         "RecommendBody",
-        __base__=RecommendRequest,
+        __base__=ItemRequest if limits.item_filter else RecommendRequest,
         __doc__="Texts to recommend labels for.",
         query=(
             text | texts,
@@ -107,14 +128,35 @@ def request_models(
             ),
         ),
         **shared,
+        **(_item_id(limits, many=True) if limits.item_filter else {}),
     )
     parameters = create_model(
         "RecommendQuery",
-        __base__=RecommendParameters,
+        __base__=ItemParameters if limits.item_filter else RecommendParameters,
         q=(text, Field(description="The text.", examples=["moby dick"])),
         **shared,
+        **(_item_id(limits, many=False) if limits.item_filter else {}),
     )
     return body, parameters
+
+
+def _item_id(limits: RequestLimits, many: bool) -> dict[str, Any]:
+    """The field that names the item of a text; with `many`, also those of a list of texts."""
+    one: Any = Annotated[str, StringConstraints(max_length=MAX_ITEM_ID_CHARS)]
+    each: Any = Annotated[list[one | None], Field(min_length=1, max_length=limits.max_queries)]
+    what = "Item that the text describes: it and what is filtered for it are left out."
+    if many:
+        what += " For a list of texts a list as long, null where a text has no item."
+    return {
+        "item_id": (
+            one | each | None if many else one | None,
+            Field(
+                None,
+                description=what,
+                examples=["pg2701", ["pg2701", None]] if many else ["pg2701"],
+            ),
+        )
+    }
 
 
 def _whole(value: Any) -> Any:
@@ -155,6 +197,15 @@ class DeviceReport(BaseModel):
     active: str
 
 
+class EncoderReport(BaseModel):
+    """The precision that the encoder runs in, and what each precision was measured to be."""
+
+    variant: str
+    default: str = Field(description="What the bundle runs where no precision is asked for.")
+    available: list[str]
+    measured: dict[str, VariantInfo]
+
+
 class LimitsReport(BaseModel):
     """Limits in force."""
 
@@ -186,6 +237,10 @@ class InfoResponse(BaseModel):
     quality: QualityInfo | None
     parity: ParityInfo
     calibration: CalibrationInfo
+    item_filter: FilterInfo | None = Field(
+        description="What `item_id` leaves out; null where the bundle has no item filter."
+    )
+    encoder: EncoderReport
     device: DeviceReport
     lanes: int
     limits: LimitsReport

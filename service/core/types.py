@@ -44,11 +44,15 @@ class Hits:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One text to answer, with how many labels are wanted and how hard to look."""
+    """One text to answer, with how many labels are wanted and how hard to look.
+
+    `item_id` names the item that the text describes, whose filtered labels are left out.
+    """
 
     text: str
     k: int
     effort: str
+    item_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

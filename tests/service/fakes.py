@@ -100,6 +100,7 @@ def fake_engine(predict: FakePredict) -> Any:
         efforts=tuple(point.name for point in manifest.operating_points),
         calibration=SimpleNamespace(score_kind="probability"),
         encoder=SimpleNamespace(device="cpu"),
+        variant="fp32",
         labels=[Label(f"L{i:03d}", f"label {i}", {"i": i}) for i in range(50)],
     )
 

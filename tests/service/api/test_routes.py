@@ -35,6 +35,12 @@ async def test_info_says_what_is_served_and_within_which_limits() -> None:
     assert info["operating_points"][0]["name"] == "fast"
     assert info["quality"]["metrics"] == {"p@1": 50.0}
     assert info["calibration"]["ece_after"] == 0.05
+    assert info["encoder"] == {
+        "variant": "fp32",
+        "default": "fp32",
+        "available": ["fp32"],
+        "measured": {},
+    }
 
 
 async def test_metrics_are_prometheus_text() -> None:

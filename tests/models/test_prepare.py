@@ -1,0 +1,39 @@
+"""Opening what a configuration names, with the filters that it adds."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from models.data.dataset import LabelCatalogue
+from models.data.formats import write_dataset
+from models.data.synthetic import synthetic_dataset
+from models.errors import DataError
+from models.prepare import open_configured
+from tests.models.tiny import write_tiny_job
+
+
+@pytest.fixture
+def items(tmp_path):
+    """A data set whose first label is its third training point; the folder of its configuration."""
+    dataset = synthetic_dataset(4, 200, 2, seed=1)
+    labels = dataset.labels
+    uids = ["train-2", *labels.uids[1:]]
+    labels = LabelCatalogue(uids, labels.titles, labels.contents)
+    write_dataset(tmp_path / "data", replace(dataset, labels=labels))
+    return tmp_path
+
+
+def test_own_items_are_filtered_where_the_configuration_says_so(items):
+    assert open_configured(write_tiny_job(items)).train_filter is None
+    opened = open_configured(write_tiny_job(items, "data.own_item=true"))
+    assert opened.train_filter.tolist() == [[2, 0]]
+    assert opened.test_filter.shape == (0, 2)
+
+
+def test_filter_files_of_points_that_share_a_uid_are_refused(tmp_path):
+    dataset = synthetic_dataset(4, 200, 2, seed=1)
+    dataset.test.uids[0] = "train-0"
+    write_dataset(tmp_path / "data", replace(dataset, test_filter=np.array([[0, 1]])))
+    with pytest.raises(DataError, match=r'a uid of its own for every point.*"train-0"'):
+        open_configured(write_tiny_job(tmp_path))
