@@ -9,7 +9,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import faiss
@@ -20,9 +20,10 @@ from scipy.sparse import csr_array
 from models.atomic import write_atomic
 from models.config import IndexConfig
 from models.errors import ReleaseError
-from models.metrics import precision_at_k
-from service.bundle import OperatingPoint
+from models.metrics import precision_at_k, remove_filtered
+from service.bundle import EFFORTS, OperatingPoint
 from service.core.index.faiss_index import EXACT, FaissIndex, open_faiss
+from service.core.index.protocol import LabelIndex
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ EF_GRID = (
     *range(80, 160, 8),
     *(160, 192, 224, 256, 320, 384, 512, 768, 1024),
 )
+EF_GRID_EFFORTS = {str(ef): {"ef_search": ef} for ef in EF_GRID}
 TIMED_QUERIES = 500
 _TOP = 10
 
@@ -75,51 +77,89 @@ def measure(
     vectors: NDArray[np.float32],
     queries: NDArray[np.float32],
     truth: csr_array,
+    filtered: NDArray[np.int64] | None = None,
 ) -> list[OperatingPoint]:
     """Choose and measure the four efforts on validation queries. Raises ReleaseError.
 
-    Recall is against exact search over the fp32 `vectors`, whatever the index stores.
+    Recall is against exact search over the fp32 `vectors`, whatever the index stores; P@k is of
+    answers without the `filtered` (row, label) pairs.
     """
     n_labels, dim = vectors.shape
-    efforts: dict[str, Mapping[str, int]] = {str(ef): {"ef_search": ef} for ef in EF_GRID}
-    index = open_faiss(path, dim, n_labels, efforts | {EXACT: {}})
-    exact = _exact_rows(vectors, queries)
-    targets = {
-        "fast": config.recall_fast,
-        "balanced": config.recall_balanced,
-        "thorough": config.recall_thorough,
-    }
-    chosen: dict[str, str] = dict.fromkeys(targets, EXACT)
+    exact = exact_index(vectors).search(queries, _TOP, EXACT).rows
+    efforts: dict[str, Mapping[str, int]] = {name: {} for name in EFFORTS}
     if config.kind == "hnsw":
-        recalls = {ef: _recall(index.search(queries, _TOP, str(ef)).rows, exact) for ef in EF_GRID}
-        chosen = {name: _smallest(recalls, target, name) for name, target in targets.items()}
+        index = open_faiss(path, dim, n_labels, EF_GRID_EFFORTS)
+        targets = {
+            "fast": config.recall_fast,
+            "balanced": config.recall_balanced,
+            "thorough": config.recall_thorough,
+        }
+        chosen = smallest_ef_search(
+            lambda effort: _recall(index.search(queries, _TOP, effort).rows, exact),
+            targets,
+            "index",
+        )
+        efforts |= {name: {"ef_search": ef} for name, ef in chosen.items()}
+    index = open_faiss(path, dim, n_labels, efforts)
+    return measure_points(index, efforts, exact, queries, truth, filtered)
+
+
+def smallest_ef_search(
+    recall: Callable[[str], tuple[float, float]], targets: Mapping[str, float], section: str
+) -> dict[str, int]:
+    """For each effort of `targets` the smallest `ef_search` that reaches its recall.
+
+    `recall` gives the recall at an effort of EF_GRID_EFFORTS and its standard error. Raises
+    ReleaseError, which names the configuration's `section`.
+    """
+    chosen: dict[str, int] = {}
+    best = 0.0
+    for ef in EF_GRID:
+        found, error = recall(str(ef))
+        best = max(best, found)
+        reached = [name for name, target in targets.items() if found - 2 * error >= target]
+        chosen |= {name: ef for name in reached if name not in chosen}
+        if len(chosen) == len(targets):
+            return chosen
+    missed = next(name for name in targets if name not in chosen)
+    raise ReleaseError(
+        f"no ef_search up to {EF_GRID[-1]} reaches recall@10 {targets[missed]} for {missed} "
+        f"(best {best:.4f}): raise index.m or index.ef_construction, or lower {section}.recall_*"
+    )
+
+
+def measure_points(
+    index: LabelIndex,
+    efforts: Mapping[str, Mapping[str, int]],
+    exact: NDArray[np.int64],
+    queries: NDArray[np.float32],
+    truth: csr_array,
+    filtered: NDArray[np.int64] | None = None,
+) -> list[OperatingPoint]:
+    """What `index` does at each of its `efforts`; recall is of the `exact` rows (n, 10)."""
     return [
-        _point(name, index, effort, efforts.get(effort, {}), queries, exact, truth)
-        for name, effort in (chosen | {EXACT: EXACT}).items()
+        _point(name, index, params, exact, queries, truth, filtered)
+        for name, params in efforts.items()
     ]
 
 
-def _exact_rows(vectors: NDArray[np.float32], queries: NDArray[np.float32]) -> NDArray[np.int64]:
+def exact_index(vectors: NDArray[np.float32]) -> FaissIndex:
+    """Exact search over fp32 vectors, in memory: the truth that recall is measured against."""
     flat = faiss.IndexFlatIP(vectors.shape[1])
     flat.add(vectors)
-    rows: NDArray[np.int64] = flat.search(queries, min(_TOP, len(vectors)))[1]
-    return rows
+    return FaissIndex(flat, {EXACT: {}})
+
+
+def index_params(config: IndexConfig) -> dict[str, int | float | str]:
+    """How the index was built, for the manifest."""
+    if config.kind == "flat":
+        return {}
+    return {"m": config.m, "ef_construction": config.ef_construction}
 
 
 def machine() -> str:
     """What the figures were measured on, without naming a host."""
     return f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
-
-
-def _smallest(recalls: Mapping[int, tuple[float, float]], target: float, name: str) -> str:
-    for ef, (recall, error) in recalls.items():
-        if recall - 2 * error >= target:
-            return str(ef)
-    best = max(recall for recall, _ in recalls.values())
-    raise ReleaseError(
-        f"no ef_search up to {EF_GRID[-1]} reaches recall@10 {target} for {name} "
-        f"(best {best:.4f}): raise index.m or index.ef_construction, or lower index.recall_*"
-    )
 
 
 def _recall(rows: NDArray[np.int64], exact: NDArray[np.int64]) -> tuple[float, float]:
@@ -130,21 +170,24 @@ def _recall(rows: NDArray[np.int64], exact: NDArray[np.int64]) -> tuple[float, f
 
 def _point(
     name: str,
-    index: FaissIndex,
-    effort: str,
+    index: LabelIndex,
     params: Mapping[str, int],
-    queries: NDArray[np.float32],
     exact: NDArray[np.int64],
+    queries: NDArray[np.float32],
     truth: csr_array,
+    filtered: NDArray[np.int64] | None,
 ) -> OperatingPoint:
-    rows = index.search(queries, _TOP, effort).rows
-    microseconds = np.percentile(_one_by_one_us(index, effort, queries), [50, 99])
+    rows = ranked = index.search(queries, _TOP, name).rows
+    if filtered is not None and len(filtered):
+        deep = _TOP + int(np.bincount(filtered[:, 0]).max())
+        ranked = np.asarray(remove_filtered(index.search(queries, deep, name).rows, filtered))
+    microseconds = np.percentile(_one_by_one_us(index, name, queries), [50, 99])
     return OperatingPoint(
         name=name,
         params=dict(params),
         recall_at_10=round(_recall(rows, exact)[0], 5),
-        p_at_1=round(100 * precision_at_k(rows, truth, 1), 3),
-        p_at_5=round(100 * precision_at_k(rows, truth, 5), 3),
+        p_at_1=round(100 * precision_at_k(ranked, truth, 1), 3),
+        p_at_5=round(100 * precision_at_k(ranked, truth, 5), 3),
         search_us_p50=round(float(microseconds[0]), 1),
         search_us_p99=round(float(microseconds[1]), 1),
         machine=machine(),
@@ -152,7 +195,7 @@ def _point(
 
 
 def _one_by_one_us(
-    index: FaissIndex, effort: str, queries: NDArray[np.float32]
+    index: LabelIndex, effort: str, queries: NDArray[np.float32]
 ) -> NDArray[np.float64]:
     timed = queries[:TIMED_QUERIES]
     for query in timed[:50]:

@@ -16,6 +16,7 @@ from scipy.sparse import csr_array
 from scipy.special import expit
 
 from models.atomic import write_atomic
+from models.data.filters import filtered_pairs
 from models.metrics import expected_calibration_error
 from service.bundle import CalibrationInfo
 from service.core.calibration import PiecewiseLinear
@@ -41,24 +42,36 @@ def fit(scores: NDArray[np.floating], outcomes: NDArray[np.bool_]) -> PiecewiseL
 
 
 def calibrate(
-    scores: NDArray[np.float32], rows: NDArray[np.int64], truth: csr_array, logit_bias: float
+    scores: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    truth: csr_array,
+    logit_bias: float | None,
+    filtered: NDArray[np.int64] | None = None,
 ) -> tuple[PiecewiseLinear, CalibrationInfo]:
-    """Fit on ranked answers (n, DEPTH); errors are over the first ten labels of each answer."""
+    """Fit on ranked answers (n, DEPTH); errors are over the first ten labels of each answer.
+
+    Without a `logit_bias` the scores are probabilities already. Answers in the `filtered` (row,
+    label) pairs are neither fitted nor judged: nobody who names the item is served them.
+    """
     outcomes = relevant(rows, truth)
+    kept = ~relevant(rows, filtered_pairs(filtered, *truth.shape))
     fold = np.arange(len(rows)) % 2
     crossed = np.empty_like(scores)
     for held_out in (0, 1):
-        fitted = fit(scores[fold != held_out].ravel(), outcomes[fold != held_out].ravel())
+        fitting = kept & (fold != held_out)[:, None]
+        fitted = fit(scores[fitting], outcomes[fitting])
         crossed[fold == held_out] = fitted.apply(scores[fold == held_out])
-    judged = outcomes[:, :_JUDGED].ravel()
-    before = expit(scores[:, :_JUDGED].astype(np.float64) + logit_bias).ravel()
+    first = np.s_[:, :_JUDGED]
+    judged = outcomes[first][kept[first]]
+    said = scores[first][kept[first]].astype(np.float64)
+    before = said if logit_bias is None else expit(said + logit_bias)
     info = CalibrationInfo(
         file=None,
         kind="isotonic",
         ece_before=round(expected_calibration_error(before, judged), 5),
-        ece_after=round(expected_calibration_error(crossed[:, :_JUDGED].ravel(), judged), 5),
+        ece_after=round(expected_calibration_error(crossed[first][kept[first]], judged), 5),
     )
-    return fit(scores.ravel(), outcomes.ravel()), info
+    return fit(scores[kept], outcomes[kept]), info
 
 
 def relevant(rows: NDArray[np.int64], truth: csr_array) -> NDArray[np.bool_]:

@@ -41,6 +41,16 @@ def ndcg_at_k(ranked: LabelRows, truth: csr_array, k: int) -> float:
     return _Judged.of(ranked, truth).ndcg(k)
 
 
+def ndcg_of_each(ranked: LabelRows, truth: csr_array, k: int) -> Floats:
+    """nDCG@k of every query that has a label, in their order; `ndcg_at_k` is the mean.
+
+    >>> truth = csr_array([[0, 1, 0], [0, 0, 0], [0, 0, 1]])
+    >>> ndcg_of_each(np.array([[1, 2], [0, 1], [1, 2]]), truth, k=2).round(4)
+    array([1.    , 0.6309])
+    """
+    return _Judged.of(ranked, truth).ndcg_of_each(k)
+
+
 def recall_at_k(ranked: LabelRows, truth: csr_array, k: int) -> float:
     """Mean share of a query's relevant labels found among the first k.
 
@@ -315,10 +325,14 @@ class _Judged:
         return float((self._first(k).sum(axis=1) / self._labels_per_query()).mean())
 
     def ndcg(self, k: int) -> float:
+        return float(self.ndcg_of_each(k).mean())
+
+    def ndcg_of_each(self, k: int) -> Floats:
         hits = self._first(k)
         discount = 1.0 / np.log2(np.arange(2, k + 2))  # (k,)
         best = np.cumsum(discount)[np.minimum(self._labels_per_query(), k) - 1]
-        return float((hits @ discount[: hits.shape[1]] / best).mean())
+        gained: Floats = hits @ discount[: hits.shape[1]]
+        return gained / best
 
     def psp(self, weights: Floats, k: int) -> float:
         if weights.shape != (self.n_labels,):

@@ -28,10 +28,11 @@ class Calibration(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
 class RawScores:
-    """No calibration: the served score is the raw inner product."""
+    """No calibration: what the index gives is served; an inner product, unless said otherwise."""
 
-    score_kind = "logit"
+    score_kind: str = "logit"
 
     def apply(self, scores: Float32Rows) -> Float32Rows:
         """The scores themselves."""

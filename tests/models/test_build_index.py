@@ -77,3 +77,13 @@ def test_a_flat_index_is_exact_at_every_effort(vectors, queries, truth, tmp_path
     build(vectors, config, tmp_path / "index.faiss")
     points = measure(tmp_path / "index.faiss", config, vectors, queries, truth)
     assert [point.recall_at_10 for point in points] == [1.0] * 4
+
+
+def test_precision_is_of_answers_without_the_filtered_pairs(vectors, queries, truth, tmp_path):
+    config = IndexConfig(kind="flat")
+    build(vectors, config, tmp_path / "index.faiss")
+    filtered = np.stack(truth.nonzero(), axis=1)[:200].astype(np.int64)
+    plain = measure(tmp_path / "index.faiss", config, vectors, queries, truth)[0]
+    left = measure(tmp_path / "index.faiss", config, vectors, queries, truth, filtered)[0]
+    assert (plain.p_at_1, left.p_at_1) == (100.0, 50.0)
+    assert left.recall_at_10 == plain.recall_at_10

@@ -50,3 +50,19 @@ def test_the_service_reads_back_what_was_fitted(tmp_path):
     scores = np.linspace(-5, 25, 50, dtype=np.float32)
     loaded = load_calibration(tmp_path / "calibration.json")
     assert loaded.apply(scores) == pytest.approx(fitted.apply(scores))
+
+
+def test_filtered_answers_are_neither_fitted_nor_judged():
+    """The first answer is each item itself: sure of itself, never relevant, never served."""
+    rng = np.random.default_rng(2)
+    n, depth = 300, 12
+    rows = np.tile(np.arange(depth), (n, 1))
+    scores = np.sort(rng.normal(0, 2, (n, depth)).astype(np.float32), axis=1)[:, ::-1].copy()
+    hits = rng.random((n, depth)) < 1 / (1 + np.exp(-scores))
+    hits[:, 0] = False
+    truth = csr_array(hits.astype(np.float32))
+    own = np.stack([np.arange(n), np.zeros(n, np.int64)], axis=1)
+    fitted, info = calibrate(scores, rows, truth, 0.0, own)
+    expected, _ = calibrate(scores[:, 1:], rows[:, 1:], truth, 0.0)
+    assert fitted.scores.tolist() == expected.scores.tolist()
+    assert info.ece_before < 0.05 < calibrate(scores, rows, truth, 0.0)[1].ece_before

@@ -1,0 +1,143 @@
+"""Retrieval-augmented scoring: what the label index finds, blended with what like queries had.
+
+A memory holds the embeddings of training queries and the labels each of them has. The answer blends
+two probabilities of a label l for a query q:
+
+    score(l) = (1 - weight) * sigmoid(<q, label_l> + logit_bias)
+             + weight * sum over neighbours j of softmax_j(<q, query_j> / temperature) * value[j, l]
+
+RAE-XMC's prediction rule (arXiv 2502.10615) with a weight between the two parts; both are searched
+apart, as ViXML does. A label that only the memory names has no label part: beyond a shortlist of
+`depth` that part is too small to matter.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.bundle import MemoryInfo
+from service.core.index.faiss_index import open_faiss
+from service.core.index.memory_labels import MemoryLabels, open_memory_labels
+from service.core.index.protocol import LabelIndex, check_queries
+from service.core.types import Float32Rows, Hits
+from service.errors import BundleMismatch
+
+MEMORY_EF_SEARCH: Final = "memory_ef_search"
+"""The effort parameter that is `ef_search` of the memory; an effort without one scans it all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blend:
+    """How the two parts are found and weighed; `weight` is the memory's share."""
+
+    weight: float
+    temperature: float
+    neighbours: int
+    depth: int
+    logit_bias: float
+
+
+class AugmentedIndex:
+    """A label index and a memory as one LabelIndex over the labels; its scores are in [0, 1]."""
+
+    kind = "augmented"
+
+    def __init__(
+        self, labels: LabelIndex, memory: LabelIndex, memory_labels: MemoryLabels, settings: Blend
+    ) -> None:
+        self.dim = labels.dim
+        self.n_rows = labels.n_rows
+        self._labels = labels
+        self._memory = memory
+        self._memory_labels = memory_labels
+        self.settings = settings
+
+    def search(self, queries: Float32Rows, k: int, effort: str) -> Hits:
+        """Top k labels by blended probability; `exact` is exact in both parts."""
+        check_queries(queries, self.dim, k)
+        k = min(k, self.n_rows)
+        # At least k labels are found, so the pool never runs dry before k.
+        found = self._labels.search(queries, max(k, self.settings.depth), effort)
+        recalled = self._memory.search(queries, self.settings.neighbours, effort)
+        return blend(found, recalled, self._memory_labels, self.settings, self.n_rows, k)
+
+
+def blend(
+    found: Hits, recalled: Hits, memory: MemoryLabels, settings: Blend, n_labels: int, k: int
+) -> Hits:
+    """Top k (at most the width of `found`) of found labels (n, depth) and recalled queries (n, m).
+
+    `found` holds raw inner products, `recalled` cosines. Ties go by row.
+    """
+    n = len(found.rows)
+    if n == 0:
+        return Hits(np.empty((0, k), np.int64), np.empty((0, k), np.float32))
+    logits = found.scores.astype(np.float64) + settings.logit_bias  # (n, depth)
+    label_parts = (1.0 - settings.weight) * np.exp(-np.logaddexp(0.0, -logits))  # no overflow
+    shares = settings.weight * _softmax(recalled.scores, settings.temperature)  # (n, m)
+    starts = memory.offsets[recalled.rows]
+    lengths = memory.offsets[recalled.rows + 1] - starts
+    # Places in the memory's flat arrays, neighbour after neighbour, query after query.
+    flat_lengths = lengths.ravel()
+    ends = np.cumsum(flat_lengths)
+    places = np.repeat(starts.ravel() - ends + flat_lengths, flat_lengths) + np.arange(ends[-1])
+    # One whole number stands for a (query, label) pair, so one sort pools all queries.
+    bases = np.arange(n) * n_labels
+    memory_keys = np.repeat(bases, lengths.sum(axis=1)) + memory.labels[places]
+    keys = np.concatenate([(bases[:, None] + found.rows).ravel(), memory_keys])
+    parts = np.concatenate(
+        [label_parts.ravel(), np.repeat(shares.ravel(), flat_lengths) * memory.values[places]]
+    )
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    fresh = np.flatnonzero(keys[1:] != keys[:-1]) + 1
+    firsts = np.concatenate([[0], fresh])
+    return _best(keys[firsts], np.add.reduceat(parts[order], firsts), n, n_labels, k)
+
+
+def _best(
+    keys: NDArray[np.int64], scores: NDArray[np.float64], n: int, n_labels: int, k: int
+) -> Hits:
+    """Top k of every query; `keys` (query * n_labels + label) rise, each query has at least k."""
+    owners = keys // n_labels
+    ranked = np.lexsort((-scores, owners))  # stable, so labels with one score stay in row order
+    top = ranked[np.searchsorted(owners, np.arange(n))[:, None] + np.arange(k)]  # (n, k)
+    return Hits(keys[top] % n_labels, scores[top].astype(np.float32))
+
+
+def _softmax(cosines: Float32Rows, temperature: float) -> NDArray[np.float64]:
+    """Shares of the neighbours (n, m), best first; each row sums to one."""
+    cosines64 = cosines.astype(np.float64)
+    raised = np.exp((cosines64 - cosines64[:, :1]) / temperature)
+    return np.asarray(raised / raised.sum(axis=1, keepdims=True))
+
+
+def open_augmented(
+    folder: Path,
+    info: MemoryInfo,
+    labels: LabelIndex,
+    efforts: Mapping[str, Mapping[str, int]],
+) -> AugmentedIndex:
+    """Put the memory of a bundle beside its label index; raises BundleMismatch.
+
+    An effort's `memory_ef_search` is the memory's; one that has none scans it all.
+    """
+    index_file, *array_files = info.files
+    params = {
+        name: {"ef_search": effort[MEMORY_EF_SEARCH]} if MEMORY_EF_SEARCH in effort else {}
+        for name, effort in efforts.items()
+    }
+    memory = open_faiss(folder / index_file, labels.dim, info.n_rows, params)
+    if memory.kind != info.kind:
+        raise BundleMismatch(
+            f"{folder / index_file} is of kind {memory.kind}, the manifest says memory.kind "
+            f"{info.kind}"
+        )
+    paths = [folder / name for name in array_files]
+    memory_labels = open_memory_labels(paths, info.n_rows, labels.n_rows)
+    settings = Blend(info.weight, info.temperature, info.neighbours, info.depth, info.logit_bias)
+    return AugmentedIndex(labels, memory, memory_labels, settings)
