@@ -1,0 +1,237 @@
+"""Measures one system after another: peers are trained here, Astrolabe by its own stages.
+
+Astrolabe is scored from a sealed bundle through the code that serves it. The record is written
+after each system, for a peer may take the process with it.
+"""
+
+import hashlib
+import json
+import logging
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from models import stages
+from models.comparison import OURS, Comparison, Provenance, Row
+from models.config import Config
+from models.errors import ComparisonError
+from models.evaluate import evaluate
+from models.exam import Exam
+from models.peers import features
+from models.peers.peer import Peer
+from models.peers.registry import make_peer
+from models.runs import Run, run_digest
+from service.bundle import Manifest, read_manifest, resolve
+from service.core.engine import Engine
+from service.core.types import Query
+
+log = logging.getLogger(__name__)
+
+
+class Bench:
+    """Adds systems to a comparison, one after the other."""
+
+    def __init__(
+        self,
+        exam: Exam,
+        comparison: Comparison,
+        out: Path,
+        var: Path,
+        again: bool,
+        provenance: Provenance,
+    ) -> None:
+        self.exam = exam
+        self.comparison = comparison
+        self._out = out
+        self._var = var
+        self._again = again
+        self._provenance = provenance
+
+    def add_peer(self, name: str) -> None:
+        """Train a peer in a folder that is gone afterwards, and measure it."""
+        with tempfile.TemporaryDirectory() as folder:
+            peer = make_peer(name, Path(folder))
+            about = {"peer": peer.settings, "features": features.SETTINGS}
+            digest = _digest([peer.version, about])
+            if not self._on_record(peer.title, digest):
+                self._keep(self._measure_peer(peer, digest, about))
+
+    def add_bundle(self, folder: Path) -> None:
+        """Measure a sealed bundle; its name says which, for there may be two of one name."""
+        sealed = resolve(folder)
+        manifest = read_manifest(sealed)
+        system = f"{OURS} {manifest.name} ({manifest.bundle_id[:8]})"
+        self._add_sealed(system, sealed, manifest, {})
+
+    def add_config(self, config: Config) -> None:
+        """Measure the bundle of a configuration, which is trained where it is not sealed yet.
+
+        One that is on record but whose bundle is gone is not trained again.
+        """
+        system = f"{OURS} {config.name}"
+        sealed = stages.find_sealed(config, self._var)
+        if sealed is None and not self._again and self._has_config(system, config.digest):
+            log.info("%s is on record", system)
+            return
+        sealed = sealed or stages.run_all(config, self._var)
+        manifest = read_manifest(sealed)
+        check_bundle(self.exam, manifest)
+        sha256 = manifest.data.sha256
+        folder = self._var / "runs" / config.name / run_digest(config, sha256)
+        measured = Run(folder, config, sha256).measured()
+        self._add_sealed(system, sealed, manifest, measured)
+
+    def _add_sealed(
+        self, system: str, sealed: Path, manifest: Manifest, measured: dict[str, Any]
+    ) -> None:
+        if self._on_record(system, manifest.bundle_id):
+            return
+        log.info("%s: measuring %s", system, sealed)
+        engine = Engine.open(sealed, device="cpu", intra_op_threads=1)
+        exam, effort = self.exam, manifest.defaults.effort
+        a, b = exam.propensity_a, exam.propensity_b
+        quality = evaluate(engine, exam.dataset, "test", exam.fields, a, b)
+
+        def answer(text: str, k: int) -> list[str]:
+            [prediction] = engine.predict([Query(text, k, effort)]).predictions
+            return [engine.labels[int(row)].label_id for row in prediction.rows]
+
+        p50, p99 = exam.time_queries(answer)
+        row = Row(
+            system=system,
+            version=f"bundle {manifest.bundle_id[:12]} of commit {manifest.code.revision}",
+            digest=manifest.bundle_id,
+            settings={"effort": effort, "config": _digest(manifest.config)},
+            metrics=quality.metrics,
+            train_seconds=_training_cost(measured, "seconds"),
+            train_cpu_seconds=_training_cost(measured, "cpu_seconds"),
+            model_bytes=served_bytes(manifest),
+            query_ms_p50=p50,
+            query_ms_p99=p99,
+            measured_by=self._provenance,
+        )
+        self._keep(row)
+
+    def _measure_peer(self, peer: Peer, digest: str, about: dict[str, Any]) -> Row:
+        exam, made = self.exam, self._features
+        labels = csr_matrix(exam.dataset.train.labels > 0, dtype=np.float32)
+        log.info("%s: training on %d points, %d features", peer.title, *made.train.shape)
+        watch = _Watch()
+        peer.fit(made.train, labels)
+        seconds, cpu_seconds = watch.read()
+        log.info("%s: trained in %.0f s", peer.title, seconds)
+        metrics = exam.score(lambda part, k: peer.rank(made.test[part], k), peer.title)
+        uids = exam.dataset.labels.uids
+
+        def answer(text: str, k: int) -> list[str]:
+            [rows] = peer.rank(made.tfidf.transform([text]), k)
+            return [uids[row] for row in rows if row >= 0]
+
+        p50, p99 = exam.time_queries(answer)
+        return Row(
+            system=peer.title,
+            version=peer.version,
+            digest=digest,
+            settings=about | {"made_with": made.tfidf.version},
+            metrics=metrics,
+            train_seconds=round(made.seconds + seconds, 1),
+            train_cpu_seconds=round(made.cpu_seconds + cpu_seconds, 1),
+            model_bytes=peer.size_bytes + made.tfidf.size_bytes,
+            query_ms_p50=p50,
+            query_ms_p99=p99,
+            measured_by=self._provenance,
+        )
+
+    @cached_property
+    def _features(self) -> "_Features":
+        watch = _Watch()
+        tfidf = features.TfIdf()
+        train = tfidf.fit(self.exam.train_texts)
+        seconds, cpu_seconds = watch.read()
+        return _Features(tfidf, train, tfidf.transform(self.exam.test_texts), seconds, cpu_seconds)
+
+    def _has_config(self, system: str, digest: str) -> bool:
+        rows = self.comparison.rows
+        return any(row.system == system and row.settings.get("config") == digest for row in rows)
+
+    def _on_record(self, system: str, digest: str) -> bool:
+        found = not self._again and self.comparison.find(system, digest) is not None
+        if found:
+            log.info("%s is on record", system)
+        return found
+
+    def _keep(self, row: Row) -> None:
+        self.comparison = self.comparison.with_row(row)
+        self.comparison.save(self._out)
+        log.info("%s: P@1 %.2f, P@5 %.2f", row.system, row.metrics["p1"], row.metrics["p5"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Features:
+    """The peers' matrices, and what making those of the training points took."""
+
+    tfidf: features.TfIdf
+    train: csr_matrix
+    test: csr_matrix
+    seconds: float
+    cpu_seconds: float
+
+
+class _Watch:
+    """Wall and CPU seconds of this process, all its threads, since it was made."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def read(self) -> tuple[float, float]:
+        """Seconds so far: wall, CPU."""
+        return time.perf_counter() - self._wall, time.process_time() - self._cpu
+
+
+def _training_cost(measured: dict[str, Any], name: str) -> float | None:
+    """Seconds of pre-training and training together; None where one of them is not known.
+
+    >>> _training_cost({"pretraining": {"seconds": 5.5}, "training": {"seconds": 60.0}}, "seconds")
+    65.5
+    """
+    parts = [measured[stage] for stage in ("pretraining", "training") if stage in measured]
+    if "training" not in measured or any(name not in part for part in parts):
+        return None
+    return round(sum(part[name] for part in parts), 1)
+
+
+def _digest(value: Any) -> str:
+    """SHA-256 (hex) of a JSON value; that of a configuration is the configuration's own digest."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def served_bytes(manifest: Manifest) -> int:
+    """Bytes of a bundle without the precisions of its encoder that do not serve."""
+    spare = set(manifest.encoder.variants.values()) - {manifest.encoder.file}
+    return sum(entry.bytes for name, entry in manifest.files.items() if name not in spare)
+
+
+def check_bundle(exam: Exam, manifest: Manifest) -> None:
+    """A sealed bundle must be on the exam's data and text. Raises ComparisonError."""
+    fields = manifest.config.get("data", {}).get("fields", "title")
+    check_same(exam, f"bundle {manifest.bundle_id[:12]}", manifest.data.sha256, fields)
+
+
+def check_same(exam: Exam, who: str, sha256: str, fields: str) -> None:
+    """Data and text must be the exam's. Raises ComparisonError."""
+    ours = exam.dataset.sha256
+    if sha256 != ours:
+        raise ComparisonError(
+            f"{who} is on data with SHA-256 {sha256[:12]}, the comparison on "
+            f"{exam.dataset.name} with {ours[:12]}: all systems must have the same data"
+        )
+    if fields != exam.fields:
+        raise ComparisonError(
+            f"{who} reads {fields}, the comparison {exam.fields}: all systems must read the same"
+        )

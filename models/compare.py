@@ -1,0 +1,128 @@
+"""Compares Astrolabe and its peers on one data set: what is asked for, checks first, all outputs.
+
+How a system is measured is bench.py. Everything that would fail is looked for before the first
+training starts, and a system that is on record already is not measured again.
+"""
+
+import datetime
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.bench import Bench, check_bundle, check_same
+from models.build_index import machine
+from models.comparison import Comparison, Provenance, open_comparison
+from models.comparison_charts import write_charts
+from models.comparison_report import check_markers, write_between_markers, write_table
+from models.config import Config, load_config
+from models.data.dataset import Fields
+from models.data.filters import with_own_items
+from models.data.formats import open_dataset
+from models.errors import ComparisonError
+from models.exam import Exam
+from models.peers.peer import need
+from models.peers.registry import make_peer
+from models.runs import code_revision
+from service.bundle import read_manifest, resolve
+
+log = logging.getLogger(__name__)
+
+DEFAULT_PROPENSITY = (0.55, 1.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to compare and where to leave it; None is taken from the first config, or usual.
+
+    `own_item` leaves every point's own label out of all predictions, as does a config that says so.
+    """
+
+    data: Path | None = None
+    fields: Fields | None = None
+    own_item: bool = False
+    propensity: tuple[float, float] | None = None
+    configs: tuple[Path, ...] = ()
+    bundles: tuple[Path, ...] = ()
+    peers: tuple[str, ...] = ()
+    var: Path = Path("var")
+    out: Path | None = None
+    into: Path | None = None
+    name: str | None = None
+    again: bool = False
+    command: str = "python -m models compare"
+
+
+def compare(request: Request) -> Comparison:
+    """Measure what is asked for and not on record, then write all outputs. Raises ModelsError."""
+    configs = [load_config(path) for path in request.configs]
+    data = _data_path(request, configs)
+    exam = _open_exam(request, configs, data)
+    name = request.name or exam.dataset.name
+    out = request.out or request.var / "compare" / name
+    _check_page_and_packages(request, name)
+    _check_same_data(request, configs, exam, data)
+    comparison = open_comparison(out, exam.subject)
+    bench = Bench(exam, comparison, out, request.var, request.again, _provenance(request.command))
+    for peer in request.peers:
+        bench.add_peer(peer)
+    for folder in request.bundles:
+        bench.add_bundle(folder)
+    for config in configs:
+        bench.add_config(config)
+    comparison = bench.comparison
+    if not comparison.rows:
+        raise ComparisonError("nothing to compare: name --config, --bundle or --peers")
+    write_table(comparison, out)
+    write_charts(comparison, out)
+    if request.into is not None:
+        write_between_markers(comparison, request.into, name)
+    log.info("%s holds the comparison", out)
+    return comparison
+
+
+def _data_path(request: Request, configs: Sequence[Config]) -> Path:
+    if request.data is not None:
+        return request.data
+    if not configs:
+        raise ComparisonError("name the data: --data FOLDER, or a --config that has it")
+    return Path(configs[0].data.path)
+
+
+def _open_exam(request: Request, configs: Sequence[Config], data: Path) -> Exam:
+    fields: Fields = request.fields or (configs[0].data.fields if configs else "title")
+    a, b = request.propensity or DEFAULT_PROPENSITY
+    if request.propensity is None and configs:
+        a, b = configs[0].metrics.propensity_a, configs[0].metrics.propensity_b
+    dataset = open_dataset(data)
+    if request.own_item or any(config.data.own_item for config in configs):
+        dataset = with_own_items(dataset)
+    return Exam(dataset, fields, a, b)
+
+
+def _check_page_and_packages(request: Request, name: str) -> None:
+    """Raises ModelsError for a page without markers and for a package that is not installed."""
+    if request.into is not None:
+        check_markers(request.into, name)
+    need("matplotlib")
+    for peer in request.peers:
+        with tempfile.TemporaryDirectory() as folder:
+            make_peer(peer, Path(folder))
+
+
+def _check_same_data(request: Request, configs: Sequence[Config], exam: Exam, data: Path) -> None:
+    """Raises ComparisonError where a bundle or a configuration is on other data or text."""
+    for bundle in request.bundles:
+        check_bundle(exam, read_manifest(resolve(bundle)))
+    hashes = {data: exam.dataset.sha256}
+    for config in configs:
+        path = Path(config.data.path)
+        if path not in hashes:
+            hashes[path] = open_dataset(path).sha256
+        check_same(exam, f"configuration {config.name}", hashes[path], config.data.fields)
+
+
+def _provenance(command: str) -> Provenance:
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    return Provenance(command, machine(), today, code_revision())

@@ -1,0 +1,69 @@
+"""Two charts of a comparison as SVG: quality against latency, and rare labels against all.
+
+The same rows give the same bytes. Needs matplotlib, which the extra brings.
+"""
+
+import io
+from pathlib import Path
+from typing import Any, Final
+
+from models.atomic import write_atomic
+from models.comparison import OURS, Comparison, Row
+from models.peers.peer import need
+
+LATENCY_CHART: Final = "p1-by-latency.svg"
+TAIL_CHART: Final = "psp5-by-p5.svg"
+# Told apart without colour vision, and by their mark.
+_BLUE, _GREY = "#0072b2", "#6b6b6b"
+
+
+def write_charts(comparison: Comparison, folder: Path) -> None:
+    """Leave both charts in the folder. Raises PeerMissing where matplotlib is not installed."""
+    latency = [(row, row.query_ms_p50, row.metrics["p1"]) for row in comparison.rows]
+    tail = [(row, row.metrics["p5"], row.metrics["psp5"]) for row in comparison.rows]
+    charts = {
+        LATENCY_CHART: _chart(latency, "one query, median ms (log)", "P@1", log_x=True),
+        TAIL_CHART: _chart(tail, "P@5", "PSP@5", log_x=False),
+    }
+    for name, svg in charts.items():
+        _write(folder / name, svg)
+
+
+def _write(path: Path, svg: str) -> None:
+    write_atomic(path, lambda temporary: temporary.write_text(svg, "utf-8"))
+
+
+def _chart(points: list[tuple[Row, float, float]], x: str, y: str, *, log_x: bool) -> str:
+    figure = need("matplotlib.figure").Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(visible=True, color="#e5e5e5")
+    axes.spines[["top", "right"]].set_visible(False)
+    for row, across, up in points:
+        ours = row.system.startswith(OURS)
+        axes.plot([across], [up], "o" if ours else "s", color=_BLUE if ours else _GREY)
+        axes.annotate(
+            row.system, (across, up), (5, 5), textcoords="offset points", fontsize="small"
+        )
+    if log_x:
+        _log_scale(axes)
+    axes.margins(0.2)
+    return _svg(figure)
+
+
+def _log_scale(axes: Any) -> None:
+    ticker = need("matplotlib.ticker")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+
+
+def _svg(figure: Any) -> str:
+    # Text stays text, which keeps the file small; a fixed salt makes its ids repeatable.
+    with need("matplotlib").rc_context({"svg.fonttype": "none", "svg.hashsalt": "astrolabe"}):
+        buffer = io.StringIO()
+        nothing = {"Creator": None, "Date": None, "Format": None, "Type": None}
+        figure.savefig(buffer, format="svg", metadata=nothing)
+    return buffer.getvalue()

@@ -1,0 +1,40 @@
+"""PLT of napkinXC: a probabilistic label tree with logistic regression in every node.
+
+The search is exact, not a beam: the library's default, and its answers are its best.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+
+from models.peers.peer import folder_bytes, need, padded, version_of
+
+
+class NapkinPlt:
+    """One tree under the library's defaults and a fixed seed; `folder` takes the model."""
+
+    title = "PLT"
+
+    def __init__(self, folder: Path) -> None:
+        models = need("napkinxc.models")
+        self.version = version_of("napkinxc")
+        self.settings: dict[str, Any] = {"tree_search_type": "exact", "ensemble": 1, "seed": 1}
+        self._folder = folder
+        self._model = models.PLT(str(folder), **self.settings)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the tree and its weights."""
+        return folder_bytes(self._folder)
+
+    def fit(self, features: csr_matrix, labels: csr_matrix) -> None:
+        """Build the tree and train its nodes; the library writes the model as it goes."""
+        self._model.fit(features, labels)
+        self._model.set_params(threads=1)
+
+    def rank(self, features: csr_matrix, k: int) -> NDArray[np.int64]:
+        """Best-first search of the tree."""
+        return padded(self._model.predict(features, top_k=k), k)

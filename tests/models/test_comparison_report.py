@@ -1,0 +1,87 @@
+"""The table: every row with as many cells as heads, and only between its own markers."""
+
+from dataclasses import replace
+
+import pytest
+
+from models.comparison import Comparison
+from models.comparison_report import TABLE_FILE, as_markdown, write_between_markers, write_table
+from models.errors import ComparisonError
+from tests.models.compared import RUN, SUBJECT, made_up_row
+
+
+@pytest.fixture
+def comparison():
+    return Comparison(SUBJECT).with_row(made_up_row()).with_row(made_up_row("PLT", 24.0))
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_every_row_has_a_cell_for_every_head(comparison):
+    head, rule, first, second, *_ = as_markdown(comparison).splitlines()
+    assert len(cells(head)) == len(cells(rule)) == len(cells(first)) == len(cells(second)) == 15
+    row = dict(zip(cells(head), cells(first), strict=True))
+    assert row["system"] == "Parabel"
+    assert row["P@1"] == "26.50"
+    assert row["P@3"] == "13.25"
+    assert row["training s"] == "12"
+    assert row["CPU s"] == "-"
+    assert row["model MB"] == "12.3"
+    assert row["one query p50 ms"] == "0.51"
+
+
+def test_one_run_is_named_once(comparison):
+    assert as_markdown(comparison).count(RUN.command) == 1
+
+
+def test_each_run_is_named_with_its_systems(comparison):
+    later = replace(RUN, date="2026-02-03")
+    text = as_markdown(comparison.with_row(made_up_row("Bonsai", measured_by=later)))
+    lines = [line for line in text.splitlines() if RUN.command in line]
+    assert len(lines) == 2
+    assert "Parabel" in lines[0]
+    assert "Bonsai" not in lines[0]
+    assert "Bonsai" in lines[1]
+
+
+def test_the_table_is_a_file_of_the_folder(comparison, tmp_path):
+    write_table(comparison, tmp_path)
+    assert (tmp_path / TABLE_FILE).read_text() == as_markdown(comparison)
+
+
+def test_only_what_lies_between_the_markers_is_replaced(comparison, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# Top\n<!-- compare:shelf -->\nold\n<!-- /compare:shelf -->\n<!-- compare:other -->\n"
+    )
+    for _ in range(2):  # a second time gives the same page
+        write_between_markers(comparison, page, "shelf")
+        table = as_markdown(comparison)
+        assert page.read_text() == (
+            f"# Top\n<!-- compare:shelf -->\n{table}<!-- /compare:shelf -->\n"
+            "<!-- compare:other -->\n"
+        )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no markers",
+        "<!-- compare:shelf -->",
+        "<!-- /compare:shelf -->\n<!-- compare:shelf -->",
+        "<!-- compare:shelf --><!-- /compare:shelf -->\n<!-- compare:shelf -->",
+    ],
+)
+def test_a_page_without_both_markers_in_order_is_left_alone(comparison, tmp_path, text):
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    with pytest.raises(ComparisonError, match="expected <!-- compare:shelf --> and, after it"):
+        write_between_markers(comparison, page, "shelf")
+    assert page.read_text() == text
+
+
+def test_a_page_that_is_not_there_is_an_error(comparison, tmp_path):
+    with pytest.raises(ComparisonError, match="is not there"):
+        write_between_markers(comparison, tmp_path / "none.md", "shelf")
