@@ -15,15 +15,25 @@ def model_card(manifest: Manifest) -> str:
         f"Sealed {manifest.created} by Astrolabe {manifest.code.version} "
         f"({manifest.code.revision}).",
         f"Trained on {manifest.data.name} ({counts}; SHA-256 {manifest.data.sha256}).",
-        f"Encoder: {manifest.encoder.dim} dimensions, {manifest.encoder.file}; at most "
+        f"Encoder: {manifest.encoder.dim} dimensions, {manifest.encoder.served}; at most "
         f"{manifest.tokenizer.max_tokens} tokens are read.",
         f"Index: {manifest.index.kind} over {manifest.index.n_rows:,} labels.",
+        *_filter(manifest),
         "",
         *_quality(manifest),
         *_points(manifest),
+        *_variants(manifest),
         *_scores(manifest),
     ]
     return "\n".join(lines)
+
+
+def _filter(manifest: Manifest) -> list[str]:
+    spec = manifest.filter
+    if spec is None:
+        return []
+    what = "the item itself and pairs left out of the data" if spec.own_item else "pairs left out"
+    return [f"Answers that name an item leave out {what} ({spec.n_pairs:,} pairs)."]
 
 
 def _quality(manifest: Manifest) -> list[str]:
@@ -59,6 +69,28 @@ def _points(manifest: Manifest) -> list[str]:
         f"({manifest.operating_points[0].machine}).",
         "",
         "| effort | recall@10 against exact | P@1 | P@5 | search p50, us | p99, us |",
+        "|---|---|---|---|---|---|",
+        *rows,
+        "",
+    ]
+
+
+def _variants(manifest: Manifest) -> list[str]:
+    measured = manifest.encoder.measured
+    if not measured:
+        return []
+    rows = [
+        f"| {name} | {found.bytes / 1e6:.1f} | {found.p_at_1:.2f} | {found.p_at_1_change:+.2f} "
+        f"| {100 * found.top1_agreement:.2f} | {found.encode_us_p50:.0f} |"
+        for name, found in measured.items()
+    ]
+    return [
+        "## Precisions of the encoder",
+        "",
+        f"On validation queries by exact search, one thread; {manifest.encoder.served} serves, and "
+        "all other figures are with it.",
+        "",
+        "| precision | MB | P@1 | change | first label as torch's, % | one query p50, us |",
         "|---|---|---|---|---|---|",
         *rows,
         "",

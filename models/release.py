@@ -6,25 +6,28 @@ The test split is touched here and nowhere else, once, when everything has been 
 import datetime
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from models.build_index import index_params
 from models.bundle_writer import publish, staging_folder, write_manifest
 from models.config import Config
 from models.data.dataset import Dataset, point_texts
+from models.data.filters import item_pairs
 from models.errors import ReleaseError
 from models.evaluate import evaluate
-from models.export_onnx import OPSET, PRECISION
+from models.export_onnx import OPSET
 from models.model_card import model_card
 from models.prepare import split
 from models.runs import (
     CALIBRATION_FILE,
-    ENCODER_FILE,
     INDEX_FILE,
     TOKENIZER_FILE,
     Run,
     code_revision,
+    encoder_file,
 )
+from models.variants import REFERENCE, Exported
 from service.bundle import (
     SCHEMA_VERSION,
     CalibrationInfo,
@@ -32,17 +35,20 @@ from service.bundle import (
     DataInfo,
     Defaults,
     EncoderInfo,
+    FilterInfo,
     Golden,
     IndexInfo,
     LabelsInfo,
     Manifest,
+    MemoryInfo,
     OperatingPoint,
     ParityInfo,
     TextInfo,
     TokenizerInfo,
 )
-from service.core.encoder import ATTENTION_MASK, INPUT_IDS
+from service.core.encoder import ATTENTION_MASK, INPUT_IDS, OnnxEncoder
 from service.core.engine import Engine
+from service.core.item_filter import ITEMS_FILE, ROWS_FILE, STARTS_FILE, write_item_filter
 from service.core.labels import LABELS_FILE, OFFSETS_FILE, Label, write_labels
 from service.core.text import NORMALISER, NORMALISER_VERSION
 from service.core.types import Query
@@ -54,7 +60,6 @@ MODEL_CARD = "MODEL_CARD.md"
 DEFAULT_EFFORT = "balanced"
 _STAGE_OF = {
     TOKENIZER_FILE: "train",
-    ENCODER_FILE: "export",
     INDEX_FILE: "index",
     CALIBRATION_FILE: "index",
 }
@@ -63,13 +68,19 @@ _STAGE_OF = {
 def release(run: Run, dataset: Dataset, bundles: Path) -> Path:
     """Seal the run as `bundles/<bundle_id>` and point at it. Raises ReleaseError, BundleError."""
     config = run.config
-    candidate = _candidate(run, dataset)
-    check_parity(config, candidate.parity)
+    exported = Exported.of(run)
+    candidate = _candidate(run, dataset, exported)
+    check_parity(config, exported.parity(REFERENCE))
     with staging_folder(bundles) as folder:
         for name, stage in _STAGE_OF.items():
             shutil.copyfile(run.require(name, stage), folder / name)
+        for name in candidate.encoder.variants.values():
+            shutil.copyfile(run.require(name, "export"), folder / name)
+        for name in candidate.memory.files if candidate.memory is not None else ():
+            shutil.copyfile(run.require(name, "index"), folder / name)
         write_labels(folder, _labels(dataset))
-        draft = write_manifest(folder, candidate)
+        info = _write_filter(folder, dataset, config.data.own_item)
+        draft = write_manifest(folder, candidate.model_copy(update={"filter": info}))
         engine = Engine.open(folder, device="cpu")
         metrics = config.metrics
         split_name = "test" if dataset.test is not None else "train"
@@ -82,7 +93,9 @@ def release(run: Run, dataset: Dataset, bundles: Path) -> Path:
             metrics.propensity_b,
         )
         golden = _record_golden(engine, config, dataset)
-        final = draft.model_copy(update={"quality": quality, "golden": golden})
+        encoder = _with_drifts(draft.encoder, engine, golden, run)
+        update = {"encoder": encoder, "quality": quality, "golden": golden}
+        final = draft.model_copy(update=update)
         (folder / MODEL_CARD).write_text(model_card(final), encoding="utf-8")
         sealed = write_manifest(folder, final)
         Engine.open(folder, device="cpu")  # verifies every hash and replays the golden queries
@@ -92,26 +105,29 @@ def release(run: Run, dataset: Dataset, bundles: Path) -> Path:
 
 
 def check_parity(config: Config, parity: ParityInfo) -> None:
-    """Refuse an export that computes something else than torch does. Raises ReleaseError."""
+    """Refuse an fp32 export that computes something else than torch does. Raises ReleaseError.
+
+    What other precisions may lose is judged by P@1, when they are chosen (models.variants).
+    """
     limits = config.release
     if parity.max_abs_diff > limits.max_parity_diff:
         raise ReleaseError(
-            f"the ONNX encoder differs from torch by {parity.max_abs_diff:.2g}, "
+            f"the fp32 ONNX encoder differs from torch by {parity.max_abs_diff:.2g}, "
             f"release.max_parity_diff allows {limits.max_parity_diff:.2g}"
         )
     if parity.top1_agreement < limits.min_top1_agreement:
         raise ReleaseError(
-            f"the ONNX encoder agrees with torch on the first label for "
+            f"the fp32 ONNX encoder agrees with torch on the first label for "
             f"{parity.top1_agreement:.4f} of the queries, release.min_top1_agreement asks for "
             f"{limits.min_top1_agreement}"
         )
 
 
-def _candidate(run: Run, dataset: Dataset) -> Manifest:
+def _candidate(run: Run, dataset: Dataset, exported: Exported) -> Manifest:
     config, measured = run.config, run.measured()
-    for part, stage in (("parity", "export"), ("operating_points", "index")):
-        if part not in measured:
-            raise ReleaseError(f"{run.folder} has no {part}: run `python -m models {stage}` first")
+    if "operating_points" not in measured:
+        raise ReleaseError(f"{run.folder} has no index: run `python -m models index` first")
+    kept = measured.get("memory", {}).get("info")
     return Manifest(
         schema_version=SCHEMA_VERSION,
         bundle_id="",
@@ -123,11 +139,12 @@ def _candidate(run: Run, dataset: Dataset) -> Manifest:
         text=TextInfo(normaliser=NORMALISER, version=NORMALISER_VERSION),
         tokenizer=TokenizerInfo(file=TOKENIZER_FILE, max_tokens=config.encoder.max_tokens),
         encoder=EncoderInfo(
-            file=ENCODER_FILE,
-            variants={PRECISION: ENCODER_FILE},
-            dim=config.encoder.dim,
+            file=encoder_file(exported.served),
+            variants={name: encoder_file(name) for name in exported.carried},
+            dim=exported.dim,
             inputs=[INPUT_IDS, ATTENTION_MASK],
             opset=OPSET,
+            measured={name: exported.measured[name] for name in exported.carried},
         ),
         index=_index_info(config, dataset),
         labels=LabelsInfo(files=[LABELS_FILE, OFFSETS_FILE], n_labels=len(dataset.labels)),
@@ -139,21 +156,19 @@ def _candidate(run: Run, dataset: Dataset) -> Manifest:
             OperatingPoint.model_validate(point) for point in measured["operating_points"]
         ],
         quality=None,
-        parity=ParityInfo.model_validate(measured["parity"]),
+        memory=MemoryInfo.model_validate(kept) if kept else None,
+        parity=exported.parity(exported.served),
         golden=[],
         files={},
     )
 
 
 def _index_info(config: Config, dataset: Dataset) -> IndexInfo:
-    params: dict[str, Any] = {}
-    if config.index.kind == "hnsw":
-        params = {"m": config.index.m, "ef_construction": config.index.ef_construction}
     return IndexInfo(
         kind=config.index.kind,
         files=[INDEX_FILE],
         metric="inner_product",
-        params=params,
+        params=index_params(config.index),
         n_rows=len(dataset.labels),
     )
 
@@ -173,6 +188,35 @@ def _labels(dataset: Dataset) -> list[Label]:
             catalogue.uids, catalogue.titles, catalogue.contents, strict=True
         )
     ]
+
+
+def _write_filter(folder: Path, dataset: Dataset, own_item: bool) -> FilterInfo | None:
+    """Write what is left out for which item; None, and no file, where that is nothing."""
+    item_ids, rows = item_pairs(dataset, own_item)
+    if not item_ids:
+        return None
+    n_items, n_pairs = write_item_filter(folder, item_ids, rows)
+    return FilterInfo(
+        files=[ITEMS_FILE, STARTS_FILE, ROWS_FILE],
+        own_item=own_item,
+        n_items=n_items,
+        n_pairs=n_pairs,
+    )
+
+
+def _with_drifts(info: EncoderInfo, engine: Engine, golden: list[Golden], run: Run) -> EncoderInfo:
+    """How far served scores of the golden queries move where a variant runs in place of another.
+
+    The served one recorded them, so it is held to fp32 instead: arithmetic in few bits differs
+    between processors, by about as much as it differs from fp32.
+    """
+    measured = {}
+    for name, found in info.measured.items():
+        path = run.require(encoder_file(REFERENCE if name == info.served else name), "export")
+        other = replace(engine, encoder=OnnxEncoder(path, "cpu"))
+        drift = max(other.golden_drifts(golden), default=0.0)
+        measured[name] = found.model_copy(update={"golden_drift": round(drift, 6)})
+    return info.model_copy(update={"measured": measured})
 
 
 def _record_golden(engine: Engine, config: Config, dataset: Dataset) -> list[Golden]:

@@ -50,6 +50,7 @@ def _serve(settings: "Settings") -> int:
             device=settings.device,
             intra_op_threads=settings.intra_op_threads,
             max_batch_tokens=settings.max_batch_tokens,
+            variant=settings.encoder_variant,
         )
         if settings.device == "auto" and engine.encoder.device == "cpu":
             log.warning("no GPU in use: device auto fell back to the CPU")

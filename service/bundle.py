@@ -11,9 +11,9 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.errors import (
     BundleMismatch,
@@ -68,14 +68,40 @@ class TokenizerInfo(_Part):
     max_tokens: int
 
 
+class VariantInfo(_Part):
+    """One precision of the encoder, measured on validation queries on a CPU.
+
+    The first two figures are against torch, `p_at_1_change` (in points) against fp32, the time is
+    of one query on one thread. Where this variant runs, served scores of golden queries may differ
+    by `golden_drift` from the recorded ones, and by what processors differ in.
+    """
+
+    bytes: int
+    max_abs_diff: float
+    top1_agreement: float
+    p_at_1: float
+    p_at_1_change: float
+    encode_us_p50: float
+    golden_drift: float | None = None
+
+
 class EncoderInfo(_Part):
-    """The ONNX encoder; `variants` maps a precision (fp32, fp16, int8) to its file."""
+    """The ONNX encoder; `variants` maps a precision (fp32, fp16, int8) to its file.
+
+    `file` is the one that serves where no other is asked for.
+    """
 
     file: str
     variants: dict[str, str]
     dim: int
     inputs: list[str]
     opset: int
+    measured: dict[str, VariantInfo] = {}
+
+    @property
+    def served(self) -> str:
+        """Precision of `file`."""
+        return next(name for name, file in self.variants.items() if file == self.file)
 
 
 class IndexInfo(_Part):
@@ -88,11 +114,42 @@ class IndexInfo(_Part):
     n_rows: int
 
 
+class MemoryInfo(_Part):
+    """Training queries whose labels are blended into every answer (retrieval augmentation).
+
+    `files` are the index over the queries, then the offsets, label rows and values of their labels.
+    `params` say how the memory was built; the rest is the arithmetic of
+    `service.core.index.augmented`.
+    """
+
+    kind: str
+    files: Annotated[list[str], Field(min_length=4, max_length=4)]
+    n_rows: Annotated[int, Field(ge=1)]
+    params: dict[str, int | float | str]
+    neighbours: Annotated[int, Field(ge=1)]
+    depth: Annotated[int, Field(ge=1)]
+    weight: Annotated[float, Field(gt=0, lt=1)]
+    temperature: Annotated[float, Field(gt=0)]
+    logit_bias: float
+
+
 class LabelsInfo(_Part):
     """The label store: row number to label id, text and metadata."""
 
     files: list[str]
     n_labels: int
+
+
+class FilterInfo(_Part):
+    """The item filter: item id to the label rows that answers about that item leave out.
+
+    `own_item`: every label's own row is among an item's of the same id.
+    """
+
+    files: list[str]
+    own_item: bool
+    n_items: int
+    n_pairs: int
 
 
 class CalibrationInfo(_Part):
@@ -172,7 +229,9 @@ class Manifest(_Part):
     tokenizer: TokenizerInfo
     encoder: EncoderInfo
     index: IndexInfo
+    memory: MemoryInfo | None = None
     labels: LabelsInfo
+    filter: FilterInfo | None = None
     calibration: CalibrationInfo
     defaults: Defaults
     operating_points: list[OperatingPoint]
@@ -304,6 +363,12 @@ def _check_consistency(folder: Path, manifest: Manifest) -> None:
             f"{where}: labels.n_labels is {manifest.labels.n_labels}, index.n_rows is "
             f"{manifest.index.n_rows}: they must be equal"
         )
+    encoder = manifest.encoder
+    if encoder.file not in encoder.variants.values():
+        raise BundleMismatch(
+            f"{where}: encoder.file is {encoder.file!r}, encoder.variants has "
+            f"{list(encoder.variants.values())}"
+        )
     names = [point.name for point in manifest.operating_points]
     if manifest.defaults.effort not in names:
         raise BundleMismatch(
@@ -315,4 +380,6 @@ def _check_consistency(folder: Path, manifest: Manifest) -> None:
 def _referenced_files(manifest: Manifest) -> list[str]:
     files = [manifest.tokenizer.file, manifest.encoder.file, *manifest.encoder.variants.values()]
     files += manifest.index.files + manifest.labels.files
+    files += manifest.filter.files if manifest.filter else []
+    files += manifest.memory.files if manifest.memory else []
     return files + ([manifest.calibration.file] if manifest.calibration.file else [])

@@ -45,6 +45,12 @@ class Settings(BaseSettings):
         description="Where the encoder runs. `cuda` and `tensorrt` refuse to start without one; "
         "`auto` falls back to the CPU and says so.",
     )
+    encoder_variant: str | None = Field(
+        None,
+        min_length=1,
+        description="Precision that the encoder runs in, of those that the bundle carries: `fp32`, "
+        "`fp16` (for GPUs) or `int8` (for CPUs). Not set, the bundle's own choice.",
+    )
     lanes: int = Field(
         0,
         ge=0,

@@ -33,11 +33,14 @@ WORDS = tuple(
     for word in line.split()
 )
 N_LABELS = 50
+N_MEMORY = 40
 GOLDEN_QUERIES = ("the white whale", "history of rome", "star and moon", "a rose garden", "zzz")
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]"]
 
 
-def write_tiny_bundle(folder: Path, *, kind: str = "hnsw", calibrated: bool = True) -> Path:
+def write_tiny_bundle(
+    folder: Path, *, kind: str = "hnsw", calibrated: bool = True, memory: bool = False
+) -> Path:
     """Seal a bundle into `folder` (created) and return it."""
     folder.mkdir(parents=True, exist_ok=True)
     vectors = _word_vectors()
@@ -46,13 +49,16 @@ def write_tiny_bundle(folder: Path, *, kind: str = "hnsw", calibrated: bool = Tr
     labels = _labels()
     write_labels(folder, labels)
     _write_index(folder / f"index.{kind}.faiss", kind, _label_vectors(labels, vectors))
+    if memory:
+        _write_memory(folder, kind, vectors)
     if calibrated:
         knots = {"scores": [-1.0, 0.0, 1.0], "probabilities": [0.0, 0.1, 0.95]}
         (folder / "calibration.json").write_text(json.dumps(knots))
     (folder / "MODEL_CARD.md").write_text("# Tiny\n\nSynthetic; for tests only.\n")
-    seal(folder, tiny_manifest(kind, calibrated))
+    manifest = tiny_manifest(kind, calibrated, memory)
+    seal(folder, manifest)
     engine = Engine.open(folder, device="cpu")
-    seal(folder, tiny_manifest(kind, calibrated) | {"golden": _golden(engine)})
+    seal(folder, manifest | {"golden": _golden(engine)})
     return folder
 
 
@@ -135,6 +141,19 @@ def _write_index(path: Path, kind: str, vectors: np.ndarray) -> None:
     faiss.write_index(index, str(path))
 
 
+def _write_memory(folder: Path, kind: str, vectors: np.ndarray) -> None:
+    """Queries of two words, with one or two labels each."""
+    first, second = np.arange(N_MEMORY), (5 * np.arange(N_MEMORY) + 2) % len(WORDS)
+    means = vectors[len(SPECIALS) + first] + vectors[len(SPECIALS) + second]
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    _write_index(folder / "memory.faiss", kind, means)
+    offsets = np.cumsum([0, *(1 + row % 2 for row in range(N_MEMORY))])
+    np.save(folder / "memory.offsets.npy", offsets.astype(np.int64))
+    labels = (7 * np.arange(offsets[-1]) + 3) % N_LABELS
+    np.save(folder / "memory.labels.npy", labels.astype(np.int32))
+    np.save(folder / "memory.values.npy", np.ones(offsets[-1], np.float32))
+
+
 def _golden(engine: Engine) -> list[dict[str, Any]]:
     effort = engine.manifest.defaults.effort
     queries = [Query(text, 5, effort) for text in GOLDEN_QUERIES]
@@ -148,14 +167,19 @@ def _golden(engine: Engine) -> list[dict[str, Any]]:
     ]
 
 
-def tiny_manifest(kind: str = "hnsw", calibrated: bool = True) -> dict[str, Any]:
+def tiny_manifest(
+    kind: str = "hnsw", calibrated: bool = True, memory: bool = False
+) -> dict[str, Any]:
     """The manifest before sealing: no hashes, no id, no golden queries."""
     ef_search = {"fast": 8, "balanced": 24, "thorough": 48}
     params: dict[str, dict[str, int]] = {
         name: {"ef_search": ef} if kind == "hnsw" else {} for name, ef in ef_search.items()
     }
+    if memory and kind == "hnsw":
+        params = {name: point | {"memory_ef_search": 32} for name, point in params.items()}
     params["exact"] = {}
-    return {
+    with_memory = {"memory": _memory_info(kind)} if memory else {}
+    return with_memory | {
         "schema_version": 1,
         "name": "tiny",
         "created": "2026-01-01T00:00:00Z",
@@ -209,6 +233,21 @@ def tiny_manifest(kind: str = "hnsw", calibrated: bool = True) -> dict[str, Any]
         },
         "parity": {"max_abs_diff": 1e-6, "top1_agreement": 1.0, "n_queries": 5},
         "golden": [],
+    }
+
+
+def _memory_info(kind: str) -> dict[str, Any]:
+    arrays = [f"memory.{name}.npy" for name in ("offsets", "labels", "values")]
+    return {
+        "kind": kind,
+        "files": ["memory.faiss", *arrays],
+        "n_rows": N_MEMORY,
+        "params": {"m": 8},
+        "neighbours": 6,
+        "depth": 20,
+        "weight": 0.4,
+        "temperature": 0.1,
+        "logit_bias": -0.5,
     }
 
 

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.bundle import Golden, Manifest, resolve, verify
 from service.core.calibration import Calibration, RawScores, load_calibration
 from service.core.encoder import Encoder, OnnxEncoder
+from service.core.index.augmented import open_augmented
 from service.core.index.faiss_index import open_faiss
 from service.core.index.protocol import LabelIndex
+from service.core.item_filter import NO_ROWS, ItemFilter
 from service.core.labels import LabelStore
 from service.core.text import NORMALISER, NORMALISER_VERSION
 from service.core.tokenizer import Tokenizer, length_sorted_chunks, pad
@@ -28,10 +31,13 @@ from service.core.types import (
     Query,
     StageTimings,
 )
-from service.errors import BundleMismatch, GoldenMismatch
+from service.errors import BundleMismatch, GoldenMismatch, VariantMissing
 
 GOLDEN_TOLERANCE: Final = 1e-3
-"""Served scores may differ by this much between processors; a wrong file differs by far more."""
+"""Served scores may differ by this much between processors; a wrong file differs by far more.
+
+What a variant of lower precision may differ by on top is measured at sealing (`golden_drift`).
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,8 @@ class Engine:
     calibration: Calibration
     labels: LabelStore
     max_batch_tokens: int
+    variant: str
+    item_filter: ItemFilter | None = None
     clock: Callable[[], float] = time.perf_counter
 
     @classmethod
@@ -55,21 +63,30 @@ class Engine:
         device: str = "auto",
         intra_op_threads: int = 1,
         max_batch_tokens: int = 16384,
+        variant: str | None = None,
     ) -> "Engine":
         """Verify and open a bundle (or a folder of bundles), warm it, replay its golden queries.
 
-        `max_batch_tokens` bounds the padded tokens of one encoder call. Raises BundleError,
-        DeviceUnavailable.
+        `max_batch_tokens` bounds the padded tokens of one encoder call; `variant` is a precision of
+        the encoder, None for the bundle's own choice. Raises BundleError, DeviceUnavailable.
         """
         folder = resolve(path)
-        engine = cls._wire(folder, verify(folder), device, intra_op_threads, max_batch_tokens)
+        manifest = verify(folder)
+        chosen = manifest.encoder.served if variant is None else variant
+        engine = cls._wire(folder, manifest, chosen, device, intra_op_threads, max_batch_tokens)
         engine.warm_up()
         engine.replay_golden()
         return engine
 
     @classmethod
     def _wire(
-        cls, folder: Path, manifest: Manifest, device: str, threads: int, max_batch_tokens: int
+        cls,
+        folder: Path,
+        manifest: Manifest,
+        variant: str,
+        device: str,
+        threads: int,
+        max_batch_tokens: int,
     ) -> "Engine":
         text = manifest.text
         if (text.normaliser, text.version) != (NORMALISER, NORMALISER_VERSION):
@@ -77,26 +94,26 @@ class Engine:
                 f"{folder}: trained with text cleaning {text.normaliser} {text.version}, this code "
                 f"has {NORMALISER} {NORMALISER_VERSION}: serve it with the Astrolabe that sealed it"
             )
-        encoder = OnnxEncoder(folder / manifest.encoder.file, device, threads)
-        if encoder.dim != manifest.encoder.dim:
-            raise BundleMismatch(
-                f"{folder / manifest.encoder.file} gives vectors of {encoder.dim}, "
-                f"the manifest says encoder.dim {manifest.encoder.dim}"
-            )
+        encoder = open_encoder(folder, manifest, variant, device, threads)
         labels = LabelStore(folder)
         if len(labels) != manifest.labels.n_labels:
             raise BundleMismatch(
                 f"{folder} holds {len(labels)} labels, the manifest says {manifest.labels.n_labels}"
             )
         calibration = manifest.calibration.file
+        raw_kind = "probability" if manifest.memory else "logit"
         return cls(
             manifest=manifest,
             tokenizer=Tokenizer(folder / manifest.tokenizer.file, manifest.tokenizer.max_tokens),
             encoder=encoder,
             index=open_index(folder, manifest),
-            calibration=load_calibration(folder / calibration) if calibration else RawScores(),
+            calibration=(
+                load_calibration(folder / calibration) if calibration else RawScores(raw_kind)
+            ),
             labels=labels,
             max_batch_tokens=max_batch_tokens,
+            variant=variant,
+            item_filter=open_item_filter(folder, manifest),
         )
 
     @property
@@ -105,7 +122,11 @@ class Engine:
         return tuple(point.name for point in self.manifest.operating_points)
 
     def predict(self, queries: Sequence[Query]) -> PredictedBatch:
-        """Answer a batch; an answer does not depend on what else is in the batch."""
+        """Answer a batch; an answer does not depend on what else is in the batch.
+
+        A query with an `item_id` that filters nothing gets the answer of one without. Raises
+        ValueError where an `item_id` meets a bundle without an item filter.
+        """
         started = self.clock()
         encodings = self.tokenizer.tokenize([query.text for query in queries])
         lengths = [len(encoding) for encoding in encodings]
@@ -138,12 +159,26 @@ class Engine:
 
     def replay_golden(self) -> None:
         """Answer the recorded queries again; raises GoldenMismatch where an answer moved."""
-        defaults = self.manifest.defaults
         golden = self.manifest.golden
-        queries = [Query(item.query, len(item.label_ids), defaults.effort) for item in golden]
+        measured = self.manifest.encoder.measured.get(self.variant)
+        allowed = GOLDEN_TOLERANCE + ((measured.golden_drift or 0.0) if measured else 0.0)
+        for item, drift in zip(golden, self.golden_drifts(golden), strict=True):
+            if drift > allowed:
+                raise GoldenMismatch(
+                    f"golden query {item.query!r} with encoder variant {self.variant}: served "
+                    f"scores moved by {drift:.2g}, {allowed:.2g} is allowed; recorded were "
+                    f"{item.label_ids}: the parts of this bundle do not belong together"
+                )
+
+    def golden_drifts(self, golden: Sequence[Golden]) -> list[float]:
+        """How far each answer is from the recorded one, in served score."""
+        effort = self.manifest.defaults.effort
+        queries = [Query(item.query, len(item.label_ids), effort) for item in golden]
         answers = self.predict(queries).predictions if queries else []
-        for item, answer in zip(golden, answers, strict=True):
-            _check_golden(item, [self.labels[int(row)].label_id for row in answer.rows], answer)
+        return [
+            _drift(item, {self.labels[int(row)].label_id for row in answer.rows}, answer)
+            for item, answer in zip(golden, answers, strict=True)
+        ]
 
     def _search(
         self,
@@ -151,20 +186,58 @@ class Engine:
         embeddings: Float32Rows,
         truncated: "np.ndarray[tuple[int], np.dtype[np.bool_]]",
     ) -> list[Prediction]:
-        """One index search for each (k, effort) asked for; k changes a graph search's answer."""
+        """One index search for each (depth, effort); depth changes a graph search's answer.
+
+        The depth is k, and as much more as the query's item has rows to be left out.
+        """
+        left_out = {
+            position: self._rows_left_out(query.item_id)
+            for position, query in enumerate(queries)
+            if query.item_id is not None
+        }
         groups: dict[tuple[int, str], list[int]] = {}
         for position, query in enumerate(queries):
-            groups.setdefault((query.k, query.effort), []).append(position)
+            depth = query.k + len(left_out.get(position, NO_ROWS))
+            groups.setdefault((depth, query.effort), []).append(position)
         predictions: list[Prediction | None] = [None] * len(queries)
-        for (k, effort), positions in groups.items():
+        for (depth, effort), positions in groups.items():
             whole = len(groups) == 1  # nearly always: then nothing is copied
-            hits = self.index.search(embeddings if whole else embeddings[positions], k, effort)
+            hits = self.index.search(embeddings if whole else embeddings[positions], depth, effort)
             scores = self.calibration.apply(hits.scores)
             for i, position in enumerate(positions):
+                rows, served = hits.rows[i], scores[i]
+                if position in left_out:
+                    kept = ~np.isin(rows, left_out[position])
+                    k = queries[position].k
+                    rows, served = rows[kept][:k], served[kept][:k]
                 predictions[position] = Prediction(
-                    hits.rows[i], scores[i], embeddings[position], bool(truncated[position])
+                    rows, served, embeddings[position], bool(truncated[position])
                 )
         return [prediction for prediction in predictions if prediction is not None]
+
+    def _rows_left_out(self, item_id: str) -> NDArray[np.int64]:
+        if self.item_filter is None:
+            raise ValueError(f"item_id is {item_id!r}, this bundle has no item filter")
+        return self.item_filter.rows_for(item_id)
+
+
+def open_encoder(
+    folder: Path, manifest: Manifest, variant: str, device: str, threads: int
+) -> OnnxEncoder:
+    """The encoder of a precision; raises VariantMissing, BundleMismatch, DeviceUnavailable."""
+    spec = manifest.encoder
+    if variant not in spec.variants:
+        raise VariantMissing(
+            f"encoder variant {variant} was asked for, {folder} has {', '.join(spec.variants)}: "
+            "name one of these, or none for the bundle's own choice"
+        )
+    path = folder / spec.variants[variant]
+    encoder = OnnxEncoder(path, device, threads)
+    if encoder.dim != spec.dim:
+        raise BundleMismatch(
+            f"{path} gives vectors of {encoder.dim}, the manifest says encoder.dim {spec.dim}"
+        )
+    return encoder
 
 
 def open_index(folder: Path, manifest: Manifest) -> LabelIndex:
@@ -173,22 +246,37 @@ def open_index(folder: Path, manifest: Manifest) -> LabelIndex:
     spec = manifest.index
     if spec.kind in ("hnsw", "flat"):
         path = folder / spec.files[0]
-        return open_faiss(path, manifest.encoder.dim, spec.n_rows, efforts)
+        labels = open_faiss(path, manifest.encoder.dim, spec.n_rows, efforts)
+        memory = manifest.memory
+        return open_augmented(folder, memory, labels, efforts) if memory else labels
     raise BundleMismatch(f"{folder}: index.kind is {spec.kind!r}, this code has hnsw and flat")
 
 
-def _check_golden(item: Golden, label_ids: list[str], answer: Prediction) -> None:
-    scores = answer.scores
-    expected = np.asarray(item.scores)
-    drift = float(np.abs(scores - expected).max(initial=0.0)) if len(scores) == len(expected) else 1
-    # Labels whose scores tie within the tolerance may change places, also across the last place.
-    settled = {
-        label_id
-        for label_id, score in zip(item.label_ids, item.scores, strict=True)
-        if score > item.scores[-1] + GOLDEN_TOLERANCE
-    }
-    if drift > GOLDEN_TOLERANCE or not settled <= set(label_ids):
-        raise GoldenMismatch(
-            f"golden query {item.query!r} gives {label_ids} (largest score change {drift:.2g}), "
-            f"recorded were {item.label_ids}: the parts of this bundle do not belong together"
+def open_item_filter(folder: Path, manifest: Manifest) -> ItemFilter | None:
+    """The item filter, where the manifest names one; raises BundleMismatch."""
+    spec = manifest.filter
+    if spec is None:
+        return None
+    found = ItemFilter(folder, manifest.labels.n_labels)
+    if (len(found), found.n_pairs) != (spec.n_items, spec.n_pairs):
+        raise BundleMismatch(
+            f"{folder}: the filter holds {len(found)} items with {found.n_pairs} rows, the "
+            f"manifest says {spec.n_items} with {spec.n_pairs}"
         )
+    return found
+
+
+def _drift(item: Golden, label_ids: set[str], answer: Prediction) -> float:
+    """Largest change of a score by rank, and by how much a lost label stood above the last one.
+
+    So labels whose scores lie closer than a tolerance may change places, also across the last one.
+    """
+    if len(answer.scores) != len(item.scores):
+        return float("inf")
+    lost = [
+        score - item.scores[-1]
+        for label_id, score in zip(item.label_ids, item.scores, strict=True)
+        if label_id not in label_ids
+    ]
+    moved = np.abs(answer.scores - np.asarray(item.scores))
+    return max(float(moved.max(initial=0.0)), *lost, 0.0)

@@ -9,6 +9,7 @@ Loopback only. It needs nothing of the service but its address, so it checks wha
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -38,8 +39,10 @@ def main() -> int:
     texts = point_texts(dataset.test, args.fields)
     rows = {uid: row for row, uid in enumerate(dataset.labels.uids)}
     with httpx.Client(base_url=args.url) as client:
-        found = ask(client, texts, args.effort, rows)
-        exact = ask(client, texts, "exact", rows)
+        filtered = client.get("/v1/info").raise_for_status().json()["item_filter"]
+        item_ids = dataset.test.uids if filtered else [None] * len(texts)
+        found = ask(client, texts, item_ids, args.effort, rows)
+        exact = ask(client, texts, item_ids, "exact", rows)
     for k in (1, 3, 5):
         print(f"P@{k} {100 * precision_at_k(found, dataset.test.labels, k):.2f}")
     recall = (found[:, :, None] == exact[:, None, :]).any(axis=1).mean()
@@ -48,12 +51,18 @@ def main() -> int:
 
 
 def ask(
-    client: httpx.Client, texts: list[str], effort: str, rows: dict[str, int]
+    client: httpx.Client,
+    texts: list[str],
+    item_ids: Sequence[str | None],
+    effort: str,
+    rows: dict[str, int],
 ) -> NDArray[np.int64]:
-    """Label rows (n, K) of every text, one request each."""
+    """Label rows (n, K) of every text, one request each; a text of an item names it."""
     ranked = np.empty((len(texts), K), np.int64)
-    for i, text in enumerate(texts):
+    for i, (text, item_id) in enumerate(zip(texts, item_ids, strict=True)):
         body = {"query": text, "k": K, "effort": effort}
+        if item_id is not None:
+            body["item_id"] = item_id
         answer = client.post("/v1/recommend", json=body).raise_for_status().json()
         ranked[i] = [rows[label["id"]] for label in answer["results"][0]["labels"]]
     return ranked

@@ -1,48 +1,115 @@
-"""The exported graph computes what torch computes, for any batch and length."""
+"""Every encoder in every precision computes what torch computes, for any batch and length."""
+
+from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from models.encoders.bag import BagEncoder
-from models.export_onnx import encode_with, export, parity
-from models.methods.astra import Servable
+from models.encoders.transformer import BagTransformer
+from models.export_onnx import encode_with, parity, trace
+from models.precision import at_precision
 from service.core.encoder import OnnxEncoder
 from tests.models.methods.test_astra import label_texts  # noqa: F401
+from tests.models.tiny import tiny_transformer
+
+VOCABULARY = 400
+KINDS = ("bag", "transformer", "bag+transformer")
+TOLERANCES = {"fp32": 1e-5, "fp16": 3e-3, "int8": 4e-2}
 
 
-@pytest.fixture(scope="module")
-def encoder():
+def make_encoder(kind):
     torch.manual_seed(0)
-    built = BagEncoder(torch.randn(50, 16), pair_buckets=64)
-    torch.nn.init.normal_(built.pairs.weight, std=0.3)
-    return built
+    bag = BagEncoder(torch.randn(VOCABULARY, 16), pair_buckets=64)
+    torch.nn.init.normal_(bag.pairs.weight, std=0.3)
+    if kind == "bag":
+        return bag
+    transformer = tiny_transformer()
+    torch.nn.init.normal_(transformer.projection.weight)
+    return transformer if kind == "transformer" else BagTransformer(bag, transformer)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def encoder(request):
+    return make_encoder(request.param)
 
 
 @pytest.fixture(scope="module")
-def exported(encoder, tmp_path_factory):
+def traced(encoder):
+    return trace(encoder)
+
+
+@pytest.fixture(scope="module", params=TOLERANCES)
+def variant(request, traced, tmp_path_factory):
+    """A precision, its graph and the opened file."""
+    model = at_precision(traced, request.param)
     path = tmp_path_factory.mktemp("onnx") / "encoder.onnx"
-    export(encoder, path)
-    return OnnxEncoder(path, "cpu")
+    onnx.save(model, path)
+    return SimpleNamespace(
+        precision=request.param, model=model, path=path, encoder=OnnxEncoder(path, "cpu")
+    )
+
+
+def batch_of(n, length, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, VOCABULARY, (n, length), generator=generator)
+    lengths = torch.randint(2, length + 1, (n, 1), generator=generator)
+    mask = (torch.arange(length) < lengths).long()
+    return SimpleNamespace(ids=ids.numpy(), mask=mask.numpy())
 
 
 @pytest.mark.parametrize(("n", "length"), [(1, 2), (1, 9), (5, 3), (40, 64)])
-def test_onnx_matches_torch_at_every_shape(encoder, exported, n, length):
-    generator = torch.Generator().manual_seed(n)
-    ids = torch.randint(0, 50, (n, length), generator=generator)
-    lengths = torch.randint(2, length + 1, (n, 1), generator=generator)
-    mask = (torch.arange(length) < lengths).long()
+def test_onnx_matches_torch_at_every_shape(encoder, variant, n, length):
+    batch = batch_of(n, length)
     with torch.no_grad():
-        expected = encoder(ids, mask).numpy()
-    batch = type("Batch", (), {"ids": ids.numpy(), "mask": mask.numpy()})
-    assert np.abs(exported.encode(batch) - expected).max() < 2e-3
+        expected = encoder(torch.from_numpy(batch.ids), torch.from_numpy(batch.mask)).numpy()
+    rows = variant.encoder.encode(batch)
+    assert rows.dtype == np.float32
+    assert np.abs(rows - expected).max() < TOLERANCES[variant.precision]
+    assert np.allclose(np.linalg.norm(rows, axis=1), 1.0, atol=1e-5)
 
 
-def test_parity_reports_agreement_and_notices_a_wrong_export(encoder, exported, label_texts):  # noqa: F811
-    vectors = np.random.default_rng(1).standard_normal((30, 16), np.float32)
-    parts = Servable(encoder, vectors)
-    rows = encode_with(exported, label_texts)
-    good = parity(parts, rows, label_texts)
-    assert good.max_abs_diff < 2e-3
-    assert good.top1_agreement == 1.0
-    assert parity(parts, -rows, label_texts).top1_agreement < 0.5
+def test_a_row_does_not_depend_on_padding_or_on_its_batch(variant):
+    batch = batch_of(6, 12)
+    together = variant.encoder.encode(batch)
+    for i in range(len(batch.ids)):
+        row, length = slice(i, i + 1), int(batch.mask[i].sum())
+        alone = SimpleNamespace(ids=batch.ids[row, :length], mask=batch.mask[row, :length])
+        assert np.abs(variant.encoder.encode(alone)[0] - together[i]).max() < 1e-5
+
+
+def test_lower_precision_is_smaller(variant, traced):
+    share = variant.path.stat().st_size / at_precision(traced, "fp32").ByteSize()
+    assert share <= {"fp32": 1.0, "fp16": 0.7, "int8": 0.6}[variant.precision]
+
+
+def test_int8_multiplies_the_layers_in_integers_and_nothing_else(encoder, traced):
+    kinds = [node.op_type for node in at_precision(traced, "int8").graph.node]
+    layers = 0 if isinstance(encoder, BagEncoder) else 2
+    assert kinds.count("MatMulInteger") == 6 * layers  # query, key, value, output, up, down
+    assert kinds.count("MatMul") == 2 * layers  # attention itself
+    assert kinds.count("Gemm") == min(1, layers)  # the projection
+
+
+def test_no_graph_names_a_path_of_this_machine(variant):
+    found = variant.path.read_bytes()
+    assert b"site-packages" not in found
+    assert b".py" not in found
+
+
+def test_tracing_leaves_the_encoder_as_it_was():
+    encoder = make_encoder("transformer")
+    before = encoder.backbone.config._attn_implementation
+    trace(encoder)
+    assert encoder.backbone.config._attn_implementation == before
+
+
+def test_parity_reports_agreement_and_notices_a_wrong_export(encoder, variant, label_texts):  # noqa: F811
+    vectors = np.random.default_rng(1).standard_normal((30, encoder.dim), np.float32)
+    rows = encode_with(variant.encoder, label_texts)
+    good = parity(rows, rows, vectors)
+    assert (good.max_abs_diff, good.top1_agreement) == (0.0, 1.0)
+    assert good.n_queries == len(label_texts)
+    assert parity(rows, -rows, vectors).top1_agreement < 0.5

@@ -163,6 +163,38 @@ def test_parts_that_disagree_are_refused_with_both_values(
     refused(bundle, BundleMismatch, MANIFEST, *values)
 
 
+def test_a_manifest_without_a_memory_needs_no_such_field(tiny_bundle: Path) -> None:
+    assert "memory" not in json.loads((tiny_bundle / MANIFEST).read_text())
+    assert read_manifest(tiny_bundle).memory is None
+
+
+def test_sealed_bundle_with_a_memory_verifies(tiny_memory_bundle: Path) -> None:
+    memory = verify(tiny_memory_bundle).memory
+    assert memory is not None
+    assert memory.n_rows == 40
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        (lambda m: m["memory"].update(weight=0.0), "memory.weight"),
+        (lambda m: m["memory"].update(weight=1.0), "memory.weight"),
+        (lambda m: m["memory"].update(temperature=0.0), "memory.temperature"),
+        (lambda m: m["memory"].update(neighbours=0), "memory.neighbours"),
+        (lambda m: m["memory"].update(depth=0), "memory.depth"),
+        (lambda m: m["memory"]["files"].pop(), "memory.files"),
+        (lambda m: m["memory"]["files"].__setitem__(2, "gone.npy"), "gone.npy"),
+        (lambda m: m["memory"].update(surprise=1), "memory.surprise"),
+    ],
+)
+def test_memory_off_its_schema_is_refused_with_the_place(
+    tiny_memory_bundle: Path, tmp_path: Path, change: Callable[[dict[str, Any]], Any], place: str
+) -> None:
+    folder = Path(shutil.copytree(tiny_memory_bundle, tmp_path / "copy"))
+    reseal(folder, change)
+    refused(folder, ManifestInvalid, MANIFEST, place)
+
+
 def test_bundle_id_ignores_layout_and_order_of_the_file(tiny_bundle: Path) -> None:
     raw = json.loads((tiny_bundle / MANIFEST).read_text())
     shuffled = dict(sorted(raw.items(), reverse=True))

@@ -104,6 +104,13 @@ def test_batch_budget_below_max_tokens_is_refused_at_start(tiny_bundle: Path) ->
     assert "max_batch_tokens (8) is below the bundle's max_tokens (32)" in last_line(done.stderr)
 
 
+def test_variant_that_the_bundle_lacks_is_refused_at_start(tiny_bundle: Path) -> None:
+    done = run("--bundle", str(tiny_bundle), "--port", "0", ASTROLABE_ENCODER_VARIANT="int8")
+    assert done.returncode == 1
+    assert f"variant int8 was asked for, {tiny_bundle} has fp32" in last_line(done.stderr)
+    assert "Traceback" not in done.stderr
+
+
 def test_unknown_variable_is_refused_at_start() -> None:
     done = run("--bundle", "b", ASTROLABE_PROT="1")
     assert done.returncode == 1

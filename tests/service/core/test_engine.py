@@ -8,9 +8,12 @@ import faiss
 import numpy as np
 import pytest
 
-from service.bundle import MANIFEST
-from service.core.engine import Engine
-from service.core.types import Query
+from service.bundle import MANIFEST, verify
+from service.core.engine import Engine, open_index
+from service.core.index.augmented import Blend
+from service.core.index.faiss_index import open_faiss
+from service.core.index.memory_labels import open_memory_labels
+from service.core.types import Hits, Query
 from service.errors import (
     BundleMismatch,
     DeviceUnavailable,
@@ -18,7 +21,8 @@ from service.errors import (
     GoldenMismatch,
     ManifestInvalid,
 )
-from tests.tiny_bundle import DIM, GOLDEN_QUERIES, seal, write_tiny_bundle
+from tests.service.core.index.test_augmented import assert_same, twin
+from tests.tiny_bundle import DIM, GOLDEN_QUERIES, N_LABELS, seal, write_tiny_bundle
 
 TEXTS = ["the white whale", "rome", "", "song and dance " * 9, "moon light", "castle of the king"]
 
@@ -174,3 +178,66 @@ def test_manifest_that_does_not_fit_the_parts_is_refused(
     reseal(bundle, change)
     with pytest.raises(BundleMismatch, match=words):
         Engine.open(bundle, device="cpu")
+
+
+def test_an_engine_with_a_memory_answers_as_the_slow_twin(tiny_memory_bundle: Path) -> None:
+    engine = Engine.open(tiny_memory_bundle, device="cpu")
+    info = engine.manifest.memory
+    assert info is not None
+    predictions = engine.predict([Query(text, 10, "balanced") for text in TEXTS]).predictions
+    embeddings = np.stack([prediction.embedding for prediction in predictions])
+    efforts = {"labels": {"ef_search": 24}, "memory": {"ef_search": 32}}
+    files = [tiny_memory_bundle / name for name in info.files]
+    labels = open_faiss(tiny_memory_bundle / "index.hnsw.faiss", DIM, N_LABELS, efforts)
+    memory = open_faiss(files[0], DIM, info.n_rows, efforts)
+    settings = Blend(info.weight, info.temperature, info.neighbours, info.depth, info.logit_bias)
+    expected = twin(
+        labels.search(embeddings, info.depth, "labels"),
+        memory.search(embeddings, info.neighbours, "memory"),
+        open_memory_labels(files[1:], info.n_rows, N_LABELS),
+        settings,
+        k=10,
+    )
+    rows = np.stack([prediction.rows for prediction in predictions])
+    scores = np.stack([prediction.scores for prediction in predictions])
+    assert_same(Hits(rows, scores), expected)
+    assert engine.calibration.score_kind == "probability"
+
+
+def test_a_memory_is_wired_in_only_where_the_manifest_has_one(
+    tiny_bundle: Path, tiny_memory_bundle: Path
+) -> None:
+    kinds = [open_index(f, verify(f)).kind for f in (tiny_bundle, tiny_memory_bundle)]
+    assert kinds == ["hnsw", "augmented"]
+
+
+def test_an_effort_without_memory_ef_search_scans_the_memory(tmp_path: Path) -> None:
+    folder = write_tiny_bundle(tmp_path / "tiny", memory=True)
+    exact = ask(Engine.open(folder, device="cpu"), TEXTS, effort="exact")
+    reseal(folder, lambda m: m["operating_points"][0].update(params={}))
+    assert ask(Engine.open(folder, device="cpu"), TEXTS, effort="fast") == exact
+
+
+@pytest.mark.parametrize(
+    ("damage", "change", "words"),
+    [
+        (lambda f: None, lambda m: m["memory"].update(kind="flat"), "of kind hnsw, .* flat"),
+        (lambda f: None, lambda m: m["memory"].update(n_rows=39), r"memory\.faiss holds 40 vec"),
+        (
+            lambda f: np.save(f / "memory.labels.npy", np.full(60, 50, np.int32)),
+            lambda m: None,
+            r"memory\.labels\.npy names label rows 50 to 50, the index has 50",
+        ),
+    ],
+)
+def test_memory_that_does_not_fit_the_labels_is_refused(
+    tmp_path: Path,
+    damage: Callable[[Path], Any],
+    change: Callable[[dict[str, Any]], Any],
+    words: str,
+) -> None:
+    folder = write_tiny_bundle(tmp_path / "tiny", memory=True)
+    damage(folder)
+    reseal(folder, change)
+    with pytest.raises(BundleMismatch, match=words):
+        Engine.open(folder, device="cpu")

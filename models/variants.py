@@ -1,0 +1,172 @@
+"""The encoder in every precision asked for: written, measured against fp32, one chosen to serve.
+
+A variant that loses more of fp32's P@1 than the configuration allows is left out, unless it is
+asked for by name. Everything downstream (index, calibration, quality) is measured with the one that
+serves. The files go to the run folder; models.release takes them into the bundle.
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from models.atomic import write_atomic
+from models.config import ExportConfig, Precision
+from models.data.tokens import TokenizedTexts
+from models.encoders.build import embed, transformer_of
+from models.errors import ReleaseError, RunError
+from models.export_onnx import encode_with, parity, trace
+from models.loop import Validation, exact_ranking
+from models.methods.astra import Servable
+from models.metrics import precision_at_k
+from models.precision import at_precision
+from models.runs import Run, encoder_file
+from service.bundle import ParityInfo, VariantInfo
+from service.core.encoder import OnnxEncoder
+
+log = logging.getLogger(__name__)
+
+REFERENCE: Precision = "fp32"
+RECORD = "encoder"
+_FOR_BAG: tuple[Precision, ...] = ("fp16", "fp32", "int8")
+_FOR_TRANSFORMER: tuple[Precision, ...] = ("int8", "fp32", "fp16")
+_WARM_UP = 20
+_TIMED = 200
+
+
+class Exported(BaseModel):
+    """What a run records as `encoder`: all precisions that were measured, and the choice."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dim: int
+    n_queries: int
+    measured: dict[Precision, VariantInfo]
+    carried: list[Precision]
+    served: Precision
+
+    @classmethod
+    def of(cls, run: Run) -> "Exported":
+        """What the export stage has recorded. Raises RunError where it has not run."""
+        recorded = run.measured().get(RECORD)
+        if recorded is None:
+            raise RunError(f"{run.folder} has no encoder: run `python -m models export` first")
+        return cls.model_validate(recorded)
+
+    def parity(self, precision: Precision) -> ParityInfo:
+        """A precision against torch."""
+        found = self.measured[precision]
+        return ParityInfo(
+            max_abs_diff=found.max_abs_diff,
+            top1_agreement=found.top1_agreement,
+            n_queries=self.n_queries,
+        )
+
+
+def export_variants(parts: Servable, validation: Validation, run: Run) -> None:
+    """Write, measure and choose; leaves encoder files and the record. Raises ReleaseError.
+
+    fp32 is always written and measured, for the others are judged by it.
+    """
+    config = run.config.export
+    traced = trace(parts.encoder)
+    expected = embed(parts.encoder, validation.texts)
+    measured: dict[Precision, VariantInfo] = {}
+    for precision in (REFERENCE, *(name for name in config.variants if name != REFERENCE)):
+        path = run.folder / encoder_file(precision)
+        write_atomic(path, partial(onnx.save, at_precision(traced, precision)))
+        found = measure(path, expected, parts.label_vectors, validation, measured.get(REFERENCE))
+        measured[precision] = found
+        log.info(
+            "%s: P@1 %.2f (%+.2f), first label as torch's for %.2f %%, %.0f us a query, %.1f MB",
+            precision,
+            found.p_at_1,
+            found.p_at_1_change,
+            100 * found.top1_agreement,
+            found.encode_us_p50,
+            found.bytes / 1e6,
+        )
+    has_transformer = transformer_of(parts.encoder) is not None
+    served, carried = choose(config, measured, has_transformer)
+    log.info("carried: %s; served: %s", ", ".join(carried), served)
+    exported = Exported(
+        dim=parts.encoder.dim,
+        n_queries=len(expected),
+        measured=measured,
+        carried=carried,
+        served=served,
+    )
+    run.record(**{RECORD: exported.model_dump()})
+
+
+def measure(
+    path: Path,
+    expected: NDArray[np.float32],
+    label_vectors: NDArray[np.float32],
+    validation: Validation,
+    reference: VariantInfo | None,
+) -> VariantInfo:
+    """A variant's figures on the validation points; `expected` (n, dim) are torch's embeddings."""
+    texts = validation.texts
+    rows = encode_with(OnnxEncoder(path, "cpu", torch.get_num_threads()), texts)
+    ranked = exact_ranking(rows, label_vectors, validation.filtered, 1)
+    p_at_1 = 100 * precision_at_k(ranked, validation.labels, 1)
+    found = parity(expected, rows, label_vectors)
+    return VariantInfo(
+        bytes=path.stat().st_size,
+        max_abs_diff=found.max_abs_diff,
+        top1_agreement=found.top1_agreement,
+        p_at_1=round(p_at_1, 3),
+        p_at_1_change=round(p_at_1 - reference.p_at_1, 3) if reference else 0.0,
+        encode_us_p50=round(_one_by_one_us(OnnxEncoder(path, "cpu"), texts), 1),
+    )
+
+
+def choose(
+    config: ExportConfig, measured: Mapping[Precision, VariantInfo], has_transformer: bool
+) -> tuple[Precision, list[Precision]]:
+    """The variant that serves, and all that a bundle carries. Raises ReleaseError."""
+    needed = (1 - config.max_p_at_1_loss) * measured[REFERENCE].p_at_1
+    carried: list[Precision] = []
+    for name in config.variants:
+        passed = measured[name].p_at_1 >= needed
+        if passed or name == config.serve:
+            carried.append(name)
+        if not passed:
+            log.warning(
+                "%s loses more than export.max_p_at_1_loss (%g of P@1 %.2f): %s",
+                name,
+                config.max_p_at_1_loss,
+                measured[REFERENCE].p_at_1,
+                "served, as export.serve says" if name == config.serve else "left out",
+            )
+    if config.serve != "auto":
+        return config.serve, carried
+    for name in _FOR_TRANSFORMER if has_transformer else _FOR_BAG:
+        if name in carried:
+            return name, carried
+    raise ReleaseError(
+        f"every precision of export.variants ({', '.join(config.variants)}) loses more P@1 than "
+        f"export.max_p_at_1_loss ({config.max_p_at_1_loss:g}) allows: add fp32, or name one in "
+        "export.serve"
+    )
+
+
+def _one_by_one_us(encoder: OnnxEncoder, texts: TokenizedTexts) -> float:
+    """Median microseconds of encoding one text."""
+    batches = [texts.batch(np.array([row])) for row in range(min(_TIMED, len(texts)))]
+    for batch in batches[:_WARM_UP]:
+        encoder.encode(batch)
+    taken = np.empty(len(batches))
+    for i, batch in enumerate(batches):
+        started = time.perf_counter()
+        encoder.encode(batch)
+        taken[i] = time.perf_counter() - started
+    return float(np.median(taken)) * 1e6
