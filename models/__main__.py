@@ -5,10 +5,14 @@ Thin shells over models.stages; nothing heavy is imported before a stage is name
 
 import argparse
 import logging
+import os
+import shlex
 import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from models.peers.registry import NONE, PEERS, choose_peers
 
 if TYPE_CHECKING:
     from service.bundle import Manifest, QualityInfo
@@ -22,11 +26,20 @@ STAGES = {
     "all": "every stage that has not been done yet",
     "evaluate": "score a sealed bundle on a split of its data",
 }
+PREPARE, DEBIAN = "prepare", "debian"
+COMPARE = "compare"
+SPREAD = "train"
+"""The stage that torchrun may spread over processes."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one stage; 0 if it went well, 1 after an error said in one sentence."""
-    args = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.stage == PREPARE and (args.config is None) == (args.source is None):
+        parser.error(f"{PREPARE} takes either --config or a SOURCE such as {DEBIAN}")
+    args.command = f"python -m models {shlex.join(argv)}"
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
     logging.getLogger("models").setLevel(logging.INFO)  # libraries stay quiet unless they fail
     from models.errors import ModelsError
@@ -51,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
     for name, what in STAGES.items():
         command = commands.add_parser(name, help=what, description=what)
-        command.add_argument("--config", type=Path, required=True, help="a TOML file")
+        command.add_argument("--config", type=Path, required=name != PREPARE, help="a TOML file")
         command.add_argument(
             "--set",
             action="append",
@@ -62,13 +75,54 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--var", type=Path, default=Path("var"), help="where runs and bundles go"
         )
+        if name == PREPARE:
+            _add_sources(command)
         if name == "evaluate":
             command.add_argument("--bundle", type=Path, help="default: the newest of this config")
             command.add_argument("--split", default="test", choices=["test", "train"])
+    _add_compare(commands)
     return parser
 
 
+def _add_sources(prepare: argparse.ArgumentParser) -> None:
+    sources = prepare.add_subparsers(title="to make a data set", dest="source", metavar="SOURCE")
+    what = "make a data set of the packages of Debian or Ubuntu, from apt's own lists"
+    add = sources.add_parser(DEBIAN, help=what, description=what).add_argument
+    add("--out", type=Path, required=True, metavar="FOLDER", help="empty, or not there yet")
+    add("--limit-points", type=_at_least_one, metavar="N", help="only a sample, for a trial")
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above zero")
+    return int(text)
+
+
+def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    what = "measure bundles, configurations and peers on the same data: one table, two charts"
+    add = commands.add_parser(COMPARE, help=what, description=what).add_argument
+    add("--data", type=Path, help="a folder with a data set; default: the first config's")
+    add("--fields", choices=["title", "title+content"], help="default: the first config's")
+    add("--own-item", action="store_true", help="a point is no answer to itself (data.own_item)")
+    add("--config", type=Path, action="append", default=[], help="trained unless sealed; repeat")
+    add("--bundle", type=Path, action="append", default=[], help="a sealed bundle; repeat")
+    add("--peers", default=",".join(PEERS), help=f"of {', '.join(PEERS)}; or {NONE}")
+    add("--propensity", type=float, nargs=2, metavar=("A", "B"), help="default: 0.55 1.5")
+    add("--var", type=Path, default=Path("var"), help="where runs and bundles go")
+    add("--out", type=Path, metavar="FOLDER", help="default: compare/NAME under --var")
+    add("--into", type=Path, metavar="PAGE", help="a Markdown page with markers for the table")
+    add("--name", help="of the markers; default: the data's")
+    add("--again", action="store_true", help="measure again what is on record")
+
+
 def _run(args: argparse.Namespace) -> None:
+    _refuse_processes(args.stage)
+    if args.stage == COMPARE:
+        print(_compare(args))
+        return
+    if args.stage == PREPARE and args.source == DEBIAN:
+        print(_make_debian(args))
+        return
     from models import stages
     from models.config import load_config
     from service.bundle import read_manifest
@@ -90,6 +144,46 @@ def _run(args: argparse.Namespace) -> None:
         {"train": stages.run_train, "export": stages.run_export, "index": stages.run_index}[
             args.stage
         ](job)
+
+
+def _refuse_processes(stage: str) -> None:
+    from models.errors import ConfigError
+
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1" and stage != SPREAD:
+        raise ConfigError(
+            f"torchrun started {processes} processes of {stage}, which is for one: run "
+            f"{SPREAD} with torchrun, then {stage} without"
+        )
+
+
+def _make_debian(args: argparse.Namespace) -> str:
+    from models.data.dataset import report
+    from models.data.debian import make_dataset
+
+    return report(make_dataset(args.out, args.limit_points), "title+content").as_text()
+
+
+def _compare(args: argparse.Namespace) -> str:
+    from models.compare import Request, compare
+    from models.comparison_report import as_markdown
+
+    request = Request(
+        data=args.data,
+        fields=args.fields,
+        own_item=args.own_item,
+        propensity=tuple(args.propensity) if args.propensity else None,
+        configs=tuple(args.config),
+        bundles=tuple(args.bundle),
+        peers=choose_peers(args.peers),
+        var=args.var,
+        out=args.out,
+        into=args.into,
+        name=args.name,
+        again=args.again,
+        command=args.command,
+    )
+    return as_markdown(compare(request))
 
 
 def _figures(quality: "QualityInfo") -> str:

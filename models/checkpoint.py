@@ -5,6 +5,7 @@ with the very numbers it would have had.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,7 +19,11 @@ from torch import Tensor, nn
 from models.atomic import write_atomic
 from models.errors import RunError
 from models.negatives import HardNegatives
+from models.optimizers import LABELS, Optimizers
 from models.rng import Rng
+
+SHARDED = "labels.weight"
+"""The one weight whose rows are spread over ranks; files hold all of it."""
 
 
 @dataclass(slots=True)
@@ -46,44 +51,78 @@ class Restored:
 def save_checkpoint(
     path: Path,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Optimizers,
     rng: Rng,
     progress: Progress,
     order: NDArray[np.int64],
     hard: HardNegatives | None,
+    whole: Callable[[Tensor], Tensor],
+    *,
+    write: bool = True,
 ) -> None:
-    """Write everything needed to go on after `progress`. `order` is this epoch's row order."""
+    """Write everything needed to go on after `progress`. `order` is this epoch's row order.
+
+    `whole` makes all label rows of this rank's; every rank calls, the one told to `write` writes.
+    Raises RunError.
+    """
     numpy_state, torch_state = rng.state()
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    steps: dict[str, float] = {}
-    for number, state in optimizer.state_dict()["state"].items():
-        for name, value in state.items():
-            if isinstance(value, Tensor) and value.ndim > 0:
-                tensors[f"optimizer.{number}.{name}"] = value
-            else:
-                steps[f"{number}.{name}"] = float(value)
-    tensors["rng.torch"] = torch_state
-    tensors["order"] = torch.from_numpy(order)
+    tensors = {f"model.{name}": tensor for name, tensor in weights_of(model, whole).items()}
+    scalars: dict[str, float] = {}
+    for kind, optimizer in optimizers.named.items():
+        for number, state in optimizer.state_dict()["state"].items():
+            for name, value in state.items():
+                key = f"{kind}.{number}.{name}"
+                if isinstance(value, Tensor) and value.ndim > 0:
+                    tensors[f"optimizer.{key}"] = whole(value) if kind == LABELS else value
+                else:
+                    scalars[key] = float(value)
+    tensors |= {"rng.torch": torch_state, "order": torch.from_numpy(order)}
     if hard is not None:
         tensors |= {"hard.labels": hard.labels, "hard.density": hard.density}
     metadata = {
         "progress": json.dumps(asdict(progress)),
         "rng.numpy": numpy_state,
-        "optimizer": json.dumps(steps),
+        "optimizers": json.dumps(scalars),
     }
-    write_atomic(path, lambda temporary: save_file(tensors, str(temporary), metadata))
+    if write:
+        write_tensors(path, tensors, metadata)
+
+
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """One safetensors file, atomically. Raises RunError where the disk does not take it."""
+    try:
+        write_atomic(path, lambda temporary: save_file(tensors, str(temporary), metadata))
+    except (SafetensorError, OSError) as exc:
+        # Of a full disk the library makes an error of its own, with the system's words in it.
+        raise RunError(
+            f"{path} could not be written ({exc}): what was there before is whole, so make room "
+            "and run the same command again"
+        ) from exc
+
+
+def weights_of(model: nn.Module, whole: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """The model's state with all label rows."""
+    return {
+        name: whole(tensor) if name == SHARDED else tensor
+        for name, tensor in model.state_dict().items()
+    }
 
 
 def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rng: Rng
+    path: Path, model: nn.Module, optimizers: Optimizers, rng: Rng, shard: slice
 ) -> Restored:
-    """Restore model, optimiser and generators in place. Raises RunError on a broken file."""
+    """Restore model, optimisers and generators in place. Raises RunError on a broken file."""
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        model.load_state_dict(_under("model.", tensors))
-        _restore_optimizer(optimizer, tensors, json.loads(metadata["optimizer"]))
+        weights = _under("model.", tensors)
+        if SHARDED in weights:
+            weights[SHARDED] = weights[SHARDED][shard].clone()
+        model.load_state_dict(weights)
+        _restore_optimizers(optimizers, tensors, json.loads(metadata["optimizers"]), shard)
         rng.restore(metadata["rng.numpy"], tensors["rng.torch"])
         hard = None
         if "hard.labels" in tensors:
@@ -102,14 +141,20 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _restore_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], scalars: dict[str, float]
+def _restore_optimizers(
+    optimizers: Optimizers, tensors: dict[str, Tensor], scalars: dict[str, float], shard: slice
 ) -> None:
-    state: dict[int, dict[str, object]] = {}
-    for name, tensor in _under("optimizer.", tensors).items():
-        number, _, part = name.partition(".")
-        state.setdefault(int(number), {})[part] = tensor
-    for name, value in scalars.items():
-        number, _, part = name.partition(".")
-        state.setdefault(int(number), {})[part] = int(value)
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    for kind, optimizer in optimizers.named.items():
+        state: dict[int, dict[str, object]] = {}
+        for name, tensor in _under(f"optimizer.{kind}.", tensors).items():
+            number, _, part = name.partition(".")
+            value = tensor[shard].clone() if kind == LABELS else tensor
+            state.setdefault(int(number), {})[part] = value
+        for name, scalar in scalars.items():
+            of, number, part = name.split(".")
+            if of == kind:
+                # SparseAdam counts its steps with a Python number, Adam with a tensor.
+                sparse = isinstance(optimizer, torch.optim.SparseAdam)
+                step: object = int(scalar) if sparse else torch.tensor(scalar)
+                state.setdefault(int(number), {})[part] = step
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -17,6 +17,7 @@ from models.errors import ConfigError
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
+Precision = Literal["fp32", "fp16", "int8"]
 
 
 class _Section(BaseModel):
@@ -24,11 +25,16 @@ class _Section(BaseModel):
 
 
 class DataConfig(_Section):
-    """Where the points and labels come from and which text of them is read."""
+    """Where the points and labels come from and which text of them is read.
+
+    `own_item` says that points and labels share one name space, where no point is a right answer
+    to itself.
+    """
 
     path: str
     fields: Literal["title", "title+content"] = "title"
     label_fields: Literal["title", "title+content"] = "title"
+    own_item: bool = False
 
 
 class ValidationConfig(_Section):
@@ -39,11 +45,17 @@ class ValidationConfig(_Section):
 
 
 class EncoderConfig(_Section):
-    """The bag encoder: word pieces plus hashed pairs of them, mean, unit norm."""
+    """A bag of word pieces and hashed pairs, a transformer, or both side by side.
 
-    kind: Literal["bag"] = "bag"
+    `dim` is the width of each half. A `frozen` transformer encodes every text once into a cache,
+    and only what stands behind it is trained.
+    """
+
+    kind: Literal["bag", "transformer", "bag+transformer"] = "bag"
     source: str
     dim: Positive = 384
+    pooling: Literal["mean", "cls"] = "mean"
+    frozen: bool = True
     pair_buckets: Positive = 65536
     word_smoothing: Annotated[float, Field(gt=0)] = 1e-3
     max_tokens: Annotated[int, Field(ge=4)] = 64
@@ -53,15 +65,23 @@ class EncoderConfig(_Section):
 class MethodConfig(_Section):
     """ASTRA (A1, A2 in docs/training.md): how negatives are drawn and weighted.
 
+    `full-bce` scores every label in every step: the loss that ASTRA estimates. `mips-s` is the open
+    predecessor: the nearest wrong labels as they are, weighted like the uniform ones.
     `logit_bias` is added to every training score, so that all labels start out improbable.
     """
 
-    kind: Literal["astra"] = "astra"
+    kind: Literal["astra", "full-bce", "mips-s"] = "astra"
+    weights: Literal["balance", "unit", "capped", "self-normalised"] = "balance"
+    weight_cap: Annotated[float, Field(gt=0)] = 4.0
+    search: Literal["index", "exact"] = "index"
+    hard_only: bool = False
+    label_device: Literal["encoder", "host"] = "encoder"
+    label_chunk: Positive = 16384
     uniform_negatives: Positive = 1500
     hard_negatives: Annotated[int, Field(ge=0)] = 30
     hard_pool: Positive = 100
     uniform_only_epochs: Annotated[int, Field(ge=0)] = 1
-    refresh_epochs: Positive = 2
+    refresh_epochs: Annotated[int, Field(ge=0)] = 2
     label_rows: bool = True
     label_init: Literal["text", "zero"] = "text"
     label_init_norm: Annotated[float, Field(ge=0)] = 1.0
@@ -70,16 +90,78 @@ class MethodConfig(_Section):
     dropout: Share = 0.4
 
 
+class TeacherConfig(_Section):
+    """Distillation: a sealed bundle or a run folder whose probabilities become soft targets."""
+
+    path: str = ""
+    top: Positive = 30
+    weight: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+
 class TrainConfig(_Section):
     """The loop: optimiser, schedule, early stopping."""
 
     epochs: Positive = 6
     batch_size: Positive = 512
     encoder_lr: Annotated[float, Field(gt=0)] = 0.002
+    projection_lr: Annotated[float, Field(gt=0)] = 0.001
+    transformer_lr: Annotated[float, Field(gt=0)] = 5e-5
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
     label_lr: Annotated[float, Field(gt=0)] = 0.003
+    schedule: Literal["linear", "cosine"] = "linear"
     warmup_steps: Annotated[int, Field(ge=0)] = 100
+    accumulate: Positive = 1
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     patience: Positive = 2
     checkpoint_seconds: Annotated[float, Field(gt=0)] = 60.0
+
+
+class PretrainConfig(_Section):
+    """Contrastive pre-training of the encoder before the method (NGAME); 0 epochs leave it out.
+
+    A query and the text of one of its labels go through the same encoder. Batches are filled with
+    clusters of alike queries, `cluster_size` in each; it doubles every `cluster_double_epochs`.
+    Schedule, weight decay, precision and device are those of `train`.
+    """
+
+    epochs: Annotated[int, Field(ge=0)] = 0
+    batch_size: Annotated[int, Field(ge=2)] = 1024
+    loss: Literal["hinge", "infonce"] = "hinge"
+    margin: Annotated[float, Field(gt=0)] = 0.3
+    hard_negatives: Positive = 10
+    temperature: Annotated[float, Field(gt=0)] = 0.1
+    rare_positives: Annotated[float, Field(ge=0)] = 0.0
+    cluster_size: Positive = 8
+    cluster_double_epochs: Positive = 2
+    cluster_refresh_epochs: Positive = 5
+    encoder_lr: Annotated[float, Field(gt=0)] = 0.002
+    projection_lr: Annotated[float, Field(gt=0)] = 0.001
+    transformer_lr: Annotated[float, Field(gt=0)] = 5e-5
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    patience: Positive = 2
+
+
+class ExportConfig(_Section):
+    """Precisions of the ONNX encoder: which ones a bundle carries and which one it serves.
+
+    `auto` serves half precision for a bag, and int8 for a transformer, which CPUs run fastest. One
+    that loses more than `max_p_at_1_loss` of fp32's P@1 is left out, unless `serve` names it.
+    """
+
+    variants: Annotated[list[Precision], Field(min_length=1)] = ["fp32", "fp16", "int8"]
+    serve: Literal["auto", "fp32", "fp16", "int8"] = "auto"
+    max_p_at_1_loss: Share = 0.01
+
+    @model_validator(mode="after")
+    def _check_names(self) -> "ExportConfig":
+        if len(set(self.variants)) < len(self.variants):
+            raise ValueError("export.variants names a precision twice")
+        if self.serve != "auto" and self.serve not in self.variants:
+            raise ValueError(
+                f"export.serve is {self.serve}, which is not among export.variants: add it there"
+            )
+        return self
 
 
 class IndexConfig(_Section):
@@ -91,6 +173,24 @@ class IndexConfig(_Section):
     recall_fast: Share = 0.95
     recall_balanced: Share = 0.99
     recall_thorough: Share = 0.999
+
+
+class MemoryConfig(_Section):
+    """Training queries remembered beside the labels (retrieval-augmented scoring).
+
+    `auto` keeps them only where they gain more than chance on validation data. The lists are the
+    settings that are tried; the recalls are those that each effort must reach in the memory.
+    """
+
+    kind: Literal["none", "auto", "queries"] = "none"
+    values: Literal["one", "share"] = "one"
+    depth: Annotated[int, Field(ge=10)] = 30
+    weights: list[Annotated[float, Field(gt=0, lt=1)]] = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5]
+    temperatures: list[Annotated[float, Field(gt=0)]] = [0.02, 0.05, 0.1, 0.2]
+    neighbours: list[Positive] = [10, 30, 100]
+    recall_fast: Share = 0.85
+    recall_balanced: Share = 0.95
+    recall_thorough: Share = 0.99
 
 
 class MetricsConfig(_Section):
@@ -118,19 +218,29 @@ class Config(_Section):
     validation: ValidationConfig = ValidationConfig()
     encoder: EncoderConfig
     method: MethodConfig = MethodConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    pretrain: PretrainConfig = PretrainConfig()
     train: TrainConfig = TrainConfig()
+    export: ExportConfig = ExportConfig()
     index: IndexConfig = IndexConfig()
+    memory: MemoryConfig = MemoryConfig()
     metrics: MetricsConfig = MetricsConfig()
     release: ReleaseConfig = ReleaseConfig()
 
     @model_validator(mode="after")
     def _cross_check(self) -> "Config":
         method, train = self.method, self.train
-        if method.hard_negatives and method.uniform_only_epochs >= train.epochs:
+        mining = method.kind != "full-bce" and method.hard_negatives > 0
+        if mining and method.uniform_only_epochs >= train.epochs:
             raise ValueError(
                 f"method.uniform_only_epochs ({method.uniform_only_epochs}) leaves none of "
                 f"train.epochs ({train.epochs}) for hard negatives; lower it, or set "
                 "method.hard_negatives = 0"
+            )
+        if method.hard_only and not mining:
+            raise ValueError(
+                "method.hard_only leaves no negatives at all without hard ones: "
+                "set method.hard_negatives, and a method.kind that mines"
             )
         index = self.index
         if not index.recall_fast <= index.recall_balanced <= index.recall_thorough:

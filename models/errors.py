@@ -3,10 +3,13 @@
     ModelsError
     ├── DataError      a data file does not hold what its format promises
     ├── ConfigError    the training configuration has an unknown key or a value not allowed
+    ├── AptError       apt is not on this machine, or its lists do not hold what is needed
     ├── SourceError    a pretrained source has no weights or no tokenizer where it says
     ├── RunError       a run folder lacks what a stage needs, or holds something else
     ├── TrainingError  the loss stopped being a number
-    └── ReleaseError   a measured figure is below what the release gate demands
+    ├── ReleaseError   a measured figure is below what the release gate demands
+    ├── ComparisonError  systems cannot be compared: other data, no markers, nothing to compare
+    └── PeerMissing    a peer's package is not installed
 
 Each message is one sentence that names the thing to look at, what was expected of it and what was
 found. Wrong arguments in code are plain ValueError, not part of this tree.
@@ -47,6 +50,10 @@ class ConfigError(ModelsError):
     """Raised while the configuration is read; the sentence names the file and the key."""
 
 
+class AptError(ModelsError):
+    """Raised when a data set cannot be made of apt's index; the sentence says what to run."""
+
+
 class SourceError(ModelsError):
     """Raised when an encoder source cannot be found or lacks a file."""
 
@@ -61,6 +68,14 @@ class TrainingError(ModelsError):
 
 class ReleaseError(ModelsError):
     """Raised when the release gate refuses to seal a bundle."""
+
+
+class ComparisonError(ModelsError):
+    """Raised when systems cannot stand in one table, or the table has no place to go to."""
+
+
+class PeerMissing(ModelsError):
+    """Raised when a peer is asked for whose package is not installed; says what to install."""
 
 
 def _shorten(found: str) -> str:

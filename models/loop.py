@@ -1,9 +1,11 @@
-"""The training loop: epochs, optimiser, schedule, validation, early stopping, checkpoints.
+"""The training loop: epochs, schedule, validation, early stopping, checkpoints, what is logged.
 
 It knows a method only by `wants_refresh`, `refresh` and `train_step`. The test split never comes
-here. A loss that is not a number stops the run and names the step.
+here. A loss that is not a number stops the run and names the step and its rows. Under torchrun
+every rank runs it, and the leading one writes.
 """
 
+import json
 import logging
 import math
 import resource
@@ -15,31 +17,46 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from scipy.sparse import csr_array
+from torch import Tensor
 
 from models.atomic import write_atomic
-from models.checkpoint import Progress, load_checkpoint, save_checkpoint
+from models.board import Board
+from models.checkpoint import (
+    Progress,
+    load_checkpoint,
+    save_checkpoint,
+    weights_of,
+    write_tensors,
+)
 from models.config import TrainConfig
 from models.data.tokens import TokenizedTexts
+from models.encoders.build import TextEncoder, embed, parameter_groups
 from models.errors import TrainingError
-from models.methods.astra import Astra, TrainingRows, embed
-from models.metrics import precision_at_k
+from models.methods.astra import Astra
+from models.metrics import precision_at_k, remove_filtered
+from models.optimizers import LABELS, Optimizers, scheduled_share
 from models.progress import track
 from models.rng import Rng
-from models.runs import CHECKPOINT_FILE, MODEL_FILE, Run
+from models.runs import CHECKPOINT_FILE, FAILED_BATCH_FILE, MODEL_FILE, TENSORBOARD_FOLDER, Run
+from models.training_rows import TrainingRows
 
 log = logging.getLogger(__name__)
 
 _QUERIES_AT_ONCE = 512
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """Held-out texts and their labels, on which everything is chosen."""
+    """Held-out texts and their labels, on which everything is chosen.
+
+    `filtered` are the (row, label) pairs that are left out of predictions.
+    """
 
     texts: TokenizedTexts
     labels: csr_array
+    filtered: NDArray[np.int64] | None = None
 
 
 def train(model: Astra, rows: TrainingRows, validation: Validation, run: Run, rng: Rng) -> Progress:
@@ -48,23 +65,30 @@ def train(model: Astra, rows: TrainingRows, validation: Validation, run: Run, rn
     Goes on from the run's checkpoint if there is one. Raises TrainingError, RunError.
     """
     config = run.config.train
-    optimizer = torch.optim.SparseAdam(
-        [
-            {"params": list(model.encoder.parameters()), "base_lr": config.encoder_lr},
-            {"params": list(model.labels.parameters()), "base_lr": config.label_lr},
-        ]
+    if config.precision == "fp16" and model.world.size > 1:
+        raise TrainingError(
+            "train.precision is fp16, which scales its loss for each process apart: use bf16"
+        )
+    model.place(device_for(config), AUTOCAST[config.precision])
+    groups = parameter_groups(model.encoder) | {LABELS: list(model.labels.parameters())}
+    sparse = model.config.kind != "full-bce"
+    loop = _Loop(
+        model, rows, validation, run, rng, Optimizers(groups, config, sparse_labels=sparse)
     )
-    loop = _Loop(model, rows, validation, run, rng, optimizer)
-    checkpoint = run.folder / CHECKPOINT_FILE
-    if checkpoint.is_file():
-        restored = load_checkpoint(checkpoint, model, optimizer, rng)
-        loop.progress, loop.order, model.hard = restored.progress, restored.order, restored.hard
-        place = restored.progress
-        log.info("resuming in epoch %d at step %d", place.epoch + 1, place.step_in_epoch)
-    while loop.progress.epoch < config.epochs and not loop.out_of_patience:
-        loop.epoch()
-    checkpoint.unlink(missing_ok=True)
+    loop.resume()
+    try:
+        loop.run_to_end()
+    finally:
+        loop.close()
     return loop.progress
+
+
+def device_for(config: TrainConfig) -> torch.device:
+    """The device that the configuration asks for. Raises TrainingError where it is not there."""
+    there = torch.cuda.is_available()
+    if config.device == "cuda" and not there:
+        raise TrainingError("train.device is cuda, but torch finds no CUDA device: set auto or cpu")
+    return torch.device("cuda" if there and config.device != "cpu" else "cpu")
 
 
 class _Loop:
@@ -77,22 +101,50 @@ class _Loop:
         validation: Validation,
         run: Run,
         rng: Rng,
-        optimizer: torch.optim.Optimizer,
+        optimizers: Optimizers,
     ) -> None:
         self.model, self.rows, self.validation = model, rows, validation
-        self.run, self.rng, self.optimizer = run, rng, optimizer
+        self.run, self.rng, self.optimizers = run, rng, optimizers
         self.config: TrainConfig = run.config.train
         self.progress = Progress()
+        self.world = model.world
         # Rows without a label teach a sampled loss nothing but "no": they are left out.
         self.usable = np.flatnonzero(np.diff(rows.labels.indptr))
         self.order: NDArray[np.int64] = np.empty(0, np.int64)
         self.steps_per_epoch = math.ceil(len(self.usable) / self.config.batch_size)
+        self.scaler = torch.amp.GradScaler(
+            model.device.type, enabled=self.config.precision == "fp16"
+        )
+        self.board: Board | None = None
+        self._checkpoint = run.folder / CHECKPOINT_FILE
         self._saved_at = time.monotonic()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes."""
+        return self.world.leads
 
     @property
     def out_of_patience(self) -> bool:
         progress = self.progress
         return progress.epoch - 1 - progress.best_epoch >= self.config.patience
+
+    def resume(self) -> None:
+        """Go on from the checkpoint, if there is one."""
+        if not self._checkpoint.is_file():
+            return
+        model = self.model
+        restored = load_checkpoint(self._checkpoint, model, self.optimizers, self.rng, model.shard)
+        self.progress, self.order, model.hard = restored.progress, restored.order, restored.hard
+        place = restored.progress
+        log.info("resuming in epoch %d at step %d", place.epoch + 1, place.step_in_epoch)
+
+    def run_to_end(self) -> None:
+        """Every epoch that is left, or fewer after an early stop."""
+        if self.leads:
+            self.board = Board(self.run.folder / TENSORBOARD_FOLDER, self.progress.step)
+        while self.progress.epoch < self.config.epochs and not self.out_of_patience:
+            self.epoch()
 
     def epoch(self) -> None:
         """One pass over the rows (or what is left of it), then validation."""
@@ -106,8 +158,14 @@ class _Loop:
         left = self.steps_per_epoch - progress.step_in_epoch
         for picked in track(self._batches(), left, f"epoch {progress.epoch + 1}"):
             self._step(picked)
-        progress.seconds += time.monotonic() - started
-        self._finish_epoch(time.monotonic() - started)
+        seconds = time.monotonic() - started
+        progress.seconds += seconds
+        self._finish_epoch(seconds)
+
+    def close(self) -> None:
+        """Training is over, whether it went well or not."""
+        if self.board is not None:
+            self.board.close()
 
     def _batches(self) -> Iterator[NDArray[np.int64]]:
         size = self.config.batch_size
@@ -116,36 +174,59 @@ class _Loop:
 
     def _step(self, picked: NDArray[np.int64]) -> None:
         progress = self.progress
-        rate = self._learning_rate_share(progress.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * rate
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self.model.train_step(self.rows, picked, self.rng)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss is {value} at step {progress.step} (epoch {progress.epoch + 1}, rows "
-                f"{picked[:8].tolist()}...): lower train.encoder_lr or train.label_lr; "
-                f"{self.run.folder} still holds the last good checkpoint"
-            )
-        loss.backward()
-        self.optimizer.step()
+        self.optimizers.zero_grad()
+        value = 0.0
+        for part in np.array_split(picked, min(self.config.accumulate, len(picked))):
+            loss = self.model.train_step(self.rows, part, self.rng) * (len(part) / len(picked))
+            value += float(self.world.sum(loss.detach()))
+            if not math.isfinite(value):
+                self._stop_at_nan(value, picked)
+            self.scaler.scale(loss).backward()
+        self.world.sum_gradients(self.optimizers.encoder_parameters)
+        rate = scheduled_share(
+            self.config, progress.step, self.steps_per_epoch * self.config.epochs
+        )
+        self.optimizers.step(rate, self.scaler)
+        if self.board is not None:
+            self.board.add_scalar("train/loss", value, progress.step)
+            self.board.add_scalar("train/rate", rate, progress.step)
         progress.loss_sum += value
         progress.step += 1
         progress.step_in_epoch += 1
-        if time.monotonic() - self._saved_at >= self.config.checkpoint_seconds:
+        if self._due():
             self._save()
 
-    def _learning_rate_share(self, step: int) -> float:
-        """Linear warm-up, then linear decay to zero at the last planned step."""
-        total = self.steps_per_epoch * self.config.epochs
-        warm_up = min(1.0, (step + 1) / max(1, self.config.warmup_steps))
-        return warm_up * (1.0 - step / total)
+    def _due(self) -> bool:
+        """Whether a checkpoint is due; the leading rank's clock decides for all."""
+        waited = time.monotonic() - self._saved_at >= self.config.checkpoint_seconds
+        return bool(self.world.agree(waited))
+
+    def _stop_at_nan(self, value: float, picked: NDArray[np.int64]) -> None:
+        uids = [self.rows.uids[row] for row in picked]
+        report = self.run.folder / FAILED_BATCH_FILE
+        about = {"step": self.progress.step, "epoch": self.progress.epoch + 1, "rows": uids}
+        if self.leads:
+            write_atomic(report, lambda path: path.write_text(json.dumps(about), "utf-8"))
+        more = f" and {len(uids) - 5} more" if len(uids) > 5 else ""
+        raise TrainingError(
+            f"the loss is {value} at step {self.progress.step} (epoch {self.progress.epoch + 1}), "
+            f"rows {', '.join(uids[:5])}{more} (all in {report}): {self._way_out()}"
+        )
+
+    def _way_out(self) -> str:
+        kept = "there was no checkpoint yet"
+        if self._checkpoint.is_file():
+            kept = f"{self._checkpoint} holds the last good checkpoint"
+        return f"lower train.encoder_lr or train.label_lr; {kept}"
 
     def _finish_epoch(self, seconds: float) -> None:
         progress = self.progress
-        ranked = rank_exactly(self.model, self.validation.texts, 5)
-        p_at_1 = 100 * precision_at_k(ranked, self.validation.labels, 1)
+        if self._broken():
+            raise TrainingError(
+                f"some weights are no numbers after epoch {progress.epoch + 1}: {self._way_out()}"
+            )
+        ranked = rank_exactly(self.model, self.validation, 5)
+        p_at_1 = self.world.agree(100 * precision_at_k(ranked, self.validation.labels, 1))
         record = {
             "epoch": progress.epoch + 1,
             "loss": progress.loss_sum / self.steps_per_epoch,
@@ -154,46 +235,92 @@ class _Loop:
             "seconds": round(seconds, 2),
             "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         }
+        if self.board is not None:
+            self._announce(record)
+        if p_at_1 > progress.best_p_at_1:
+            progress.best_p_at_1, progress.best_epoch = p_at_1, progress.epoch
+            weights = weights_of(self.model, self._whole)
+            if self.leads:
+                save_weights(self.run.folder / MODEL_FILE, weights)
+        progress.epoch += 1
+        progress.step_in_epoch = 0
+        self._save()
+
+    def _announce(self, record: dict[str, float]) -> None:
         self.run.log(record)
         log.info(
             "epoch %(epoch)d: loss %(loss).3f, validation P@1 %(validation_p_at_1).2f, "
             "P@5 %(validation_p_at_5).2f, %(seconds).1f s",
             record,
         )
-        if p_at_1 > progress.best_p_at_1:
-            progress.best_p_at_1, progress.best_epoch = p_at_1, progress.epoch
-            save_weights(self.run.folder / MODEL_FILE, self.model)
-        progress.epoch += 1
-        progress.step_in_epoch = 0
-        self._save()
+        assert self.board is not None
+        for name, value in record.items():
+            if name != "epoch":
+                self.board.add_scalar(f"epoch/{name}", value, int(record["epoch"]))
+        self.board.flush()
+
+    def _whole(self, rows: Tensor) -> Tensor:
+        return self.world.gather(rows, self.model.n_labels)
+
+    def _broken(self) -> bool:
+        """Whether any rank has weights that are no numbers."""
+        parameters = self.model.parameters()
+        broken = not all(bool(torch.isfinite(p.detach()).all()) for p in parameters)
+        return bool(self.world.sum(torch.tensor(float(broken))) > 0)
 
     def _save(self) -> None:
+        if self._broken():
+            return  # the next loss will say so; the last good checkpoint stays
         save_checkpoint(
-            self.run.folder / CHECKPOINT_FILE,
+            self._checkpoint,
             self.model,
-            self.optimizer,
+            self.optimizers,
             self.rng,
             self.progress,
             self.order,
             self.model.hard,
+            self._whole,
+            write=self.leads,
         )
         self._saved_at = time.monotonic()
         log.debug("checkpoint: %s", asdict(self.progress))
 
 
-def save_weights(path: Path, model: Astra) -> None:
-    """The model's weights alone, atomically."""
-    write_atomic(path, lambda temporary: save_file(model.state_dict(), str(temporary)))
+def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
+    """A model's weights alone, atomically. Raises RunError where the disk does not take them."""
+    write_tensors(path, weights)
+
+
+def rank_exactly(model: Astra, validation: Validation, k: int) -> NDArray[np.int64]:
+    """Top k labels of every text by exact inner product, (n, k), filtered pairs left out."""
+    return rank_by_product(model.encoder, model.label_vectors(), validation, k)
+
+
+def rank_by_product(
+    encoder: TextEncoder, vectors: NDArray[np.float32], validation: Validation, k: int
+) -> NDArray[np.int64]:
+    """The same for any vectors (n_labels, dim): a label's row is its place among them."""
+    return exact_ranking(embed(encoder, validation.texts), vectors, validation.filtered, k)
 
 
 @torch.no_grad()
-def rank_exactly(model: Astra, texts: TokenizedTexts, k: int) -> NDArray[np.int64]:
-    """Top k labels of every text by exact inner product, (n, k)."""
-    queries = torch.from_numpy(embed(model.encoder, texts))
-    weight = model.labels.weight.detach()
-    k = min(k, len(weight))
+def exact_ranking(
+    embeddings: NDArray[np.float32],
+    vectors: NDArray[np.float32],
+    filtered: NDArray[np.int64] | None,
+    k: int,
+) -> NDArray[np.int64]:
+    """The same for texts that are embedded already, (n, dim)."""
+    queries, weight = torch.from_numpy(embeddings), torch.from_numpy(vectors)
+    spare = 0
+    if filtered is not None and len(filtered):
+        spare = int(np.bincount(filtered[:, 0]).max())
+    deep = min(k + spare, len(weight))
     chunks = [
-        (queries[start : start + _QUERIES_AT_ONCE] @ weight.T).topk(k).indices
+        (queries[start : start + _QUERIES_AT_ONCE] @ weight.T).topk(deep).indices
         for start in range(0, len(queries), _QUERIES_AT_ONCE)
     ]
-    return torch.cat(chunks).numpy()
+    ranked = torch.cat(chunks).numpy()
+    if spare and filtered is not None:
+        ranked = np.asarray(remove_filtered(ranked, filtered), np.int64)
+    return ranked[:, :k]

@@ -16,8 +16,13 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from models.config import MethodConfig
+
 _QUERIES_AT_ONCE = 4096
-_EXACT_BELOW = 16384
+_EXACT_BELOW = 4096
+_LISTS_VISITED = 48
+_CODE_WIDTH = 4
+"""Dimensions that share one 4-bit code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,10 @@ class HardNegatives:
         picks = torch.multinomial(drawable, n, replacement=True, generator=generator)
         return self.labels[rows].gather(1, picks).clamp(min=0), density.gather(1, picks)
 
+    def nearest(self, rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """The n nearest labels of each row instead of draws; density 0 where there are fewer."""
+        return self.labels[rows, :n].clamp(min=0), self.density[rows, :n]
+
 
 def uniform_pool(n_labels: int, size: int, generator: np.random.Generator) -> Tensor:
     """`size` distinct labels in rising order (all of them where there are no more)."""
@@ -58,6 +67,8 @@ def density_in_pool(pool: Tensor, labels: Tensor, density: Tensor) -> Tensor:
 
 def places_in_pool(pool: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Column of each label in a sorted pool, and whether it is there at all."""
+    if not len(pool):
+        return torch.zeros_like(labels), torch.zeros_like(labels, dtype=torch.bool)
     places = torch.searchsorted(pool, labels).clamp(max=len(pool) - 1)
     return places, pool[places] == labels
 
@@ -74,11 +85,40 @@ def balance_weights(density: Tensor, n_hard: Tensor, uniform_rate: float) -> Ten
     return 1.0 / (n_hard * density + uniform_rate)
 
 
+def weigh(
+    config: MethodConfig,
+    drawn: list[tuple[Tensor, Tensor]],
+    n_hard: Tensor,
+    pool_size: int,
+    n_labels: int,
+) -> list[Tensor]:
+    """Weights of drawn labels under `config.weights`; `drawn` are pairs (density, allowed).
+
+    `density` is how likely a hard draw would give the label; `allowed` is 0 where the draw is no
+    negative of its query. `self-normalised` rescales each query's balance weights to sum to the
+    number of labels, their expectation.
+    """
+    if config.kind == "mips-s" or config.weights == "unit":
+        return [allowed for _, allowed in drawn]
+    # What neither way can draw has an infinite weight and is never drawn.
+    weights = [
+        balance_weights(density, n_hard, pool_size / n_labels).nan_to_num(posinf=0.0) * allowed
+        for density, allowed in drawn
+    ]
+    if config.weights == "capped":
+        return [weight.clamp(max=config.weight_cap) for weight in weights]
+    if config.weights == "self-normalised":
+        total = torch.cat(weights, dim=1).sum(dim=1, keepdim=True)
+        return [weight * (n_labels / total.clamp(min=1e-6)) for weight in weights]
+    return weights
+
+
 def mine(
     label_vectors: NDArray[np.float32],
     queries: NDArray[np.float32],
     positives: csr_array,
     pool: int,
+    exact: bool = False,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The `pool` nearest labels of each query that are not its positives, and inner products.
 
@@ -90,7 +130,7 @@ def mine(
     # its scores move by one constant.
     mean = label_vectors.mean(axis=0)
     shift = queries @ mean
-    index = build_index(label_vectors - mean)
+    index = build_index(label_vectors - mean, exact)
     widest = int(np.diff(positives.indptr).max(initial=0))
     k = min(pool + widest, len(label_vectors))
     labels = np.full((len(queries), pool), -1, np.int64)
@@ -111,38 +151,39 @@ def mine(
     return labels, scores
 
 
-def build_index(vectors: NDArray[np.float32]) -> faiss.Index:
-    """An inner-product index: IVF-Flat that visits an eighth of its lists, flat where that is few.
+def build_index(vectors: NDArray[np.float32], exact: bool = False) -> faiss.Index:
+    """An inner-product index: inverted lists of 4-bit codes, the best of them scored again exactly.
 
-    Approximate search is for label counts that make exact search dear.
+    A fixed number of lists is visited, whatever the label count, and lists grow with its square
+    root only. Few labels, or widths that the codes cannot divide, get an exact scan.
     """
-    if len(vectors) < _EXACT_BELOW:
-        index = faiss.IndexFlatIP(vectors.shape[1])
+    dim = vectors.shape[1]
+    if exact or len(vectors) < _EXACT_BELOW or dim % _CODE_WIDTH:
+        index = faiss.IndexFlatIP(dim)
         index.add(vectors)
         return index
     n_lists = min(4096, int(np.sqrt(len(vectors)) * 2))
-    index = faiss.IndexIVFFlat(
-        faiss.IndexFlatIP(vectors.shape[1]),
-        vectors.shape[1],
-        n_lists,
-        faiss.METRIC_INNER_PRODUCT,
+    index = faiss.index_factory(
+        dim, f"IVF{n_lists},PQ{dim // _CODE_WIDTH}x4fs,RFlat", faiss.METRIC_INNER_PRODUCT
     )
-    index.cp.min_points_per_centroid = 1
+    index.k_factor = 4
+    lists = faiss.extract_index_ivf(index)
+    lists.nprobe = _LISTS_VISITED
+    # Lists only group the labels: a rough clustering does, and it costs a tenth.
+    lists.cp.min_points_per_centroid, lists.cp.max_points_per_centroid = 1, 64
+    lists.cp.niter = 5
     index.train(vectors)
     index.add(vectors)
-    index.nprobe = n_lists // 8
     return index
 
 
-def hard_negatives(
-    labels: NDArray[np.int64], scores: NDArray[np.float32], scale: float, bias: float
-) -> HardNegatives:
+def hard_negatives(labels: Tensor, scores: Tensor, scale: float, bias: float) -> HardNegatives:
     """Densities proportional to sigmoid(score): the size of the gradient that a label gives."""
-    present = torch.from_numpy(labels) >= 0
-    logits = torch.from_numpy(scores) * scale + bias
+    present = labels >= 0
+    logits = scores * scale + bias
     gradient = torch.where(present, torch.sigmoid(logits), 0.0)
     total = gradient.sum(dim=1, keepdim=True)
-    return HardNegatives(torch.from_numpy(labels), gradient / total.clamp(min=1e-30))
+    return HardNegatives(labels, gradient / total.clamp(min=1e-30))
 
 
 def _is_positive(found: NDArray[np.int64], positives: csr_array) -> NDArray[np.bool_]:

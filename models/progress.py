@@ -15,7 +15,13 @@ _LOG_EVERY_S = 15.0
 
 
 def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """Pass items through, showing how many are done, the rate and the time left."""
+    """Pass items through, showing how many are done, the rate and the time left.
+
+    Where `models` logs no progress, as on a rank that does not lead, nothing is shown.
+    """
+    if not log.isEnabledFor(logging.INFO):
+        yield from items
+        return
     if sys.stderr.isatty():
         yield from tqdm(items, total=total, desc=what, leave=False, dynamic_ncols=True)
         return

@@ -4,8 +4,10 @@
         run.json              resolved config, data hash, code revision
         metrics.jsonl         one line an epoch
         checkpoint.safetensors   everything needed to go on, removed when training is done
+        pretrained.safetensors   the encoder after contrastive pre-training, where configured
         model.safetensors     the best epoch's weights, tokenizer.json beside it
-        encoder.onnx, index.faiss, calibration.json, measured.json   left by the later stages
+        encoder.fp32.onnx and the other precisions, index.faiss, calibration.json, measured.json
+                              left by the later stages
 
 The digest is over config and data, so asking again finds the same folder and goes on from there.
 Every write is atomic: a kill leaves the old file or the new one.
@@ -27,9 +29,14 @@ from service.version import __version__
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINT_FILE = "checkpoint.safetensors"
+PRETRAIN_CHECKPOINT_FILE = "pretrain-checkpoint.safetensors"
+PRETRAINED_FILE = "pretrained.safetensors"
+FAILED_BATCH_FILE = "failed_batch.json"
+TENSORBOARD_FOLDER = "tensorboard"
+ARCHITECTURE_FILE = "backbone.json"
+TEACHER_FILE = "teacher.npz"
 MODEL_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
-ENCODER_FILE = "encoder.onnx"
 INDEX_FILE = "index.faiss"
 CALIBRATION_FILE = "calibration.json"
 MEASURED_FILE = "measured.json"
@@ -55,9 +62,12 @@ class Run:
         return path
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl."""
-        with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        """Add a line to metrics.jsonl; an epoch done again after a kill replaces its old line."""
+        path = self.folder / METRICS_FILE
+        records = map(json.loads, path.read_text("utf-8").splitlines()) if path.is_file() else ()
+        kept = [old for old in records if _epoch_of(old) != _epoch_of(record)]
+        text = "".join(json.dumps(line) + "\n" for line in [*kept, record])
+        write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     def measured(self) -> dict[str, Any]:
         """What the stages have measured so far."""
@@ -71,6 +81,15 @@ class Run:
             self.folder / MEASURED_FILE,
             lambda path: path.write_text(json.dumps(merged, indent=1), encoding="utf-8"),
         )
+
+
+def _epoch_of(record: dict[str, Any]) -> tuple[Any, Any]:
+    return record.get("stage"), record["epoch"]
+
+
+def encoder_file(precision: str) -> str:
+    """Name of the encoder's graph in a precision, in a run folder and in a bundle."""
+    return f"encoder.{precision}.onnx"
 
 
 def open_run(root: Path, config: Config, data_sha256: str) -> Run:
@@ -88,6 +107,15 @@ def open_run(root: Path, config: Config, data_sha256: str) -> Run:
             lambda path: path.write_text(json.dumps(about, indent=1), encoding="utf-8"),
         )
     return Run(folder, config, data_sha256)
+
+
+def read_run(folder: Path) -> Run:
+    """The run that a folder holds. Raises RunError."""
+    path = folder / RUN_FILE
+    if not path.is_file():
+        raise RunError(f"{folder} is no run folder: {RUN_FILE} is not there")
+    about = json.loads(path.read_bytes())
+    return Run(folder, Config.model_validate(about["config"]), about["data_sha256"])
 
 
 def run_digest(config: Config, data_sha256: str) -> str:

@@ -5,40 +5,60 @@ is not done again, so an interrupted job goes on where it stopped.
 """
 
 import logging
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from scipy.sparse import csr_array
 
-from models import build_index, calibrate, export_onnx
+from models import build_index, calibrate
 from models.atomic import write_atomic
 from models.config import Config
 from models.data.dataset import Dataset, label_texts, point_texts, report
-from models.data.formats import open_dataset
-from models.encoders.bag import BagEncoder, build_bag
+from models.data.filters import filtered_pairs
+from models.data.tokens import TokenizedTexts
+from models.distributed import World
+from models.encoders.build import (
+    TextEncoder,
+    bag_of,
+    build_encoder,
+    embed,
+    transformer_of,
+)
+from models.encoders.frozen import cached_pooled
+from models.encoders.transformer import architecture_of
 from models.evaluate import evaluate
-from models.loop import Validation, train
-from models.methods import astra
-from models.prepare import Split, TokenizedData, split, tokenize
+from models.export_onnx import encode_with
+from models.loop import Validation, device_for, train
+from models.memory import Memory, build_memory, remember
+from models.methods import astra, contrastive
+from models.prepare import Split, TokenizedData, open_configured, split, tokenize
 from models.release import release
 from models.rng import Rng
 from models.runs import (
+    ARCHITECTURE_FILE,
     CALIBRATION_FILE,
-    ENCODER_FILE,
+    CHECKPOINT_FILE,
     INDEX_FILE,
-    MODEL_FILE,
+    TEACHER_FILE,
     TOKENIZER_FILE,
     Run,
+    encoder_file,
     open_run,
 )
+from models.teacher import soft_targets, teacher_probabilities
+from models.trained import load_model
+from models.training_rows import TrainingRows
+from models.variants import RECORD, Exported, export_variants
 from service.bundle import QualityInfo, read_manifest, resolve
 from service.core.encoder import OnnxEncoder
 from service.core.engine import Engine
+from service.core.index.augmented import open_augmented
 from service.core.index.faiss_index import EXACT, open_faiss
+from service.core.index.protocol import LabelIndex
 from service.errors import BundleNotFound
 
 log = logging.getLogger(__name__)
@@ -46,24 +66,34 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A run with its data opened and split."""
+    """A run with its data opened and split; `cache` holds what a frozen transformer gave."""
 
     run: Run
     dataset: Dataset
     parts: Split
     bundles: Path
+    cache: Path
 
     @classmethod
     def open(cls, config: Config, var: Path) -> "Job":
         """Read the data, find or make the run folder. Raises ModelsError."""
-        dataset = open_dataset(Path(config.data.path))
+        dataset = open_configured(config)
         run = open_run(var, config, dataset.sha256)
-        return cls(run, dataset, split(config, dataset), var / "bundles" / config.name)
+        parts = split(config, dataset)
+        return cls(run, dataset, parts, var / "bundles" / config.name, var / "cache" / "pooled")
 
     @property
     def validation_truth(self) -> csr_array:
         """Labels of the validation points, csr (n, n_labels)."""
         return self.dataset.train.labels[self.parts.validation_rows]
+
+    @property
+    def validation_filter(self) -> NDArray[np.int64]:
+        """Filtered (row, label) pairs of the validation points, (m, 2)."""
+        shape = self.dataset.train.labels.shape
+        filtered = filtered_pairs(self.dataset.train_filter, *shape)
+        cells = filtered[self.parts.validation_rows].tocoo()
+        return np.stack(cells.coords, axis=1).astype(np.int64)
 
 
 def run_prepare(job: Job) -> str:
@@ -78,21 +108,28 @@ def run_prepare(job: Job) -> str:
 
 def run_train(job: Job) -> None:
     """Train to the end; leaves model.safetensors and tokenizer.json."""
+    world = World.join()
+    try:
+        if "training" in job.run.measured():
+            log.info("%s is trained already", job.run.folder)
+        else:
+            _train(job, world)
+    finally:
+        world.leave()
+
+
+def _train(job: Job, world: World) -> None:
     run, config = job.run, job.run.config
-    if "training" in run.measured():
-        log.info("%s is trained already", run.folder)
-        return
     rng = Rng.from_seed(config.seed)
-    texts = point_texts(job.dataset.train, config.data.fields)
-    corpus = [texts[row] for row in job.parts.train_rows]
-    corpus += label_texts(job.dataset.labels, config.data.label_fields)
-    encoder, tokenizer_json = build_bag(config.encoder, corpus, config.seed)
-    write_atomic(run.folder / TOKENIZER_FILE, lambda path: path.write_text(tokenizer_json, "utf-8"))
-    data = _tokenized(job)
-    seen = np.concatenate([data.train.ids, data.labels.ids])
-    encoder.weigh_words(seen, config.encoder.word_smoothing)
-    points = astra.TrainingRows(data.train, job.dataset.train.labels[job.parts.train_rows])
-    model, rows = astra.build(encoder, data.labels, config.method, points)
+    encoder = _fresh_encoder(job, world).to(device_for(config.train))
+    data = _tokenized(job, encoder, world)
+    if (bag := bag_of(encoder)) is not None:
+        seen = np.concatenate([data.train.ids, data.labels.ids])
+        bag.weigh_words(seen, config.encoder.word_smoothing)
+    points = _points(job, data, world)
+    validation = Validation(data.validation, job.validation_truth, job.validation_filter)
+    world.leader_first(lambda: contrastive.pretrain(encoder, points, data.labels, validation, run))
+    model, rows = astra.build(encoder, data.labels, config.method, points, world)
     log.info(
         "training on %d rows, %d labels; %d texts were cut at encoder.max_tokens (%d)",
         len(rows),
@@ -100,33 +137,65 @@ def run_train(job: Job) -> None:
         data.train.n_truncated,
         config.encoder.max_tokens,
     )
-    progress = train(model, rows, Validation(data.validation, job.validation_truth), run, rng)
-    run.record(
-        training={
-            "best_epoch": progress.best_epoch + 1,
-            "epochs": progress.epoch,
-            "validation_p_at_1": progress.best_p_at_1,
-            "seconds": round(progress.seconds, 1),
-        }
-    )
+    used = time.process_time()
+    progress = train(model, rows, validation, run, rng)
+    if world.leads:
+        run.record(
+            training={
+                "best_epoch": progress.best_epoch + 1,
+                "epochs": progress.epoch,
+                "validation_p_at_1": progress.best_p_at_1,
+                "seconds": round(progress.seconds, 1),
+                "cpu_seconds": round(time.process_time() - used, 1),
+            }
+        )
+        # Only now: killed before the record is written, the run is resumed and not done again.
+        (run.folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+
+
+def _fresh_encoder(job: Job, world: World) -> TextEncoder:
+    """The untrained encoder; leaves its tokenizer, and a transformer's architecture."""
+    run, config = job.run, job.run.config
+    texts = point_texts(job.dataset.train, config.data.fields)
+    corpus = [texts[row] for row in job.parts.train_rows]
+    corpus += label_texts(job.dataset.labels, config.data.label_fields)
+    encoder, tokenizer_json = build_encoder(config.encoder, corpus, config.seed)
+    if world.leads:
+        _write_text(run.folder / TOKENIZER_FILE, tokenizer_json)
+        if (transformer := transformer_of(encoder)) is not None:
+            _write_text(run.folder / ARCHITECTURE_FILE, architecture_of(transformer.backbone))
+    world.wait()
+    return encoder
+
+
+def _write_text(path: Path, text: str) -> None:
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _points(job: Job, data: TokenizedData, world: World) -> TrainingRows:
+    """The training points without label rows; every stored relevance counts as relevant."""
+    train, picked = job.dataset.train, job.parts.train_rows
+    labels = csr_array(train.labels[picked] > 0, dtype=np.float32)
+    ignored = filtered_pairs(job.dataset.train_filter, *train.labels.shape)[picked]
+    if (teacher := job.run.config.teacher).path:
+        keep = job.run.folder / TEACHER_FILE
+        asked = world.leader_first(
+            lambda: teacher_probabilities(teacher, job.dataset, picked, keep, job.cache)
+        )
+        labels = soft_targets(labels, asked, csr_array(ignored), teacher.weight)
+    uids = [train.uids[row] for row in picked]
+    return TrainingRows(data.train, labels, csr_array(ignored), uids)
 
 
 def run_export(job: Job) -> None:
-    """Trace the encoder to ONNX and compare it with torch; leaves encoder.onnx."""
+    """Trace the encoder to ONNX in every precision, measure each, choose the one that serves."""
     run = job.run
-    if run.has(ENCODER_FILE) and "parity" in run.measured():
+    if RECORD in run.measured():
         return
     parts = astra.servable(load_model(run))
-    write_atomic(run.folder / ENCODER_FILE, lambda path: export_onnx.export(parts.encoder, path))
     texts = _tokenized(job).validation
-    exported = export_onnx.encode_with(_onnx(run), texts)
-    found = export_onnx.parity(parts, exported, texts)
-    run.record(parity=found.model_dump())
-    log.info(
-        "exported: largest difference to torch %.2g, same first label for %.2f %%",
-        found.max_abs_diff,
-        100 * found.top1_agreement,
-    )
+    validation = Validation(texts, job.validation_truth, job.validation_filter)
+    export_variants(parts, validation, run)
 
 
 def run_index(job: Job) -> None:
@@ -134,18 +203,34 @@ def run_index(job: Job) -> None:
     run, config = job.run, job.run.config
     if run.has(CALIBRATION_FILE) and "calibration" in run.measured():
         return
-    run.require(ENCODER_FILE, "export")
+    encoder = _onnx(run)
     path = run.folder / INDEX_FILE
     vectors = astra.servable(load_model(run)).label_vectors
     build_index.build(vectors, config.index, path)
-    queries = export_onnx.encode_with(_onnx(run), _tokenized(job).validation)
-    truth = job.validation_truth
-    points = build_index.measure(path, config.index, vectors, queries, truth)
+    queries = encode_with(encoder, _tokenized(job).validation)
+    truth, filtered = job.validation_truth, job.validation_filter
+    points = build_index.measure(path, config.index, vectors, queries, truth, filtered)
+    index: LabelIndex = open_faiss(path, vectors.shape[1], len(vectors), {EXACT: {}})
+    bias: float | None = config.method.logit_bias
+    if config.memory.kind != "none":
+        kept = build_memory(_remembered(job), vectors, queries, truth, filtered, points, run)
+        run.record(memory=kept.record)
+        if kept.info is not None:
+            points, bias = kept.points, None  # what is blended are probabilities already
+            index = open_augmented(run.folder, kept.info, index, {EXACT: {}})
     run.record(operating_points=[point.model_dump() for point in points])
-    rows, scores = _exact_answers(path, queries, len(job.dataset.labels))
-    fitted, info = calibrate.calibrate(scores, rows, truth, config.method.logit_bias)
+    answers = index.search(queries, calibrate.DEPTH, EXACT)
+    fitted, info = calibrate.calibrate(answers.scores, answers.rows, truth, bias, filtered)
     calibrate.write_calibration(run.folder / CALIBRATION_FILE, fitted)
     run.record(calibration=info.model_dump())
+
+
+def _remembered(job: Job) -> Memory:
+    """Embeddings and labels of the points that were trained on."""
+    model = load_model(job.run)
+    texts = _tokenized(job, model.encoder).train
+    labels = csr_array(job.dataset.train.labels[job.parts.train_rows] > 0, dtype=np.float32)
+    return remember(embed(model.encoder, texts), labels, job.run.config.memory.values)
 
 
 def run_release(job: Job) -> Path:
@@ -169,7 +254,7 @@ def run_all(config: Config, var: Path) -> Path:
 
 def run_evaluate(config: Config, bundle: Path, split_name: str) -> QualityInfo:
     """Score a sealed bundle on a split of the config's data."""
-    dataset = open_dataset(Path(config.data.path))
+    dataset = open_configured(config)
     metrics = config.metrics
     return evaluate(
         Engine.open(bundle, device="cpu"),
@@ -190,29 +275,26 @@ def find_sealed(config: Config, var: Path) -> Path | None:
     return folder if read_manifest(folder).config == config.model_dump() else None
 
 
-def load_model(run: Run) -> astra.Astra:
-    """The best epoch's model. Raises RunError."""
-    weights = load_file(str(run.require(MODEL_FILE, "train")))
-    encoder = BagEncoder(weights["encoder.words.weight"], run.config.encoder.pair_buckets)
-    model = astra.Astra(encoder, weights["labels.weight"], run.config.method)
-    model.load_state_dict(weights)
-    return model
-
-
-def _tokenized(job: Job) -> TokenizedData:
+def _tokenized(
+    job: Job, encoder: TextEncoder | None = None, world: World | None = None
+) -> TokenizedData:
+    """The parts as token ids; of a frozen `encoder` also what its transformer makes of them."""
+    config = job.run.config
     tokenizer = job.run.require(TOKENIZER_FILE, "train")
-    return tokenize(job.run.config, job.dataset, job.parts, tokenizer)
+    transformer = transformer_of(encoder) if encoder is not None else None
+    if transformer is None or not config.encoder.frozen:
+        return tokenize(config, job.dataset, job.parts, tokenizer)
+    frozen = transformer
+
+    def complete(texts: TokenizedTexts) -> TokenizedTexts:
+        together = world or World()
+        rows = together.leader_first(lambda: cached_pooled(frozen, texts, job.cache))
+        return replace(texts, pooled=rows)
+
+    return tokenize(config, job.dataset, job.parts, tokenizer, complete)
 
 
 def _onnx(run: Run) -> OnnxEncoder:
-    return OnnxEncoder(
-        run.require(ENCODER_FILE, "export"), "cpu", intra_op_threads=torch.get_num_threads()
-    )
-
-
-def _exact_answers(
-    path: Path, queries: NDArray[np.float32], n_labels: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    index = open_faiss(path, queries.shape[1], n_labels, {EXACT: {}})
-    hits = index.search(queries, calibrate.DEPTH, EXACT)
-    return hits.rows, hits.scores
+    """The variant that serves."""
+    path = run.require(encoder_file(Exported.of(run).served), "export")
+    return OnnxEncoder(path, "cpu", intra_op_threads=torch.get_num_threads())

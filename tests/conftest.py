@@ -49,6 +49,13 @@ def tiny_flat_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_bundle(folder, kind="flat", calibrated=False)
 
 
+@pytest.fixture(scope="session")
+def tiny_memory_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same labels with a memory of training queries, raw scores; never write into it."""
+    folder = tmp_path_factory.mktemp("bundle") / "tiny-memory"
+    return write_tiny_bundle(folder, calibrated=False, memory=True)
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     """Tests marked `anyio` run on asyncio."""

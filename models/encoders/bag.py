@@ -47,8 +47,10 @@ class BagEncoder(nn.Module):
         """Width of an embedding."""
         return int(self.words.embedding_dim)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Token ids and mask (n, length) to unit rows (n, dim)."""
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, pooled: Tensor | None = None
+    ) -> Tensor:
+        """Token ids and mask (n, length) to unit rows (n, dim); `pooled` is for transformers."""
         words = _masked_sum(self.words, input_ids, attention_mask)  # (n, dim)
         pair_ids = hash_pairs(input_ids, self.pairs.num_embeddings)  # (n, length - 1)
         pairs = _masked_sum(self.pairs, pair_ids, attention_mask[:, 1:])
@@ -63,7 +65,8 @@ class BagEncoder(nn.Module):
         """
         counts = np.bincount(token_ids, minlength=self.words.num_embeddings)
         weights = smoothing / (smoothing + counts / max(1, counts.sum()))
-        self.words.weight.mul_(torch.from_numpy(weights).float().unsqueeze(1))
+        column = torch.from_numpy(weights).float().unsqueeze(1)
+        self.words.weight.mul_(column.to(self.words.weight.device))
 
 
 def hash_pairs(input_ids: Tensor, buckets: int) -> Tensor:

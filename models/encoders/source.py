@@ -1,7 +1,8 @@
 """Where a pretrained encoder comes from: `package:NAME`, a local folder, a hub id, or `scratch`.
 
-A source is a folder with `tokenizer.json` and `model.safetensors`. The first two kinds need no
-network; a hub id needs the `hub` extra. Only word vectors are taken here, no transformer layers.
+A source is a folder with `tokenizer.json` and `model.safetensors`, and `config.json` where it is to
+be a transformer. The first two kinds need no network; a hub id needs the `hub` extra. Only word
+vectors are taken here, no transformer layers.
 """
 
 import importlib.util
@@ -9,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from models.errors import SourceError
 
 TOKENIZER_FILE = "tokenizer.json"
 WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
 PACKAGE_PREFIX = "package:"
 
 
@@ -33,13 +35,16 @@ def locate(source: str) -> Path:
 def word_vectors(folder: Path) -> NDArray[np.float32]:
     """The (vocabulary, dim) word-embedding matrix of the weights. Raises SourceError."""
     path = folder / WEIGHTS_FILE
-    with safe_open(str(path), framework="numpy") as tensors:
-        names = [name for name in tensors.keys() if name.endswith("word_embeddings.weight")]  # noqa: SIM118
-        if len(names) != 1:
-            raise SourceError(
-                f"{path}: expected one tensor named *word_embeddings.weight, found {len(names)}"
-            )
-        return np.asarray(tensors.get_tensor(names[0]), np.float32)
+    try:
+        with safe_open(str(path), framework="numpy") as tensors:
+            names = [name for name in tensors.keys() if name.endswith("word_embeddings.weight")]  # noqa: SIM118
+            if len(names) == 1:
+                return np.asarray(tensors.get_tensor(names[0]), np.float32)
+    except SafetensorError as exc:
+        raise SourceError(f"{path} is no safetensors file: {exc}") from exc
+    raise SourceError(
+        f"{path}: expected one tensor named *word_embeddings.weight, found {len(names)}"
+    )
 
 
 def _in_package(name: str) -> Path:
@@ -68,7 +73,8 @@ def _from_hub(source: str) -> Path:
             "huggingface-hub must be installed: pip install 'astrolabe[hub]'"
         ) from exc
     try:
-        folder = snapshot_download(source, allow_patterns=[TOKENIZER_FILE, WEIGHTS_FILE])
+        wanted = [TOKENIZER_FILE, WEIGHTS_FILE, CONFIG_FILE]
+        folder = snapshot_download(source, allow_patterns=wanted)
     except Exception as exc:  # the client raises many unrelated types for network and name errors
         raise SourceError(f"encoder.source {source} could not be fetched: {exc}") from exc
     return _checked(Path(folder), source)

@@ -1,8 +1,9 @@
 """ASTRA: an encoder and one classifier vector per label, trained with mixed negatives.
 
 Papers: ASTRA (arXiv 2409.20156 and its patent text) for the mixture, the uniform-only epochs and
-the index over the classifier vectors; Renee for the loss, summed over labels. The importance
-weights are this project's reading of the paper (docs/decisions/0003).
+the index over the classifier vectors; Renee for the loss, summed over labels; MIPS-s (Qaraei and
+Babbar, 2023) for the predecessor. The importance weights are this project's reading of the paper
+(docs/decisions/0003).
 
     symbol   here                 meaning
     z_i      queries              unit embedding of query i, (n, dim)
@@ -10,14 +11,14 @@ weights are this project's reading of the paper (docs/decisions/0003).
     s_il     logits               scale * <z_i, w_l> + bias
     H_i      HardNegatives        nearest wrong labels of query i at the last refresh
     q_i      density              how hard draws are made from H_i
-    omega    balance_weights      1 / (m_h q_i(l) + m_u / n_labels)
+    omega    negatives.weigh      1 / (m_h q_i(l) + m_u / n_labels), or another weight mode
 
     1. build        classifiers start from label text; label texts join the training rows
     2. refresh      every `refresh_epochs` after the uniform-only ones: mine H_i afresh
-    3. train_step   positives + shared uniform pool + hard draws -> sampled BCE
+    3. train_step   positives + shared uniform pool + hard draws -> sampled BCE, or every label
     4. servable     the encoder, and the classifier vectors times `scale`
 
-With `uniform_negatives` at the label count and `hard_negatives` at 0 this is full BCE, exactly.
+Under torchrun a rank holds the label rows `shard` and scores these only (models.distributed).
 """
 
 from dataclasses import dataclass
@@ -25,112 +26,220 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import csr_array, eye_array, vstack
 from torch import Tensor, nn
 from torch.nn.functional import embedding, normalize
 
 from models.config import MethodConfig
-from models.data.tokens import TokenizedTexts, concatenate
-from models.encoders.bag import BagEncoder
-from models.losses import sampled_bce
+from models.data.tokens import TokenizedTexts
+from models.distributed import World
+from models.encoders.build import TextEncoder, embed, encode_batch
+from models.losses import Cells, full_bce, sampled_bce
 from models.negatives import (
     HardNegatives,
-    balance_weights,
     density_in_pool,
     hard_negatives,
     mine,
     places_in_pool,
     uniform_pool,
+    weigh,
 )
 from models.rng import Rng
-
-_TEXTS_AT_ONCE = 2048
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingRows:
-    """Texts and labels that a method trains on; label-text rows, if any, stand after the points."""
-
-    texts: TokenizedTexts
-    labels: csr_array
-
-    def __len__(self) -> int:
-        return len(self.texts)
+from models.training_rows import TrainingRows, cells_of, with_label_rows
 
 
 @dataclass(frozen=True, slots=True)
 class Servable:
     """What export and index need: the encoder, and the vectors (n_labels, dim) of the index."""
 
-    encoder: BagEncoder
+    encoder: TextEncoder
     label_vectors: NDArray[np.float32]
 
 
 class Astra(nn.Module):
     """The model and one training step of it; the loop owns optimisers, schedule and checkpoints."""
 
-    def __init__(self, encoder: BagEncoder, labels: Tensor, config: MethodConfig) -> None:
+    def __init__(
+        self, encoder: TextEncoder, labels: Tensor, config: MethodConfig, world: World | None = None
+    ) -> None:
         super().__init__()
+        self.world = world or World()
+        self.n_labels = len(labels)
+        self.shard = self.world.share(self.n_labels)
         self.encoder = encoder
-        self.labels = nn.Embedding.from_pretrained(labels, freeze=False, sparse=True)
+        self.labels = nn.Embedding.from_pretrained(
+            labels[self.shard].clone(), freeze=False, sparse=True
+        )
         self.config = config
         self.hard: HardNegatives | None = None
+        self.device = torch.device("cpu")
+        self.autocast: torch.dtype | None = None
+
+    def place(self, device: torch.device, autocast: torch.dtype | None) -> None:
+        """Move the encoder to `device`, and the label vectors unless they stay on the host.
+
+        `autocast` is the type that the encoder computes in, None for fp32.
+        """
+        self.device, self.autocast = device, autocast
+        self.encoder.to(device)
+        if self.config.label_device == "encoder":
+            self.labels.to(device)
 
     def wants_refresh(self, epoch: int) -> bool:
         """Whether hard negatives are to be mined before this epoch (counted from 0)."""
         config = self.config
         since = epoch - config.uniform_only_epochs
-        return config.hard_negatives > 0 and since >= 0 and since % config.refresh_epochs == 0
+        if config.kind == "full-bce" or not config.hard_negatives or since < 0:
+            return False
+        return since % config.refresh_epochs == 0 if config.refresh_epochs else since == 0
 
     def refresh(self, rows: TrainingRows) -> None:
         """Mine each row's nearest wrong labels with the encoder and labels as they are now."""
-        config = self.config
-        queries = embed(self.encoder, rows.texts)
-        vectors = self.labels.weight.detach().numpy()
-        labels, scores = mine(vectors, queries, rows.labels, config.hard_pool)
-        self.hard = hard_negatives(labels, scores, config.score_scale, config.logit_bias)
+        config, world, n = self.config, self.world, len(rows)
+        part = world.share(n)
+        queries = embed(self.encoder, rows.texts.slice(part))
+        known = rows.known[part]
+        labels, scores = mine(
+            self.label_vectors(), queries, known, config.hard_pool, config.search == "exact"
+        )
+        self.hard = hard_negatives(
+            world.gather(torch.from_numpy(labels), n),
+            world.gather(torch.from_numpy(scores), n),
+            config.score_scale,
+            config.logit_bias,
+        )
+
+    def label_vectors(self) -> NDArray[np.float32]:
+        """All label vectors, (n_labels, dim), on the host."""
+        shard = self.labels.weight.detach()
+        return self.world.gather(shard, self.n_labels).cpu().numpy()
 
     def train_step(self, rows: TrainingRows, picked: NDArray[np.int64], rng: Rng) -> Tensor:
-        """Loss of the picked rows, ready for `backward`."""
-        config = self.config
-        batch = rows.texts.batch(picked)
-        queries = self.encoder(torch.from_numpy(batch.ids), torch.from_numpy(batch.mask))
+        """This rank's part of the loss of the picked rows, ready for `backward`."""
+        queries = self._queries(rows, picked, rng)
+        if self.config.kind == "full-bce":
+            return self._full(queries, rows, picked)
+        return self._sampled(queries, rows, picked, rng)
+
+    def _queries(self, rows: TrainingRows, picked: NDArray[np.int64], rng: Rng) -> Tensor:
+        config, n = self.config, len(picked)
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            ours = picked[self.world.share(n)]
+            # With nothing to do for it, a rank encodes a row in vain: backward needs its graph.
+            part = encode_batch(self.encoder, rows.texts, ours if len(ours) else picked[:1])
+        queries = self.world.gather_rows(part[: len(ours)].float(), n)  # (n, dim)
         keep = torch.rand(queries.shape, generator=rng.torch) >= config.dropout
-        queries = queries * keep / (1.0 - config.dropout)  # (n, dim)
+        return queries * keep.to(queries.device) / (1.0 - config.dropout)
 
-        positive_rows, positive_labels = positives_of(rows.labels, picked)
-        positive_vectors = embedding(positive_labels, self.labels.weight, sparse=True)
-        positive_logits = self._logits((queries[positive_rows] * positive_vectors).sum(dim=1))
+    def _full(self, queries: Tensor, rows: TrainingRows, picked: NDArray[np.int64]) -> Tensor:
+        config, weight = self.config, self.labels.weight
+        return full_bce(
+            queries.to(weight.device),
+            weight,
+            self._in_shard(cells_of(rows.labels, picked)).to(weight.device),
+            self._in_shard(cells_of(rows.ignored, picked)).to(weight.device),
+            scale=config.score_scale,
+            bias=config.logit_bias,
+            chunk=config.label_chunk,
+        )
 
-        n_labels = self.labels.num_embeddings
-        pool = uniform_pool(n_labels, config.uniform_negatives, rng.numpy)
-        pool_logits = self._logits(queries @ embedding(pool, self.labels.weight, sparse=True).T)
-        rate = len(pool) / n_labels
-        pool_density = torch.zeros_like(pool_logits)
-        n_hard = torch.zeros(len(picked), 1)
-        negatives: list[tuple[Tensor, Tensor]] = []
-        if self.hard is not None:
-            hard_rows = torch.from_numpy(picked)
-            density = self.hard.density[hard_rows]
-            n_hard = (density.sum(dim=1, keepdim=True) > 0) * float(config.hard_negatives)
-            pool_density = density_in_pool(pool, self.hard.labels[hard_rows], density)
+    def _sampled(
+        self, queries: Tensor, rows: TrainingRows, picked: NDArray[np.int64], rng: Rng
+    ) -> Tensor:
+        positives = self._in_shard(cells_of(rows.labels, picked))
+        vectors = self._vectors(positives.labels, queries.device)
+        products = (queries[positives.rows.to(queries.device)] * vectors).sum(dim=1)
+        drawn = self._draw(rows, picked, rng)
+        negatives = []
+        if drawn.hard is not None:
+            logits = self._hard_logits(queries, drawn.hard, drawn.hard_weights > 0)
+            negatives.append((logits, drawn.hard_weights.to(logits.device)))
+        inside = slice(
+            *torch.searchsorted(drawn.pool, torch.tensor([self.shard.start, self.shard.stop]))
+        )
+        pool_vectors = self._vectors(drawn.pool[inside] - self.shard.start, queries.device)
+        logits = self._logits(queries @ pool_vectors.T)
+        negatives.append((logits, drawn.pool_weights[:, inside].to(logits.device)))
+        targets = positives.values.to(queries.device)
+        return sampled_bce(self._logits(products), targets, negatives, len(picked))
+
+    def _draw(self, rows: TrainingRows, picked: NDArray[np.int64], rng: Rng) -> "_Drawn":
+        """One uniform pool for the batch and hard draws for each query, with their weights."""
+        config = self.config
+        size = 0 if config.hard_only and self.hard is not None else config.uniform_negatives
+        pool = uniform_pool(self.n_labels, size, rng.numpy)
+        known = cells_of(rows.known, picked)
+        allowed = torch.ones(len(picked), len(pool))
+        places, found = places_in_pool(pool, known.labels)
+        allowed[known.rows[found], places[found]] = 0.0
+        if self.hard is None:
+            density = torch.zeros_like(allowed)
+            weights = weigh(
+                config, [(density, allowed)], torch.zeros(1, 1), len(pool), self.n_labels
+            )
+            return _Drawn(pool, weights[0], None, torch.empty(0))
+        hard_rows = torch.from_numpy(picked)
+        density = self.hard.density[hard_rows]
+        n_hard = (density.sum(dim=1, keepdim=True) > 0) * float(config.hard_negatives)
+        pool_density = density_in_pool(pool, self.hard.labels[hard_rows], density)
+        if config.kind == "mips-s":
+            hard, drawn_density = self.hard.nearest(hard_rows, config.hard_negatives)
+        else:
             hard, drawn_density = self.hard.draw(hard_rows, config.hard_negatives, rng.torch)
-            vectors = embedding(hard, self.labels.weight, sparse=True)  # (n, m_h, dim)
-            hard_logits = self._logits(torch.bmm(vectors, queries.unsqueeze(2)).squeeze(2))
-            weights = balance_weights(drawn_density, n_hard, rate) * (drawn_density > 0)
-            negatives.append((hard_logits, weights))
-        pool_weights = balance_weights(pool_density, n_hard, rate)
-        places, found = places_in_pool(pool, positive_labels)
-        pool_weights[positive_rows[found], places[found]] = 0.0
-        negatives.append((pool_logits, pool_weights))
-        return sampled_bce(positive_logits, negatives, len(picked))
+        weights = weigh(
+            config,
+            [(pool_density, allowed), (drawn_density, (drawn_density > 0).float())],
+            n_hard,
+            len(pool),
+            self.n_labels,
+        )
+        return _Drawn(pool, weights[0], hard, weights[1] * self._owned(hard))
+
+    def _hard_logits(self, queries: Tensor, hard: Tensor, counted: Tensor) -> Tensor:
+        """Logits (n, m_h). A draw that does not count here (another rank's, or none) reads no row.
+
+        Read with weight 0, it would still be a touched row to the sparse optimiser, and move.
+        """
+        vectors = self._vectors(hard[counted] - self.shard.start, queries.device)
+        if not counted.all():
+            spread = vectors.new_zeros(*hard.shape, vectors.shape[1])
+            vectors = spread.index_put((counted.to(queries.device),), vectors)
+        vectors = vectors.view(*hard.shape, -1)  # (n, m_h, dim)
+        return self._logits(torch.bmm(vectors, queries.unsqueeze(2)).squeeze(2))
+
+    def _vectors(self, local: Tensor, device: torch.device) -> Tensor:
+        """Rows of this rank's labels, gathered where they lie and moved to where they are used."""
+        weight = self.labels.weight
+        return embedding(local.to(weight.device), weight, sparse=True).to(device)
+
+    def _owned(self, labels: Tensor) -> Tensor:
+        return ((labels >= self.shard.start) & (labels < self.shard.stop)).float()
+
+    def _in_shard(self, cells: Cells) -> Cells:
+        if self.world.size == 1:
+            return cells
+        owned = self._owned(cells.labels) > 0
+        return Cells(cells.rows[owned], cells.labels[owned] - self.shard.start, cells.values[owned])
 
     def _logits(self, products: Tensor) -> Tensor:
         return products * self.config.score_scale + self.config.logit_bias
 
 
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """A step's negatives: the shared pool (m_u,) and its weights (n, m_u), hard ones (n, m_h)."""
+
+    pool: Tensor
+    pool_weights: Tensor
+    hard: Tensor | None
+    hard_weights: Tensor
+
+
 def build(
-    encoder: BagEncoder, label_texts: TokenizedTexts, config: MethodConfig, points: TrainingRows
+    encoder: TextEncoder,
+    label_texts: TokenizedTexts,
+    config: MethodConfig,
+    points: TrainingRows,
+    world: World | None = None,
 ) -> tuple[Astra, TrainingRows]:
     """The model, and the rows it trains on: the points, then one row a label if configured."""
     with torch.no_grad():
@@ -140,38 +249,10 @@ def build(
     rows = points
     if config.label_rows:
         rows = with_label_rows(points, label_texts)
-    return Astra(encoder, vectors, config), rows
+    return Astra(encoder, vectors, config, world), rows
 
 
 def servable(model: Astra) -> Servable:
     """The trained parts as serving needs them: logit minus the constant bias = inner product."""
-    vectors = model.labels.weight.detach().numpy() * model.config.score_scale
+    vectors = model.label_vectors() * model.config.score_scale
     return Servable(model.encoder, np.ascontiguousarray(vectors, np.float32))
-
-
-def with_label_rows(points: TrainingRows, label_texts: TokenizedTexts) -> TrainingRows:
-    """Append one row for each label: its own text, with itself as the only target (Renee)."""
-    identity = eye_array(len(label_texts), dtype=np.float32, format="csr")
-    labels = csr_array(vstack([points.labels, identity], format="csr"))
-    return TrainingRows(concatenate(points.texts, label_texts), labels)
-
-
-def positives_of(labels: csr_array, picked: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-    """Positives of the picked rows as two vectors: place within the batch, and label."""
-    counts = labels.indptr[picked + 1] - labels.indptr[picked]
-    rows = np.repeat(np.arange(len(picked)), counts)
-    firsts = np.repeat(labels.indptr[picked] - np.cumsum(counts) + counts, counts)
-    places = labels.indices[firsts + np.arange(len(rows))]
-    return torch.from_numpy(rows), torch.from_numpy(places.astype(np.int64))
-
-
-@torch.no_grad()
-def embed(encoder: BagEncoder, texts: TokenizedTexts) -> NDArray[np.float32]:
-    """Embeddings of all texts, without dropout: (n, dim) float32."""
-    rows = np.empty((len(texts), encoder.dim), np.float32)
-    for start in range(0, len(texts), _TEXTS_AT_ONCE):
-        picked = np.arange(start, min(start + _TEXTS_AT_ONCE, len(texts)))
-        batch = texts.batch(picked)
-        encoded = encoder(torch.from_numpy(batch.ids), torch.from_numpy(batch.mask))
-        rows[picked] = encoded.numpy()
-    return rows

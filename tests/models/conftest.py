@@ -3,7 +3,7 @@
 import pytest
 
 from models import stages
-from tests.models.tiny import write_tiny_job
+from tests.models.tiny import write_tiny_bert, write_tiny_job
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +16,9 @@ def tiny_job(tmp_path_factory):
 def sealed(tiny_job):
     """The bundle that the tiny job sealed."""
     return stages.run_all(tiny_job.run.config, tiny_job.bundles.parent.parent)
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory):
+    """A source folder with a tiny random transformer; never write into it."""
+    return write_tiny_bert(tmp_path_factory.mktemp("source") / "bert")

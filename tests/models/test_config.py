@@ -40,12 +40,41 @@ def test_overrides_win_and_keep_their_types(path):
         ("seed.x=1", "seed is not a section"),
         ("train.epochs=1", "leaves none of train.epochs"),
         ("index.recall_fast=0.9999", "must rise"),
+        ("encoder.kind=lstm", "encoder.kind: .*'bag', 'transformer' or 'bag.transformer'"),
+        ("encoder.max_tokens=3", "encoder.max_tokens"),
+        ("method.kind=renee", "method.kind: .*'full-bce'"),
+        ("method.weights=none", "method.weights: .*'self-normalised'"),
+        ("method.weight_cap=0", "method.weight_cap"),
+        ("method.score_scale=inf", "method.score_scale: .*finite"),
+        ("train.schedule=step", "train.schedule: .*'cosine'"),
+        ("train.accumulate=0", "train.accumulate"),
+        ("train.precision=fp8", "train.precision: .*'bf16'"),
+        ("encoder.frosen=true", "unknown key encoder.frosen"),
         ("name=a/b", "name"),
     ],
 )
 def test_a_wrong_override_is_named(path, override, sentence):
     with pytest.raises(ConfigError, match=sentence):
         load_config(path, [override])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["method.hard_negatives=0"],
+        ["method.kind=full-bce"],
+        ["method.kind=full-bce", "train.epochs=1"],
+    ],
+)
+def test_hard_only_needs_a_method_that_mines(path, overrides):
+    with pytest.raises(ConfigError, match="leaves no negatives at all without hard ones"):
+        load_config(path, ["method.hard_only=true", *overrides])
+    assert load_config(path, ["method.hard_only=true"]).method.hard_only
+
+
+@pytest.mark.parametrize("setting", ["method.kind=full-bce", "method.hard_negatives=0"])
+def test_one_epoch_is_enough_where_nothing_is_mined(path, setting):
+    assert load_config(path, ["train.epochs=1", setting]).train.epochs == 1
 
 
 def test_a_missing_file_and_broken_toml_are_named(tmp_path):

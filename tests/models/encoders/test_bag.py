@@ -39,6 +39,17 @@ def test_pair_buckets_match_arithmetic_done_by_hand():
     assert hash_pairs(torch.tensor([[3, 4]]), 1000).tolist() == [[685]]
 
 
+def test_no_texts_give_no_rows(encoder):
+    nothing = torch.zeros(0, 3, dtype=torch.long)
+    assert encoder(nothing, nothing).shape == (0, 8)
+
+
+def test_a_text_of_no_tokens_is_a_row_of_zeros_and_harms_no_other(encoder):
+    rows = encoder(torch.tensor([[0, 0], [1, 5]]), torch.tensor([[0, 0], [1, 1]]))
+    assert rows[0].abs().max() == 0
+    assert torch.allclose(rows[1], encoder(torch.tensor([[1, 5]]), torch.ones(1, 2).long())[0])
+
+
 def test_frequent_words_start_out_light(encoder):
     """Token 3 is half of all tokens: its vector keeps 0.5 / (0.5 + 0.5) of its length."""
     before = encoder.words.weight.detach().clone()
@@ -82,3 +93,17 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(SourceError, match=r"tokenizer\.json is not there"):
         build_bag(EncoderConfig(source=str(tmp_path)), [], seed=1)
+
+
+def test_weights_that_are_no_safetensors_are_refused(bert, tmp_path):
+    (tmp_path / "tokenizer.json").write_text((bert / "tokenizer.json").read_text())
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(SourceError, match=r"model\.safetensors is no safetensors file"):
+        build_bag(EncoderConfig(source=str(tmp_path)), [], seed=1)
+
+
+def test_a_tokenizer_that_is_none_is_refused(bert, tmp_path):
+    (tmp_path / "tokenizer.json").write_text("[]")
+    (tmp_path / "model.safetensors").write_bytes((bert / "model.safetensors").read_bytes())
+    with pytest.raises(SourceError, match=r"tokenizer\.json is not a tokenizer\.json"):
+        build_bag(EncoderConfig(source=str(tmp_path), dim=24), [], seed=1)

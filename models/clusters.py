@@ -1,0 +1,58 @@
+"""Clusters of one size: an order of the rows in which neighbours are alike.
+
+Balanced 2-means, again and again: all rows are cut in two halves by which of two centres they are
+nearer to, each half likewise, down to clusters of the size asked for. No label is looked at and no
+number of clusters is chosen. Contrastive pre-training fills its batches with such clusters.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+_ROUNDS = 8
+
+
+def clustered_order(
+    vectors: NDArray[np.float32], size: int, generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """A permutation of the rows of `vectors` (n, dim): every `size` in succession are a cluster.
+
+    Where n is no multiple of `size`, the last cluster is the smaller one.
+
+    >>> order = clustered_order(np.array([[0.0], [9.0], [1.0], [8.0]]), 2, np.random.default_rng(1))
+    >>> sorted(sorted(cluster.tolist()) for cluster in np.split(order, 2))
+    [[0, 2], [1, 3]]
+    """
+    order = np.arange(len(vectors))
+    spans = [(0, len(vectors))]
+    while spans:
+        start, stop = spans.pop()
+        n_clusters = -(-(stop - start) // size)
+        if n_clusters < 2:
+            continue
+        middle = start + n_clusters // 2 * size
+        rows = order[start:stop]
+        order[start:stop] = rows[_halve(vectors[rows], middle - start, generator)]
+        spans += [(start, middle), (middle, stop)]
+    return order
+
+
+def _halve(
+    points: NDArray[np.float32], n_left: int, generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """The places of the points: first the `n_left` that are nearer to one centre, then the rest.
+
+    |x - a|^2 - |x - b|^2 falls with <x, a - b>, so sorting by that product is the assignment of
+    2-means with sizes given.
+    """
+    first, second = points[generator.choice(len(points), 2, replace=False)]
+    total = points.sum(axis=0)
+    left: NDArray[np.bool_] | None = None
+    for _ in range(_ROUNDS):
+        order = np.argsort(points @ (second - first), kind="stable")
+        before, left = left, np.zeros(len(points), np.bool_)
+        left[order[:n_left]] = True
+        if before is not None and np.array_equal(before, left):
+            break
+        inside = points[left].sum(axis=0)
+        first, second = inside / n_left, (total - inside) / (len(points) - n_left)
+    return order

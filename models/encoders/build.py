@@ -1,0 +1,115 @@
+"""From a configuration to an encoder and its tokenizer, and back from a run folder's weights."""
+
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from models.config import EncoderConfig
+from models.data.tokens import TokenizedTexts
+from models.encoders.bag import BagEncoder, build_bag, read_tokenizer
+from models.encoders.source import TOKENIZER_FILE, locate
+from models.encoders.transformer import (
+    BagTransformer,
+    TransformerEncoder,
+    build_backbone,
+    load_backbone,
+    positions_of,
+)
+from models.errors import SourceError
+
+TextEncoder: TypeAlias = BagEncoder | TransformerEncoder | BagTransformer
+"""`dim`, and forward(input_ids, attention_mask, pooled=None) to unit rows (n, dim)."""
+
+_TOKENS_AT_ONCE = 16384
+
+
+def build_encoder(config: EncoderConfig, texts: list[str], seed: int) -> tuple[TextEncoder, str]:
+    """A fresh encoder and its tokenizer.json; `texts` are read only by `source = "scratch"`.
+
+    Raises SourceError.
+    """
+    if config.kind == "bag":
+        return build_bag(config, texts, seed)
+    if config.source == "scratch":
+        raise SourceError(
+            f"encoder.kind {config.kind} needs a pretrained encoder.source: scratch is for bags"
+        )
+    folder = locate(config.source)
+    backbone = load_backbone(folder).requires_grad_(not config.frozen)
+    positions = positions_of(backbone)
+    if positions is not None and config.max_tokens > positions:
+        raise SourceError(
+            f"encoder.source {config.source} reads at most {positions} tokens, "
+            f"encoder.max_tokens is {config.max_tokens}: lower it"
+        )
+    transformer = TransformerEncoder(backbone, config.pooling, config.dim)
+    if config.kind == "transformer":
+        return transformer, read_tokenizer(folder / TOKENIZER_FILE).to_str()
+    bag, tokenizer = build_bag(config, texts, seed)
+    return BagTransformer(bag, transformer), tokenizer
+
+
+def empty_encoder(
+    config: EncoderConfig, weights: dict[str, Tensor], architecture: str | None
+) -> TextEncoder:
+    """An encoder of the right shapes to load `weights` (names as in its state_dict) into."""
+
+    def bag(prefix: str) -> BagEncoder:
+        return BagEncoder(weights[f"{prefix}words.weight"], config.pair_buckets)
+
+    if architecture is None:
+        return bag("")
+    backbone = build_backbone(architecture).requires_grad_(not config.frozen)
+    transformer = TransformerEncoder(backbone, config.pooling, config.dim)
+    if config.kind == "transformer":
+        return transformer
+    return BagTransformer(bag("bag."), transformer)
+
+
+def transformer_of(encoder: TextEncoder) -> TransformerEncoder | None:
+    """The transformer, or the transformer half."""
+    if isinstance(encoder, BagTransformer):
+        return encoder.transformer
+    return encoder if isinstance(encoder, TransformerEncoder) else None
+
+
+def bag_of(encoder: TextEncoder) -> BagEncoder | None:
+    """The bag, or the bag half."""
+    if isinstance(encoder, BagTransformer):
+        return encoder.bag
+    return encoder if isinstance(encoder, BagEncoder) else None
+
+
+def parameter_groups(encoder: TextEncoder) -> dict[str, list[nn.Parameter]]:
+    """What is trained, by how: row-sparse `tables`, the `projection`, the `transformer`."""
+    groups: dict[str, list[nn.Parameter]] = {}
+    if (bag := bag_of(encoder)) is not None:
+        groups["tables"] = list(bag.parameters())
+    if (transformer := transformer_of(encoder)) is not None:
+        groups["projection"] = list(transformer.projection.parameters())
+        groups["transformer"] = [p for p in transformer.backbone.parameters() if p.requires_grad]
+    return {name: parameters for name, parameters in groups.items() if parameters}
+
+
+def encode_batch(encoder: TextEncoder, texts: TokenizedTexts, rows: NDArray[np.int64]) -> Tensor:
+    """Unit rows (len(rows), dim) of these texts, on the encoder's device."""
+    device = next(encoder.parameters()).device
+    batch = texts.batch(rows)
+    pooled = None
+    if texts.pooled is not None:
+        pooled = torch.from_numpy(texts.pooled[rows]).to(device).float()
+    ids, mask = torch.from_numpy(batch.ids), torch.from_numpy(batch.mask)
+    encoded: Tensor = encoder(ids.to(device), mask.to(device), pooled)
+    return encoded
+
+
+@torch.no_grad()
+def embed(encoder: TextEncoder, texts: TokenizedTexts) -> NDArray[np.float32]:
+    """Embeddings of all texts, without dropout: (n, dim) float32."""
+    rows = np.empty((len(texts), encoder.dim), np.float32)
+    for picked in texts.batches_by_length(_TOKENS_AT_ONCE):
+        rows[picked] = encode_batch(encoder, texts, picked).float().cpu().numpy()
+    return rows

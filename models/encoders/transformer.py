@@ -1,0 +1,143 @@
+"""The transformer encoder: a BERT-family backbone, pooled to one row a text, mapped, to unit norm.
+
+`TransformerEncoder` alone reads meaning; `BagTransformer` puts a bag beside it, so that a rare word
+is not lost in a pooled average: the halves, each of unit norm, stand side by side.
+
+Both take an optional `pooled`: rows that the backbone gave earlier. In the frozen regime these come
+from a cache (models.encoders.frozen), the backbone never runs, and only what stands behind it is
+trained. Mean pooling: Reimers and Gurevych, 2019 (Sentence-BERT).
+"""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers.utils import logging as library
+
+from models.encoders.bag import BagEncoder
+from models.encoders.source import CONFIG_FILE
+from models.errors import SourceError
+
+EPSILON = 1e-6
+Pooling = Literal["mean", "cls"]
+
+
+class TransformerEncoder(nn.Module):
+    """`backbone` gives (n, length, width); `projection` maps its pooled rows to (n, dim)."""
+
+    def __init__(self, backbone: nn.Module, pooling: Pooling, dim: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.pooling = pooling
+        self.projection = nn.Linear(width_of(backbone), dim, bias=False)
+        # The identity where widths agree: training starts from what the backbone knows.
+        nn.init.eye_(self.projection.weight)
+
+    @property
+    def dim(self) -> int:
+        """Width of an embedding."""
+        return int(self.projection.out_features)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, pooled: Tensor | None = None
+    ) -> Tensor:
+        """Token ids and mask (n, length), or pooled rows (n, width), to unit rows (n, dim)."""
+        if pooled is None:
+            pooled = self.pool(input_ids, attention_mask)
+        return nn.functional.normalize(self.projection(pooled), dim=1, eps=EPSILON)
+
+    def pool(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The backbone's last layer as one row a text, (n, width): its mean, or that of [CLS]."""
+        states = self.backbone(input_ids=input_ids, attention_mask=attention_mask)
+        last = states.last_hidden_state  # (n, length, width)
+        if self.pooling == "cls":
+            return last[:, 0]
+        mask = attention_mask.to(last.dtype).unsqueeze(2)
+        return (last * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
+
+
+class BagTransformer(nn.Module):
+    """A bag and a transformer over the same tokens, concatenated to rows of unit norm."""
+
+    def __init__(self, bag: BagEncoder, transformer: TransformerEncoder) -> None:
+        super().__init__()
+        self.bag = bag
+        self.transformer = transformer
+
+    @property
+    def dim(self) -> int:
+        """Width of an embedding: both halves."""
+        return self.bag.dim + self.transformer.dim
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, pooled: Tensor | None = None
+    ) -> Tensor:
+        """Token ids and mask (n, length), and perhaps pooled rows, to unit rows (n, dim)."""
+        halves = (
+            self.bag(input_ids, attention_mask),
+            self.transformer(input_ids, attention_mask, pooled),
+        )
+        return torch.cat(halves, dim=1) * 2**-0.5
+
+
+def width_of(backbone: nn.Module) -> int:
+    """Width of the backbone's hidden states."""
+    return int(backbone.config.hidden_size)  # type: ignore[union-attr,arg-type]
+
+
+def positions_of(backbone: nn.Module) -> int | None:
+    """How many tokens the backbone can tell apart by place; None where it sets no limit."""
+    table = getattr(getattr(backbone, "embeddings", None), "position_embeddings", None)
+    if not isinstance(table, nn.Embedding):
+        return None
+    # RoBERTa's family counts places from behind its padding id.
+    first = 0 if table.padding_idx is None else table.padding_idx + 1
+    return table.num_embeddings - first
+
+
+def load_backbone(folder: Path) -> nn.Module:
+    """The pretrained backbone of a source folder, in fp32. Raises SourceError."""
+    if not (folder / CONFIG_FILE).is_file():
+        raise SourceError(f"{folder / CONFIG_FILE} is not there, which says what a transformer is")
+    library.disable_progress_bar()
+    library.set_verbosity_error()
+    try:
+        model, found = AutoModel.from_pretrained(
+            str(folder),
+            local_files_only=True,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            output_loading_info=True,
+        )
+    except Exception as exc:  # the library raises many unrelated types for unfit files
+        said = " ".join(str(exc).split())
+        raise SourceError(f"{folder} holds no transformer that can be loaded: {said}") from exc
+    # The library would start what is missing at random and go on.
+    missing = sorted(name for name in found["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise SourceError(f"{folder} lacks {len(missing)} weights, such as {missing[0]}")
+    return _without_pooler(model)
+
+
+def build_backbone(architecture: str) -> nn.Module:
+    """An untrained backbone of the architecture that `architecture_of` wrote, in fp32."""
+    config = AutoConfig.for_model(**json.loads(architecture))
+    model = AutoModel.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    return _without_pooler(model)
+
+
+def architecture_of(backbone: nn.Module) -> str:
+    """The backbone's configuration as JSON, for `build_backbone`."""
+    config = backbone.config
+    assert isinstance(config, PreTrainedConfig)
+    return str(config.to_json_string(use_diff=False))
+
+
+def _without_pooler(model: nn.Module) -> nn.Module:
+    """A pooling layer of its own is not used here, and would be trained and stored for nothing."""
+    if getattr(model, "pooler", None) is not None:
+        model.register_module("pooler", None)
+    return model.eval()

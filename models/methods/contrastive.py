@@ -1,0 +1,314 @@
+"""Contrastive pre-training: the encoder learns to lay a text beside the names of its labels.
+
+Paper: NGAME (Dahiya et al., 2023), first stage. One encoder reads queries and label texts. A
+batch's negatives are the labels of its other queries, so batches are filled with clusters of alike
+queries: that makes these negatives hard without a search. What differs: clusters are recursive
+balanced 2-means, their size is doubled in place of a list of epochs, and a label that several
+queries drew is encoded and compared once.
+
+    symbol   here               meaning
+    z_i      queries            unit embedding of query i, (n, dim)
+    v_l      labels             unit embedding of label l's text, (m, dim): those drawn in the batch
+    s_il     scores             <z_i, v_l>, (n, m)
+    l_i      drawn              the one positive of query i in this epoch
+    C        cluster_size       queries that stand together in a batch
+
+    1. regroup      cluster the queries as the encoder sees them now; else shuffle the clusters
+    2. train_step   draw a positive each, score all against all, hinge or cross-entropy
+    3. measure      rank label texts for validation texts; the best epoch's encoder is kept
+
+It learns no classifiers: ASTRA does, from the encoder and the label embeddings left here. It runs
+in one process, and a batch is never split, since its queries are each other's negatives.
+"""
+
+import logging
+import math
+import time
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
+
+from models.board import Board
+from models.checkpoint import Progress, load_checkpoint, save_checkpoint
+from models.clusters import clustered_order
+from models.config import Config, PretrainConfig, TrainConfig
+from models.data.tokens import TokenizedTexts
+from models.encoders.build import TextEncoder, embed, encode_batch, parameter_groups
+from models.errors import TrainingError
+from models.loop import AUTOCAST, Validation, rank_by_product, save_weights
+from models.losses import contrastive_hinge, info_nce
+from models.metrics import precision_at_k, recall_at_k
+from models.negatives import places_in_pool
+from models.optimizers import Optimizers, scheduled_share
+from models.progress import track
+from models.rng import Rng
+from models.runs import PRETRAIN_CHECKPOINT_FILE, PRETRAINED_FILE, TENSORBOARD_FOLDER, Run
+from models.training_rows import TrainingRows, cells_of
+
+log = logging.getLogger(__name__)
+
+_OWN_KEYS = {
+    "epochs",
+    "batch_size",
+    "encoder_lr",
+    "projection_lr",
+    "transformer_lr",
+    "warmup_steps",
+    "patience",
+}
+"""Keys of `pretrain` that stand in for the same keys of `train`."""
+
+
+class Contrastive:
+    """What is trained, and one step of it, on the device where the encoder lies."""
+
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        points: TrainingRows,
+        label_texts: TokenizedTexts,
+        config: PretrainConfig,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self.encoder, self.points, self.label_texts = encoder, points, label_texts
+        self.config, self.autocast = config, autocast
+        # A query without a label has no positive.
+        self.usable = np.flatnonzero(np.diff(points.labels.indptr))
+        labels, targets = points.labels.indices, points.labels.data.astype(np.float64)
+        counts = np.bincount(labels, weights=targets, minlength=len(label_texts))
+        chances = targets * counts[labels] ** -config.rare_positives
+        self._chance_before = np.concatenate([[0.0], np.cumsum(chances)])
+
+    def cluster_size(self, epoch: int) -> int:
+        """Queries in a cluster: doubles as training goes on, up to a whole batch."""
+        config = self.config
+        doubled = config.cluster_size << (epoch // config.cluster_double_epochs)
+        return min(doubled, config.batch_size)
+
+    def regroup(self, epoch: int, order: NDArray[np.int64], rng: Rng) -> NDArray[np.int64]:
+        """This epoch's order of the usable rows, from the last epoch's: clusters stay together."""
+        size = self.cluster_size(epoch)
+        if size == 1:
+            return rng.numpy.permutation(self.usable)
+        grown = epoch > 0 and size != self.cluster_size(epoch - 1)
+        if grown or epoch % self.config.cluster_refresh_epochs == 0:
+            vectors = embed(self.encoder, self.points.texts)[self.usable]
+            order = self.usable[clustered_order(vectors, size, rng.numpy)]
+        # The last cluster may be short: it stays where it is, so that all others keep in step.
+        whole = len(order) // size * size
+        clusters = order[:whole].reshape(-1, size)
+        return np.concatenate([rng.numpy.permutation(clusters).ravel(), order[whole:]])
+
+    def draw_positives(self, picked: NDArray[np.int64], rng: Rng) -> NDArray[np.int64]:
+        """One label of each picked row, (n,): as likely as target * count ** -rare_positives."""
+        labels = self.points.labels
+        firsts, ends = labels.indptr[picked], labels.indptr[picked + 1]
+        low, high = self._chance_before[firsts], self._chance_before[ends]
+        at = low + rng.numpy.random(len(picked)) * (high - low)
+        places = np.searchsorted(self._chance_before, at, side="right") - 1
+        return labels.indices[np.clip(places, firsts, ends - 1)].astype(np.int64)
+
+    def train_step(self, picked: NDArray[np.int64], rng: Rng) -> Tensor:
+        """The loss of the picked rows among each other, ready for `backward`."""
+        config, device = self.config, next(self.encoder.parameters()).device
+        labels, columns = np.unique(self.draw_positives(picked, rng), return_inverse=True)
+        with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
+            queries = encode_batch(self.encoder, self.points.texts, picked)
+            names = encode_batch(self.encoder, self.label_texts, labels)
+        scores = queries.float() @ names.float().T  # (n, m)
+        positives = torch.from_numpy(columns).to(device)
+        allowed = self._negatives(picked, torch.from_numpy(labels)).to(device)
+        if config.loss == "infonce":
+            return info_nce(scores, positives, allowed, temperature=config.temperature)
+        return contrastive_hinge(
+            scores,
+            positives,
+            allowed,
+            margin=config.margin,
+            hardest=config.hard_negatives,
+            temperature=config.temperature,
+        )
+
+    def _negatives(self, picked: NDArray[np.int64], labels: Tensor) -> Tensor:
+        """Which of the batch's labels (m,) are negatives of each query, (n, m)."""
+        known = cells_of(self.points.known, picked)
+        places, found = places_in_pool(labels, known.labels)
+        allowed = torch.ones(len(picked), len(labels), dtype=torch.bool)
+        allowed[known.rows[found], places[found]] = False
+        return allowed
+
+
+def pretrain(
+    encoder: TextEncoder,
+    points: TrainingRows,
+    label_texts: TokenizedTexts,
+    validation: Validation,
+    run: Run,
+) -> None:
+    """Train `encoder` in place and leave its best epoch in the run folder; 0 epochs do nothing.
+
+    Goes on from the run's own checkpoint; what is done already is only loaded, so of several
+    processes one trains and the others come after it. Randomness is the seed's afresh: the method
+    draws the same with and without pre-training. Raises RunError, TrainingError.
+    """
+    config = run.config
+    if not config.pretrain.epochs:
+        return
+    if "pretraining" not in run.measured():
+        training = _training_of(config)
+        autocast = AUTOCAST[training.precision]
+        model = Contrastive(encoder, points, label_texts, config.pretrain, autocast)
+        _Loop(model, training, validation, run).run_to_end()
+    (run.folder / PRETRAIN_CHECKPOINT_FILE).unlink(missing_ok=True)
+    encoder.load_state_dict(load_file(str(run.require(PRETRAINED_FILE, "train"))))
+
+
+def _training_of(config: Config) -> TrainConfig:
+    """`train` with what `pretrain` puts in its place."""
+    return config.train.model_copy(update=config.pretrain.model_dump(include=_OWN_KEYS))
+
+
+class _Loop:
+    """State of one pre-training between steps."""
+
+    def __init__(
+        self, model: Contrastive, config: TrainConfig, validation: Validation, run: Run
+    ) -> None:
+        self.model, self.config, self.validation, self.run = model, config, validation, run
+        self.rng = Rng.from_seed(run.config.seed)
+        groups = parameter_groups(model.encoder)
+        self.optimizers = Optimizers(groups, config, sparse_labels=False)
+        device = next(model.encoder.parameters()).device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.progress = Progress()
+        self.order: NDArray[np.int64] = np.empty(0, np.int64)
+        self.steps_per_epoch = math.ceil(len(model.usable) / config.batch_size)
+        self._checkpoint = run.folder / PRETRAIN_CHECKPOINT_FILE
+        self._saved_at = time.monotonic()
+
+    def run_to_end(self) -> None:
+        """From the checkpoint, or from the start, to the last epoch or an early stop."""
+        resumed = self._resume()
+        # A folder of its own: points that the method's loop voids are its own.
+        folder = self.run.folder / TENSORBOARD_FOLDER / "pretrain"
+        self.board = Board(folder, self.progress.step)
+        try:
+            if not resumed:
+                # The encoder as it came: an epoch that does not beat it is not kept.
+                self._measure({"epoch": 0})
+                self._save()
+            while self.progress.epoch < self.config.epochs and not self._out_of_patience:
+                self._epoch()
+        finally:
+            self.board.close()
+        self.run.record(
+            pretraining={
+                "best_epoch": self.progress.best_epoch + 1,
+                "epochs": self.progress.epoch,
+                "validation_p_at_1": self.progress.best_p_at_1,
+                "seconds": round(self.progress.seconds, 1),
+            }
+        )
+
+    @property
+    def _out_of_patience(self) -> bool:
+        return self.progress.epoch - 1 - self.progress.best_epoch >= self.config.patience
+
+    def _resume(self) -> bool:
+        if not self._checkpoint.is_file():
+            return False
+        encoder = self.model.encoder
+        restored = load_checkpoint(
+            self._checkpoint, encoder, self.optimizers, self.rng, slice(None)
+        )
+        self.progress, self.order = restored.progress, restored.order
+        place = restored.progress
+        log.info(
+            "resuming pre-training in epoch %d at step %d", place.epoch + 1, place.step_in_epoch
+        )
+        return True
+
+    def _epoch(self) -> None:
+        started = time.monotonic()
+        progress, size = self.progress, self.config.batch_size
+        if progress.step_in_epoch == 0:
+            self.order = self.model.regroup(progress.epoch, self.order, self.rng)
+            progress.loss_sum = 0.0
+        firsts = range(progress.step_in_epoch * size, len(self.order), size)
+        for first in track(firsts, len(firsts), f"pre-training epoch {progress.epoch + 1}"):
+            self._step(self.order[first : first + size])
+        seconds = time.monotonic() - started
+        progress.seconds += seconds
+        progress.epoch += 1
+        progress.step_in_epoch = 0
+        loss = progress.loss_sum / self.steps_per_epoch
+        self._measure({"epoch": progress.epoch, "loss": loss, "seconds": round(seconds, 2)})
+        self._save()
+
+    def _step(self, picked: NDArray[np.int64]) -> None:
+        progress = self.progress
+        self.optimizers.zero_grad()
+        loss = self.model.train_step(picked, self.rng)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            uids = [self.model.points.uids[row] for row in picked[:5]]
+            raise TrainingError(
+                f"the pre-training loss is {value} at step {progress.step} (epoch "
+                f"{progress.epoch + 1}), rows {', '.join(uids)} and {len(picked) - len(uids)} "
+                "more: lower pretrain.encoder_lr"
+            )
+        self.scaler.scale(loss).backward()
+        total = self.steps_per_epoch * self.config.epochs
+        rate = scheduled_share(self.config, progress.step, total)
+        self.optimizers.step(rate, self.scaler)
+        self.board.add_scalar("train/loss", value, progress.step)
+        self.board.add_scalar("train/rate", rate, progress.step)
+        progress.loss_sum += value
+        progress.step += 1
+        progress.step_in_epoch += 1
+        if time.monotonic() - self._saved_at >= self.config.checkpoint_seconds:
+            self._save()
+
+    def _measure(self, record: dict[str, float]) -> None:
+        """Rank label texts for the validation texts, say how well, keep the encoder if best."""
+        encoder, progress, truth = self.model.encoder, self.progress, self.validation.labels
+        vectors = embed(encoder, self.model.label_texts)
+        ranked = rank_by_product(encoder, vectors, self.validation, 10)
+        p_at_1 = 100 * precision_at_k(ranked, truth, 1)
+        record |= {
+            "validation_p_at_1": p_at_1,
+            "validation_r_at_10": 100 * recall_at_k(ranked, truth, 10),
+        }
+        self.run.log({"stage": "pretrain", **record})
+        log.info(
+            "pre-training epoch %d: validation P@1 %.2f, R@10 %.2f%s",
+            record["epoch"],
+            p_at_1,
+            record["validation_r_at_10"],
+            "".join(
+                f", {name} {record[name]:.3f}" for name in ("loss", "seconds") if name in record
+            ),
+        )
+        for name, value in record.items():
+            if name != "epoch":
+                self.board.add_scalar(f"epoch/{name}", value, int(record["epoch"]))
+        self.board.flush()
+        if p_at_1 > progress.best_p_at_1:
+            progress.best_p_at_1, progress.best_epoch = p_at_1, int(record["epoch"]) - 1
+            save_weights(self.run.folder / PRETRAINED_FILE, encoder.state_dict())
+
+    def _save(self) -> None:
+        save_checkpoint(
+            self._checkpoint,
+            self.model.encoder,
+            self.optimizers,
+            self.rng,
+            self.progress,
+            self.order,
+            None,
+            lambda rows: rows,
+        )
+        self._saved_at = time.monotonic()

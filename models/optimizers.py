@@ -1,0 +1,80 @@
+"""The optimisers of a run, one for each way in which parameters are trained, and their schedule.
+
+Tables of the bag and sampled label vectors get row-sparse Adam, which moves only the rows that a
+batch touched. Dense parts get AdamW; full BCE touches every label, so its label vectors get plain
+Adam.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.optim import Adam, AdamW, Optimizer, SparseAdam
+
+from models.config import TrainConfig
+
+LABELS = "labels"
+_EPSILON = 1e-6
+
+
+class Optimizers:
+    """Named optimisers that step together; `rate` is the schedule's share of their own rates."""
+
+    def __init__(
+        self, groups: dict[str, list[nn.Parameter]], config: TrainConfig, *, sparse_labels: bool
+    ) -> None:
+        self.groups = groups
+        self.rates = {
+            "tables": config.encoder_lr,
+            "projection": config.projection_lr,
+            "transformer": config.transformer_lr,
+            LABELS: config.label_lr,
+        }
+        self.named: dict[str, Optimizer] = {}
+        for name, parameters in groups.items():
+            rate = self.rates[name]
+            if name == "tables" or (name == LABELS and sparse_labels):
+                self.named[name] = SparseAdam(parameters, lr=rate)
+            elif name == LABELS:
+                self.named[name] = Adam(parameters, lr=rate)
+            else:
+                self.named[name] = AdamW(
+                    _decayed(parameters, config.weight_decay), lr=rate, eps=_EPSILON
+                )
+
+    @property
+    def encoder_parameters(self) -> Iterator[nn.Parameter]:
+        """Everything but the label vectors."""
+        for name, parameters in self.groups.items():
+            if name != LABELS:
+                yield from parameters
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for optimizer in self.named.values():
+            optimizer.zero_grad(set_to_none=True)
+
+    def step(self, rate: float, scaler: torch.amp.GradScaler) -> None:
+        """Move every parameter by its gradient, at `rate` times its own learning rate."""
+        for name, optimizer in self.named.items():
+            for group in optimizer.param_groups:
+                group["lr"] = self.rates[name] * rate
+            scaler.step(optimizer)
+        scaler.update()
+
+
+def scheduled_share(config: TrainConfig, step: int, total: int) -> float:
+    """Linear warm-up, then decay to zero at the last of `total` steps, straight or as a cosine."""
+    warm_up = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    if config.schedule == "cosine":
+        return warm_up * 0.5 * (1.0 + math.cos(math.pi * step / total))
+    return warm_up * (1.0 - step / total)
+
+
+def _decayed(parameters: list[nn.Parameter], decay: float) -> list[dict[str, object]]:
+    """Matrices decay; biases and norms, which are vectors, do not."""
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
