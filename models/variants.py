@@ -81,7 +81,7 @@ def export_variants(parts: Servable, validation: Validation, run: Run) -> None:
     measured: dict[Precision, VariantInfo] = {}
     for precision in (REFERENCE, *(name for name in config.variants if name != REFERENCE)):
         path = run.folder / encoder_file(precision)
-        write_atomic(path, partial(onnx.save, at_precision(traced, precision)))
+        write_atomic(path, partial(onnx.save, at_precision(traced, precision, validation.texts)))
         found = measure(path, expected, parts.label_vectors, validation, measured.get(REFERENCE))
         measured[precision] = found
         log.info(

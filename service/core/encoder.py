@@ -41,7 +41,7 @@ class OnnxEncoder:
 
     def __init__(self, path: Path, device: str = "auto", intra_op_threads: int = 1) -> None:
         """Open the session; raises DeviceUnavailable, BundleMismatch, ManifestInvalid."""
-        self._session = _open_session(path, device, intra_op_threads)
+        self._session = open_session(path, device, intra_op_threads)
         self.device = active_device(self._session.get_providers())
         inputs = sorted(entry.name for entry in self._session.get_inputs())
         if inputs != [ATTENTION_MASK, INPUT_IDS]:
@@ -63,7 +63,8 @@ class OnnxEncoder:
         return rows
 
 
-def _open_session(path: Path, device: str, threads: int) -> "ort.InferenceSession":
+def open_session(path: Path, device: str, threads: int) -> "ort.InferenceSession":
+    """A graph in ONNX Runtime; raises DeviceUnavailable, ManifestInvalid."""
     # Since 1.29 ONNX Runtime reports usage to its maker unless told not to before its import.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime as ort

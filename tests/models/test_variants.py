@@ -99,8 +99,8 @@ def export_again(job, folder):
 def test_a_variant_that_breaks_is_measured_and_left_out(sealed, tiny_job, tmp_path, monkeypatch):
     """A fake that stores every table upside down loses nearly everything."""
 
-    def broken(traced, precision):
-        model = at_precision(traced, precision)
+    def broken(traced, precision, sample):
+        model = at_precision(traced, precision, sample)
         if precision == "fp16":
             for tensor in model.graph.initializer:
                 if len(tensor.dims) == 2:
