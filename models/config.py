@@ -131,7 +131,6 @@ class PretrainConfig(_Section):
     margin: Annotated[float, Field(gt=0)] = 0.3
     hard_negatives: Positive = 10
     temperature: Annotated[float, Field(gt=0)] = 0.1
-    rare_positives: Annotated[float, Field(ge=0)] = 0.0
     cluster_size: Positive = 8
     cluster_double_epochs: Positive = 2
     cluster_refresh_epochs: Positive = 5

@@ -77,10 +77,9 @@ class Contrastive:
         self.config, self.autocast = config, autocast
         # A query without a label has no positive.
         self.usable = np.flatnonzero(np.diff(points.labels.indptr))
-        labels, targets = points.labels.indices, points.labels.data.astype(np.float64)
-        counts = np.bincount(labels, weights=targets, minlength=len(label_texts))
-        chances = targets * counts[labels] ** -config.rare_positives
-        self._chance_before = np.concatenate([[0.0], np.cumsum(chances)])
+        self._target_before = np.concatenate(
+            [[0.0], np.cumsum(points.labels.data, dtype=np.float64)]
+        )
 
     def cluster_size(self, epoch: int) -> int:
         """Queries in a cluster: doubles as training goes on, up to a whole batch."""
@@ -103,12 +102,12 @@ class Contrastive:
         return np.concatenate([rng.numpy.permutation(clusters).ravel(), order[whole:]])
 
     def draw_positives(self, picked: NDArray[np.int64], rng: Rng) -> NDArray[np.int64]:
-        """One label of each picked row, (n,): as likely as target * count ** -rare_positives."""
+        """One label of each picked row, (n,), each as likely as its target is large."""
         labels = self.points.labels
         firsts, ends = labels.indptr[picked], labels.indptr[picked + 1]
-        low, high = self._chance_before[firsts], self._chance_before[ends]
+        low, high = self._target_before[firsts], self._target_before[ends]
         at = low + rng.numpy.random(len(picked)) * (high - low)
-        places = np.searchsorted(self._chance_before, at, side="right") - 1
+        places = np.searchsorted(self._target_before, at, side="right") - 1
         return labels.indices[np.clip(places, firsts, ends - 1)].astype(np.int64)
 
     def train_step(self, picked: NDArray[np.int64], rng: Rng) -> Tensor:

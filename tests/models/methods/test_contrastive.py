@@ -141,12 +141,11 @@ def test_a_positive_is_drawn_among_the_labels_of_its_row(model):
         assert set(drawn[:, place]) == set(np.flatnonzero(truth[row]))
 
 
-def test_rare_positives_are_drawn_more_often_where_asked(model):
-    """A row with the most and the least frequent label: counts to the power of -1 decide."""
-    labels = csr_array(np.array([[1, 1], [1, 0], [1, 0], [1, 0]], np.float32))
-    points = TrainingRows(texts_of(np.arange(4) + 3), labels, csr_array((4, 2)), list("abcd"))
-    config = PretrainConfig(rare_positives=1.0)
-    model = Contrastive(model.encoder, points, texts_of(np.arange(2) + 8), config)
+def test_a_label_is_drawn_as_often_as_its_target_is_large(model):
+    """A teacher's targets are probabilities: 0.8 and 0.2 here."""
+    labels = csr_array(np.array([[0.2, 0.8], [1, 0]], np.float32))
+    points = TrainingRows(texts_of(np.arange(2) + 3), labels, csr_array((2, 2)), ["a", "b"])
+    model = Contrastive(model.encoder, points, texts_of(np.arange(2) + 8), model.config)
     rng = Rng.from_seed(1)
     drawn = np.concatenate([model.draw_positives(np.array([0]), rng) for _ in range(2000)])
     assert abs(drawn.mean() - 0.8) < 4 * np.sqrt(0.8 * 0.2 / 2000)
