@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from models import loop, stages
 from models.config import TrainConfig
+from models.distributed import World
 from models.encoders import frozen
 from models.encoders.build import transformer_of
 from models.errors import RunError, TrainingError
@@ -251,6 +253,13 @@ def test_half_precision_learns_what_full_precision_learns(tmp_path, bert, precis
     assert losses(half) != losses(full)
     # The first steps of fp16 are skipped until its scale fits.
     assert losses(half)[-1] == pytest.approx(losses(full)[-1], rel=0.1)
+
+
+def test_fp16_is_refused_for_several_processes(tmp_path):
+    model = SimpleNamespace(world=World(0, 2))
+    run = job_in(tmp_path, "train.precision=fp16").run
+    with pytest.raises(TrainingError, match="fp16, which scales its loss for each process apart"):
+        loop.train(model, None, None, run, None)
 
 
 def test_asking_for_a_gpu_that_is_not_there_says_so(tmp_path, monkeypatch):
