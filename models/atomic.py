@@ -8,6 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` fill a temporary sibling, flush it to disk, then put it in place.
@@ -22,6 +25,16 @@ def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def write_array(path: Path, array: NDArray[Any]) -> None:
+    """One array as .npy, whole or not at all."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # by its name np.save would append .npy
+            np.save(file, array, allow_pickle=False)
+
+    write_atomic(path, write)
 
 
 def sync(path: Path) -> None:

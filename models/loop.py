@@ -12,7 +12,6 @@ import resource
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -241,7 +240,7 @@ class _Loop:
             progress.best_p_at_1, progress.best_epoch = p_at_1, progress.epoch
             weights = weights_of(self.model, self._whole)
             if self.leads:
-                save_weights(self.run.folder / MODEL_FILE, weights)
+                write_tensors(self.run.folder / MODEL_FILE, weights)
         progress.epoch += 1
         progress.step_in_epoch = 0
         self._save()
@@ -284,11 +283,6 @@ class _Loop:
         )
         self._saved_at = time.monotonic()
         log.debug("checkpoint: %s", asdict(self.progress))
-
-
-def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
-    """A model's weights alone, atomically. Raises RunError where the disk does not take them."""
-    write_tensors(path, weights)
 
 
 def rank_exactly(model: Astra, validation: Validation, k: int) -> NDArray[np.int64]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from models.atomic import write_atomic
+from models.atomic import write_array
 from models.build_index import (
     EF_GRID_EFFORTS,
     build,
@@ -97,9 +97,9 @@ def remember(vectors: NDArray[np.float32], labels: csr_array, values: Values) ->
 def write_memory(memory: Memory, config: IndexConfig, folder: Path) -> None:
     """Leave MEMORY_FILES in `folder`, each written atomically."""
     build(memory.vectors, config, folder / MEMORY_INDEX_FILE)
-    _save(folder / MEMORY_OFFSETS_FILE, memory.labels.offsets)
-    _save(folder / MEMORY_LABELS_FILE, memory.labels.labels)
-    _save(folder / MEMORY_VALUES_FILE, memory.labels.values)
+    write_array(folder / MEMORY_OFFSETS_FILE, memory.labels.offsets)
+    write_array(folder / MEMORY_LABELS_FILE, memory.labels.labels)
+    write_array(folder / MEMORY_VALUES_FILE, memory.labels.values)
 
 
 def memory_recall(
@@ -350,11 +350,3 @@ def _describe(memory: Memory, chosen: Trial, config: Config) -> MemoryInfo:
         temperature=chosen.temperature,
         logit_bias=config.method.logit_bias,
     )
-
-
-def _save(path: Path, array: NDArray[Any]) -> None:
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:  # by its name np.save would append .npy
-            np.save(file, array, allow_pickle=False)
-
-    write_atomic(path, write)

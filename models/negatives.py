@@ -17,6 +17,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from models.config import MethodConfig
+from models.losses import Cells
 
 _QUERIES_AT_ONCE = 4096
 _EXACT_BELOW = 4096
@@ -71,6 +72,14 @@ def places_in_pool(pool: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(labels), torch.zeros_like(labels, dtype=torch.bool)
     places = torch.searchsorted(pool, labels).clamp(max=len(pool) - 1)
     return places, pool[places] == labels
+
+
+def allowed_in_pool(pool: Tensor, known: Cells, n: int) -> Tensor:
+    """Which labels of a sorted pool are negatives of each of `n` queries: all but `known` ones."""
+    places, found = places_in_pool(pool, known.labels)
+    allowed = torch.ones(n, len(pool), dtype=torch.bool)
+    allowed[known.rows[found], places[found]] = False
+    return allowed
 
 
 def balance_weights(density: Tensor, n_hard: Tensor, uniform_rate: float) -> Tensor:

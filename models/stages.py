@@ -131,7 +131,7 @@ def _train(job: Job, world: World) -> None:
     world.leader_first(lambda: contrastive.pretrain(encoder, points, data.labels, validation, run))
     model, rows = astra.build(encoder, data.labels, config.method, points, world)
     log.info(
-        "training on %d rows, %d labels; %d texts were cut at encoder.max_tokens (%d)",
+        "training on %d rows, %d labels; %d of all points were cut at encoder.max_tokens (%d)",
         len(rows),
         len(job.dataset.labels),
         data.train.n_truncated,

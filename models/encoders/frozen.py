@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from models.atomic import write_atomic
+from models.atomic import write_array
 from models.data.tokens import TokenizedTexts
 from models.encoders.transformer import TransformerEncoder
 from models.progress import track
@@ -32,8 +32,7 @@ def cached_pooled(
     path = folder / f"{_key(encoder, texts)}.npy"
     if not path.is_file():
         log.info("encoding %d texts once, into %s", len(texts), path)
-        rows = pool_all(encoder, texts)
-        write_atomic(path, lambda temporary: _write(temporary, rows))
+        write_array(path, pool_all(encoder, texts))
     return np.load(path, mmap_mode="r")
 
 
@@ -65,8 +64,3 @@ def hash_weights(module: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _write(path: Path, rows: NDArray[np.float16]) -> None:
-    with path.open("wb") as file:
-        np.save(file, rows)

@@ -36,10 +36,10 @@ from models.encoders.build import TextEncoder, embed, encode_batch
 from models.losses import Cells, full_bce, sampled_bce
 from models.negatives import (
     HardNegatives,
+    allowed_in_pool,
     density_in_pool,
     hard_negatives,
     mine,
-    places_in_pool,
     uniform_pool,
     weigh,
 )
@@ -167,10 +167,7 @@ class Astra(nn.Module):
         config = self.config
         size = 0 if config.hard_only and self.hard is not None else config.uniform_negatives
         pool = uniform_pool(self.n_labels, size, rng.numpy)
-        known = cells_of(rows.known, picked)
-        allowed = torch.ones(len(picked), len(pool))
-        places, found = places_in_pool(pool, known.labels)
-        allowed[known.rows[found], places[found]] = 0.0
+        allowed = allowed_in_pool(pool, cells_of(rows.known, picked), len(picked)).float()
         if self.hard is None:
             density = torch.zeros_like(allowed)
             weights = weigh(

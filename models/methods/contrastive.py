@@ -32,16 +32,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.board import Board
-from models.checkpoint import Progress, load_checkpoint, save_checkpoint
+from models.checkpoint import Progress, load_checkpoint, save_checkpoint, write_tensors
 from models.clusters import clustered_order
 from models.config import Config, PretrainConfig, TrainConfig
 from models.data.tokens import TokenizedTexts
 from models.encoders.build import TextEncoder, embed, encode_batch, parameter_groups
 from models.errors import TrainingError
-from models.loop import AUTOCAST, Validation, rank_by_product, save_weights
+from models.loop import AUTOCAST, Validation, rank_by_product
 from models.losses import contrastive_hinge, info_nce
 from models.metrics import precision_at_k, recall_at_k
-from models.negatives import places_in_pool
+from models.negatives import allowed_in_pool
 from models.optimizers import Optimizers, scheduled_share
 from models.progress import track
 from models.rng import Rng
@@ -133,11 +133,7 @@ class Contrastive:
 
     def _negatives(self, picked: NDArray[np.int64], labels: Tensor) -> Tensor:
         """Which of the batch's labels (m,) are negatives of each query, (n, m)."""
-        known = cells_of(self.points.known, picked)
-        places, found = places_in_pool(labels, known.labels)
-        allowed = torch.ones(len(picked), len(labels), dtype=torch.bool)
-        allowed[known.rows[found], places[found]] = False
-        return allowed
+        return allowed_in_pool(labels, cells_of(self.points.known, picked), len(picked))
 
 
 def pretrain(
@@ -297,7 +293,7 @@ class _Loop:
         self.board.flush()
         if p_at_1 > progress.best_p_at_1:
             progress.best_p_at_1, progress.best_epoch = p_at_1, int(record["epoch"]) - 1
-            save_weights(self.run.folder / PRETRAINED_FILE, encoder.state_dict())
+            write_tensors(self.run.folder / PRETRAINED_FILE, encoder.state_dict())
 
     def _save(self) -> None:
         save_checkpoint(

@@ -87,8 +87,8 @@ def test_killed_while_writing_nothing_is_left_and_the_next_call_does_it(
 ):
     save = np.save
 
-    def dying(file, rows):
-        save(file, rows[:5])
+    def dying(file, rows, **options):
+        save(file, rows[:5], **options)
         raise Killed
 
     monkeypatch.setattr(frozen.np, "save", dying)
