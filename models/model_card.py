@@ -18,6 +18,7 @@ def model_card(manifest: Manifest) -> str:
         f"Encoder: {manifest.encoder.dim} dimensions, {manifest.encoder.served}; at most "
         f"{manifest.tokenizer.max_tokens} tokens are read.",
         f"Index: {manifest.index.kind} over {manifest.index.n_rows:,} labels.",
+        *_memory(manifest),
         *_filter(manifest),
         "",
         *_quality(manifest),
@@ -26,6 +27,16 @@ def model_card(manifest: Manifest) -> str:
         *_scores(manifest),
     ]
     return "\n".join(lines)
+
+
+def _memory(manifest: Manifest) -> list[str]:
+    memory = manifest.memory
+    if memory is None:
+        return []
+    return [
+        f"Memory: {memory.n_rows:,} training queries; the labels of a query's {memory.neighbours} "
+        f"nearest are {100 * memory.weight:g} % of its scores."
+    ]
 
 
 def _filter(manifest: Manifest) -> list[str]:

@@ -242,6 +242,7 @@ def _info(serving: Serving) -> InfoResponse:
         quality=manifest.quality,
         parity=manifest.parity,
         calibration=manifest.calibration,
+        memory=manifest.memory,
         item_filter=manifest.filter,
         encoder=EncoderReport(
             variant=engine.variant,

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from service.bundle import (
     CalibrationInfo,
     FilterInfo,
+    MemoryInfo,
     OperatingPoint,
     ParityInfo,
     QualityInfo,
@@ -237,6 +238,9 @@ class InfoResponse(BaseModel):
     quality: QualityInfo | None
     parity: ParityInfo
     calibration: CalibrationInfo
+    memory: MemoryInfo | None = Field(
+        description="Training queries blended into every answer; null where there are none."
+    )
     item_filter: FilterInfo | None = Field(
         description="What `item_id` leaves out; null where the bundle has no item filter."
     )

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from tests.service.fakes import running
+from tests.service.fakes import FakePredict, fake_engine, fake_manifest, running
 
 pytestmark = pytest.mark.anyio
 
@@ -41,6 +41,27 @@ async def test_info_says_what_is_served_and_within_which_limits() -> None:
         "available": ["fp32"],
         "measured": {},
     }
+    assert info["memory"] is None
+
+
+async def test_info_says_how_a_memory_is_blended_in() -> None:
+    memory = {
+        "kind": "hnsw",
+        "files": ["memory.faiss", "offsets.npy", "labels.npy", "values.npy"],
+        "n_rows": 40,
+        "params": {"m": 32},
+        "neighbours": 10,
+        "depth": 30,
+        "weight": 0.2,
+        "temperature": 0.05,
+        "logit_bias": -9.0,
+    }
+    predict = FakePredict()
+    engine = fake_engine(predict)
+    engine.manifest = fake_manifest(memory=memory)
+    async with running(predict, engine) as service:
+        info = (await service.client.get("/v1/info")).json()
+    assert info["memory"] == memory
 
 
 async def test_metrics_are_prometheus_text() -> None:

@@ -1,0 +1,15 @@
+"""The model card says what a bundle's answers are made of."""
+
+from pathlib import Path
+
+from models.model_card import model_card
+from service.bundle import read_manifest
+
+
+def test_a_card_says_how_much_a_memory_counts(tiny_memory_bundle: Path, tiny_bundle: Path) -> None:
+    manifest = read_manifest(tiny_memory_bundle)
+    assert manifest.memory is not None
+    told = f"{manifest.memory.neighbours} nearest are {100 * manifest.memory.weight:g} % of"
+    assert told in model_card(manifest)
+    assert "Memory: 40 training queries" in model_card(manifest)
+    assert "Memory" not in model_card(read_manifest(tiny_bundle))
