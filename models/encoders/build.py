@@ -1,11 +1,13 @@
 """From a configuration to an encoder and its tokenizer, and back from a run folder's weights."""
 
+from contextlib import ExitStack
 from typing import TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.config import EncoderConfig
 from models.data.tokens import TokenizedTexts
@@ -24,6 +26,7 @@ TextEncoder: TypeAlias = BagEncoder | TransformerEncoder | BagTransformer
 """`dim`, and forward(input_ids, attention_mask, pooled=None) to unit rows (n, dim)."""
 
 _TOKENS_AT_ONCE = 16384
+_TOKENS_TOGETHER = 4096
 
 
 def build_encoder(config: EncoderConfig, texts: list[str], seed: int) -> tuple[TextEncoder, str]:
@@ -94,22 +97,53 @@ def parameter_groups(encoder: TextEncoder) -> dict[str, list[nn.Parameter]]:
     return {name: parameters for name, parameters in groups.items() if parameters}
 
 
-def encode_batch(encoder: TextEncoder, texts: TokenizedTexts, rows: NDArray[np.int64]) -> Tensor:
-    """Unit rows (len(rows), dim) of these texts, on the encoder's device."""
+def encode_batch(
+    encoder: TextEncoder,
+    texts: TokenizedTexts,
+    rows: NDArray[np.int64],
+    autocast: torch.dtype | None = None,
+) -> Tensor:
+    """Unit rows (len(rows), dim) of these texts, on the encoder's device.
+
+    `autocast` is the type that the encoder computes in, None for fp32.
+    """
+    if transformer_of(encoder) is None or texts.pooled is not None:
+        return _encode(encoder, texts, rows, autocast)
+    # A transformer pays for padding, so texts of like length go through it together.
+    parts = texts.take(rows).batches_by_length(_TOKENS_TOGETHER)
+    encoded = torch.cat([_encode(encoder, texts, rows[part], autocast) for part in parts])
+    places = torch.from_numpy(np.argsort(np.concatenate(parts)))
+    return encoded[places.to(encoded.device)]
+
+
+def _encode(
+    encoder: TextEncoder,
+    texts: TokenizedTexts,
+    rows: NDArray[np.int64],
+    autocast: torch.dtype | None,
+) -> Tensor:
     device = next(encoder.parameters()).device
     batch = texts.batch(rows)
     pooled = None
     if texts.pooled is not None:
         pooled = torch.from_numpy(texts.pooled[rows]).to(device).float()
     ids, mask = torch.from_numpy(batch.ids), torch.from_numpy(batch.mask)
-    encoded: Tensor = encoder(ids.to(device), mask.to(device), pooled)
-    return encoded
+    with ExitStack() as entered:
+        if autocast is not None:
+            entered.enter_context(torch.autocast(device.type, autocast))
+            if device.type == "cpu":
+                # Backward through a CPU's fused attention takes thrice as long in half precision.
+                entered.enter_context(sdpa_kernel(SDPBackend.MATH))
+        encoded: Tensor = encoder(ids.to(device), mask.to(device), pooled)
+    return encoded.float()
 
 
 @torch.no_grad()
-def embed(encoder: TextEncoder, texts: TokenizedTexts) -> NDArray[np.float32]:
+def embed(
+    encoder: TextEncoder, texts: TokenizedTexts, autocast: torch.dtype | None = None
+) -> NDArray[np.float32]:
     """Embeddings of all texts, without dropout: (n, dim) float32."""
     rows = np.empty((len(texts), encoder.dim), np.float32)
     for picked in texts.batches_by_length(_TOKENS_AT_ONCE):
-        rows[picked] = encode_batch(encoder, texts, picked).float().cpu().numpy()
+        rows[picked] = encode_batch(encoder, texts, picked, autocast).cpu().numpy()
     return rows

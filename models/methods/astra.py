@@ -96,7 +96,7 @@ class Astra(nn.Module):
         """Mine each row's nearest wrong labels with the encoder and labels as they are now."""
         config, world, n = self.config, self.world, len(rows)
         part = world.share(n)
-        queries = embed(self.encoder, rows.texts.slice(part))
+        queries = embed(self.encoder, rows.texts.slice(part), self.autocast)
         known = rows.known[part]
         labels, scores = mine(
             self.label_vectors(), queries, known, config.hard_pool, config.search == "exact"
@@ -122,11 +122,11 @@ class Astra(nn.Module):
 
     def _queries(self, rows: TrainingRows, picked: NDArray[np.int64], rng: Rng) -> Tensor:
         config, n = self.config, len(picked)
-        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-            ours = picked[self.world.share(n)]
-            # With nothing to do for it, a rank encodes a row in vain: backward needs its graph.
-            part = encode_batch(self.encoder, rows.texts, ours if len(ours) else picked[:1])
-        queries = self.world.gather_rows(part[: len(ours)].float(), n)  # (n, dim)
+        ours = picked[self.world.share(n)]
+        # With nothing to do for it, a rank encodes a row in vain: backward needs its graph.
+        texts = ours if len(ours) else picked[:1]
+        part = encode_batch(self.encoder, rows.texts, texts, self.autocast)
+        queries = self.world.gather_rows(part[: len(ours)], n)  # (n, dim)
         keep = torch.rand(queries.shape, generator=rng.torch) >= config.dropout
         return queries * keep.to(queries.device) / (1.0 - config.dropout)
 

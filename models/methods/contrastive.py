@@ -94,7 +94,7 @@ class Contrastive:
             return rng.numpy.permutation(self.usable)
         grown = epoch > 0 and size != self.cluster_size(epoch - 1)
         if grown or epoch % self.config.cluster_refresh_epochs == 0:
-            vectors = embed(self.encoder, self.points.texts)[self.usable]
+            vectors = embed(self.encoder, self.points.texts, self.autocast)[self.usable]
             order = self.usable[clustered_order(vectors, size, rng.numpy)]
         # The last cluster may be short: it stays where it is, so that all others keep in step.
         whole = len(order) // size * size
@@ -114,10 +114,9 @@ class Contrastive:
         """The loss of the picked rows among each other, ready for `backward`."""
         config, device = self.config, next(self.encoder.parameters()).device
         labels, columns = np.unique(self.draw_positives(picked, rng), return_inverse=True)
-        with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
-            queries = encode_batch(self.encoder, self.points.texts, picked)
-            names = encode_batch(self.encoder, self.label_texts, labels)
-        scores = queries.float() @ names.float().T  # (n, m)
+        queries = encode_batch(self.encoder, self.points.texts, picked, self.autocast)
+        names = encode_batch(self.encoder, self.label_texts, labels, self.autocast)
+        scores = queries @ names.T  # (n, m)
         positives = torch.from_numpy(columns).to(device)
         allowed = self._negatives(picked, torch.from_numpy(labels)).to(device)
         if config.loss == "infonce":

@@ -42,6 +42,7 @@ def main() -> None:
                         *args.set,
                         f"train.epochs={args.epochs}",
                         "train.patience=99",
+                        "method.label_rows=false",
                         f"method.refresh_epochs={epochs}",
                         f"method.hard_only={'true' if source == 'hard only' else 'false'}",
                         f'method.weights="{weights}"',

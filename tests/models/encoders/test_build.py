@@ -8,6 +8,7 @@ import torch
 
 from models.config import EncoderConfig, TrainConfig
 from models.data.tokens import tokenize_texts
+from models.encoders import build
 from models.encoders.bag import BagEncoder
 from models.encoders.build import (
     bag_of,
@@ -109,6 +110,15 @@ def test_embedding_all_texts_is_embedding_each_alone(bert, texts):
     together = embed(encoder, texts)
     alone = [encode_batch(encoder, texts, np.array([row]))[0].detach() for row in range(5)]
     assert np.abs(together - torch.stack(alone).numpy()).max() < 1e-5
+
+
+def test_a_batch_is_in_the_order_asked_for_however_its_texts_are_grouped(bert, texts, monkeypatch):
+    monkeypatch.setattr(build, "_TOKENS_TOGETHER", 7)
+    encoder, _ = build_encoder(config(bert, kind="transformer"), [], seed=1)
+    picked = np.array([2, 0, 3, 4, 1, 0])
+    together = encode_batch(encoder, texts, picked)
+    alone = [encode_batch(encoder, texts, picked[place : place + 1])[0] for place in range(6)]
+    assert torch.allclose(together, torch.stack(alone), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
