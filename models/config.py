@@ -41,7 +41,7 @@ class ValidationConfig(_Section):
     """The split cut from the training points; everything is chosen on it."""
 
     points: Positive = 2000
-    group: Literal["series", "none"] = "series"
+    group: Literal["series", "content", "none"] = "series"
 
 
 class EncoderConfig(_Section):

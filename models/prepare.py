@@ -60,7 +60,9 @@ def split(config: Config, dataset: Dataset) -> Split:
             f"validation.points is {wanted}, the data has {len(dataset.train)} training points: "
             "lower it to less than half of them"
         )
-    texts = point_texts(dataset.train, config.data.fields)
+    texts = dataset.train.contents
+    if config.validation.group != "content":
+        texts = point_texts(dataset.train, config.data.fields)
     train_rows, validation_rows = validation_split(
         dataset.train,
         texts,

@@ -1,21 +1,22 @@
 """Sets points aside for validation so that near-copies never sit on both sides.
 
 Volumes of one work differ by a number; with one in training and one in validation, the score
-measures memory. So points are grouped by a series key and whole groups move. No test points are
-made here: a published test split stays as it is.
+measures memory. So points are grouped by a series key and whole groups move. Items that come from
+one source, such as packages, have names of their own but contents that open alike. No test points
+are made here: a published test split stays as it is.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.data.dataset import Points
 
-Grouping = Literal["series", "none"]
+Grouping = Literal["series", "content", "none"]
 Rows = NDArray[np.int64]
 
 # "part", "book" and "no" are ordinary words ("The Book of Tea") unless a number follows.
@@ -27,6 +28,7 @@ _SERIES_END = re.compile(
     re.IGNORECASE,
 )
 _NOT_LETTERS = re.compile(r"[\W\d_]+")
+_OPENING_CHARS = 60
 
 
 def series_key(text: str) -> str:
@@ -43,6 +45,15 @@ def series_key(text: str) -> str:
     return _NOT_LETTERS.sub(" ", start).strip().casefold()
 
 
+def opening_key(text: str) -> str:
+    """How a content begins; empty where that has no letters.
+
+    >>> opening_key("GNU R is a system.  This package holds its manuals, as HTML and text.")
+    'gnu r is a system this package holds its manuals as html'
+    """
+    return _NOT_LETTERS.sub(" ", text[:_OPENING_CHARS]).strip().casefold()
+
+
 def validation_split(
     points: Points,
     texts: Sequence[str],
@@ -55,7 +66,8 @@ def validation_split(
 ) -> tuple[Rows, Rows]:
     """(training rows, validation rows), both ascending, together every row once.
 
-    Draws whole groups until `n` points, or this `share` of all, are set aside; never more, and
+    `texts` are what points are grouped by: titles for `series`, contents for `content`. Draws whole
+    groups until `n` points, or this `share` of all, are set aside; never more, and
     fewer where groups run out. A group with a point that has no label stays in training. With
     `keep_every_label`, groups that would take a label's last training point stay there too, and
     those that did take it together go back: the count then falls a little short.
@@ -98,15 +110,18 @@ def _group_rows(texts: Sequence[str], group: Grouping) -> Rows:
     """A group number for every row, counted from 0 in order of appearance."""
     if group == "none":
         return np.arange(len(texts), dtype=np.int64)
-    if group != "series":
-        raise ValueError(f'group is {group!r}; use "series" or "none"')
+    if group not in _KEYS:
+        raise ValueError(f'group is {group!r}; use "series", "content" or "none"')
     numbers: dict[str | int, int] = {}
     # Where the key is empty ("1984"), only the same text shares a group; blank texts share none.
-    keys = ((series_key(text) or f"={text.strip()}", row) for row, text in enumerate(texts))
+    keys = ((_KEYS[group](text) or f"={text.strip()}", row) for row, text in enumerate(texts))
     return np.array(
         [numbers.setdefault(row if key == "=" else key, len(numbers)) for key, row in keys],
         dtype=np.int64,
     )
+
+
+_KEYS: Final = {"series": series_key, "content": opening_key}
 
 
 def _draw(order: Rows, sizes: Rows, wanted: int) -> NDArray[np.bool_]:

@@ -9,7 +9,7 @@ from models.data.dataset import LabelCatalogue
 from models.data.formats import write_dataset
 from models.data.synthetic import synthetic_dataset
 from models.errors import DataError
-from models.prepare import open_configured
+from models.prepare import open_configured, split
 from tests.models.tiny import write_tiny_job
 
 
@@ -37,3 +37,18 @@ def test_filter_files_of_points_that_share_a_uid_are_refused(tmp_path):
     write_dataset(tmp_path / "data", replace(dataset, test_filter=np.array([[0, 1]])))
     with pytest.raises(DataError, match=r'a uid of its own for every point.*"train-0"'):
         open_configured(write_tiny_job(tmp_path))
+
+
+def test_points_whose_contents_open_alike_stay_on_one_side(tmp_path):
+    dataset = synthetic_dataset(4, 200, 2, seed=1)
+    n = len(dataset.train)
+    sources = [f"{chr(97 + row % 5) * 61} of its own: {row}" for row in range(n)]
+    write_dataset(
+        tmp_path / "data", replace(dataset, train=replace(dataset.train, contents=sources))
+    )
+    config = write_tiny_job(tmp_path, "validation.group=content", f"validation.points={n // 4}")
+    parts = split(config, open_configured(config))
+    assert {int(row) % 5 for row in parts.validation_rows} == {
+        row for row in range(5) if row not in {int(other) % 5 for other in parts.train_rows}
+    }
+    assert len(parts.validation_rows) == n // 5

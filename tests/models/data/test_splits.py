@@ -121,7 +121,7 @@ def test_two_groups_that_together_hold_a_label_are_not_both_drawn():
         ({"n": 3}, "at least 1 and fewer than the 3"),
         ({"share": 1.0}, "between 0 and 1"),
         ({"share": 0.1}, "at least one point"),
-        ({"n": 1, "group": "author"}, 'use "series" or "none"'),
+        ({"n": 1, "group": "author"}, 'use "series", "content" or "none"'),
     ],
 )
 def test_impossible_requests_are_refused(how, sentence):
