@@ -68,6 +68,7 @@ class MethodConfig(_Section):
     `full-bce` scores every label in every step: the loss that ASTRA estimates. `mips-s` is the open
     predecessor: the nearest wrong labels as they are, weighted like the uniform ones.
     `logit_bias` is added to every training score, so that all labels start out improbable.
+    `softmax_share` of the loss is a softmax over the same negatives, the rest is BCE.
     """
 
     kind: Literal["astra", "full-bce", "mips-s"] = "astra"
@@ -87,6 +88,7 @@ class MethodConfig(_Section):
     label_init_norm: Annotated[float, Field(ge=0)] = 1.0
     score_scale: Annotated[float, Field(gt=0)] = 10.0
     logit_bias: float = -9.0
+    softmax_share: Share = 0.0
     dropout: Share = 0.4
 
 
@@ -235,6 +237,10 @@ class Config(_Section):
                 f"method.uniform_only_epochs ({method.uniform_only_epochs}) leaves none of "
                 f"train.epochs ({train.epochs}) for hard negatives; lower it, or set "
                 "method.hard_negatives = 0"
+            )
+        if method.softmax_share and method.kind == "full-bce":
+            raise ValueError(
+                "method.softmax_share is for losses that sample: full-bce has no softmax"
             )
         if method.hard_only and not mining:
             raise ValueError(

@@ -1,9 +1,9 @@
 """Losses as pure functions of scores: binary cross-entropy whole and sampled, and contrastive ones.
 
-Cross-entropies are summed over labels, as Renee does, and averaged over the queries of a batch. A
-positive may carry a target below 1 (a teacher's probability). Contrastive losses compare a query's
-one positive with the labels in its batch. Slow obvious twins are in tests/models/test_losses.py and
-test_contrastive_losses.py.
+Binary cross-entropies are summed over labels, as Renee does, and averaged over the queries of a
+batch; a softmax over the same sample may stand beside. A positive may carry a target below 1 (a
+teacher's probability). Contrastive losses compare a query's one positive with the labels in its
+batch. Slow obvious twins are in tests/models/test_losses.py and test_contrastive_losses.py.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, softplus
+
+_TINY = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,24 @@ def sampled_bce(
     for logits, weights in negatives:
         loss = loss + (softplus(logits) * weights).sum()
     return loss / n
+
+
+def log_partition(negatives: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Log of the estimated sum of exp(logit) over each query's negatives, (n,).
+
+    `negatives` as in `sampled_bce`; every weight 0 leaves next to nothing.
+    """
+    weighed = [logits + weights.clamp(min=_TINY).log() for logits, weights in negatives]
+    return torch.cat(weighed, dim=1).logsumexp(dim=1)
+
+
+def sampled_softmax(positive_logits: Tensor, targets: Tensor, partition: Tensor, n: int) -> Tensor:
+    """Cross-entropy of each positive among its query's negatives, averaged over `n` queries.
+
+    Decoupled: a query's other positives are left out of the sum, so they do not compete (Gupta et
+    al., 2024). `partition` is the `log_partition` of each positive's query.
+    """
+    return (softplus(partition - positive_logits) * targets).sum() / n
 
 
 def contrastive_hinge(

@@ -15,7 +15,8 @@ Babbar, 2023) for the predecessor. The importance weights are this project's rea
 
     1. build        classifiers start from label text; label texts join the training rows
     2. refresh      every `refresh_epochs` after the uniform-only ones: mine H_i afresh
-    3. train_step   positives + shared uniform pool + hard draws -> sampled BCE, or every label
+    3. train_step   positives + shared uniform pool + hard draws -> sampled BCE and softmax, or
+                    BCE over every label
     4. servable     the encoder, and the classifier vectors times `scale`
 
 Under torchrun a rank holds the label rows `shard` and scores these only (models.distributed).
@@ -33,7 +34,7 @@ from models.config import MethodConfig
 from models.data.tokens import TokenizedTexts
 from models.distributed import World
 from models.encoders.build import TextEncoder, embed, encode_batch
-from models.losses import Cells, full_bce, sampled_bce
+from models.losses import Cells, full_bce, log_partition, sampled_bce, sampled_softmax
 from models.negatives import (
     HardNegatives,
     allowed_in_pool,
@@ -159,8 +160,14 @@ class Astra(nn.Module):
         pool_vectors = self._vectors(drawn.pool[inside] - self.shard.start, queries.device)
         logits = self._logits(queries @ pool_vectors.T)
         negatives.append((logits, drawn.pool_weights[:, inside].to(logits.device)))
-        targets = positives.values.to(queries.device)
-        return sampled_bce(self._logits(products), targets, negatives, len(picked))
+        wanted, targets = self._logits(products), positives.values.to(queries.device)
+        n, share = len(picked), self.config.softmax_share
+        loss = sampled_bce(wanted, targets, negatives, n)
+        if not share:
+            return loss
+        parts = self.world.gather_rows(log_partition(negatives), n * self.world.size)
+        partition = parts.view(-1, n).logsumexp(dim=0)[positives.rows.to(queries.device)]
+        return (1 - share) * loss + share * sampled_softmax(wanted, targets, partition, n)
 
     def _draw(self, rows: TrainingRows, picked: NDArray[np.int64], rng: Rng) -> "_Drawn":
         """One uniform pool for the batch and hard draws for each query, with their weights."""

@@ -72,6 +72,11 @@ def test_hard_only_needs_a_method_that_mines(path, overrides):
     assert load_config(path, ["method.hard_only=true"]).method.hard_only
 
 
+def test_a_softmax_needs_a_loss_that_samples(path):
+    with pytest.raises(ConfigError, match="full-bce has no softmax"):
+        load_config(path, ["method.softmax_share=0.5", "method.kind=full-bce"])
+
+
 @pytest.mark.parametrize("setting", ["method.kind=full-bce", "method.hard_negatives=0"])
 def test_one_epoch_is_enough_where_nothing_is_mined(path, setting):
     assert load_config(path, ["train.epochs=1", setting]).train.epochs == 1

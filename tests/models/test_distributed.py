@@ -28,6 +28,7 @@ EPOCHS = 3
 SHORT = f"train.epochs={EPOCHS}"
 CASES = {
     "astra": ["train.batch_size=128", "train.accumulate=2", SHORT],
+    "softmax": ["train.batch_size=128", "method.softmax_share=0.5", SHORT],
     "full-bce": ["method.kind=full-bce", ONE_ROW_LEFT, SHORT],
     "end-to-end": ["encoder.kind=bag+transformer", "encoder.frozen=false", ONE_ROW_LEFT, SHORT],
     "frozen": ["encoder.kind=bag+transformer", "train.batch_size=256", SHORT],

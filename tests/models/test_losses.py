@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.losses import Cells, full_bce, sampled_bce
+from models.losses import Cells, full_bce, log_partition, sampled_bce, sampled_softmax
 
 N, N_LABELS, DIM = 3, 7, 4
 
@@ -158,3 +158,33 @@ def test_losses_leave_their_inputs_untouched():
     sampled_bce(logits[0], torch.ones(4), [(logits, torch.ones(2, 4))], 2)
     for now, then in zip((queries, weight, targets, ignored, logits), before, strict=True):
         assert torch.equal(now, then)
+
+
+def test_a_softmax_sets_each_positive_against_the_weighted_negatives_alone():
+    own = torch.tensor([2.0, -1.0, 0.5], dtype=torch.double, requires_grad=True)
+    rows, targets = torch.tensor([0, 0, 1]), torch.tensor([1.0, 0.5, 1.0], dtype=torch.double)
+    pool = torch.tensor([[0.3, 4.0], [-2.0, 1.0]], dtype=torch.double)
+    hard = torch.tensor([[1.5], [0.1]], dtype=torch.double)
+    negatives = [(pool, torch.tensor([[3.0, 0.0], [1.0, 2.0]])), (hard, torch.tensor([[0.5], [1]]))]
+    sums = [
+        3 * math.exp(0.3) + 0.5 * math.exp(1.5),  # weight 0 leaves 4.0 out
+        math.exp(-2.0) + 2 * math.exp(1.0) + math.exp(0.1),
+    ]
+    expected = sum(
+        -target * math.log(math.exp(logit) / (math.exp(logit) + sums[row]))
+        for logit, target, row in zip(own.tolist(), targets.tolist(), rows.tolist(), strict=True)
+    )
+    loss = sampled_softmax(own, targets, log_partition(negatives)[rows], 2)
+    assert loss.item() == pytest.approx(expected / 2, rel=1e-6)
+    loss.backward()
+    share = math.exp(0.5) / (math.exp(0.5) + sums[1])
+    assert own.grad[2].item() == pytest.approx((share - 1) / 2, rel=1e-6)
+
+
+def test_a_softmax_without_any_negative_costs_nothing_and_stays_a_number():
+    own = torch.tensor([0.0], requires_grad=True)
+    nothing = [(torch.zeros(1, 3), torch.zeros(1, 3)), (torch.zeros(1, 0), torch.zeros(1, 0))]
+    loss = sampled_softmax(own, torch.ones(1), log_partition(nothing), 1)
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    assert torch.isfinite(own.grad).all()
