@@ -6,6 +6,7 @@ teacher's probability). Contrastive losses compare a query's one positive with t
 batch. Slow obvious twins are in tests/models/test_losses.py and test_contrastive_losses.py.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -117,20 +118,28 @@ def sampled_bce(
     return loss / n
 
 
-def log_partition(negatives: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Log of the estimated sum of exp(logit) over each query's negatives, (n,).
+def log_partition(
+    negatives: list[tuple[Tensor, Tensor]], positive_logits: Tensor, targets: Tensor, rows: Tensor
+) -> Tensor:
+    """Log of the estimated sum of exp(logit) over what each query's positives compete with, (n,).
 
-    `negatives` as in `sampled_bce`; every weight 0 leaves next to nothing.
+    That is its `negatives`, as in `sampled_bce`, and of a positive what its target leaves to 1.
+    `rows` are the positives' queries.
     """
     weighed = [logits + weights.clamp(min=_TINY).log() for logits, weights in negatives]
-    return torch.cat(weighed, dim=1).logsumexp(dim=1)
+    # A rank that holds none of the batch's negatives has no column at all.
+    others = torch.cat(weighed, dim=1).logsumexp(dim=1).clamp(min=math.log(_TINY))
+    logits = positive_logits + (1 - targets).clamp(min=_TINY).log()
+    peak = others.detach().scatter_reduce(0, rows, logits.detach(), "amax")
+    total = (others - peak).exp().index_add(0, rows, (logits - peak[rows]).exp())
+    return peak + total.log()
 
 
 def sampled_softmax(positive_logits: Tensor, targets: Tensor, partition: Tensor, n: int) -> Tensor:
     """Cross-entropy of each positive among its query's negatives, averaged over `n` queries.
 
-    Decoupled: a query's other positives are left out of the sum, so they do not compete (Gupta et
-    al., 2024). `partition` is the `log_partition` of each positive's query.
+    Decoupled: a query's other positives do not compete (Gupta et al., 2024). `partition` is the
+    `log_partition` of each positive's query.
     """
     return (softplus(partition - positive_logits) * targets).sum() / n
 

@@ -165,8 +165,10 @@ class Astra(nn.Module):
         loss = sampled_bce(wanted, targets, negatives, n)
         if not share:
             return loss
-        parts = self.world.gather_rows(log_partition(negatives), n * self.world.size)
-        partition = parts.view(-1, n).logsumexp(dim=0)[positives.rows.to(queries.device)]
+        at = positives.rows.to(queries.device)
+        part = log_partition(negatives, wanted, targets, at)
+        parts = self.world.gather_rows(part, n * self.world.size)
+        partition = parts.view(-1, n).logsumexp(dim=0)[at]
         return (1 - share) * loss + share * sampled_softmax(wanted, targets, partition, n)
 
     def _draw(self, rows: TrainingRows, picked: NDArray[np.int64], rng: Rng) -> "_Drawn":

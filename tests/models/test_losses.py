@@ -167,24 +167,27 @@ def test_a_softmax_sets_each_positive_against_the_weighted_negatives_alone():
     hard = torch.tensor([[1.5], [0.1]], dtype=torch.double)
     negatives = [(pool, torch.tensor([[3.0, 0.0], [1.0, 2.0]])), (hard, torch.tensor([[0.5], [1]]))]
     sums = [
-        3 * math.exp(0.3) + 0.5 * math.exp(1.5),  # weight 0 leaves 4.0 out
+        # Weight 0 leaves 4.0 out; half of the second positive is a negative.
+        3 * math.exp(0.3) + 0.5 * math.exp(1.5) + 0.5 * math.exp(-1.0),
         math.exp(-2.0) + 2 * math.exp(1.0) + math.exp(0.1),
     ]
     expected = sum(
         -target * math.log(math.exp(logit) / (math.exp(logit) + sums[row]))
         for logit, target, row in zip(own.tolist(), targets.tolist(), rows.tolist(), strict=True)
     )
-    loss = sampled_softmax(own, targets, log_partition(negatives)[rows], 2)
+    loss = sampled_softmax(own, targets, log_partition(negatives, own, targets, rows)[rows], 2)
     assert loss.item() == pytest.approx(expected / 2, rel=1e-6)
     loss.backward()
     share = math.exp(0.5) / (math.exp(0.5) + sums[1])
     assert own.grad[2].item() == pytest.approx((share - 1) / 2, rel=1e-6)
 
 
-def test_a_softmax_without_any_negative_costs_nothing_and_stays_a_number():
+@pytest.mark.parametrize("width", [0, 3])
+def test_a_softmax_without_any_negative_costs_nothing_and_stays_a_number(width):
     own = torch.tensor([0.0], requires_grad=True)
-    nothing = [(torch.zeros(1, 3), torch.zeros(1, 3)), (torch.zeros(1, 0), torch.zeros(1, 0))]
-    loss = sampled_softmax(own, torch.ones(1), log_partition(nothing), 1)
+    nothing = [(torch.zeros(1, width), torch.zeros(1, width))]
+    ones, first = torch.ones(1), torch.zeros(1, dtype=torch.int64)
+    loss = sampled_softmax(own, ones, log_partition(nothing, own, ones, first), 1)
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-6)
     assert torch.isfinite(own.grad).all()
