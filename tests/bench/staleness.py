@@ -3,8 +3,9 @@
     python -m tests.bench.staleness --config models/configs/gutenberg-bag.toml --out docs/figures
 
 Trains one model for each of refresh period {1, 5, never} x {hard only, mixture} x {balance, unit},
-all with the same seed, rows and epochs, early stopping off, and no label rows; prints a table of
-validation P@1 and P@5 (mean over the last two epochs and the best epoch) and draws the curves.
+all with the same seed, rows and epochs, early stopping off, BCE alone, no pre-training and no label
+rows; prints a table of validation P@1 and P@5 (mean over the last two epochs and the best epoch) and
+draws the curves.
 """
 
 import argparse
@@ -43,6 +44,8 @@ def main() -> None:
                         f"train.epochs={args.epochs}",
                         "train.patience=99",
                         "method.label_rows=false",
+                        "method.softmax_share=0.0",
+                        "pretrain.epochs=0",
                         f"method.refresh_epochs={epochs}",
                         f"method.hard_only={'true' if source == 'hard only' else 'false'}",
                         f'method.weights="{weights}"',
