@@ -4,8 +4,8 @@
 
 Trains one model for each of refresh period {1, 5, never} x {hard only, mixture} x {balance, unit},
 all with the same seed, rows and epochs, early stopping off, BCE alone, no pre-training and no label
-rows; prints a table of validation P@1 and P@5 (mean over the last two epochs and the best epoch) and
-draws the curves.
+rows; prints a table of validation P@1 and P@5 (mean over the last two epochs, and the best epoch)
+and draws the curves.
 """
 
 import argparse
