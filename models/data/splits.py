@@ -29,6 +29,8 @@ _SERIES_END = re.compile(
 )
 _NOT_LETTERS = re.compile(r"[\W\d_]+")
 _OPENING_CHARS = 60
+_SOURCES_AT_LEAST = 50
+"""One source can hold hundreds of items that are right or wrong together."""
 
 
 def series_key(text: str) -> str:
@@ -67,10 +69,11 @@ def validation_split(
     """(training rows, validation rows), both ascending, together every row once.
 
     `texts` are what points are grouped by: titles for `series`, contents for `content`. Draws whole
-    groups until `n` points, or this `share` of all, are set aside; never more, and
-    fewer where groups run out. A group with a point that has no label stays in training. With
-    `keep_every_label`, groups that would take a label's last training point stay there too, and
-    those that did take it together go back: the count then falls a little short.
+    groups until `n` points, or this `share` of all, are set aside; never more, and fewer where
+    groups run out; of contents, no group of over a fiftieth of them. A group with a point that has
+    no label stays in training. With `keep_every_label`, groups that would take a label's last
+    training point stay there too, and those that did take it together go back: the count then
+    falls a little short.
     """
     wanted = _wanted(len(points), share, n)
     if len(texts) != len(points):
@@ -79,11 +82,14 @@ def validation_split(
     n_groups = int(group_rows.max(initial=-1)) + 1
     movable = np.ones(n_groups, dtype=bool)
     movable[group_rows[np.diff(points.labels.indptr) == 0]] = False
+    sizes = np.bincount(group_rows, minlength=n_groups)
+    if group == "content":
+        movable[sizes > max(1, wanted // _SOURCES_AT_LEAST)] = False
     holders = _Holders.of(points, group_rows)
     if keep_every_label:
         movable[holders.sole_groups()] = False
     order = rng.permutation(n_groups)
-    drawn = _draw(order[movable[order]], np.bincount(group_rows, minlength=n_groups), wanted)
+    drawn = _draw(order[movable[order]], sizes, wanted)
     if keep_every_label:
         drawn[holders.groups_to_return(drawn)] = False
     in_validation = drawn[group_rows]

@@ -40,15 +40,16 @@ def test_filter_files_of_points_that_share_a_uid_are_refused(tmp_path):
 
 
 def test_points_whose_contents_open_alike_stay_on_one_side(tmp_path):
-    dataset = synthetic_dataset(4, 200, 2, seed=1)
+    dataset = synthetic_dataset(4, 400, 2, seed=1)
     n = len(dataset.train)
-    sources = [f"{chr(97 + row % 5) * 61} of its own: {row}" for row in range(n)]
-    write_dataset(
-        tmp_path / "data", replace(dataset, train=replace(dataset.train, contents=sources))
-    )
-    config = write_tiny_job(tmp_path, "validation.group=content", f"validation.points={n // 4}")
+    # Pairs of one source, and a source that is too large to be drawn.
+    sources = [min(row // 2, 100) for row in range(n)]
+    contents = [f"{chr(97 + source % 10) * (1 + source // 10)} is a source" for source in sources]
+    train = replace(dataset.train, contents=contents)
+    write_dataset(tmp_path / "data", replace(dataset, train=train))
+    config = write_tiny_job(tmp_path, "validation.group=content", "validation.points=100")
     parts = split(config, open_configured(config))
-    assert {int(row) % 5 for row in parts.validation_rows} == {
-        row for row in range(5) if row not in {int(other) % 5 for other in parts.train_rows}
-    }
-    assert len(parts.validation_rows) == n // 5
+    drawn = {sources[row] for row in parts.validation_rows}
+    assert drawn.isdisjoint(sources[row] for row in parts.train_rows)
+    assert 100 not in drawn
+    assert len(parts.validation_rows) == 100
