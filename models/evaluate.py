@@ -103,10 +103,13 @@ def _ask(engine: Engine, queries: Sequence[Query]) -> NDArray[np.int64]:
     """Label rows of every answer, padded with -1 to the widest or to 100."""
     deepest = max((query.k for query in queries), default=0)
     ranked = np.full((len(queries), max(_DEEP, deepest)), -1, np.int64)
+    # Texts of like length together: a batch is padded to its longest.
+    order = sorted(range(len(queries)), key=lambda row: len(queries[row].text))
     starts = range(0, len(queries), _QUERIES_AT_ONCE)
     for start in track(starts, len(starts), f"evaluating at k={deepest}"):
-        answers = engine.predict(queries[start : start + _QUERIES_AT_ONCE]).predictions
-        for row, answer in enumerate(answers, start):
+        rows = order[start : start + _QUERIES_AT_ONCE]
+        answers = engine.predict([queries[row] for row in rows]).predictions
+        for row, answer in zip(rows, answers, strict=True):
             ranked[row, : len(answer.rows)] = answer.rows
     return ranked
 
