@@ -117,6 +117,20 @@ def test_the_table_grows_and_what_is_on_record_is_not_measured_again(tiny, monke
     assert FakePeer.fitted == 1
 
 
+@pytest.mark.parametrize(
+    ("asked", "scored"), [({}, 0), ({"again": True}, 1), ({"propensity": (0.6, 2.6)}, 1)]
+)
+def test_what_the_release_gate_measured_is_scored_only_where_more_is_asked(
+    tiny, monkeypatch, asked, scored
+):
+    calls = []
+    score = bench.evaluate
+    monkeypatch.setattr(bench, "evaluate", lambda *given: calls.append(given) or score(*given))
+    [row] = compare(Request(**tiny, **asked)).rows
+    assert len(calls) == scored
+    assert row.metrics["p1"] > 0
+
+
 def test_again_measures_what_is_on_record(tiny):
     request = {"data": data_of(tiny), "peers": ("frequent",)}
     for again in (False, True):
