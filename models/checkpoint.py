@@ -34,6 +34,7 @@ class Progress:
     step_in_epoch: int = 0
     step: int = 0
     best_p_at_1: float = -1.0
+    best_ndcg_at_5: float = -1.0
     best_epoch: int = -1
     loss_sum: float = 0.0
     seconds: float = 0.0

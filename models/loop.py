@@ -33,7 +33,7 @@ from models.data.tokens import TokenizedTexts
 from models.encoders.build import TextEncoder, embed, parameter_groups
 from models.errors import TrainingError
 from models.methods.astra import Astra
-from models.metrics import precision_at_k, remove_filtered
+from models.metrics import ndcg_at_k, precision_at_k, remove_filtered
 from models.optimizers import LABELS, Optimizers, scheduled_share
 from models.progress import track
 from models.rng import Rng
@@ -225,19 +225,23 @@ class _Loop:
                 f"some weights are no numbers after epoch {progress.epoch + 1}: {self._way_out()}"
             )
         ranked = rank_exactly(self.model, self.validation, 5)
-        p_at_1 = self.world.agree(100 * precision_at_k(ranked, self.validation.labels, 1))
+        p_at_1 = 100 * precision_at_k(ranked, self.validation.labels, 1)
+        ndcg_at_5 = self.world.agree(100 * ndcg_at_k(ranked, self.validation.labels, 5))
         record = {
             "epoch": progress.epoch + 1,
             "loss": progress.loss_sum / self.steps_per_epoch,
             "validation_p_at_1": p_at_1,
             "validation_p_at_5": 100 * precision_at_k(ranked, self.validation.labels, 5),
+            "validation_ndcg_at_5": ndcg_at_5,
             "seconds": round(seconds, 2),
             "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         }
         if self.board is not None:
             self._announce(record)
-        if p_at_1 > progress.best_p_at_1:
-            progress.best_p_at_1, progress.best_epoch = p_at_1, progress.epoch
+        # P@1 alone moves by more from epoch to epoch than most epochs gain.
+        if ndcg_at_5 > progress.best_ndcg_at_5:
+            progress.best_ndcg_at_5, progress.best_p_at_1 = ndcg_at_5, p_at_1
+            progress.best_epoch = progress.epoch
             weights = weights_of(self.model, self._whole)
             if self.leads:
                 write_tensors(self.run.folder / MODEL_FILE, weights)
