@@ -16,6 +16,11 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+# Its functions' default arguments keep whatever group exists at its import. Imported late (an
+# optimizer does so), they would hold ours past `leave`, and a gloo thread that still wants the
+# interpreter when that is gone aborts the process.
+import torch.distributed.nn.functional
 from torch import Tensor, nn
 
 T = TypeVar("T")

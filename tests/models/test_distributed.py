@@ -89,12 +89,15 @@ def assert_alike(job, other):
 # One pair of processes for all cases saves minutes; a process joins its world only once.
 EVERY_CASE = """
 import json, sys
+from pathlib import Path
 from models.__main__ import main
 from models.distributed import World
 world, leave = World.join(), World.leave
 World.join, World.leave = classmethod(lambda cls: world), lambda self: None
 codes = [main(arguments) for arguments in json.loads(sys.argv[1])]
 leave(world)
+threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+print("still running:", *threads)
 sys.exit(max(codes))
 """
 
@@ -133,6 +136,14 @@ def test_only_the_leading_process_writes(spread):
         assert len(list((job.run.folder / TENSORBOARD_FOLDER).iterdir())) == 1
     assert len(list(jobs["frozen"].cache.iterdir())) == 2
     assert done.stderr.count("encoding 900 texts once") == 1
+
+
+@pytest.mark.slow
+def test_no_thread_of_the_backend_outlives_the_job(spread):
+    # One that does may abort the process at its very end, after all work is done.
+    *_, done = spread
+    assert done.stdout.count("still running:") == 2
+    assert "gloo" not in done.stdout
 
 
 DYING = """
