@@ -148,10 +148,12 @@ class ExportConfig(_Section):
 
     `auto` serves half precision for a bag, and int8 for a transformer, which CPUs run fastest. One
     that loses more than `max_p_at_1_loss` of fp32's P@1 is left out, unless `serve` names it.
+    `carry` says whether a bundle holds all that pass or only the one that serves; all are measured.
     """
 
     variants: Annotated[list[Precision], Field(min_length=1)] = ["fp32", "fp16", "int8"]
     serve: Literal["auto", "fp32", "fp16", "int8"] = "auto"
+    carry: Literal["all", "served"] = "all"
     max_p_at_1_loss: Share = 0.01
 
     @model_validator(mode="after")

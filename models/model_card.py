@@ -91,7 +91,8 @@ def _variants(manifest: Manifest) -> list[str]:
     if not measured:
         return []
     rows = [
-        f"| {name} | {found.bytes / 1e6:.1f} | {found.p_at_1:.2f} | {found.p_at_1_change:+.2f} "
+        f"| {name}{'' if name in manifest.encoder.variants else ' (not in here)'} "
+        f"| {found.bytes / 1e6:.1f} | {found.p_at_1:.2f} | {found.p_at_1_change:+.2f} "
         f"| {100 * found.top1_agreement:.2f} | {found.encode_us_p50:.0f} |"
         for name, found in measured.items()
     ]

@@ -3,6 +3,7 @@
 Every stage comes through here, so all of them see the same split and the same tokens.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,11 @@ class Split:
 
     train_rows: NDArray[np.int64]
     validation_rows: NDArray[np.int64]
+
+    @property
+    def sha256(self) -> str:
+        """Names the split: the hash of the rows that are set aside."""
+        return hashlib.sha256(self.validation_rows.astype("<i8").tobytes()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,7 +144,7 @@ def _candidate(run: Run, dataset: Dataset, exported: Exported) -> Manifest:
             dim=exported.dim,
             inputs=[INPUT_IDS, ATTENTION_MASK],
             opset=OPSET,
-            measured={name: exported.measured[name] for name in exported.carried},
+            measured={name: found for name, found in exported.measured.items()},
         ),
         index=_index_info(config, dataset),
         labels=LabelsInfo(files=[LABELS_FILE, OFFSETS_FILE], n_labels=len(dataset.labels)),

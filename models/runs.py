@@ -1,7 +1,7 @@
 """A run folder: what was asked, what happened, and what a later stage or a resumed run needs.
 
     var/runs/<config name>/<digest>/
-        run.json              resolved config, data hash, code revision
+        run.json              resolved config, hashes of data and split, code revision
         metrics.jsonl         one line an epoch
         checkpoint.safetensors   everything needed to go on, removed when training is done
         pretrained.safetensors   the encoder after contrastive pre-training, where configured
@@ -9,7 +9,8 @@
         encoder.fp32.onnx and the other precisions, index.faiss, calibration.json, measured.json
                               left by the later stages
 
-The digest is over config and data, so asking again finds the same folder and goes on from there.
+The digest is over config and data, so asking again finds the same folder and goes on from there,
+unless other code has drawn another split since.
 Every write is atomic: a kill leaves the old file or the new one.
 """
 
@@ -92,20 +93,30 @@ def encoder_file(precision: str) -> str:
     return f"encoder.{precision}.onnx"
 
 
-def open_run(root: Path, config: Config, data_sha256: str) -> Run:
-    """The folder of this config on this data, made if it is not there."""
+def open_run(root: Path, config: Config, data_sha256: str, split_sha256: str) -> Run:
+    """The folder of this config on this data, made if it is not there.
+
+    Raises RunError where the folder was begun with another split: its weights have seen points that
+    would now judge them.
+    """
     folder = root / "runs" / config.name / run_digest(config, data_sha256)
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / RUN_FILE).is_file():
+    path = folder / RUN_FILE
+    if path.is_file():
+        if json.loads(path.read_bytes()).get("split_sha256") != split_sha256:
+            raise RunError(
+                f"{folder} was begun by code that drew other validation points, so what it holds "
+                "has been trained on some of today's: delete that folder to start anew"
+            )
+    else:
         about = {
             "config": config.model_dump(),
             "data_sha256": data_sha256,
+            "split_sha256": split_sha256,
             "code": {"version": __version__, "revision": code_revision()},
         }
-        write_atomic(
-            folder / RUN_FILE,
-            lambda path: path.write_text(json.dumps(about, indent=1), encoding="utf-8"),
-        )
+        text = json.dumps(about, indent=1)
+        write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return Run(folder, config, data_sha256)
 
 

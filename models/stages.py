@@ -78,8 +78,8 @@ class Job:
     def open(cls, config: Config, var: Path) -> "Job":
         """Read the data, find or make the run folder. Raises ModelsError."""
         dataset = open_configured(config)
-        run = open_run(var, config, dataset.sha256)
         parts = split(config, dataset)
+        run = open_run(var, config, dataset.sha256, parts.sha256)
         return cls(run, dataset, parts, var / "bundles" / config.name, var / "cache" / "pooled")
 
     @property

@@ -147,11 +147,12 @@ def choose(
                 measured[REFERENCE].p_at_1,
                 "served, as export.serve says" if name == config.serve else "left out",
             )
+    preferred = _FOR_TRANSFORMER if has_transformer else _FOR_BAG
     if config.serve != "auto":
-        return config.serve, carried
-    for name in _FOR_TRANSFORMER if has_transformer else _FOR_BAG:
+        preferred = (config.serve,)
+    for name in preferred:
         if name in carried:
-            return name, carried
+            return name, carried if config.carry == "all" else [name]
     raise ReleaseError(
         f"every precision of export.variants ({', '.join(config.variants)}) loses more P@1 than "
         f"export.max_p_at_1_loss ({config.max_p_at_1_loss:g}) allows: add fp32, or name one in "

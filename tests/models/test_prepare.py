@@ -5,10 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from models import prepare, stages
+from models.data import splits
 from models.data.dataset import LabelCatalogue
 from models.data.formats import write_dataset
 from models.data.synthetic import synthetic_dataset
-from models.errors import DataError
+from models.errors import DataError, RunError
 from models.prepare import open_configured, split
 from tests.models.tiny import write_tiny_job
 
@@ -53,3 +55,18 @@ def test_points_whose_contents_open_alike_stay_on_one_side(tmp_path):
     assert drawn.isdisjoint(sources[row] for row in parts.train_rows)
     assert 100 not in drawn
     assert len(parts.validation_rows) == 100
+
+
+def test_a_run_begun_with_another_split_is_not_gone_on_with(tmp_path, monkeypatch):
+    config = write_tiny_job(tmp_path)
+    stages.Job.open(config, tmp_path / "var")
+    stages.Job.open(config, tmp_path / "var")
+
+    def drawn_otherwise(*arguments, **settings):
+        train_rows, validation_rows = splits.validation_split(*arguments, **settings)
+        train_rows[0], validation_rows[0] = validation_rows[0], train_rows[0]
+        return np.sort(train_rows), np.sort(validation_rows)
+
+    monkeypatch.setattr(prepare, "validation_split", drawn_otherwise)
+    with pytest.raises(RunError, match=r"other validation points.*delete that folder"):
+        stages.Job.open(config, tmp_path / "var")

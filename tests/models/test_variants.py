@@ -62,6 +62,13 @@ def test_only_what_is_configured_is_carried():
     assert choose(config, measured(), has_transformer=False) == ("int8", ["int8"])
 
 
+def test_a_bundle_may_carry_only_what_serves():
+    config = ExportConfig(carry="served")
+    assert choose(config, measured(), has_transformer=False) == ("fp16", ["fp16"])
+    named = ExportConfig(carry="served", serve="int8")
+    assert choose(named, measured(int8=10.0), has_transformer=False) == ("int8", ["int8"])
+
+
 def test_nothing_left_to_serve_is_an_error_that_says_what_to_do():
     config = ExportConfig(variants=["int8"])
     with pytest.raises(ReleaseError, match=r"add fp32, or name one in export\.serve"):
@@ -91,7 +98,7 @@ def export_again(job, folder):
     """Export the trained model of a job into a run folder elsewhere; returns that run."""
     texts = stages._tokenized(job).validation
     validation = Validation(texts, job.validation_truth, job.validation_filter)
-    run = open_run(folder, job.run.config, job.run.data_sha256)
+    run = open_run(folder, job.run.config, job.run.data_sha256, job.parts.sha256)
     export_variants(servable(load_model(job.run)), validation, run)
     return run
 
@@ -118,7 +125,7 @@ def test_a_variant_that_breaks_is_measured_and_left_out(sealed, tiny_job, tmp_pa
 
 
 def test_a_run_that_exported_nothing_says_which_stage_is_missing(tmp_path, tiny_job):
-    run = open_run(tmp_path, tiny_job.run.config, "0" * 64)
+    run = open_run(tmp_path, tiny_job.run.config, "0" * 64, "0" * 64)
     with pytest.raises(RunError, match="python -m models export"):
         Exported.of(run)
 
