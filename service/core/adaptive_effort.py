@@ -125,7 +125,7 @@ class AdaptiveEffort:
         return len(self.steps) - 1 - self._step
 
     def _nothing_waited_until(self, until_s: float) -> None:
-        """Take note of the time since the last batch in which the queue was empty."""
+        """Take note of the time since the last batch, in which the queue was empty."""
         empty_s = until_s - self._seen_s
         if empty_s >= self._policy.interval_s:
             self._above_target_s = self._above_clear_s = math.inf
@@ -140,17 +140,20 @@ class AdaptiveEffort:
         self._above_target_s, self._asked = now, 0
         if step < 0:
             return
-        undone = now - self._trial_s < self._hold_s
-        longer_s = min(2 * self._hold_s, MAX_HOLDS * self._policy.hold_s)
-        self._hold_s = longer_s if undone else self._policy.hold_s
+        if self._trial_s > -math.inf:
+            undone = now - self._trial_s < self._hold_s
+            longer_s = min(2 * self._hold_s, MAX_HOLDS * self._policy.hold_s)
+            self._hold_s = longer_s if undone else self._policy.hold_s
         self._trial_s = -math.inf
         self._move(step, now, waited_s)
 
     def _raise(self, now: float, waited_s: float) -> None:
+        if self._step == len(self.steps) - 1:
+            return
         if self._trial_s > -math.inf:  # the last trial has lasted
             self._hold_s = self._policy.hold_s
         self._trial_s = now
-        self._move(min(self._step + 1, len(self.steps) - 1), now, waited_s)
+        self._move(self._step + 1, now, waited_s)
 
     def _move(self, step: int, now: float, waited_s: float) -> None:
         was, self._step, self._calm_s = self._step, step, now

@@ -142,6 +142,25 @@ def test_effort_comes_back_one_step_a_hold_once_the_queue_clears() -> None:
     assert got.count("balanced") == pytest.approx(POLICY.hold_s / BATCH_S, abs=1)
 
 
+@pytest.mark.parametrize("calm_s", [0.0, 1.3 * POLICY.hold_s, 10.1 * POLICY.hold_s])
+def test_full_effort_is_no_trial_that_could_fail(calm_s: float) -> None:
+    bench = Bench()
+    bench.batches(QUICK_S, calm_s)
+    bench.batches(SLOW_S, POLICY.interval_s + 2 * BATCH_S)
+    got = bench.batches(QUICK_S, 2 * POLICY.hold_s)
+    assert runs(got) == ["exact", "thorough"]
+    assert got.count("exact") == pytest.approx(POLICY.hold_s / BATCH_S, abs=1)
+
+
+def test_a_trial_undone_by_several_steps_still_counts_as_undone() -> None:
+    bench = Bench()
+    bench.batches(SLOW_S, 1.2)
+    assert bench.batches(QUICK_S, POLICY.hold_s + BATCH_S)[-1] == "exact"  # a trial
+    assert bench.batches(SLOW_S, 2.5)[-1] == "fast"
+    got = bench.batches(QUICK_S, 3 * POLICY.hold_s)
+    assert got.count("fast") == pytest.approx(2 * POLICY.hold_s / BATCH_S, abs=1)
+
+
 def test_between_the_thresholds_nothing_moves() -> None:
     bench = Bench()
     assert set(bench.batches(BETWEEN_S, 60.0)) == {"thorough"}
