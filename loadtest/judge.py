@@ -43,6 +43,11 @@ def warnings_for(
     warnings = []
     if info is None:
         warnings.append("GET /v1/info gave no answer, so the result does not say which bundle ran.")
+    elif info.get("adaptive_effort") is not None:
+        warnings.append(
+            f"the service lowers effort under load (adaptive_effort), so not every answer need be "
+            f"{plan.effort}: compare astrolabe_effort_total before and after."
+        )
     if step is None:
         return warnings
     if ceiling is not None and ceiling.rate is None:

@@ -78,6 +78,36 @@ class Settings(BaseSettings):
         le=1000,
         description="How long a free lane waits for more work. 0 takes what is there at once.",
     )
+    adaptive_effort: bool = Field(
+        False,
+        description="Answer at a cheaper operating point than asked for while requests wait too "
+        "long; the answer says so. Needs a bundle whose points differ in measured cost.",
+    )
+    adaptive_target_ms: float = Field(
+        20.0,
+        gt=0,
+        description="Queue delay that `adaptive_effort` holds. Effort goes down one step where the "
+        "oldest request of every batch has waited longer, for a whole interval.",
+    )
+    adaptive_clear_ms: float = Field(
+        5.0,
+        gt=0,
+        description="Queue delay below which effort may go up again. Below adaptive_target_ms, and "
+        "above batch_wait_ms.",
+    )
+    adaptive_interval_ms: int = Field(
+        250,
+        ge=1,
+        description="How long the delay must stay above a threshold to count; also the least time "
+        "between two steps down.",
+    )
+    adaptive_hold_s: float = Field(
+        5.0,
+        gt=0,
+        description="Effort goes up one step after this long below adaptive_clear_ms, and all the "
+        "way where nothing waited for this long. Doubled, up to eight times, each time a step up "
+        "had to be undone. At least adaptive_interval_ms.",
+    )
     request_timeout_ms: int = Field(
         2000,
         ge=1,
@@ -142,7 +172,32 @@ class Settings(BaseSettings):
                 f"request_timeout_ms ({self.request_timeout_ms}) is above request_timeout_max_ms "
                 f"({self.request_timeout_max_ms}): raise the maximum or lower the default"
             )
+        if self.adaptive_effort:
+            self._check_adaptive()
         return self
+
+    def _check_adaptive(self) -> None:
+        target_ms, clear_ms = self.adaptive_target_ms, self.adaptive_clear_ms
+        if clear_ms >= target_ms:
+            raise ValueError(
+                f"adaptive_clear_ms ({clear_ms:g}) is not below adaptive_target_ms "
+                f"({target_ms:g}): lower it, or effort would go up and down without end"
+            )
+        if self.batch_wait_ms >= clear_ms:
+            raise ValueError(
+                f"batch_wait_ms ({self.batch_wait_ms:g}) is not below adaptive_clear_ms "
+                f"({clear_ms:g}): lower it, or effort would never go up again"
+            )
+        if target_ms >= self.request_timeout_ms:
+            raise ValueError(
+                f"adaptive_target_ms ({target_ms:g}) is not below request_timeout_ms "
+                f"({self.request_timeout_ms}): lower it, or requests expire before effort goes down"
+            )
+        if self.adaptive_hold_s * 1000 < self.adaptive_interval_ms:
+            raise ValueError(
+                f"adaptive_hold_s ({self.adaptive_hold_s:g}) is below adaptive_interval_ms "
+                f"({self.adaptive_interval_ms}): raise it to {self.adaptive_interval_ms / 1000:g}"
+            )
 
     def check_bundle(self, manifest: Manifest) -> None:
         """Refuse limits that this bundle cannot work under; raises SettingsInvalid."""

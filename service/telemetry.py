@@ -99,6 +99,10 @@ class Telemetry:
             "effort", "Texts answered, by the operating point that answered them.", "point"
         )
         self._effort_children: dict[str, Any] = {}
+        self._effort_steps_down = self._gauge(
+            "effort_steps_down",
+            "Steps by which the ceiling on effort is lowered; 0 where it is not.",
+        )
         ProcessCollector(registry=self.registry)
 
     def request_finished(self, route: str, status: int, seconds: float) -> None:
@@ -144,6 +148,10 @@ class Telemetry:
     def watch_queue(self, tokens: Callable[[], int]) -> None:
         """Read the queue gauge from here at every scrape."""
         self._queue_tokens.set_function(tokens)
+
+    def watch_effort(self, steps_down: Callable[[], int]) -> None:
+        """Read the gauge of the ceiling on effort from here at every scrape."""
+        self._effort_steps_down.set_function(steps_down)
 
     def describe_bundle(self, *, bundle_id: str, name: str, version: str) -> None:
         """Name the bundle and the code that serve, as labels of a constant 1."""

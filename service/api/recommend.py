@@ -84,27 +84,30 @@ class Recommend:
     ) -> None:
         texts = [request.query] if isinstance(request.query, str) else request.query
         exchange.queries = texts
-        effort = request.effort
         serving = self._serving
         future = serving.batcher.submit(
             _queries(request, texts), exchange.started_s + exchange.timeout_s
         )
         answer = await watch.answer(future)
-        body = orjson.dumps(
-            {
-                "results": [self._result(request, item) for item in answer.predictions],
-                "bundle_id": self._bundle_id,
-                "effort": effort,
-                "score_kind": self._score_kind,
-            },
-            option=orjson.OPT_SERIALIZE_NUMPY,
-        )
+        effort = answer.queries[0].effort
+        content = {
+            "results": [self._result(request, item) for item in answer.predictions],
+            "bundle_id": self._bundle_id,
+            "effort": effort,
+            "score_kind": self._score_kind,
+        }
+        lowered = effort != request.effort
+        if lowered:
+            content["effort_asked"] = request.effort
+        body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
         total_s = serving.clock() - exchange.started_s
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
             (b"server-timing", _server_timing(answer, total_s)),
         ]
+        if lowered:
+            headers.append((b"cache-control", b"no-store"))  # what load did should not outlive it
         await exchange.respond(send, 200, headers, body)
         serving.telemetry.answered(effort, len(texts), total_s)
 
@@ -132,10 +135,10 @@ class Recommend:
 
 
 def _queries(request: RecommendRequest, texts: list[str]) -> list[Query]:
-    k, effort = request.k, request.effort
+    k, effort, strict = request.k, request.effort, request.effort_strict
     item_id = request.item_id if isinstance(request, ItemRequest) else None
     if item_id is None:  # the hot path
-        return [Query(text, k, effort) for text in texts]
+        return [Query(text, k, effort, None, strict) for text in texts]
     if isinstance(item_id, str) is not isinstance(request.query, str):
         raise InvalidValue("item_id must be like query: one for one text, a list for a list")
     item_ids = [item_id] if isinstance(item_id, str) else item_id
@@ -143,7 +146,9 @@ def _queries(request: RecommendRequest, texts: list[str]) -> list[Query]:
         raise InvalidValue(
             f"item_id holds {len(item_ids)} ids for {len(texts)} texts: give one for each, or null"
         )
-    return [Query(text, k, effort, item) for text, item in zip(texts, item_ids, strict=True)]
+    return [
+        Query(text, k, effort, item, strict) for text, item in zip(texts, item_ids, strict=True)
+    ]
 
 
 def _label(label: Label, score: float, include: Sequence[str]) -> dict[str, Any]:

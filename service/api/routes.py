@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 from service.api.problems import PROBLEMS_PATH, ProblemKind, problem_kinds, responses
 from service.api.recommend import Recommend
 from service.api.schemas import (
+    AdaptiveEffortReport,
     DeviceReport,
     EncoderReport,
     InfoResponse,
@@ -156,7 +157,7 @@ def _add_info(app: FastAPI, serving: Serving) -> None:
     @app.get("/v1/info", tags=["about"], responses=responses(*_ANY))
     async def info() -> InfoResponse:
         """What is being served, how good it was measured to be, and within which limits."""
-        return report
+        return report.model_copy(update={"adaptive_effort": _adaptive_effort(serving)})
 
 
 def _add_probes(app: FastAPI, serving: Serving) -> None:
@@ -224,6 +225,13 @@ def _add_docs(app: FastAPI) -> None:
     app.mount(ASSETS_PATH, StaticFiles(directory=assets), name="assets")
 
 
+def _adaptive_effort(serving: Serving) -> AdaptiveEffortReport | None:
+    if serving.effort is None:
+        return None
+    steps, steps_down = serving.effort.steps, serving.effort_steps_down()
+    return AdaptiveEffortReport(ceiling=steps[-1 - steps_down], steps_down=steps_down, steps=steps)
+
+
 def _info(serving: Serving) -> InfoResponse:
     engine, settings = serving.engine, serving.settings
     manifest = engine.manifest
@@ -244,6 +252,7 @@ def _info(serving: Serving) -> InfoResponse:
         calibration=manifest.calibration,
         memory=manifest.memory,
         item_filter=manifest.filter,
+        adaptive_effort=_adaptive_effort(serving),
         encoder=EncoderReport(
             variant=engine.variant,
             default=manifest.encoder.served,

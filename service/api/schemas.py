@@ -40,6 +40,7 @@ class RecommendRequest(BaseModel):
     k: int
     min_score: float | None
     effort: str
+    effort_strict: bool
     include: list[Include]
 
 
@@ -58,6 +59,7 @@ class RecommendParameters(BaseModel):
     k: int
     min_score: float | None
     effort: str
+    effort_strict: bool
 
 
 class ItemParameters(RecommendParameters):
@@ -88,25 +90,7 @@ def request_models(
         StringConstraints(min_length=1, max_length=limits.max_text_chars, pattern=VISIBLE),
     ]
     texts: Any = Annotated[list[text], Field(min_length=1, max_length=limits.max_queries)]
-    effort: Any = Literal[tuple(limits.efforts)]
-    shared: dict[str, Any] = {
-        "k": (
-            Annotated[int, BeforeValidator(_whole)],
-            Field(limits.default_k, ge=1, le=limits.max_k, description="Labels wanted per text."),
-        ),
-        "min_score": (
-            float | None,
-            Field(
-                None,
-                allow_inf_nan=False,
-                description="Leave out labels with a lower score (score_kind says what it means).",
-            ),
-        ),
-        "effort": (
-            effort,
-            Field(limits.default_effort, description="Operating point; GET /v1/info lists them."),
-        ),
-    }
+    shared = _wanted(limits)
     body = create_model(
         "RecommendBody",
         __base__=ItemRequest if limits.item_filter else RecommendRequest,
@@ -139,6 +123,33 @@ def request_models(
         **(_item_id(limits, many=False) if limits.item_filter else {}),
     )
     return body, parameters
+
+
+def _wanted(limits: RequestLimits) -> dict[str, Any]:
+    """The fields that say how many labels are wanted, and how hard to look."""
+    effort: Any = Literal[tuple(limits.efforts)]
+    return {
+        "k": (
+            Annotated[int, BeforeValidator(_whole)],
+            Field(limits.default_k, ge=1, le=limits.max_k, description="Labels wanted per text."),
+        ),
+        "min_score": (
+            float | None,
+            Field(
+                None,
+                allow_inf_nan=False,
+                description="Leave out labels with a lower score (score_kind says what it means).",
+            ),
+        ),
+        "effort": (
+            effort,
+            Field(limits.default_effort, description="Operating point; GET /v1/info lists them."),
+        ),
+        "effort_strict": (
+            bool,
+            Field(False, description="Keep to the effort also where the service lowers it."),
+        ),
+    }
 
 
 def _item_id(limits: RequestLimits, many: bool) -> dict[str, Any]:
@@ -189,6 +200,10 @@ class RecommendResponse(BaseModel):
     bundle_id: str
     effort: str = Field(description="The operating point that answered.")
     score_kind: ScoreKind
+    effort_asked: str | None = Field(
+        None,
+        description="The one asked for, where load made the service answer from a cheaper one.",
+    )
 
 
 class DeviceReport(BaseModel):
@@ -205,6 +220,14 @@ class EncoderReport(BaseModel):
     default: str = Field(description="What the bundle runs where no precision is asked for.")
     available: list[str]
     measured: dict[str, VariantInfo]
+
+
+class AdaptiveEffortReport(BaseModel):
+    """The ceiling on effort, which falls while requests wait too long."""
+
+    ceiling: str = Field(description="No answer is costlier now, unless it was asked to be strict.")
+    steps_down: int = Field(description="How far that is below full effort; 0 lowers nobody.")
+    steps: list[str] = Field(description="What the ceiling may be, cheapest first.")
 
 
 class LimitsReport(BaseModel):
@@ -243,6 +266,9 @@ class InfoResponse(BaseModel):
     )
     item_filter: FilterInfo | None = Field(
         description="What `item_id` leaves out; null where the bundle has no item filter."
+    )
+    adaptive_effort: AdaptiveEffortReport | None = Field(
+        description="Null where every query is answered at the effort that it asks for."
     )
     encoder: EncoderReport
     device: DeviceReport

@@ -4,9 +4,11 @@ Holds the open engine and its batcher, and whether the process is on its way out
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from service.core.adaptive_effort import AdaptiveEffort, EffortPolicy
 from service.core.batcher import BatchLimits, MicroBatcher
 from service.core.engine import Engine
 from service.cpus import usable_cpus
@@ -15,21 +17,31 @@ from service.settings import Settings
 from service.telemetry import Telemetry
 from service.version import __version__
 
+log = logging.getLogger(__name__)
+
 GPU_LANES = 2
 """On a GPU two lanes let one batch tokenise and search while the other is encoded."""
 
 
 @dataclass(slots=True)
 class Serving:
-    """An open bundle being served. `clock` is the batcher's; deadlines are on it."""
+    """An open bundle being served. `clock` is the batcher's; deadlines are on it.
+
+    `effort` is None where effort is not adapted to the load.
+    """
 
     engine: Engine
     batcher: MicroBatcher
     settings: Settings
     telemetry: Telemetry
     clock: Callable[[], float]
+    effort: AdaptiveEffort | None = None
     draining: bool = False
     _drain: "asyncio.Task[None] | None" = None
+
+    def effort_steps_down(self) -> int:
+        """Steps by which the ceiling on effort is lowered now."""
+        return self.effort.steps_down(self.batcher.oldest_wait_s()) if self.effort else 0
 
     def check_ready(self) -> None:
         """Return where the service answers; raises NotReady or ShuttingDown where it does not."""
@@ -61,11 +73,32 @@ def open_serving(
         batch_wait_s=settings.batch_wait_ms / 1000,
         stuck_after_s=settings.stuck_after_s,
     )
-    batcher = MicroBatcher(engine.predict, limits, telemetry, clock)
+    effort = open_effort(engine, settings, clock) if settings.adaptive_effort else None
+    batcher = MicroBatcher(engine.predict, limits, telemetry, clock, effort)
     telemetry.watch_queue(lambda: batcher.waiting_tokens)
     telemetry.describe_bundle(bundle_id=manifest.bundle_id, name=manifest.name, version=__version__)
     telemetry.describe_device(requested=settings.device, active=engine.encoder.device)
-    return Serving(engine, batcher, settings, telemetry, clock)
+    serving = Serving(engine, batcher, settings, telemetry, clock, effort)
+    telemetry.watch_effort(serving.effort_steps_down)
+    return serving
+
+
+def open_effort(engine: Engine, settings: Settings, clock: Callable[[], float]) -> AdaptiveEffort:
+    """The ceiling on effort, between the operating points of this bundle."""
+    policy = EffortPolicy(
+        target_s=settings.adaptive_target_ms / 1000,
+        clear_s=settings.adaptive_clear_ms / 1000,
+        interval_s=settings.adaptive_interval_ms / 1000,
+        hold_s=settings.adaptive_hold_s,
+    )
+    effort = AdaptiveEffort(engine.manifest.operating_points, policy, clock)
+    if len(effort.steps) == 1:
+        log.warning(
+            "adaptive effort has no effect: no operating point of this bundle is cheaper to search "
+            "than %s and finds less",
+            effort.steps[0],
+        )
+    return effort
 
 
 def auto_lanes(device: str, intra_op_threads: int) -> int:

@@ -10,6 +10,7 @@ the batcher then drops the job. Used by `service.api`, whose waiter is `service.
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import math
 import time
@@ -20,6 +21,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Final, Protocol
 
+from service.core.adaptive_effort import AdaptiveEffort
 from service.core.types import PredictedBatch, Prediction, Query, StageTimings
 from service.errors import (
     AstrolabeError,
@@ -57,8 +59,9 @@ class BatchLimits:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One job's predictions, in the order of its queries, and where its time went."""
+    """One job's queries as they were computed, their predictions, and where its time went."""
 
+    queries: Sequence[Query]
     predictions: list[Prediction]
     timings: StageTimings
     queue_s: float
@@ -128,12 +131,14 @@ class MicroBatcher:
         limits: BatchLimits,
         observer: BatchObserver,
         clock: Callable[[], float] = time.perf_counter,
+        effort: AdaptiveEffort | None = None,
     ) -> None:
         self.limits = limits
         self.waiting_tokens = 0
         self._predict = predict
         self._observer = observer
         self._clock = clock
+        self._effort = effort
         self._queue: deque[_Job] = deque()
         self._lanes: list[_Lane] = []
         self._free: list[_Lane] = []
@@ -147,6 +152,7 @@ class MicroBatcher:
     def start(self) -> None:
         """Start the lanes; the running loop becomes the one that owns all state."""
         self._loop = asyncio.get_running_loop()
+        self._context = contextvars.copy_context()
         for number in range(self.limits.lanes):
             lane = _Lane(f"lane-{number}", self._run_lane)
             self._lanes.append(lane)
@@ -175,8 +181,13 @@ class MicroBatcher:
         if self._free and not self._dispatch_scheduled:
             # Not at once: requests that arrived in the same turn of the loop share the batch.
             self._dispatch_scheduled = True
-            self._loop.call_soon(self._dispatch)
+            # And in no request's context: what a dispatch logs is about all of them.
+            self._loop.call_soon(self._dispatch, context=self._context)
         return job.future
+
+    def oldest_wait_s(self) -> float:
+        """How long the oldest job that waits has waited; 0 where none does."""
+        return self._clock() - self._queue[0].submitted_s if self._queue else 0.0
 
     def health(self) -> str | None:
         """None while work moves, else one sentence that says what does not."""
@@ -257,7 +268,9 @@ class MicroBatcher:
         """The oldest jobs that fit the token budget, at least one; the dead are dropped."""
         jobs: list[_Job] = []
         budget = self.limits.max_batch_tokens
-        queue = self._queue
+        queue, effort = self._queue, self._effort
+        if effort is not None:
+            effort.waited(now - queue[0].submitted_s)  # also where it is dropped for having waited
         while queue and (not jobs or queue[0].tokens <= budget):
             job = queue.popleft()
             self.waiting_tokens -= job.tokens
@@ -265,6 +278,8 @@ class MicroBatcher:
                 self._drop(job, now)
                 continue
             budget -= job.tokens
+            if effort is not None:
+                job.queries = effort.capped(job.queries)
             jobs.append(job)
         self._moved_s = now
         return jobs
@@ -314,8 +329,8 @@ class MicroBatcher:
         for job in jobs:
             end = start + len(job.queries)
             if not job.future.done():  # the client may have left
-                predictions = outcome.predictions[start:end]
-                job.future.set_result(Answer(predictions, timings, started_s - job.submitted_s))
+                predictions, waited_s = outcome.predictions[start:end], started_s - job.submitted_s
+                job.future.set_result(Answer(job.queries, predictions, timings, waited_s))
             start = end
         self._observer.batch_done(start, timings)
 

@@ -46,13 +46,15 @@ class Hits:
 class Query:
     """One text to answer, with how many labels are wanted and how hard to look.
 
-    `item_id` names the item that the text describes, whose filtered labels are left out.
+    `item_id` names the item that the text describes, whose filtered labels are left out. A strict
+    effort is never lowered under load.
     """
 
     text: str
     k: int
     effort: str
     item_id: str | None = None
+    effort_strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)

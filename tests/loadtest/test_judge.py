@@ -50,3 +50,11 @@ def test_late_sending_and_exhausted_connections_are_warned_about():
 
 def test_a_service_without_info_is_warned_about():
     assert "which bundle ran" in warnings_for(STEP, PLAN, None, None)[0]
+
+
+@pytest.mark.parametrize(("report", "warned"), [(None, False), ({"ceiling": "exact"}, True)])
+def test_a_service_that_may_lower_effort_is_warned_about(
+    report: dict[str, str] | None, warned: bool
+):
+    warnings = warnings_for(STEP, PLAN, None, INFO | {"adaptive_effort": report})
+    assert any("not every answer need be balanced" in warning for warning in warnings) == warned

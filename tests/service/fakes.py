@@ -13,7 +13,7 @@ import numpy as np
 
 from service.api.app import create_app
 from service.api.middleware import Gate
-from service.bundle import Manifest
+from service.bundle import Manifest, OperatingPoint
 from service.core.labels import Label
 from service.core.types import PredictedBatch, Prediction, Query, StageTimings
 from service.settings import Settings
@@ -91,9 +91,26 @@ def fake_manifest(**changes: Any) -> Manifest:
     return Manifest.model_validate(raw)
 
 
-def fake_engine(predict: FakePredict) -> Any:
+def points_of_cost(**costs_us: float) -> list[OperatingPoint]:
+    """Operating points of these search costs, each finding more than those named before it."""
+    return [
+        OperatingPoint(
+            name=name,
+            params={},
+            recall_at_10=0.9 + i / 100,
+            p_at_1=50.0,
+            p_at_5=30.0,
+            search_us_p50=cost_us,
+            search_us_p99=cost_us,
+            machine="test",
+        )
+        for i, (name, cost_us) in enumerate(costs_us.items())
+    ]
+
+
+def fake_engine(predict: FakePredict, **changes: Any) -> Any:
     """What create_app reads of an Engine, around a fake predict."""
-    manifest = fake_manifest()
+    manifest = fake_manifest(**changes)
     return SimpleNamespace(
         manifest=manifest,
         predict=predict,

@@ -6,6 +6,8 @@ from service.errors import SettingsInvalid
 from service.settings import Settings, flag_of, load_settings, variable_of
 from tests.service.fakes import fake_manifest, fake_settings
 
+ADAPTIVE = ["--bundle", "b", "--adaptive-effort", "true"]
+
 
 def test_flag_wins_over_variable_and_variable_over_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASTROLABE_BUNDLE", "from-environment")
@@ -18,7 +20,13 @@ def test_flag_wins_over_variable_and_variable_over_default(monkeypatch: pytest.M
 def test_every_setting_has_a_variable_and_a_flag(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    values = {"host": "::1", "device": "cpu", "log_level": "debug", "log_format": "text"}
+    values = {
+        "adaptive_effort": "true",
+        "host": "::1",
+        "device": "cpu",
+        "log_level": "debug",
+        "log_format": "text",
+    }
     values |= {"log_requests": "all", "log_queries": "true", "api_key": "secret", "bundle": "b"}
     values |= {"max_queue_tokens": "99999", "request_timeout_max_ms": "99999"}
     value = values.get(name, "7")
@@ -57,11 +65,19 @@ def test_empty_variable_or_flag_counts_as_not_set(monkeypatch: pytest.MonkeyPatc
         (["--bundle", "b", "--device", "tpu"], r"ASTROLABE_DEVICE .*'auto', 'cuda'"),
         (["--bundle", "b", "--max-queue-tokens", "9"], r"max_queue_tokens \(9\) is below"),
         (["--bundle", "b", "--request-timeout-ms", "99999"], "request_timeout_max_ms"),
+        ([*ADAPTIVE, "--adaptive-clear-ms", "20"], r"adaptive_clear_ms \(20\) is not below"),
+        ([*ADAPTIVE, "--batch-wait-ms", "5"], r"batch_wait_ms \(5\) is not below"),
+        ([*ADAPTIVE, "--request-timeout-ms", "20"], r"adaptive_target_ms \(20\) is not below"),
+        ([*ADAPTIVE, "--adaptive-hold-s", "0.2"], r"adaptive_hold_s \(0.2\) .* to 0.25"),
     ],
 )
 def test_bad_settings_are_refused_with_a_sentence(arguments: list[str], sentence: str) -> None:
     with pytest.raises(SettingsInvalid, match=sentence):
         load_settings(arguments)
+
+
+def test_settings_of_adaptive_effort_do_not_matter_where_it_is_off() -> None:
+    assert fake_settings(batch_wait_ms=50.0, adaptive_clear_ms=30.0).adaptive_effort is False
 
 
 def test_key_of_no_characters_is_refused() -> None:

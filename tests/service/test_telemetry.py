@@ -61,6 +61,14 @@ def test_queue_gauge_is_read_at_scrape_time() -> None:
     assert sample(telemetry, "queue_tokens") == 9
 
 
+def test_ceiling_on_effort_is_read_at_scrape_time() -> None:
+    telemetry, steps_down = Telemetry(), [0]
+    assert sample(telemetry, "effort_steps_down") == 0
+    telemetry.watch_effort(lambda: steps_down[0])
+    steps_down[0] = 2
+    assert sample(telemetry, "effort_steps_down") == 2
+
+
 def test_observations_are_kept_back_and_none_is_lost() -> None:
     telemetry = Telemetry()
     for i in range(10 * FLUSH_AT + 1):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from service.core.adaptive_effort import AdaptiveEffort, EffortPolicy
 from service.core.batcher import BatchLimits, MicroBatcher, estimate_tokens
 from service.core.types import Query, StageTimings
 from service.errors import (
@@ -16,7 +17,7 @@ from service.errors import (
     QueueFull,
     ShuttingDown,
 )
-from tests.service.fakes import SAFETY_S, FakeClock, FakePredict
+from tests.service.fakes import SAFETY_S, FakeClock, FakePredict, points_of_cost
 
 pytestmark = pytest.mark.anyio
 
@@ -56,8 +57,10 @@ class Bench:
             "max_batch_tokens": 64,
             "max_queue_tokens": 128,
         }
+        policy = EffortPolicy(target_s=0.02, clear_s=0.005, interval_s=0.5, hold_s=5.0)
+        self.effort = AdaptiveEffort(points_of_cost(fast=10, balanced=20), policy, self.clock)
         self.batcher = MicroBatcher(
-            predict, BatchLimits(**(values | limits)), self.recorder, self.clock
+            predict, BatchLimits(**(values | limits)), self.recorder, self.clock, self.effort
         )
 
     def submit(self, *texts: str, within_s: float = FAR_S) -> "asyncio.Future[Any]":
@@ -331,6 +334,38 @@ async def test_dead_lane_turns_health_red_and_fails_what_waits() -> None:
         with pytest.raises(NotReady):
             bench.submit("late")
         bench.batcher._finish = finish  # type: ignore[method-assign]
+
+
+async def test_effort_is_lowered_when_the_batch_is_made_not_when_a_job_comes() -> None:
+    async with started() as bench:
+        first = await bench.occupy_lane()
+        second = bench.submit("a", "b")
+        bench.effort.waited(1.0)
+        bench.clock.advance(1.0)
+        bench.effort.capped([Query("x", 1, "balanced")])
+        bench.predict.release()
+        answers = [await first, await second]
+    assert [[q.effort for q in answer.queries] for answer in answers] == [
+        ["balanced"],
+        ["fast", "fast"],
+    ]
+
+
+async def test_expired_jobs_count_as_having_waited() -> None:
+    async with started() as bench:
+        first = await bench.occupy_lane()
+        bench.effort.waited(1.0)
+        bench.effort.capped([Query("x", 1, "balanced")])
+        expired = bench.submit("expired", within_s=0.5)
+        bench.clock.advance(1.0)
+        kept = bench.submit("kept")
+        assert bench.batcher.oldest_wait_s() == 1.0
+        bench.predict.release()
+        await asyncio.gather(first, kept)
+        with pytest.raises(DeadlineExceeded):
+            await expired
+        assert bench.batcher.oldest_wait_s() == 0.0
+        assert (await kept).queries[0].effort == "fast"
 
 
 def test_estimate_grows_with_text_and_script_and_stops_at_max_tokens() -> None:
