@@ -99,10 +99,9 @@ def made_up(n_labels: int, seed: int = 1) -> World:
     noise = 1.5 / np.sqrt(DIM) * rng.standard_normal((N_QUERIES, DIM), dtype=np.float32)
     queries = vectors[right[:, 0]] + 0.6 * vectors[right[:, 1]] + noise.astype(np.float32)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    common = rng.standard_normal(DIM)
-    common *= 3 / np.linalg.norm(common)
-    norms = 12 * np.exp(0.1 * rng.standard_normal((n_labels, 1)))
-    vectors = (vectors * norms - common).astype(np.float32)
+    common = rng.standard_normal(DIM, dtype=np.float32)
+    vectors *= 12 * np.exp(0.1 * rng.standard_normal((n_labels, 1), dtype=np.float32))
+    vectors -= 3 * common / np.linalg.norm(common)
     entries = (np.ones(right.size, np.float32), (np.repeat(np.arange(N_QUERIES), 2), right.ravel()))
     truth = csr_array(entries, shape=(N_QUERIES, n_labels))
     return World.of(f"{n_labels:,} labels, made up", vectors, queries, truth)
@@ -121,9 +120,9 @@ def of_run(folder: Path) -> World:
     texts = tokenize(run.config, dataset, parts, run.folder / TOKENIZER_FILE).validation
     encoder = OnnxEncoder(run.folder / encoder_file(Exported.of(run).served), "cpu")
     vectors = astra.servable(load_model(run)).label_vectors
-    truth = dataset.train.labels[parts.validation_rows]
-    name = f"{len(vectors):,} labels, {run.config.name}"
-    return World.of(name, vectors, encode_with(encoder, texts), truth)
+    truth = dataset.train.labels[parts.validation_rows][:N_QUERIES]
+    queries = encode_with(encoder, texts)[:N_QUERIES]
+    return World.of(f"{len(vectors):,} labels, {run.config.name}", vectors, queries, truth)
 
 
 def measure(world: World, config: IndexConfig, folder: Path) -> dict:
