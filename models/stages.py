@@ -34,7 +34,7 @@ from models.evaluate import evaluate
 from models.export_onnx import encode_with
 from models.loop import Validation, device_for, train
 from models.memory import Memory, build_memory, remember
-from models.methods import astra, contrastive
+from models.methods import contrastive
 from models.prepare import Split, TokenizedData, open_configured, split, tokenize
 from models.release import release
 from models.rng import Rng
@@ -50,7 +50,7 @@ from models.runs import (
     open_run,
 )
 from models.teacher import soft_targets, teacher_probabilities
-from models.trained import load_model
+from models.trained import fresh_model, load_model
 from models.training_rows import TrainingRows
 from models.variants import RECORD, Exported, export_variants
 from service.bundle import QualityInfo, read_manifest, resolve
@@ -129,7 +129,7 @@ def _train(job: Job, world: World) -> None:
     points = _points(job, data, world)
     validation = Validation(data.validation, job.validation_truth, job.validation_filter)
     world.leader_first(lambda: contrastive.pretrain(encoder, points, data.labels, validation, run))
-    model, rows = astra.build(encoder, data.labels, config.method, points, world)
+    model, rows = fresh_model(encoder, data.labels, config, points, world)
     log.info(
         "training on %d rows, %d labels; %d of all points were cut at encoder.max_tokens (%d)",
         len(rows),
@@ -192,10 +192,9 @@ def run_export(job: Job) -> None:
     run = job.run
     if RECORD in run.measured():
         return
-    parts = astra.servable(load_model(run))
     texts = _tokenized(job).validation
     validation = Validation(texts, job.validation_truth, job.validation_filter)
-    export_variants(parts, validation, run)
+    export_variants(load_model(run), validation, run)
 
 
 def run_index(job: Job) -> None:
@@ -205,7 +204,7 @@ def run_index(job: Job) -> None:
         return
     encoder = _onnx(run)
     path = run.folder / INDEX_FILE
-    vectors = astra.servable(load_model(run)).label_vectors
+    vectors = load_model(run).servable().label_vectors
     build_index.build(vectors, config.index, path)
     queries = encode_with(encoder, _tokenized(job).validation)
     truth, filtered = job.validation_truth, job.validation_filter
