@@ -20,14 +20,13 @@ _LABELS_IN_CLUSTER = 100
 class LabelGraph:
     """Clusters of queries and their weighed edges to labels, as they are searched.
 
-    A cluster's score is min(1, alpha * softmax(<query, cluster> + bias)); its edges are `labels`
-    and `weights` from offsets[c] up to offsets[c + 1].
+    A cluster's score is min(1, alpha * softmax(<query, cluster> + bias)), its edges and their
+    weights are a row of `edges` and `weights` (n_clusters, width).
     """
 
     clusters: NDArray[np.float32]
     bias: NDArray[np.float32]
-    offsets: NDArray[np.int64]
-    labels: NDArray[np.int32]
+    edges: NDArray[np.int32]
     weights: NDArray[np.float32]
     alpha: float
 

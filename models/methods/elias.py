@@ -62,6 +62,7 @@ _PATTERN_CLUSTERS = 20
 _GATHER_BEYOND = 128
 """Gathered rows cost about this many times what a dense product costs a label."""
 _ROWS_AT_ONCE = 512
+_TINY = 1e-6
 
 
 class Elias(nn.Module):
@@ -128,11 +129,13 @@ class Elias(nn.Module):
         """Cluster the labels as the encoder sees them now, or open the edges for learning."""
         # The phases' order is the same whatever their epochs.
         name = self.phases(TrainConfig())[phase].name
-        if name == LEARNED:
-            self._open_edges(rows, rng)
-        else:
+        if name != LEARNED:
             self._fix_edges(rows, rng, anew=name == FIXED)
-        self._restart_labels()
+            self._restart_labels()
+            return
+        self._open_edges(rows, rng)
+        if self.elias.labels_anew:
+            self._restart_labels()
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The encoder's groups, label vectors, clusters, edges."""
@@ -217,14 +220,11 @@ class Elias(nn.Module):
         """Encoder, scaled label vectors, and the graph to them with its weights as they act."""
         scale = self.config.score_scale
         with torch.no_grad():
-            weights, edges = self.edge_weights().cpu().numpy(), self.edges.cpu().numpy()
-            real = edges < self.n_labels
             graph = LabelGraph(
                 clusters=self.clusters.weight.cpu().numpy() * np.float32(scale),
                 bias=self.clusters.bias.cpu().numpy(),
-                offsets=np.concatenate([[0], np.cumsum(real.sum(axis=1))]).astype(np.int64),
-                labels=edges[real].astype(np.int32),
-                weights=weights[real],
+                edges=self.edges.cpu().numpy().astype(np.int32),
+                weights=self.edge_weights().cpu().numpy(),
                 alpha=self.elias.alpha,
             )
             vectors = self.labels.weight.cpu().numpy() * np.float32(scale)
@@ -314,11 +314,18 @@ class Elias(nn.Module):
     def _open_edges(self, rows: TrainingRows, rng: Rng) -> None:
         """Edges to the labels that most passes to; theta starts at random, as in the paper."""
         clusters, scores = self._best_clusters(rows)
-        edges, _ = common_edges(rows.labels, clusters, scores, *self.theta.shape)
+        edges, passing = common_edges(rows.labels, clusters, scores, *self.theta.shape)
         with torch.no_grad():
             self.edges.copy_(torch.from_numpy(edges))
-            self.theta.copy_(torch.rand(self.theta.shape, generator=rng.torch))
+            self.theta.copy_(self._edge_start(passing, rng))
             self.learned.fill_(True)
+
+    def _edge_start(self, passing: NDArray[np.float32], rng: Rng) -> Tensor:
+        """theta that makes weights follow what passes, or at random, as in the paper."""
+        if self.elias.edge_start == "random":
+            return torch.rand(self.theta.shape, generator=rng.torch)
+        shares = passing / np.maximum(passing.sum(axis=1, keepdims=True), _TINY)
+        return torch.from_numpy(np.log(np.maximum(shares, _TINY)))
 
     @torch.no_grad()
     def _best_clusters(self, rows: TrainingRows) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -1,0 +1,48 @@
+"""Opens the label index that a manifest names: one opener for each kind."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+from service.bundle import IndexInfo
+from service.core.index.faiss_index import open_faiss
+from service.core.index.learned_graph import open_learned_graph
+from service.core.index.protocol import LabelIndex
+from service.errors import BundleMismatch
+
+Efforts = Mapping[str, Mapping[str, int]]
+Opener = Callable[[Path, IndexInfo, int, Efforts], LabelIndex]
+
+
+def _open_by_faiss(folder: Path, info: IndexInfo, dim: int, efforts: Efforts) -> LabelIndex:
+    path = folder / info.files[0]
+    index = open_faiss(path, dim, info.n_rows, efforts)
+    if index.kind != info.kind:
+        raise BundleMismatch(
+            f"{path} is of kind {index.kind}, the manifest says index.kind {info.kind}"
+        )
+    return index
+
+
+OPENERS: Final[Mapping[str, Opener]] = {
+    "flat": _open_by_faiss,
+    "hnsw": _open_by_faiss,
+    "ivf-flat": _open_by_faiss,
+    "ivf-pq": _open_by_faiss,
+    "learned-graph": open_learned_graph,
+    "pq-fastscan": _open_by_faiss,
+    "sq8": _open_by_faiss,
+}
+
+
+def open_label_index(folder: Path, info: IndexInfo, dim: int, efforts: Efforts) -> LabelIndex:
+    """The index in `folder` that `info` describes; raises BundleMismatch.
+
+    `efforts` maps the name of an effort to its search parameters; one without any is exhaustive.
+    """
+    opener = OPENERS.get(info.kind)
+    if opener is None:
+        raise BundleMismatch(
+            f"{folder}: index.kind is {info.kind!r}, this code has {', '.join(OPENERS)}"
+        )
+    return opener(folder, info, dim, efforts)
