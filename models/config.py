@@ -296,6 +296,10 @@ class Config(_Section):
         chosen, graph = self.method.kind == "elias", self.index.kind == "learned-graph"
         if not chosen and self.elias != EliasConfig():
             raise ValueError(f"elias.* are set, but method.kind is {self.method.kind}: set elias")
+        if chosen and self.method.label_device == "host":
+            raise ValueError(
+                "method.label_device host is for methods that sample: elias scores all"
+            )
         if chosen != graph:
             raise ValueError(
                 f"method.kind {self.method.kind} and index.kind {self.index.kind} do not go "

@@ -63,6 +63,8 @@ _GATHER_BEYOND = 128
 """Gathered rows cost about this many times what a dense product costs a label."""
 _ROWS_AT_ONCE = 512
 _TINY = 1e-6
+_AHEAD = 1e3
+"""What puts every log score before every number in [0, 1]."""
 
 
 class Elias(nn.Module):
@@ -109,9 +111,6 @@ class Elias(nn.Module):
         """Clusters, better clusters, learned edges; the last has the epochs of `train`."""
         elias = self.elias
         rates = {"clusters": elias.cluster_lr, "edges": elias.edge_lr}
-        found = [Phase(INITIAL, elias.initial_epochs, rates)] if elias.initial_epochs else []
-        if not elias.learned:
-            return [*found, Phase(FIXED, config.epochs, rates)]
         slower = {
             "tables": config.encoder_lr,
             "projection": config.projection_lr,
@@ -119,16 +118,16 @@ class Elias(nn.Module):
             "clusters": elias.cluster_lr,
         }
         later = rates | {name: rate * elias.learned_rate for name, rate in slower.items()}
+        epochs = {INITIAL: elias.initial_epochs, FIXED: elias.fixed_epochs}
+        *before, last = self._phase_names
         return [
-            *found,
-            Phase(FIXED, elias.fixed_epochs, rates),
-            Phase(LEARNED, config.epochs, later),
+            *(Phase(name, epochs[name], rates) for name in before),
+            Phase(last, config.epochs, later if last == LEARNED else rates),
         ]
 
     def begin(self, phase: int, rows: TrainingRows, rng: Rng) -> None:
         """Cluster the labels as the encoder sees them now, or open the edges for learning."""
-        # The phases' order is the same whatever their epochs.
-        name = self.phases(TrainConfig())[phase].name
+        name = self._phase_names[phase]
         if name != LEARNED:
             self._fix_edges(rows, rng, anew=name == FIXED)
             self._restart_labels()
@@ -136,6 +135,11 @@ class Elias(nn.Module):
         self._open_edges(rows, rng)
         if self.elias.labels_anew:
             self._restart_labels()
+
+    @property
+    def _phase_names(self) -> list[str]:
+        first = [INITIAL] if self.elias.initial_epochs else []
+        return [*first, FIXED, LEARNED] if self.elias.learned else [*first, FIXED]
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The encoder's groups, label vectors, clusters, edges."""
@@ -290,7 +294,7 @@ class Elias(nn.Module):
         uniform = torch.rand(logits.shape, generator=rng.torch).clamp(min=1e-9).to(logits.device)
         # Of Gumbel noise on log scores the largest are a draw without replacement by score.
         drawn = logits.log_softmax(dim=1) - (-uniform.log()).clamp(min=1e-9).log()
-        order = torch.where(candidate, drawn, uniform - 1e9)
+        order = torch.where(candidate, drawn + _AHEAD, uniform)
         return order.topk(min(self.elias.beam + _FORCED, n_clusters), dim=1).indices
 
     def _fix_edges(self, rows: TrainingRows, rng: Rng, anew: bool) -> None:
