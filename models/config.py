@@ -108,7 +108,7 @@ class EliasConfig(_Section):
     clusters: Annotated[int, Field(ge=0)] = 0
     kappa: Positive = 400
     alpha: Annotated[float, Field(gt=0)] = 10.0
-    beta: Annotated[float, Field(gt=0)] = 60.0
+    beta: Annotated[float, Field(gt=0)] = 200.0
     beam: Positive = 5
     shortlist: Positive = 1000
     path_weight: Annotated[float, Field(ge=0)] = 1.0

@@ -325,11 +325,14 @@ class Elias(nn.Module):
             self.learned.fill_(True)
 
     def _edge_start(self, passing: NDArray[np.float32], rng: Rng) -> Tensor:
-        """theta that makes weights follow what passes, or at random, as in the paper."""
+        """theta that makes weights follow the root of what passes, or at random, as in the paper.
+
+        In proportion to it, a rare label's weight would cap its probability far below what is true.
+        """
         if self.elias.edge_start == "random":
             return torch.rand(self.theta.shape, generator=rng.torch)
         shares = passing / np.maximum(passing.sum(axis=1, keepdims=True), _TINY)
-        return torch.from_numpy(np.log(np.maximum(shares, _TINY)))
+        return torch.from_numpy(np.log(np.maximum(shares, _TINY)) / 2)
 
     @torch.no_grad()
     def _best_clusters(self, rows: TrainingRows) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
