@@ -5,20 +5,20 @@ with the very numbers it would have had.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.atomic import write_atomic
 from models.errors import RunError
-from models.negatives import HardNegatives
 from models.optimizers import LABELS, Optimizers
 from models.rng import Rng
 
@@ -26,9 +26,27 @@ SHARDED = "labels.weight"
 """The one weight whose rows are spread over ranks; files hold all of it."""
 
 
+_BROKEN = (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError)
+
+
+class Weighty(Protocol):
+    """What has weights to keep; any nn.Module."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors by name."""
+        ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
+        """Take them back."""
+        ...
+
+
 @dataclass(slots=True)
 class Progress:
-    """Where training stands. Epochs and steps count from 0; `step_in_epoch` is the next to do."""
+    """Where training stands. Epochs and steps count from 0; `step_in_epoch` is the next to do.
+
+    `first_epoch` and `first_step` are those that the phase began with.
+    """
 
     epoch: int = 0
     step_in_epoch: int = 0
@@ -38,6 +56,9 @@ class Progress:
     best_epoch: int = -1
     loss_sum: float = 0.0
     seconds: float = 0.0
+    phase: int = 0
+    first_epoch: int = 0
+    first_step: int = 0
 
 
 @dataclass(slots=True)
@@ -46,23 +67,24 @@ class Restored:
 
     progress: Progress
     order: NDArray[np.int64]
-    hard: HardNegatives | None
+    transient: dict[str, Tensor]
 
 
 def save_checkpoint(
     path: Path,
-    model: nn.Module,
+    model: Weighty,
     optimizers: Optimizers,
     rng: Rng,
     progress: Progress,
     order: NDArray[np.int64],
-    hard: HardNegatives | None,
+    transient: Mapping[str, Tensor],
     whole: Callable[[Tensor], Tensor],
     *,
     write: bool = True,
 ) -> None:
     """Write everything needed to go on after `progress`. `order` is this epoch's row order.
 
+    `transient` is what the method wants to have back beside its weights;
     `whole` makes all label rows of this rank's; every rank calls, the one told to `write` writes.
     Raises RunError.
     """
@@ -78,8 +100,7 @@ def save_checkpoint(
                 else:
                     scalars[key] = float(value)
     tensors |= {"rng.torch": torch_state, "order": torch.from_numpy(order)}
-    if hard is not None:
-        tensors |= {"hard.labels": hard.labels, "hard.density": hard.density}
+    tensors |= {f"transient.{name}": tensor for name, tensor in transient.items()}
     metadata = {
         "progress": json.dumps(asdict(progress)),
         "rng.numpy": numpy_state,
@@ -103,7 +124,7 @@ def write_tensors(
         ) from exc
 
 
-def weights_of(model: nn.Module, whole: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+def weights_of(model: Weighty, whole: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     """The model's state with all label rows."""
     return {
         name: whole(tensor) if name == SHARDED else tensor
@@ -112,7 +133,7 @@ def weights_of(model: nn.Module, whole: Callable[[Tensor], Tensor]) -> dict[str,
 
 
 def load_checkpoint(
-    path: Path, model: nn.Module, optimizers: Optimizers, rng: Rng, shard: slice
+    path: Path, model: Weighty, optimizers: Optimizers, rng: Rng, shard: slice
 ) -> Restored:
     """Restore model, optimisers and generators in place. Raises RunError on a broken file."""
     try:
@@ -125,12 +146,18 @@ def load_checkpoint(
         model.load_state_dict(weights)
         _restore_optimizers(optimizers, tensors, json.loads(metadata["optimizers"]), shard)
         rng.restore(metadata["rng.numpy"], tensors["rng.torch"])
-        hard = None
-        if "hard.labels" in tensors:
-            hard = HardNegatives(tensors["hard.labels"], tensors["hard.density"])
         progress = Progress(**json.loads(metadata["progress"]))
-        return Restored(progress, tensors["order"].numpy(), hard)
-    except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as exc:
+        return Restored(progress, tensors["order"].numpy(), _under("transient.", tensors))
+    except _BROKEN as exc:
+        raise RunError(f"{path} cannot be resumed from ({exc}): delete it to start anew") from exc
+
+
+def phase_of(path: Path) -> int:
+    """The phase that a checkpoint was written in. Raises RunError on a broken file."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return Progress(**json.loads(file.metadata()["progress"])).phase
+    except _BROKEN as exc:
         raise RunError(f"{path} cannot be resumed from ({exc}): delete it to start anew") from exc
 
 

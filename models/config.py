@@ -68,10 +68,12 @@ class MethodConfig(_Section):
     `full-bce` scores every label in every step: the loss that ASTRA estimates. `mips-s` is the open
     predecessor: the nearest wrong labels as they are, weighted like the uniform ones.
     `logit_bias` is added to every training score, so that all labels start out improbable.
-    `softmax_share` of the loss is a softmax over the same negatives, the rest is BCE.
+    `softmax_share` of the loss is a softmax over the same negatives, the rest is BCE. `elias` is
+    another method, with settings of its own; of these it has labels' rows, start, scale and bias,
+    and dropout.
     """
 
-    kind: Literal["astra", "full-bce", "mips-s"] = "astra"
+    kind: Literal["astra", "full-bce", "mips-s", "elias"] = "astra"
     weights: Literal["balance", "unit", "capped", "self-normalised"] = "balance"
     weight_cap: Annotated[float, Field(gt=0)] = 4.0
     search: Literal["index", "exact"] = "index"
@@ -90,6 +92,31 @@ class MethodConfig(_Section):
     logit_bias: float = -9.0
     softmax_share: Share = 0.0
     dropout: Share = 0.4
+
+
+class EliasConfig(_Section):
+    """ELIAS: clusters and edges to labels, learnt together with encoder and label vectors.
+
+    Symbols are the paper's: cluster scores are min(1, alpha * softmax), edge weights
+    min(1, beta * softmax over a cluster's `kappa` edges). `learned` false stops at fixed clusters.
+    `train.epochs` are those of the last phase.
+    """
+
+    learned: bool = True
+    edge_start: Literal["random", "counts"] = "counts"
+    labels_anew: bool = False
+    clusters: Annotated[int, Field(ge=0)] = 0
+    kappa: Positive = 400
+    alpha: Annotated[float, Field(gt=0)] = 10.0
+    beta: Annotated[float, Field(gt=0)] = 200.0
+    beam: Positive = 5
+    shortlist: Positive = 1000
+    path_weight: Annotated[float, Field(ge=0)] = 1.0
+    initial_epochs: Annotated[int, Field(ge=0)] = 1
+    fixed_epochs: Positive = 4
+    cluster_lr: Annotated[float, Field(gt=0)] = 0.002
+    edge_lr: Annotated[float, Field(gt=0)] = 0.02
+    learned_rate: Annotated[float, Field(gt=0)] = 0.3
 
 
 class TeacherConfig(_Section):
@@ -174,7 +201,9 @@ class IndexConfig(_Section):
     the dimensions that a 4-bit code stands for.
     """
 
-    kind: Literal["hnsw", "flat", "sq8", "pq-fastscan", "ivf-flat", "ivf-pq"] = "hnsw"
+    kind: Literal["hnsw", "flat", "sq8", "pq-fastscan", "ivf-flat", "ivf-pq", "learned-graph"] = (
+        "hnsw"
+    )
     m: Positive = 32
     ef_construction: Positive = 200
     ivf_lists: Annotated[int, Field(ge=0)] = 0
@@ -227,6 +256,7 @@ class Config(_Section):
     validation: ValidationConfig = ValidationConfig()
     encoder: EncoderConfig
     method: MethodConfig = MethodConfig()
+    elias: EliasConfig = EliasConfig()
     teacher: TeacherConfig = TeacherConfig()
     pretrain: PretrainConfig = PretrainConfig()
     train: TrainConfig = TrainConfig()
@@ -239,16 +269,17 @@ class Config(_Section):
     @model_validator(mode="after")
     def _cross_check(self) -> "Config":
         method, train = self.method, self.train
-        mining = method.kind != "full-bce" and method.hard_negatives > 0
+        self._check_elias()
+        mining = method.kind in ("astra", "mips-s") and method.hard_negatives > 0
         if mining and method.uniform_only_epochs >= train.epochs:
             raise ValueError(
                 f"method.uniform_only_epochs ({method.uniform_only_epochs}) leaves none of "
                 f"train.epochs ({train.epochs}) for hard negatives; lower it, or set "
                 "method.hard_negatives = 0"
             )
-        if method.softmax_share and method.kind == "full-bce":
+        if method.softmax_share and method.kind in ("full-bce", "elias"):
             raise ValueError(
-                "method.softmax_share is for losses that sample: full-bce has no softmax"
+                f"method.softmax_share is for losses that sample: {method.kind} has no softmax"
             )
         if method.hard_only and not mining:
             raise ValueError(
@@ -259,6 +290,21 @@ class Config(_Section):
         if not index.recall_fast <= index.recall_balanced <= index.recall_thorough:
             raise ValueError("index.recall_fast, _balanced and _thorough must rise in this order")
         return self
+
+    def _check_elias(self) -> None:
+        """Refuse settings of one method beside another, and an index that cannot serve it."""
+        chosen, graph = self.method.kind == "elias", self.index.kind == "learned-graph"
+        if not chosen and self.elias != EliasConfig():
+            raise ValueError(f"elias.* are set, but method.kind is {self.method.kind}: set elias")
+        if chosen and self.method.label_device == "host":
+            raise ValueError(
+                "method.label_device host is for methods that sample: elias scores all"
+            )
+        if chosen != graph:
+            raise ValueError(
+                f"method.kind {self.method.kind} and index.kind {self.index.kind} do not go "
+                "together: elias is served by learned-graph, and nothing else is"
+            )
 
     @property
     def digest(self) -> str:

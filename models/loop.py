@@ -1,8 +1,8 @@
-"""The training loop: epochs, schedule, validation, early stopping, checkpoints, what is logged.
+"""The training loop: phases, epochs, schedule, validation, early stopping, checkpoints, logs.
 
-It knows a method only by `wants_refresh`, `refresh` and `train_step`. The test split never comes
-here. A loss that is not a number stops the run and names the step and its rows. Under torchrun
-every rank runs it, and the leading one writes.
+It knows a method only as `models.method.Method`. The test split never comes here. A loss that is
+not a number stops the run and names the step and its rows. Under torchrun every rank runs it, and
+the leading one writes.
 """
 
 import json
@@ -12,6 +12,7 @@ import resource
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,25 +25,26 @@ from models.board import Board
 from models.checkpoint import (
     Progress,
     load_checkpoint,
+    phase_of,
     save_checkpoint,
     weights_of,
     write_tensors,
 )
 from models.config import TrainConfig
 from models.data.tokens import TokenizedTexts
-from models.encoders.build import TextEncoder, embed, parameter_groups
+from models.encoders.build import TextEncoder, embed
 from models.errors import TrainingError
-from models.methods.astra import Astra
-from models.metrics import ndcg_at_k, precision_at_k, remove_filtered
-from models.optimizers import LABELS, Optimizers, scheduled_share
+from models.method import Method, Phase
+from models.metrics import ndcg_at_k, precision_at_k
+from models.optimizers import Optimizers, scheduled_share
 from models.progress import track
+from models.ranking import exact_ranking, spare, without
 from models.rng import Rng
 from models.runs import CHECKPOINT_FILE, FAILED_BATCH_FILE, MODEL_FILE, TENSORBOARD_FOLDER, Run
 from models.training_rows import TrainingRows
 
 log = logging.getLogger(__name__)
 
-_QUERIES_AT_ONCE = 512
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -58,7 +60,9 @@ class Validation:
     filtered: NDArray[np.int64] | None = None
 
 
-def train(model: Astra, rows: TrainingRows, validation: Validation, run: Run, rng: Rng) -> Progress:
+def train(
+    model: Method, rows: TrainingRows, validation: Validation, run: Run, rng: Rng
+) -> Progress:
     """Train to the end or to an early stop; leaves the best epoch's weights in the run folder.
 
     Goes on from the run's checkpoint if there is one. Raises TrainingError, RunError.
@@ -69,12 +73,9 @@ def train(model: Astra, rows: TrainingRows, validation: Validation, run: Run, rn
             "train.precision is fp16, which scales its loss for each process apart: use bf16"
         )
     model.place(device_for(config), AUTOCAST[config.precision])
-    groups = parameter_groups(model.encoder) | {LABELS: list(model.labels.parameters())}
-    sparse = model.config.kind != "full-bce"
-    loop = _Loop(
-        model, rows, validation, run, rng, Optimizers(groups, config, sparse_labels=sparse)
-    )
-    loop.resume()
+    loop = _Loop(model, rows, validation, run, rng)
+    if not loop.resume():
+        loop.begin_phase(0)
     try:
         loop.run_to_end()
     finally:
@@ -95,16 +96,17 @@ class _Loop:
 
     def __init__(
         self,
-        model: Astra,
+        model: Method,
         rows: TrainingRows,
         validation: Validation,
         run: Run,
         rng: Rng,
-        optimizers: Optimizers,
     ) -> None:
         self.model, self.rows, self.validation = model, rows, validation
-        self.run, self.rng, self.optimizers = run, rng, optimizers
+        self.run, self.rng = run, rng
         self.config: TrainConfig = run.config.train
+        self.phases = model.phases(self.config)
+        self.optimizers = self._fresh_optimizers(0)
         self.progress = Progress()
         self.world = model.world
         # Rows without a label teach a sampled loss nothing but "no": they are left out.
@@ -124,33 +126,65 @@ class _Loop:
         return self.world.leads
 
     @property
+    def phase(self) -> Phase:
+        """The phase that training is in."""
+        return self.phases[self.progress.phase]
+
+    @property
+    def in_last_phase(self) -> bool:
+        """Whether what is learnt now is what will serve."""
+        return self.progress.phase + 1 == len(self.phases)
+
+    @property
     def out_of_patience(self) -> bool:
         progress = self.progress
-        return progress.epoch - 1 - progress.best_epoch >= self.config.patience
+        since = progress.epoch - 1 - progress.best_epoch
+        return self.in_last_phase and since >= self.config.patience
 
-    def resume(self) -> None:
-        """Go on from the checkpoint, if there is one."""
+    def resume(self) -> bool:
+        """Go on from the checkpoint; False where there is none."""
         if not self._checkpoint.is_file():
-            return
+            return False
         model = self.model
+        self.optimizers = self._fresh_optimizers(phase_of(self._checkpoint))
         restored = load_checkpoint(self._checkpoint, model, self.optimizers, self.rng, model.shard)
-        self.progress, self.order, model.hard = restored.progress, restored.order, restored.hard
+        self.progress, self.order = restored.progress, restored.order
+        model.restore(restored.transient)
         place = restored.progress
         log.info("resuming in epoch %d at step %d", place.epoch + 1, place.step_in_epoch)
+        return True
+
+    def begin_phase(self, number: int) -> None:
+        """Start a phase where training stands; its best epoch is yet to come."""
+        progress = self.progress
+        progress.phase, progress.first_epoch, progress.first_step = (
+            number,
+            progress.epoch,
+            progress.step,
+        )
+        progress.best_p_at_1 = progress.best_ndcg_at_5 = -1.0
+        progress.best_epoch = progress.epoch - 1
+        self.model.begin(number, self.rows, self.rng)
+        self.optimizers = self._fresh_optimizers(number)
 
     def run_to_end(self) -> None:
-        """Every epoch that is left, or fewer after an early stop."""
+        """Every phase and epoch that is left, or fewer after an early stop."""
         if self.leads:
             self.board = Board(self.run.folder / TENSORBOARD_FOLDER, self.progress.step)
-        while self.progress.epoch < self.config.epochs and not self.out_of_patience:
-            self.epoch()
+        while True:
+            last_epoch = self.progress.first_epoch + self.phase.epochs
+            while self.progress.epoch < last_epoch and not self.out_of_patience:
+                self.epoch()
+            if self.in_last_phase:
+                return
+            self.begin_phase(self.progress.phase + 1)
 
     def epoch(self) -> None:
         """One pass over the rows (or what is left of it), then validation."""
         started = time.monotonic()
         progress = self.progress
         if progress.step_in_epoch == 0:
-            if self.model.wants_refresh(progress.epoch):
+            if self.model.wants_refresh(progress.epoch - progress.first_epoch):
                 self.model.refresh(self.rows)
             self.order = self.rng.numpy.permutation(self.usable)
             progress.loss_sum = 0.0
@@ -160,6 +194,15 @@ class _Loop:
         seconds = time.monotonic() - started
         progress.seconds += seconds
         self._finish_epoch(seconds)
+
+    def _fresh_optimizers(self, phase: int) -> Optimizers:
+        model = self.model
+        return Optimizers(
+            model.parameter_groups(),
+            self.config,
+            sparse_labels=model.sparse_labels,
+            rates=self.phases[phase].rates,
+        )
 
     def close(self) -> None:
         """Training is over, whether it went well or not."""
@@ -183,7 +226,9 @@ class _Loop:
             self.scaler.scale(loss).backward()
         self.world.sum_gradients(self.optimizers.encoder_parameters)
         rate = scheduled_share(
-            self.config, progress.step, self.steps_per_epoch * self.config.epochs
+            self.config,
+            progress.step - progress.first_step,
+            self.steps_per_epoch * self.phase.epochs,
         )
         self.optimizers.step(rate, self.scaler)
         if self.board is not None:
@@ -224,10 +269,11 @@ class _Loop:
             raise TrainingError(
                 f"some weights are no numbers after epoch {progress.epoch + 1}: {self._way_out()}"
             )
-        ranked = rank_exactly(self.model, self.validation, 5)
+        ranked = rank(self.model, self.validation, 5)
         p_at_1 = 100 * precision_at_k(ranked, self.validation.labels, 1)
         ndcg_at_5 = self.world.agree(100 * ndcg_at_k(ranked, self.validation.labels, 5))
-        record = {
+        record: dict[str, Any] = {"stage": self.phase.name} if self.phase.name else {}
+        record |= {
             "epoch": progress.epoch + 1,
             "loss": progress.loss_sum / self.steps_per_epoch,
             "validation_p_at_1": p_at_1,
@@ -243,13 +289,13 @@ class _Loop:
             progress.best_ndcg_at_5, progress.best_p_at_1 = ndcg_at_5, p_at_1
             progress.best_epoch = progress.epoch
             weights = weights_of(self.model, self._whole)
-            if self.leads:
+            if self.leads and self.in_last_phase:
                 write_tensors(self.run.folder / MODEL_FILE, weights)
         progress.epoch += 1
         progress.step_in_epoch = 0
         self._save()
 
-    def _announce(self, record: dict[str, float]) -> None:
+    def _announce(self, record: dict[str, Any]) -> None:
         self.run.log(record)
         log.info(
             "epoch %(epoch)d: loss %(loss).3f, validation P@1 %(validation_p_at_1).2f, "
@@ -258,7 +304,7 @@ class _Loop:
         )
         assert self.board is not None
         for name, value in record.items():
-            if name != "epoch":
+            if name not in ("epoch", "stage"):
                 self.board.add_scalar(f"epoch/{name}", value, int(record["epoch"]))
         self.board.flush()
 
@@ -281,7 +327,7 @@ class _Loop:
             self.rng,
             self.progress,
             self.order,
-            self.model.hard,
+            self.model.transient(),
             self._whole,
             write=self.leads,
         )
@@ -289,36 +335,15 @@ class _Loop:
         log.debug("checkpoint: %s", asdict(self.progress))
 
 
-def rank_exactly(model: Astra, validation: Validation, k: int) -> NDArray[np.int64]:
-    """Top k labels of every text by exact inner product, (n, k), filtered pairs left out."""
-    return rank_by_product(model.encoder, model.label_vectors(), validation, k)
+def rank(model: Method, validation: Validation, k: int) -> NDArray[np.int64]:
+    """Top k labels of every text as the method ranks them, (n, k), filtered pairs left out."""
+    embeddings = embed(model.encoder, validation.texts)
+    ranked = model.best(embeddings, k + spare(validation.filtered)).labels
+    return without(ranked, validation.filtered, k)
 
 
 def rank_by_product(
     encoder: TextEncoder, vectors: NDArray[np.float32], validation: Validation, k: int
 ) -> NDArray[np.int64]:
-    """The same for any vectors (n_labels, dim): a label's row is its place among them."""
+    """The same by exact inner product with any vectors (n_labels, dim)."""
     return exact_ranking(embed(encoder, validation.texts), vectors, validation.filtered, k)
-
-
-@torch.no_grad()
-def exact_ranking(
-    embeddings: NDArray[np.float32],
-    vectors: NDArray[np.float32],
-    filtered: NDArray[np.int64] | None,
-    k: int,
-) -> NDArray[np.int64]:
-    """The same for texts that are embedded already, (n, dim)."""
-    queries, weight = torch.from_numpy(embeddings), torch.from_numpy(vectors)
-    spare = 0
-    if filtered is not None and len(filtered):
-        spare = int(np.bincount(filtered[:, 0]).max())
-    deep = min(k + spare, len(weight))
-    chunks = [
-        (queries[start : start + _QUERIES_AT_ONCE] @ weight.T).topk(deep).indices
-        for start in range(0, len(queries), _QUERIES_AT_ONCE)
-    ]
-    ranked = torch.cat(chunks).numpy()
-    if spare and filtered is not None:
-        ranked = np.asarray(remove_filtered(ranked, filtered), np.int64)
-    return ranked[:, :k]

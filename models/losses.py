@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, softplus
 
 _TINY = 1e-30
+_ALMOST_ONE = 1.0 - 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,3 +176,19 @@ def info_nce(scores: Tensor, positives: Tensor, allowed: Tensor, *, temperature:
     """Cross-entropy of a query's positive among the negatives in its batch; shapes as above."""
     among = allowed.scatter(1, positives.unsqueeze(1), True)
     return cross_entropy((scores / temperature).masked_fill(~among, -torch.inf), positives)
+
+
+def path_bce(
+    logits: Tensor, paths: Tensor, targets: Tensor, counted: Tensor, path_weight: float
+) -> Tensor:
+    """BCE of probabilities sigmoid(logit) * path score, and of positives' path scores (ELIAS).
+
+    All are (n, K): the labels of each query's shortlist; those not `counted` are left out. Summed
+    over labels, averaged over queries; the second part weighs `path_weight`.
+    """
+    found = paths.clamp(min=_TINY).log()
+    probabilities = (logits.sigmoid() * paths).clamp(max=_ALMOST_ONE)
+    wrong = -torch.log1p(-probabilities)
+    right = softplus(-logits) - found
+    whole = targets * right + (1.0 - targets) * wrong - path_weight * targets * found
+    return torch.where(counted, whole, 0.0).sum() / len(logits)

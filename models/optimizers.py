@@ -6,7 +6,7 @@ Adam.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
@@ -19,10 +19,18 @@ _EPSILON = 1e-6
 
 
 class Optimizers:
-    """Named optimisers that step together; `rate` is the schedule's share of their own rates."""
+    """Named optimisers that step together; `rate` is the schedule's share of their own rates.
+
+    `rates` stand in for those of the configuration, or are of groups that only the method has.
+    """
 
     def __init__(
-        self, groups: dict[str, list[nn.Parameter]], config: TrainConfig, *, sparse_labels: bool
+        self,
+        groups: dict[str, list[nn.Parameter]],
+        config: TrainConfig,
+        *,
+        sparse_labels: bool,
+        rates: Mapping[str, float] | None = None,
     ) -> None:
         self.groups = groups
         self.rates = {
@@ -31,12 +39,14 @@ class Optimizers:
             "transformer": config.transformer_lr,
             LABELS: config.label_lr,
         }
+        own = set(rates or {}) - set(self.rates)  # of the method; they do not decay
+        self.rates |= rates or {}
         self.named: dict[str, Optimizer] = {}
         for name, parameters in groups.items():
             rate = self.rates[name]
             if name == "tables" or (name == LABELS and sparse_labels):
                 self.named[name] = SparseAdam(parameters, lr=rate)
-            elif name == LABELS:
+            elif name == LABELS or name in own:
                 self.named[name] = Adam(parameters, lr=rate)
             else:
                 self.named[name] = AdamW(

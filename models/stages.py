@@ -38,7 +38,7 @@ from models.index_kinds.kind import Material
 from models.index_kinds.registry import KINDS, build_label_index
 from models.loop import Validation, device_for, train
 from models.memory import Memory, build_memory, remember
-from models.methods import astra, contrastive
+from models.methods import contrastive
 from models.prepare import Split, TokenizedData, open_configured, split, tokenize
 from models.release import release
 from models.rng import Rng
@@ -53,7 +53,7 @@ from models.runs import (
     open_run,
 )
 from models.teacher import soft_targets, teacher_probabilities
-from models.trained import load_model
+from models.trained import fresh_model, load_model
 from models.training_rows import TrainingRows
 from models.variants import RECORD, Exported, export_variants
 from service.bundle import QualityInfo, read_manifest, resolve
@@ -138,7 +138,7 @@ def _train(job: Job, world: World) -> None:
     points = _points(job, data, world)
     validation = Validation(data.validation, job.validation_truth, job.validation_filter)
     world.leader_first(lambda: contrastive.pretrain(encoder, points, data.labels, validation, run))
-    model, rows = astra.build(encoder, data.labels, config.method, points, world)
+    model, rows = fresh_model(encoder, data.labels, config, points, world)
     log.info(
         "training on %d rows, %d labels; %d of all points were cut at encoder.max_tokens (%d)",
         len(rows),
@@ -201,10 +201,9 @@ def run_export(job: Job) -> None:
     run = job.run
     if RECORD in run.measured():
         return
-    parts = astra.servable(load_model(run))
     texts = _tokenized(job).validation
     validation = Validation(texts, job.validation_truth, job.validation_filter)
-    export_variants(parts, validation, run)
+    export_variants(load_model(run), validation, run)
 
 
 def run_index(job: Job) -> None:
@@ -237,13 +236,14 @@ def run_index(job: Job) -> None:
 def _material(job: Job, encoder: OnnxEncoder) -> Material:
     """What the configured kind of index may be built from; points only where it wants them."""
     config = job.run.config
-    vectors = astra.servable(load_model(job.run)).label_vectors
+    parts = load_model(job.run).servable()
+    vectors = parts.label_vectors
     labels = csr_array((0, len(vectors)), dtype=np.float32)
     points = np.empty((0, vectors.shape[1]), np.float32)
     if KINDS[config.index.kind].wants_points:
         points = encode_with(encoder, _tokenized(job).train)
         labels = _training_labels(job)
-    return Material(vectors, config.method.logit_bias, points, labels)
+    return Material(vectors, config.method.logit_bias, points, labels, parts.graph)
 
 
 def _training_labels(job: Job) -> csr_array:

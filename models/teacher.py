@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, load_npz, save_npz
 from scipy.special import expit
@@ -104,15 +103,8 @@ def _ask_run(
     transformer = transformer_of(model.encoder)
     if transformer is not None and config.encoder.frozen:
         texts = replace(texts, pooled=cached_pooled(transformer, texts, cache))
-    queries = torch.from_numpy(embed(model.encoder, texts.take(rows)))
-    vectors = torch.from_numpy(model.label_vectors())
-    best = [
-        (queries[start : start + _QUERIES_AT_ONCE] @ vectors.T).topk(min(top, len(vectors)))
-        for start in range(0, len(queries), _QUERIES_AT_ONCE)
-    ]
-    logits = torch.cat([found.values for found in best]) * config.method.score_scale
-    probabilities = torch.sigmoid(logits + config.method.logit_bias)
-    return torch.cat([found.indices for found in best]).numpy(), probabilities.numpy()
+    found = model.best(embed(model.encoder, texts.take(rows)), top)
+    return found.labels, found.probabilities
 
 
 def _save(path: Path, matrix: csr_array) -> None:

@@ -1,13 +1,37 @@
-"""A trained run opened again: its model, as the best epoch left it."""
+"""The methods: which model a configuration makes, and a trained run opened again."""
 
 from safetensors.torch import load_file
 
-from models.encoders.build import empty_encoder
-from models.methods.astra import Astra
+from models.config import Config
+from models.data.tokens import TokenizedTexts
+from models.distributed import World
+from models.encoders.build import TextEncoder, empty_encoder
+from models.errors import TrainingError
+from models.method import Method
+from models.methods import astra, elias
 from models.runs import ARCHITECTURE_FILE, MODEL_FILE, Run
+from models.training_rows import TrainingRows
 
 
-def load_model(run: Run) -> Astra:
+def fresh_model(
+    encoder: TextEncoder,
+    label_texts: TokenizedTexts,
+    config: Config,
+    points: TrainingRows,
+    world: World,
+) -> tuple[Method, TrainingRows]:
+    """An untrained model, and the rows that it trains on. Raises TrainingError."""
+    if config.method.kind != "elias":
+        return astra.build(encoder, label_texts, config.method, points, world)
+    if world.size > 1:
+        raise TrainingError(
+            f"method.kind is elias, which trains in one process, and torchrun started {world.size}:"
+            " start it without torchrun"
+        )
+    return elias.build(encoder, label_texts, config.method, config.elias, points)
+
+
+def load_model(run: Run) -> Method:
     """The best epoch's model. Raises RunError."""
     weights = load_file(str(run.require(MODEL_FILE, "train")))
     architecture = None
@@ -18,7 +42,12 @@ def load_model(run: Run) -> Astra:
         for name, tensor in weights.items()
         if name.startswith("encoder.")
     }
-    encoder = empty_encoder(run.config.encoder, of_encoder, architecture)
-    model = Astra(encoder, weights["labels.weight"], run.config.method)
+    config, labels = run.config, weights["labels.weight"]
+    encoder = empty_encoder(config.encoder, of_encoder, architecture)
+    model: astra.Astra | elias.Elias
+    if config.method.kind == "elias":
+        model = elias.Elias(encoder, len(labels), config.method, config.elias)
+    else:
+        model = astra.Astra(encoder, labels, config.method)
     model.load_state_dict(weights)
     return model

@@ -65,3 +65,24 @@ def cells_of(matrix: csr_array, picked: NDArray[np.int64]) -> Cells:
         torch.from_numpy(matrix.indices[places].astype(np.int64)),
         torch.from_numpy(matrix.data[places].astype(np.float32)),
     )
+
+
+def targets_at(
+    matrix: csr_array, picked: NDArray[np.int64], labels: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Values of the picked rows' cells in the given columns, both (n, K); 0 where none is stored.
+
+    >>> matrix = csr_array(np.array([[0, 0.5, 0], [1.0, 0, 0]]))
+    >>> targets_at(matrix, np.array([1, 0]), np.array([[2, 0], [1, 2]]))
+    array([[0. , 1. ],
+           [0.5, 0. ]], dtype=float32)
+    """
+    cells, n_labels = cells_of(matrix, picked), matrix.shape[1]
+    stored = (cells.rows * n_labels + cells.labels).numpy()
+    order = np.argsort(stored)
+    stored, values = stored[order], cells.values.numpy()[order]
+    wanted = np.arange(len(picked))[:, None] * n_labels + labels
+    if not len(stored):
+        return np.zeros(labels.shape, np.float32)
+    places = np.minimum(np.searchsorted(stored, wanted), len(stored) - 1)
+    return np.where(stored[places] == wanted, values[places], np.float32(0))

@@ -23,10 +23,11 @@ from models.data.tokens import TokenizedTexts
 from models.encoders.build import embed, transformer_of
 from models.errors import ReleaseError, RunError
 from models.export_onnx import encode_with, parity, trace
-from models.loop import Validation, exact_ranking
-from models.methods.astra import Servable
+from models.loop import Validation
+from models.method import Method
 from models.metrics import precision_at_k
 from models.precision import at_precision
+from models.ranking import spare, without
 from models.runs import Run, encoder_file
 from service.bundle import ParityInfo, VariantInfo
 from service.core.encoder import OnnxEncoder
@@ -70,19 +71,19 @@ class Exported(BaseModel):
         )
 
 
-def export_variants(parts: Servable, validation: Validation, run: Run) -> None:
+def export_variants(model: Method, validation: Validation, run: Run) -> None:
     """Write, measure and choose; leaves encoder files and the record. Raises ReleaseError.
 
     fp32 is always written and measured, for the others are judged by it.
     """
     config = run.config.export
-    traced = trace(parts.encoder)
-    expected = embed(parts.encoder, validation.texts)
+    traced = trace(model.encoder)
+    expected = embed(model.encoder, validation.texts)
     measured: dict[Precision, VariantInfo] = {}
     for precision in (REFERENCE, *(name for name in config.variants if name != REFERENCE)):
         path = run.folder / encoder_file(precision)
         write_atomic(path, partial(onnx.save, at_precision(traced, precision, validation.texts)))
-        found = measure(path, expected, parts.label_vectors, validation, measured.get(REFERENCE))
+        found = measure(path, expected, model, validation, measured.get(REFERENCE))
         measured[precision] = found
         log.info(
             "%s: P@1 %.2f (%+.2f), first label as torch's for %.2f %%, %.0f us a query, %.1f MB",
@@ -93,11 +94,11 @@ def export_variants(parts: Servable, validation: Validation, run: Run) -> None:
             found.encode_us_p50,
             found.bytes / 1e6,
         )
-    has_transformer = transformer_of(parts.encoder) is not None
+    has_transformer = transformer_of(model.encoder) is not None
     served, carried = choose(config, measured, has_transformer)
     log.info("carried: %s; served: %s", ", ".join(carried), served)
     exported = Exported(
-        dim=parts.encoder.dim,
+        dim=model.encoder.dim,
         n_queries=len(expected),
         measured=measured,
         carried=carried,
@@ -109,16 +110,16 @@ def export_variants(parts: Servable, validation: Validation, run: Run) -> None:
 def measure(
     path: Path,
     expected: NDArray[np.float32],
-    label_vectors: NDArray[np.float32],
+    model: Method,
     validation: Validation,
     reference: VariantInfo | None,
 ) -> VariantInfo:
     """A variant's figures on the validation points; `expected` (n, dim) are torch's embeddings."""
     texts = validation.texts
     rows = encode_with(OnnxEncoder(path, "cpu", torch.get_num_threads()), texts)
-    ranked = exact_ranking(rows, label_vectors, validation.filtered, 1)
-    p_at_1 = 100 * precision_at_k(ranked, validation.labels, 1)
-    found = parity(expected, rows, label_vectors)
+    ranked = model.best(rows, 1 + spare(validation.filtered)).labels
+    p_at_1 = 100 * precision_at_k(without(ranked, validation.filtered, 1), validation.labels, 1)
+    found = parity(expected, rows, lambda embeddings: model.best(embeddings, 1).labels)
     return VariantInfo(
         bytes=path.stat().st_size,
         max_abs_diff=found.max_abs_diff,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from models.config import IndexConfig
+from models.label_graph import LabelGraph
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class Material:
     """(n_points, dim): embeddings of the training points, as the served encoder makes them."""
     labels: csr_array
     """(n_points, n_labels), 1 where relevant."""
+    graph: LabelGraph | None = None
+    """Clusters and edges to the labels, of a method that learns them."""
 
 
 class IndexKind(Protocol):

@@ -9,6 +9,7 @@ from models.index_kinds.flat import Flat
 from models.index_kinds.hnsw import Hnsw
 from models.index_kinds.inverted import IvfFlat, IvfPq
 from models.index_kinds.kind import IndexKind, Material
+from models.index_kinds.learned_graph import LearnedGraph
 from models.index_kinds.quantised import PqFastScan, Sq8
 from service.bundle import IndexInfo
 
@@ -19,6 +20,7 @@ _ALL: Final[tuple[IndexKind, ...]] = (
     PqFastScan(),
     IvfFlat(),
     IvfPq(),
+    LearnedGraph(),
 )
 KINDS: Final[Mapping[str, IndexKind]] = {kind.name: kind for kind in _ALL}
 

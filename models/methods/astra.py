@@ -22,19 +22,22 @@ Babbar, 2023) for the predecessor. The importance weights are this project's rea
 Under torchrun a rank holds the label rows `shard` and scores these only (models.distributed).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import expit
 from torch import Tensor, nn
 from torch.nn.functional import embedding, normalize
 
-from models.config import MethodConfig
+from models.config import MethodConfig, TrainConfig
 from models.data.tokens import TokenizedTexts
 from models.distributed import World
-from models.encoders.build import TextEncoder, embed, encode_batch
+from models.encoders.build import TextEncoder, embed, encode_batch, parameter_groups
 from models.losses import Cells, full_bce, log_partition, sampled_bce, sampled_softmax
+from models.method import Phase, Ranked, Servable
 from models.negatives import (
     HardNegatives,
     allowed_in_pool,
@@ -44,16 +47,10 @@ from models.negatives import (
     uniform_pool,
     weigh,
 )
+from models.optimizers import LABELS
+from models.ranking import top_products
 from models.rng import Rng
 from models.training_rows import TrainingRows, cells_of, with_label_rows
-
-
-@dataclass(frozen=True, slots=True)
-class Servable:
-    """What export and index need: the encoder, and the vectors (n_labels, dim) of the index."""
-
-    encoder: TextEncoder
-    label_vectors: NDArray[np.float32]
 
 
 class Astra(nn.Module):
@@ -74,6 +71,7 @@ class Astra(nn.Module):
         self.hard: HardNegatives | None = None
         self.device = torch.device("cpu")
         self.autocast: torch.dtype | None = None
+        self.sparse_labels = config.kind != "full-bce"
 
     def place(self, device: torch.device, autocast: torch.dtype | None) -> None:
         """Move the encoder to `device`, and the label vectors unless they stay on the host.
@@ -84,6 +82,27 @@ class Astra(nn.Module):
         self.encoder.to(device)
         if self.config.label_device == "encoder":
             self.labels.to(device)
+
+    def phases(self, config: TrainConfig) -> list[Phase]:
+        """One: mining begins in the midst of it."""
+        return [Phase("", config.epochs)]
+
+    def begin(self, phase: int, rows: TrainingRows, rng: Rng) -> None:
+        """All is ready as it was built."""
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The encoder's groups and the label vectors."""
+        return parameter_groups(self.encoder) | {LABELS: list(self.labels.parameters())}
+
+    def transient(self) -> dict[str, Tensor]:
+        """The hard negatives, where some were mined."""
+        if self.hard is None:
+            return {}
+        return {"labels": self.hard.labels, "density": self.hard.density}
+
+    def restore(self, transient: Mapping[str, Tensor]) -> None:
+        """Take back what `transient` gave."""
+        self.hard = HardNegatives(**transient) if transient else None
 
     def wants_refresh(self, epoch: int) -> bool:
         """Whether hard negatives are to be mined before this epoch (counted from 0)."""
@@ -113,6 +132,17 @@ class Astra(nn.Module):
         """All label vectors, (n_labels, dim), on the host."""
         shard = self.labels.weight.detach()
         return self.world.gather(shard, self.n_labels).cpu().numpy()
+
+    def best(self, queries: NDArray[np.float32], k: int) -> Ranked:
+        """Top k labels of embeddings (n, dim) by exact inner product."""
+        labels, products = top_products(queries, self.label_vectors(), k)
+        logits = products * self.config.score_scale + self.config.logit_bias
+        return Ranked(labels, expit(logits))
+
+    def servable(self) -> Servable:
+        """Logit minus the constant bias = inner product with a served label vector."""
+        vectors = self.label_vectors() * self.config.score_scale
+        return Servable(self.encoder, np.ascontiguousarray(vectors, np.float32))
 
     def train_step(self, rows: TrainingRows, picked: NDArray[np.int64], rng: Rng) -> Tensor:
         """This rank's part of the loss of the picked rows, ready for `backward`."""
@@ -256,9 +286,3 @@ def build(
     if config.label_rows:
         rows = with_label_rows(points, label_texts)
     return Astra(encoder, vectors, config, world), rows
-
-
-def servable(model: Astra) -> Servable:
-    """The trained parts as serving needs them: logit minus the constant bias = inner product."""
-    vectors = model.label_vectors() * model.config.score_scale
-    return Servable(model.encoder, np.ascontiguousarray(vectors, np.float32))

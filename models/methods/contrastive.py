@@ -302,7 +302,7 @@ class _Loop:
             self.rng,
             self.progress,
             self.order,
-            None,
+            {},
             lambda rows: rows,
         )
         self._saved_at = time.monotonic()

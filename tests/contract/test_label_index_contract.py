@@ -6,7 +6,7 @@ put together otherwise, such as one with a memory beside it, is one more entry o
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import faiss
@@ -17,6 +17,7 @@ from scipy.sparse import csr_array
 from models.config import IndexConfig
 from models.index_kinds.kind import Material
 from models.index_kinds.registry import KINDS, build_label_index
+from models.label_graph import LabelGraph
 from models.memory import MEMORY_FILES, remember, write_memory
 from service.bundle import IndexInfo, MemoryInfo
 from service.core.index.augmented import open_augmented
@@ -51,7 +52,11 @@ def made_up() -> tuple[Material, np.ndarray]:
     )
     near = vectors[rng.integers(N_LABELS, size=N_QUERIES)]
     queries = unit(near + 0.5 * rng.standard_normal((N_QUERIES, DIM)))
-    return Material(vectors, BIAS, points, labels), queries
+    weights = rng.random((len(centres), 60), dtype=np.float32)
+    edges = np.argsort(-(centres @ vectors.T), axis=1)[:, :60].astype(np.int32)
+    clusters = 3 * centres.astype(np.float32)
+    graph = LabelGraph(clusters, np.zeros(len(centres), np.float32), edges, weights, 10.0)
+    return Material(vectors, BIAS, points, labels, graph), queries
 
 
 MATERIAL, QUERIES = made_up()
@@ -271,7 +276,11 @@ def test_the_same_material_gives_the_same_bytes(kind: str, tmp_path: Path) -> No
 def test_a_handful_of_labels_is_enough(kind: str, n_labels: int, tmp_path: Path) -> None:
     few = MATERIAL.labels[:, :n_labels]
     vectors = np.ascontiguousarray(MATERIAL.vectors[:n_labels])
-    material = Material(vectors, BIAS, MATERIAL.points, csr_array(few))
+    graph = MATERIAL.graph
+    assert graph is not None
+    graph = replace(graph, edges=np.minimum(graph.edges, n_labels))
+    graph = replace(graph, weights=graph.weights * (graph.edges < n_labels))
+    material = Material(vectors, BIAS, MATERIAL.points, csr_array(few), graph)
     config = CONFIG.model_copy(update={"kind": kind})
     info = build_label_index(material, config, tmp_path)
     grid = KINDS[kind].grid(config, n_labels)

@@ -10,7 +10,6 @@ from models import stages, variants
 from models.config import ExportConfig
 from models.errors import ConfigError, ReleaseError, RunError
 from models.loop import Validation
-from models.methods.astra import servable
 from models.precision import at_precision
 from models.runs import encoder_file, open_run
 from models.trained import load_model
@@ -99,7 +98,7 @@ def export_again(job, folder):
     texts = stages._tokenized(job).validation
     validation = Validation(texts, job.validation_truth, job.validation_filter)
     run = open_run(folder, job.run.config, job.run.data_sha256, job.parts.sha256)
-    export_variants(servable(load_model(job.run)), validation, run)
+    export_variants(load_model(job.run), validation, run)
     return run
 
 

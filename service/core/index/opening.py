@@ -6,6 +6,7 @@ from typing import Final
 
 from service.bundle import IndexInfo
 from service.core.index.faiss_index import open_faiss
+from service.core.index.learned_graph import open_learned_graph
 from service.core.index.protocol import LabelIndex
 from service.errors import BundleMismatch
 
@@ -28,6 +29,7 @@ OPENERS: Final[Mapping[str, Opener]] = {
     "hnsw": _open_by_faiss,
     "ivf-flat": _open_by_faiss,
     "ivf-pq": _open_by_faiss,
+    "learned-graph": open_learned_graph,
     "pq-fastscan": _open_by_faiss,
     "sq8": _open_by_faiss,
 }

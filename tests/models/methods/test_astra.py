@@ -11,7 +11,7 @@ from models import negatives
 from models.config import MethodConfig
 from models.data.tokens import TokenizedTexts
 from models.encoders.bag import BagEncoder
-from models.methods.astra import build, servable
+from models.methods.astra import build
 from models.rng import Rng
 from models.training_rows import TrainingRows
 from tests.models.tiny import tiny_transformer
@@ -301,5 +301,5 @@ def test_bf16_stays_close_to_fp32(points, label_texts, kind):
 
 def test_servable_vectors_give_the_training_logit_without_its_bias(points, label_texts):
     model, _ = make(points, label_texts)
-    parts = servable(model)
+    parts = model.servable()
     assert np.allclose(parts.label_vectors, model.labels.weight.detach().numpy() * 2.0)

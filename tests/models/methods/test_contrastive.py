@@ -14,7 +14,7 @@ from models.data.tokens import TokenizedTexts
 from models.distributed import World
 from models.encoders.bag import BagEncoder
 from models.errors import RunError, TrainingError
-from models.methods import contrastive
+from models.methods import astra, contrastive
 from models.methods.contrastive import Contrastive
 from models.rng import Rng
 from models.runs import (
@@ -191,7 +191,7 @@ def test_the_method_starts_from_the_pretrained_encoder_and_its_label_embeddings(
 ):
     job = job_in(tmp_path, *SWITCHED_ON)
     built = []
-    build = stages.astra.build
+    build = astra.build
 
     def watching(encoder, label_texts, *rest):
         before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
@@ -200,7 +200,7 @@ def test_the_method_starts_from_the_pretrained_encoder_and_its_label_embeddings(
         built.append((before, model.labels.weight.detach().clone(), vectors))
         return model, rows
 
-    monkeypatch.setattr(stages.astra, "build", watching)
+    monkeypatch.setattr(astra, "build", watching)
     stages.run_train(job)
     [(weights, label_vectors, embeddings)] = built
     kept = load_file(job.run.folder / PRETRAINED_FILE)
@@ -319,7 +319,7 @@ def test_an_encoder_that_only_gets_worse_is_kept_as_it_came(tmp_path, monkeypatc
 def test_of_several_processes_one_trains_and_the_others_load_what_it_left(tmp_path, monkeypatch):
     job = job_in(tmp_path, *SWITCHED_ON)
     built, waited = [], []
-    monkeypatch.setattr(stages.astra, "build", lambda encoder, *_: built.append(encoder) or kill())
+    monkeypatch.setattr(astra, "build", lambda encoder, *_: built.append(encoder) or kill())
     monkeypatch.setattr(World, "wait", lambda world: waited.append(world.rank))
     monkeypatch.setattr(World, "leave", lambda _: None)
 

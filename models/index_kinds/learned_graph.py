@@ -1,0 +1,55 @@
+"""The learned graph: clusters and weighed edges to labels, as a run of ELIAS has learnt them."""
+
+import json
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from models.atomic import write_array, write_atomic
+from models.config import IndexConfig
+from models.index_kinds.kind import Material
+
+FILES: Final = (
+    "graph.json",
+    "graph.clusters.npy",
+    "graph.cluster_bias.npy",
+    "graph.edges.npy",
+    "graph.edge_weights.npy",
+    "graph.labels.npy",
+)
+_BEAMS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128)
+_SHORTLISTS = (100, 200, 400, 1000, 3000)
+_LABELS_A_CLUSTER = 120
+"""Visiting a cluster takes about as long as scoring so many labels (docs/decisions/0013)."""
+
+
+class LearnedGraph:
+    """`index.kind = "learned-graph"`."""
+
+    name = "learned-graph"
+    metric = "probability"
+    wants_points = False
+
+    def build(self, material: Material, config: IndexConfig, folder: Path) -> list[str]:
+        """Write the graph's arrays. Raises ValueError where the material has no graph."""
+        graph = material.graph
+        if graph is None:
+            raise ValueError("a learned-graph is built from a graph that a method has learnt")
+        about = json.dumps({"alpha": graph.alpha, "logit_bias": material.logit_bias})
+        settings, *arrays = (folder / name for name in FILES)
+        write_atomic(settings, lambda temporary: temporary.write_text(about, encoding="utf-8"))
+        parts = (graph.clusters, graph.bias, graph.edges, graph.weights, material.vectors)
+        for path, part in zip(arrays, parts, strict=True):
+            write_array(path, np.ascontiguousarray(part))
+        return list(FILES)
+
+    def params(self, config: IndexConfig) -> dict[str, int | float | str]:
+        """None: what made it is the method's."""
+        return {}
+
+    def grid(self, config: IndexConfig, n_labels: int) -> list[dict[str, int]]:
+        """Beams and shortlists by what they cost; everything, where none of them is enough."""
+        pairs = [(beam, size) for beam in _BEAMS for size in _SHORTLISTS]
+        pairs.sort(key=lambda pair: pair[0] * _LABELS_A_CLUSTER + pair[1])
+        return [*({"beam": beam, "shortlist": size} for beam, size in pairs), {}]

@@ -1,0 +1,378 @@
+"""ELIAS: an encoder, clusters, label vectors, and the edges between clusters and labels, learnt.
+
+Paper: ELIAS (arXiv 2210.08410). What differs here: label vectors may start from label text and
+label texts may join the training rows, as for ASTRA; clusters come from embeddings alone and start
+at the centre of their labels; a label always keeps its best edge; both losses are sums over labels.
+
+    symbol   here                     meaning
+    e        queries                  unit embedding of a query, dropout in training, (n, dim)
+    W_C      clusters                 a linear layer: logits of clusters, times `score_scale`
+    s_c      cluster_scores           min(1, alpha * softmax over clusters)
+    theta    theta                    what is learnt of each edge, (n_clusters, kappa)
+    a_cl     edge_weights             min(1, beta * softmax over a cluster's edges), or 1 if fixed
+    w_l      labels.weight            label vector; logit = score_scale * <w_l, e> + logit_bias
+    K        shortlist                labels with the best s_c * a_cl over the chosen clusters
+
+    1. initial   a few epochs on balanced clusters of what the untrained encoder makes of labels
+    2. fixed     clusters of what it then makes of them; everything else anew, edges are members
+    3. learned   edges to the labels that each cluster's points have, learnt; label vectors anew
+    train_step   clusters by score and the labels' own (teacher forcing) -> shortlist -> both BCEs
+    best         the beam's clusters -> shortlist -> sigmoid(logit) * s_c * a_cl
+
+One process trains it. Label logits are one product with all label vectors while that is cheaper
+than gathering a row for every place of the shortlist.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import embedding, normalize
+
+from models.config import EliasConfig, MethodConfig, TrainConfig
+from models.data.tokens import TokenizedTexts
+from models.distributed import World
+from models.encoders.build import TextEncoder, embed, encode_batch, parameter_groups
+from models.label_graph import (
+    LabelGraph,
+    balanced_clusters,
+    centres,
+    common_edges,
+    label_vectors_of,
+    usual_clusters,
+)
+from models.losses import path_bce
+from models.method import Phase, Ranked, Servable
+from models.optimizers import LABELS
+from models.path_scores import (
+    all_paths,
+    cluster_scores,
+    edge_weights,
+    shortlist,
+)
+from models.rng import Rng
+from models.training_rows import TrainingRows, cells_of, targets_at, with_label_rows
+
+INITIAL, FIXED, LEARNED = "initial", "fixed", "learned"
+_FORCED = 5
+"""Clusters beyond the beam that a training step visits."""
+_PATTERN_CLUSTERS = 20
+_GATHER_BEYOND = 128
+"""Gathered rows cost about this many times what a dense product costs a label."""
+_ROWS_AT_ONCE = 512
+_TINY = 1e-6
+_AHEAD = 1e3
+"""What puts every log score before every number in [0, 1]."""
+
+
+class Elias(nn.Module):
+    """The model and one training step of it; the loop owns optimisers, schedule and checkpoints."""
+
+    edges: Tensor
+    parents: Tensor
+    learned: Tensor
+
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        n_labels: int,
+        config: MethodConfig,
+        elias: EliasConfig,
+        label_texts: TokenizedTexts | None = None,
+    ) -> None:
+        super().__init__()
+        self.world = World()
+        self.n_labels, self.shard = n_labels, slice(0, n_labels)
+        self.encoder, self.config, self.elias = encoder, config, elias
+        self.dense = n_labels <= _GATHER_BEYOND * elias.shortlist
+        self.sparse_labels = not self.dense
+        asked = min(elias.clusters or usual_clusters(n_labels), n_labels)
+        size = -(-n_labels // asked)
+        n_clusters, width = -(-n_labels // size), max(elias.kappa, size)
+        self.labels = nn.Embedding(n_labels, encoder.dim, sparse=self.sparse_labels)
+        self.clusters = nn.Linear(encoder.dim, n_clusters)
+        self.theta = nn.Parameter(torch.zeros(n_clusters, width))
+        self.register_buffer("edges", torch.full((n_clusters, width), n_labels))
+        self.register_buffer("parents", torch.full((n_labels,), -1))
+        self.register_buffer("learned", torch.tensor(False))
+        self.device = torch.device("cpu")
+        self.autocast: torch.dtype | None = None
+        self._label_texts = label_texts
+        self._untrained = _trained_parts(encoder) if elias.initial_epochs else {}
+
+    def place(self, device: torch.device, autocast: torch.dtype | None) -> None:
+        """Move the model to `device`; the encoder computes in `autocast`, None for fp32."""
+        self.device, self.autocast = device, autocast
+        self.to(device)
+
+    def phases(self, config: TrainConfig) -> list[Phase]:
+        """Clusters, better clusters, learned edges; the last has the epochs of `train`."""
+        elias = self.elias
+        rates = {"clusters": elias.cluster_lr, "edges": elias.edge_lr}
+        slower = {
+            "tables": config.encoder_lr,
+            "projection": config.projection_lr,
+            "transformer": config.transformer_lr,
+            "clusters": elias.cluster_lr,
+        }
+        later = rates | {name: rate * elias.learned_rate for name, rate in slower.items()}
+        epochs = {INITIAL: elias.initial_epochs, FIXED: elias.fixed_epochs}
+        *before, last = self._phase_names
+        return [
+            *(Phase(name, epochs[name], rates) for name in before),
+            Phase(last, config.epochs, later if last == LEARNED else rates),
+        ]
+
+    def begin(self, phase: int, rows: TrainingRows, rng: Rng) -> None:
+        """Cluster the labels as the encoder sees them now, or open the edges for learning."""
+        name = self._phase_names[phase]
+        if name != LEARNED:
+            self._fix_edges(rows, rng, anew=name == FIXED)
+            self._restart_labels()
+            return
+        self._open_edges(rows, rng)
+        if self.elias.labels_anew:
+            self._restart_labels()
+
+    @property
+    def _phase_names(self) -> list[str]:
+        first = [INITIAL] if self.elias.initial_epochs else []
+        return [*first, FIXED, LEARNED] if self.elias.learned else [*first, FIXED]
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The encoder's groups, label vectors, clusters, edges."""
+        return parameter_groups(self.encoder) | {
+            LABELS: list(self.labels.parameters()),
+            "clusters": list(self.clusters.parameters()),
+            "edges": [self.theta],
+        }
+
+    def transient(self) -> dict[str, Tensor]:
+        """Nothing: all is among the weights."""
+        return {}
+
+    def restore(self, transient: Mapping[str, Tensor]) -> None:
+        """Nothing to take back."""
+
+    def wants_refresh(self, epoch: int) -> bool:
+        """Parents are found anew before each epoch in which edges move."""
+        return bool(self.learned)
+
+    @torch.no_grad()
+    def refresh(self, rows: TrainingRows) -> None:
+        """Each label's parent: the cluster that has the heaviest edge to it, -1 if none has."""
+        weights = self.edge_weights()
+        heaviest = weights.new_zeros(self.n_labels + 1)
+        heaviest.scatter_reduce_(0, self.edges.flatten(), weights.flatten(), "amax")
+        cluster = torch.arange(len(weights), device=self.device).unsqueeze(1).expand_as(weights)
+        is_best = (weights == heaviest[self.edges]) & (weights > 0)
+        parents = torch.full_like(heaviest, -1, dtype=torch.long)
+        kept = self.edges[is_best]
+        parents.scatter_reduce_(0, kept, cluster[is_best], "amax")
+        self.parents.copy_(parents[: self.n_labels])
+
+    def cluster_logits(self, queries: Tensor) -> Tensor:
+        """Logits (n, n_clusters) of embeddings (n, dim)."""
+        return self.clusters(queries * self.config.score_scale)
+
+    def edge_weights(self) -> Tensor:
+        """Weights (n_clusters, width) of all edges; without gradient while they are fixed."""
+        if not self.learned:
+            return (self.edges < self.n_labels).float()
+        return edge_weights(self.theta, self.edges, self.n_labels, self.elias.beta)
+
+    def train_step(self, rows: TrainingRows, picked: NDArray[np.int64], rng: Rng) -> Tensor:
+        """The loss of the picked rows, ready for `backward`."""
+        config = self.config
+        queries = encode_batch(self.encoder, rows.texts, picked, self.autocast)  # (n, dim)
+        keep = torch.rand(queries.shape, generator=rng.torch) >= config.dropout
+        queries = queries * keep.to(queries.device) / (1.0 - config.dropout)
+        logits = self.cluster_logits(queries)
+        scores, weights = cluster_scores(logits, self.elias.alpha), self.edge_weights()
+        chosen = self._chosen(logits.detach(), rows, picked, rng)
+        listed = shortlist(scores, chosen, self.edges, weights, self.n_labels, self.elias.shortlist)
+        paths = listed.path_scores(scores, weights)  # (n, K)
+        label_logits = self._label_logits(queries, listed.labels)
+        at = listed.labels.cpu().numpy()
+        targets = torch.from_numpy(targets_at(rows.labels, picked, at)).to(self.device)
+        counted = listed.reached
+        if rows.ignored.nnz:
+            ignored = torch.from_numpy(targets_at(rows.ignored, picked, at)).to(self.device)
+            counted = counted & (ignored == 0)
+        return path_bce(label_logits, paths, targets, counted, self.elias.path_weight)
+
+    @torch.no_grad()
+    def best(self, queries: NDArray[np.float32], k: int) -> Ranked:
+        """Top k labels of embeddings (n, dim) over the configured beam and shortlist.
+
+        A query whose beam reaches fewer than k labels gets an answer over all clusters.
+        """
+        k = min(k, self.n_labels)
+        weights = self.edge_weights()
+        parts = [
+            self._best(torch.from_numpy(queries[start : start + _ROWS_AT_ONCE]), weights, k)
+            for start in range(0, len(queries), _ROWS_AT_ONCE)
+        ]
+        labels, probabilities = (
+            torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)
+        )
+        return Ranked(labels, probabilities)
+
+    def servable(self) -> Servable:
+        """Encoder, scaled label vectors, and the graph to them with its weights as they act."""
+        scale = self.config.score_scale
+        with torch.no_grad():
+            graph = LabelGraph(
+                clusters=self.clusters.weight.cpu().numpy() * np.float32(scale),
+                bias=self.clusters.bias.cpu().numpy(),
+                edges=self.edges.cpu().numpy().astype(np.int32),
+                weights=self.edge_weights().cpu().numpy(),
+                alpha=self.elias.alpha,
+            )
+            vectors = self.labels.weight.cpu().numpy() * np.float32(scale)
+        return Servable(self.encoder, vectors, graph)
+
+    def _best(self, queries: Tensor, weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        queries = queries.to(self.device)
+        logits = self.cluster_logits(queries)
+        scores = cluster_scores(logits, self.elias.alpha)
+        beam = logits.topk(min(self.elias.beam, logits.shape[1]), dim=1).indices
+        listed = shortlist(
+            scores, beam, self.edges, weights, self.n_labels, max(k, self.elias.shortlist)
+        )
+        paths = listed.path_scores(scores, weights)
+        found = paths * self._label_logits(queries, listed.labels).sigmoid()
+        found = torch.where(listed.reached, found, -1.0)
+        short = listed.reached.sum(dim=1) < k
+        if found.shape[1] < k or short.all():
+            return self._best_of_all(queries, scores, weights, k)
+        top = found.topk(k, dim=1)
+        labels, probabilities = listed.labels.gather(1, top.indices), top.values
+        if short.any():
+            labels[short], probabilities[short] = self._best_of_all(
+                queries[short], scores[short], weights, k
+            )
+        return labels, probabilities
+
+    def _best_of_all(
+        self, queries: Tensor, scores: Tensor, weights: Tensor, k: int
+    ) -> tuple[Tensor, Tensor]:
+        """Top k over every path of every query; nothing is pruned."""
+        paths = all_paths(scores, self.edges, weights, self.n_labels)
+        config = self.config
+        logits = queries @ self.labels.weight.T * config.score_scale + config.logit_bias
+        top = (paths * logits.sigmoid()).topk(k, dim=1)
+        return top.indices, top.values
+
+    def _label_logits(self, queries: Tensor, labels: Tensor) -> Tensor:
+        """Logits (n, K) of the listed labels (n, K)."""
+        weight = self.labels.weight
+        if self.dense:
+            products = (queries @ weight.T).gather(1, labels)
+        else:
+            vectors = embedding(labels, weight, sparse=True)  # (n, K, dim)
+            products = torch.bmm(vectors, queries.unsqueeze(2)).squeeze(2)
+        return products * self.config.score_scale + self.config.logit_bias
+
+    @torch.no_grad()
+    def _chosen(
+        self, logits: Tensor, rows: TrainingRows, picked: NDArray[np.int64], rng: Rng
+    ) -> Tensor:
+        """Clusters (n, beam + 5) of a step: the beam's and the parents of each row's labels.
+
+        Where these are too many, some are drawn by score; where too few, others fill up.
+        """
+        n_clusters = logits.shape[1]
+        cells = cells_of(rows.labels, picked).to(logits.device)
+        parents = self.parents[cells.labels]
+        has = parents >= 0
+        beam = logits.topk(min(self.elias.beam, n_clusters), dim=1).indices
+        candidate = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, beam, True)
+        candidate[cells.rows[has], parents[has]] = True
+        uniform = torch.rand(logits.shape, generator=rng.torch).clamp(min=1e-9).to(logits.device)
+        # Of Gumbel noise on log scores the largest are a draw without replacement by score.
+        drawn = logits.log_softmax(dim=1) - (-uniform.log()).clamp(min=1e-9).log()
+        order = torch.where(candidate, drawn + _AHEAD, uniform)
+        return order.topk(min(self.elias.beam + _FORCED, n_clusters), dim=1).indices
+
+    def _fix_edges(self, rows: TrainingRows, rng: Rng, anew: bool) -> None:
+        """Each label in one cluster of its own kind; `anew` forgets what the encoder has learnt."""
+        vectors = label_vectors_of(embed(self.encoder, rows.texts), rows.labels)
+        members = balanced_clusters(vectors, len(self.edges), rng.numpy)
+        if anew and self._untrained:
+            self.encoder.load_state_dict(self._untrained, strict=False)
+            vectors = label_vectors_of(embed(self.encoder, rows.texts), rows.labels)
+        with torch.no_grad():
+            self.clusters.weight.copy_(torch.from_numpy(centres(vectors, members)))
+            self.clusters.bias.zero_()
+            self.edges.fill_(self.n_labels)
+            self.edges[:, : members.shape[1]] = torch.from_numpy(members)
+            padded = torch.full((self.n_labels + 1,), -1)
+            own = torch.arange(len(members)).unsqueeze(1).expand(members.shape)
+            padded[torch.from_numpy(members)] = own
+            self.parents.copy_(padded[: self.n_labels])
+            self.learned.fill_(False)
+
+    def _open_edges(self, rows: TrainingRows, rng: Rng) -> None:
+        """Edges to the labels that most passes to; theta starts at random, as in the paper."""
+        clusters, scores = self._best_clusters(rows)
+        edges, passing = common_edges(rows.labels, clusters, scores, *self.theta.shape)
+        with torch.no_grad():
+            self.edges.copy_(torch.from_numpy(edges))
+            self.theta.copy_(self._edge_start(passing, rng))
+            self.learned.fill_(True)
+
+    def _edge_start(self, passing: NDArray[np.float32], rng: Rng) -> Tensor:
+        """theta that makes weights follow the root of what passes, or at random, as in the paper.
+
+        In proportion to it, a rare label's weight would cap its probability far below what is true.
+        """
+        if self.elias.edge_start == "random":
+            return torch.rand(self.theta.shape, generator=rng.torch)
+        shares = passing / np.maximum(passing.sum(axis=1, keepdims=True), _TINY)
+        return torch.from_numpy(np.log(np.maximum(shares, _TINY)) / 2)
+
+    @torch.no_grad()
+    def _best_clusters(self, rows: TrainingRows) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The twenty best clusters of every row and their scores."""
+        queries = torch.from_numpy(embed(self.encoder, rows.texts, self.autocast))
+        parts = []
+        for part in queries.split(_ROWS_AT_ONCE):
+            scores = cluster_scores(self.cluster_logits(part.to(self.device)), self.elias.alpha)
+            parts.append(scores.topk(min(_PATTERN_CLUSTERS, scores.shape[1]), dim=1))
+        return (
+            torch.cat([part.indices for part in parts]).cpu().numpy(),
+            torch.cat([part.values for part in parts]).cpu().numpy(),
+        )
+
+    def _restart_labels(self) -> None:
+        """Label vectors as configured, with nothing learnt: at their text's embedding, or zero."""
+        config = self.config
+        assert self._label_texts is not None, "a model that was opened is not trained on"
+        with torch.no_grad():
+            vectors = torch.from_numpy(embed(self.encoder, self._label_texts))
+            norm = config.label_init_norm if config.label_init == "text" else 0.0
+            self.labels.weight.copy_(normalize(vectors, dim=1) * norm)
+
+
+def _trained_parts(encoder: TextEncoder) -> dict[str, Tensor]:
+    """A copy of what training changes in an encoder."""
+    return {
+        name: parameter.detach().clone()
+        for name, parameter in encoder.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def build(
+    encoder: TextEncoder,
+    label_texts: TokenizedTexts,
+    config: MethodConfig,
+    elias: EliasConfig,
+    points: TrainingRows,
+) -> tuple[Elias, TrainingRows]:
+    """The model, and the rows it trains on: the points, then one row a label if configured."""
+    rows = with_label_rows(points, label_texts) if config.label_rows else points
+    return Elias(encoder, len(label_texts), config, elias, label_texts), rows

@@ -1,0 +1,270 @@
+"""A learned graph over the labels (ELIAS): clusters, weighed edges to labels, label vectors.
+
+    cluster score  s_c  = min(1, alpha * softmax over clusters of <q, cluster_c> + bias_c)
+    path score     p_l  = the largest s_c * a_cl over the clusters c that have an edge to label l
+    score(l)            = sigmoid(<q, label_l> + logit_bias) * p_l, a probability
+
+An effort visits the `beam` best clusters and scores the `shortlist` labels with the best paths; one
+without parameters visits everything. A whole batch goes through each step at once. A (label, score)
+pair is one whole number, so that a plain sort removes doubles and ranks, ties by row
+(docs/decisions/0013). Arrays are memory-mapped; models.index_kinds.learned_graph writes them.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import faiss
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from service.bundle import IndexInfo
+from service.core.index.protocol import check_queries
+from service.core.types import Float32Rows, Hits
+from service.errors import BundleMismatch
+
+_CELLS_AT_ONCE: Final = 1 << 20
+_LOW: Final = 0xFFFF_FFFF
+_STEEP: Final = 80.0
+"""A logit beyond which the sigmoid is 0 or 1 in fp32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """Clusters (C, dim) and `bias` (C,), edges (C, width) and weights, label vectors (n, dim).
+
+    Empty places of `edges` hold n and have weight 0.
+    """
+
+    clusters: Float32Rows
+    bias: NDArray[np.float32]
+    edges: NDArray[np.int32]
+    weights: Float32Rows
+    labels: Float32Rows
+    alpha: float
+    logit_bias: float
+
+
+class LearnedGraphIndex:
+    """`efforts` maps an effort's name to `beam` and `shortlist`, or to nothing for all there is."""
+
+    kind = "learned-graph"
+
+    def __init__(self, graph: Graph, efforts: Mapping[str, Mapping[str, int]]) -> None:
+        self._graph = graph
+        self.n_rows, self.dim = (int(size) for size in graph.labels.shape)
+        self._params = dict(efforts)
+        # The same edges by label, for a search that visits all of them.
+        real = np.flatnonzero(graph.edges.ravel() < self.n_rows)
+        by_label = real[np.argsort(graph.edges.ravel()[real], kind="stable")]
+        self._clusters_by_label = by_label // graph.edges.shape[1]
+        self._weights_by_label = graph.weights.ravel()[by_label]
+        self._reached, self._starts = np.unique(graph.edges.ravel()[by_label], return_index=True)
+
+    def search(self, queries: Float32Rows, k: int, effort: str) -> Hits:
+        """Top k rows by probability; a query whose beam reaches fewer gets an exhaustive answer."""
+        check_queries(queries, self.dim, k)
+        k = min(k, self.n_rows)
+        params = self._params[effort]
+        faiss.omp_set_num_threads(1)  # of this thread: lanes are the parallelism
+        queries = np.ascontiguousarray(queries, np.float32)
+        at_once = max(1, _CELLS_AT_ONCE // self._cells_a_query(params))
+        keys = [
+            self._keys(queries[start : start + at_once], k, params)
+            for start in range(0, len(queries), at_once)
+        ]
+        ranked = np.concatenate([np.empty((0, k), np.int64), *keys])[:, ::-1]
+        return Hits(np.ascontiguousarray(self._rows(ranked)), np.ascontiguousarray(_high(ranked)))
+
+    def _cells_a_query(self, params: Mapping[str, int]) -> int:
+        if not params:
+            return max(self.n_rows, len(self._weights_by_label))
+        return params["beam"] * int(self._graph.edges.shape[1])
+
+    def _keys(self, queries: Float32Rows, k: int, params: Mapping[str, int]) -> NDArray[np.int64]:
+        """The k best (n, k) as keys that rise."""
+        logits = _products(queries, self._graph.clusters, _all(queries, self._graph.clusters))
+        logits += self._graph.bias
+        scores = self._cluster_scores(logits)
+        if not params:
+            return self._all_keys(queries, scores, k)
+        beam = min(params["beam"], logits.shape[1])
+        clusters = np.argpartition(logits, -beam, axis=1)[:, -beam:]
+        listed = self._shortlist(scores, clusters, max(k, params["shortlist"]))
+        if listed.shape[1] < k:
+            return self._all_keys(queries, scores, k)
+        found = _best(self._scored(queries, listed), k)
+        short = found[:, 0] == 0  # the beam reaches fewer than k
+        if short.any():
+            found[short] = self._all_keys(queries[short], scores[short], k)
+        return found
+
+    def _cluster_scores(self, logits: Float32Rows) -> Float32Rows:
+        raised = np.exp(logits - logits.max(axis=1, keepdims=True))
+        shares = raised / raised.sum(axis=1, keepdims=True)
+        return np.asarray(np.minimum(np.float32(self._graph.alpha) * shares, np.float32(1)))
+
+    def _shortlist(
+        self, scores: Float32Rows, clusters: NDArray[np.int64], size: int
+    ) -> NDArray[np.int64]:
+        """Keys (n, size or fewer) of the labels with the best paths over clusters (n, beam)."""
+        graph, n = self._graph, len(scores)
+        paths = np.take_along_axis(scores, clusters, axis=1)[:, :, None] * graph.weights[clusters]
+        keys = graph.edges[clusters].astype(np.int64) << 32
+        keys |= paths.view(np.int32)
+        keys = np.sort(keys.reshape(n, -1), axis=1)  # by label, its best path last
+        labels = keys >> 32
+        last = np.ones(labels.shape, np.bool_)
+        np.not_equal(labels[:, 1:], labels[:, :-1], out=last[:, :-1])
+        bits = keys & _LOW
+        wanted = last & (labels < self.n_rows) & (bits > 0)
+        return _best(np.where(wanted, bits << 32 | self.n_rows - labels, 0), size)
+
+    def _scored(self, queries: Float32Rows, listed: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The keys again, with the labels' scores in place of those of their paths."""
+        rows = np.where(listed > 0, self._rows(listed), -1)
+        logits = _products(queries, self._graph.labels, rows)
+        scores = self._probabilities(logits) * _high(listed)
+        return np.where(listed > 0, _key(scores, listed & _LOW), 0)
+
+    def _all_keys(self, queries: Float32Rows, scores: Float32Rows, k: int) -> NDArray[np.int64]:
+        """The k best of all labels; those that no edge reaches have score 0."""
+        along = scores[:, self._clusters_by_label] * self._weights_by_label
+        paths = np.zeros((len(queries), self.n_rows), np.float32)
+        if len(self._reached):
+            paths[:, self._reached] = np.maximum.reduceat(along, self._starts, axis=1)
+        logits = _products(queries, self._graph.labels, _all(queries, self._graph.labels))
+        keys = _key(self._probabilities(logits) * paths, self.n_rows - np.arange(self.n_rows))
+        return _best(keys, k)
+
+    def _probabilities(self, logits: Float32Rows) -> Float32Rows:
+        steep = np.clip(logits + np.float32(self._graph.logit_bias), -_STEEP, _STEEP)
+        return np.asarray(np.float32(1) / (np.float32(1) + np.exp(-steep)))
+
+    def _rows(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.asarray(self.n_rows - (keys & _LOW))
+
+
+def _key(scores: Float32Rows, low: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Scores, which are not negative and hence ordered as their bits are, above what breaks ties:
+    n_rows less the row.
+    """
+    return scores.view(np.int32).astype(np.int64) << 32 | low
+
+
+def _high(keys: NDArray[np.int64]) -> Float32Rows:
+    return (keys >> 32).astype(np.int32).view(np.float32)
+
+
+def _best(keys: NDArray[np.int64], k: int) -> NDArray[np.int64]:
+    """The k largest of each row, rising."""
+    if k < keys.shape[1]:
+        keys = np.partition(keys, -k, axis=1)[:, -k:]
+    return np.sort(keys, axis=1)
+
+
+def _all(queries: Float32Rows, vectors: Float32Rows) -> NDArray[np.int64]:
+    return np.broadcast_to(np.arange(len(vectors)), (len(queries), len(vectors)))
+
+
+def _products(queries: Float32Rows, vectors: Float32Rows, rows: NDArray[np.int64]) -> Float32Rows:
+    """Inner products (n, m) of queries (n, dim) with the vectors that rows (n, m) name; -1: none.
+
+    One by one, so that they do not depend on the batch, and without copying a vector.
+    """
+    rows = np.ascontiguousarray(rows)
+    found = np.zeros(rows.shape, np.float32)
+    faiss.fvec_inner_products_by_idx(
+        faiss.swig_ptr(found),
+        faiss.swig_ptr(queries),
+        faiss.swig_ptr(vectors),
+        faiss.swig_ptr(rows),
+        queries.shape[1],
+        *rows.shape,
+    )
+    return found
+
+
+def open_learned_graph(
+    folder: Path, info: IndexInfo, dim: int, efforts: Mapping[str, Mapping[str, int]]
+) -> LearnedGraphIndex:
+    """Map the arrays of a learned graph; raises BundleMismatch where they do not fit together."""
+    if len(info.files) != 6:
+        raise BundleMismatch(f"{folder}: a learned-graph has six files, found {info.files}")
+    settings_path, *paths = (folder / name for name in info.files)
+    alpha, logit_bias = _settings(settings_path)
+    clusters, bias, edges, weights, labels = (
+        _open_array(path, dtype, n_axes)
+        for path, dtype, n_axes in zip(
+            paths,
+            (np.float32, np.float32, np.int32, np.float32, np.float32),
+            (2, 1, 2, 2, 2),
+            strict=True,
+        )
+    )
+    n_clusters = len(clusters)
+    expected = [
+        (n_clusters, dim),
+        (n_clusters,),
+        (n_clusters, edges.shape[1]),
+        edges.shape,
+        (info.n_rows, dim),
+    ]
+    for path, array, shape in zip(
+        paths, (clusters, bias, edges, weights, labels), expected, strict=True
+    ):
+        if array.shape != shape:
+            raise BundleMismatch(f"{path} has shape {array.shape}, expected {shape}")
+        if not np.isfinite(array).all():
+            raise BundleMismatch(f"{path} holds values that are no numbers")
+    _check_edges(paths[2], paths[3], edges, weights, info.n_rows)
+    for name, params in efforts.items():
+        if params and not (params.get("beam", 0) > 0 and params.get("shortlist", 0) > 0):
+            raise BundleMismatch(
+                f"{folder}: effort {name} of a learned-graph needs beam and shortlist, found "
+                f"{dict(params)}"
+            )
+    return LearnedGraphIndex(
+        Graph(clusters, bias, edges, weights, labels, alpha, logit_bias), efforts
+    )
+
+
+def _settings(path: Path) -> tuple[float, float]:
+    try:
+        raw = json.loads(path.read_bytes())
+        return float(raw["alpha"]), float(raw["logit_bias"])
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise BundleMismatch(f"{path}: expected alpha and logit_bias: {exc}") from exc
+
+
+def _check_edges(
+    edges_path: Path,
+    weights_path: Path,
+    edges: NDArray[np.int32],
+    weights: Float32Rows,
+    n_rows: int,
+) -> None:
+    """Every edge leads to a row or is empty, no row twice in a cluster; weights in [0, 1]."""
+    if edges.min(initial=0) < 0 or edges.max(initial=0) > n_rows:
+        raise BundleMismatch(
+            f"{edges_path} names rows {edges.min()} to {edges.max()}, the index has {n_rows}"
+        )
+    if not ((weights >= 0) & (weights <= 1)).all():
+        raise BundleMismatch(f"{weights_path} holds values outside [0, 1]")
+    if weights[edges == n_rows].any():
+        raise BundleMismatch(f"{weights_path} gives weight to edges that {edges_path} leaves empty")
+
+
+def _open_array(path: Path, dtype: DTypeLike, n_axes: int) -> NDArray[Any]:
+    try:
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as exc:
+        raise BundleMismatch(f"{path} is not an array that NumPy can map: {exc}") from exc
+    if mapped.dtype != dtype or mapped.ndim != n_axes or not mapped.flags.c_contiguous:
+        raise BundleMismatch(
+            f"{path} holds {mapped.dtype} of shape {mapped.shape}, expected {np.dtype(dtype)} with "
+            f"{n_axes} axes"
+        )
+    return np.asarray(mapped)  # np.memmap's own indexing is several times slower

@@ -1,0 +1,132 @@
+"""Is ELIAS' learned index better than the fixed clusters that it starts from, and than ASTRA's?
+
+    python -m tests.bench.elias --config models/configs/gutenberg-elias.toml \\
+        --astra models/configs/gutenberg-bag.toml --var var --out docs/figures
+
+Trains the configuration twice, with `elias.learned` and without it for as many epochs in all, and
+optionally ASTRA from a configuration of its own with the same encoder. Prints P@1, P@5, R@10 and
+R@100 on the validation points: both of ELIAS at equal beams, ASTRA by its HNSW at each effort. A
+run that is there already is only measured. One encoder is pre-trained, for all that share it.
+"""
+
+import argparse
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models import stages
+from models.config import Config, load_config
+from models.encoders.build import embed
+from models.methods.elias import Elias
+from models.metrics import precision_at_k, recall_at_k
+from models.ranking import spare, without
+from models.runs import PRETRAINED_FILE, Run
+from models.trained import load_model
+from service.bundle import IndexInfo
+from service.core.index.opening import open_label_index
+
+BEAMS = (1, 2, 3, 5, 10, 20)
+DEPTH = 100
+
+
+def main() -> None:
+    """Train what is not trained, measure, print and write elias.json and elias.md."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--astra", type=Path)
+    parser.add_argument("--set", action="append", default=[], help="of all runs")
+    parser.add_argument("--set-elias", action="append", default=[], help="of ELIAS' runs")
+    parser.add_argument("--var", type=Path, default=Path("var"))
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    learned = load_config(args.config, [*args.set, *args.set_elias])
+    epochs = learned.elias.fixed_epochs + learned.train.epochs
+    fixed = load_config(
+        args.config,
+        [*args.set, *args.set_elias, "elias.learned=false", f"train.epochs={epochs}"],
+    )
+    results: list[dict[str, str | float]] = []
+    first: Run | None = None
+    for system, config in (("fixed clusters", fixed), ("learned index", learned)):
+        job = stages.Job.open(config, args.var)
+        first = first or job.run
+        _share_pretraining(first, job.run)
+        stages.run_train(job)
+        results += [{"system": system} | row for row in _at_beams(job)]
+    if args.astra:
+        job = stages.Job.open(load_config(args.astra, args.set), args.var)
+        assert first is not None
+        _share_pretraining(first, job.run)
+        for stage in (stages.run_train, stages.run_export, stages.run_index):
+            stage(job)
+        results += [{"system": "ASTRA"} | row for row in _at_efforts(job)]
+    args.out.mkdir(parents=True, exist_ok=True)
+    name = f"elias-{learned.name}"
+    (args.out / f"{name}.json").write_text(json.dumps(results, indent=1))
+    (args.out / f"{name}.md").write_text(_table(results))
+    print(_table(results))
+
+
+def _share_pretraining(first: Run, other: Run) -> None:
+    """Let `other` start from the encoder of `first`, where it would make the very same."""
+    same = _pretraining(first.config) == _pretraining(other.config)
+    record = first.measured().get("pretraining")
+    if same and record and "pretraining" not in other.measured():
+        shutil.copyfile(first.folder / PRETRAINED_FILE, other.folder / PRETRAINED_FILE)
+        other.record(pretraining=record)
+
+
+def _pretraining(config: Config) -> dict[str, object]:
+    """What an encoder's pre-training depends on."""
+    whole = config.model_dump()
+    return {name: whole[name] for name in ("seed", "data", "validation", "encoder", "pretrain")}
+
+
+def _at_beams(job: stages.Job) -> Iterator[dict[str, str | float]]:
+    model = load_model(job.run)
+    assert isinstance(model, Elias)
+    queries = embed(model.encoder, stages._tokenized(job, model.encoder).validation)
+    n_clusters, settings = len(model.edges), model.elias
+    for beam in [*(beam for beam in BEAMS if beam < n_clusters), n_clusters]:
+        size = job.validation_truth.shape[1] if beam == n_clusters else settings.shortlist
+        model.elias = settings.model_copy(update={"beam": beam, "shortlist": size})
+        ranked = model.best(queries, DEPTH + spare(job.validation_filter)).labels
+        yield {"search": f"beam {beam} of {n_clusters}"} | _figures(job, ranked)
+
+
+def _at_efforts(job: stages.Job) -> Iterator[dict[str, str | float]]:
+    model, measured = load_model(job.run), job.run.measured()
+    queries = embed(model.encoder, stages._tokenized(job, model.encoder).validation)
+    efforts = {point["name"]: point["params"] for point in measured["operating_points"]}
+    info = IndexInfo.model_validate(measured["index"])
+    index = open_label_index(job.run.folder, info, model.encoder.dim, efforts)
+    for effort in efforts:
+        ranked = index.search(queries, DEPTH + spare(job.validation_filter), effort).rows
+        yield {"search": f"{info.kind}, {effort}"} | _figures(job, ranked)
+
+
+def _figures(job: stages.Job, ranked: NDArray[np.int64]) -> dict[str, str | float]:
+    truth = job.validation_truth
+    kept = without(ranked, job.validation_filter, DEPTH)
+    return {
+        "P@1": round(100 * precision_at_k(kept, truth, 1), 2),
+        "P@5": round(100 * precision_at_k(kept, truth, 5), 2),
+        "R@10": round(100 * recall_at_k(kept, truth, 10), 2),
+        "R@100": round(100 * recall_at_k(kept, truth, DEPTH), 2),
+    }
+
+
+def _table(results: list[dict[str, str | float]]) -> str:
+    names = list(results[0])
+    lines = [names, ["---"] * len(names), *([row[name] for name in names] for row in results)]
+    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    main()
