@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.bench import Bench, check_bundle, check_same
-from models.build_index import machine
 from models.comparison import Comparison, Provenance, open_comparison
 from models.comparison_charts import write_charts
 from models.comparison_report import check_markers, write_between_markers, write_table
@@ -22,6 +21,7 @@ from models.data.filters import with_own_items
 from models.data.formats import open_dataset
 from models.errors import ComparisonError
 from models.exam import Exam
+from models.index_kinds.efforts import machine
 from models.peers.peer import need
 from models.peers.registry import make_peer
 from models.runs import code_revision

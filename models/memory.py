@@ -17,18 +17,14 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from models.atomic import write_array
-from models.build_index import (
-    EF_GRID_EFFORTS,
-    build,
-    exact_index,
-    index_params,
-    measure_points,
-    smallest_ef_search,
-)
 from models.config import Config, IndexConfig
+from models.index_kinds.efforts import cheapest, exact_index, measure_points, named
+from models.index_kinds.flat import Flat, write_flat
+from models.index_kinds.hnsw import GRID as GRAPH_GRID
+from models.index_kinds.hnsw import Hnsw, write_hnsw
 from models.metrics import ndcg_of_each, precision_at_k, remove_filtered
-from models.runs import INDEX_FILE, Run
-from service.bundle import MemoryInfo, OperatingPoint
+from models.runs import Run
+from service.bundle import IndexInfo, MemoryInfo, OperatingPoint
 from service.core.index.augmented import (
     MEMORY_EF_SEARCH,
     AugmentedIndex,
@@ -38,6 +34,7 @@ from service.core.index.augmented import (
 )
 from service.core.index.faiss_index import EXACT, FaissIndex, open_faiss
 from service.core.index.memory_labels import MemoryLabels
+from service.core.index.opening import open_label_index
 from service.core.types import Hits
 
 log = logging.getLogger(__name__)
@@ -49,6 +46,7 @@ MEMORY_VALUES_FILE = "memory.values.npy"
 MEMORY_FILES = (MEMORY_INDEX_FILE, MEMORY_OFFSETS_FILE, MEMORY_LABELS_FILE, MEMORY_VALUES_FILE)
 
 Values = Literal["one", "share"]
+FLAT = Flat.name
 _TOP = 5
 _RECALL_TOP = 10
 _HALF_PRECISION = 1e-3  # of a cosine stored in 16 bits
@@ -94,9 +92,18 @@ def remember(vectors: NDArray[np.float32], labels: csr_array, values: Values) ->
     )
 
 
+def index_kind(config: IndexConfig) -> str:
+    """Kind of the memory's own index: a scan where the labels' is one, else a graph."""
+    return FLAT if config.kind == FLAT else Hnsw.name
+
+
 def write_memory(memory: Memory, config: IndexConfig, folder: Path) -> None:
     """Leave MEMORY_FILES in `folder`, each written atomically."""
-    build(memory.vectors, config, folder / MEMORY_INDEX_FILE)
+    path = folder / MEMORY_INDEX_FILE
+    if index_kind(config) == FLAT:
+        write_flat(memory.vectors, path)
+    else:
+        write_hnsw(memory.vectors, config, path)
     write_array(folder / MEMORY_OFFSETS_FILE, memory.labels.offsets)
     write_array(folder / MEMORY_LABELS_FILE, memory.labels.labels)
     write_array(folder / MEMORY_VALUES_FILE, memory.labels.values)
@@ -237,7 +244,7 @@ class _Judge:
 def measure(
     folder: Path,
     label_points: Sequence[OperatingPoint],
-    label_index: Path,
+    label_info: IndexInfo,
     label_vectors: NDArray[np.float32],
     memory: Memory,
     info: MemoryInfo,
@@ -248,22 +255,25 @@ def measure(
 ) -> list[OperatingPoint]:
     """The operating points of the label index again, with the memory in `folder` beside it.
 
-    Each effort keeps its `ef_search` and gets the smallest `memory_ef_search` whose recall of
+    Each effort keeps its parameters and gets the smallest `memory_ef_search` whose recall of
     neighbours reaches its target in `recalls`. The recall that is recorded is of the blended
     answers, against exact search over the fp32 vectors of both. Raises ReleaseError.
     """
     efforts = {point.name: dict(point.params) for point in label_points}
-    if info.kind == "hnsw":
+    if info.kind == Hnsw.name:
         path, (n_rows, dim) = folder / info.files[0], memory.vectors.shape
-        index = open_faiss(path, dim, n_rows, EF_GRID_EFFORTS)
+        index = open_faiss(path, dim, n_rows, named(GRAPH_GRID))
         nearest = exact_index(memory.vectors).search(queries, _RECALL_TOP, EXACT)
-        chosen = smallest_ef_search(
-            lambda effort: memory_recall(index, effort, queries, nearest), recalls, "memory"
+        chosen = cheapest(
+            lambda effort: memory_recall(index, effort, queries, nearest),
+            GRAPH_GRID,
+            recalls,
+            info.params,
+            "memory",
         )
-        for name, ef_search in chosen.items():
-            efforts[name][MEMORY_EF_SEARCH] = ef_search
-    n_labels, dim = label_vectors.shape
-    labels = open_faiss(label_index, dim, n_labels, efforts)
+        for name, params in chosen.items():
+            efforts[name][MEMORY_EF_SEARCH] = params["ef_search"]
+    labels = open_label_index(folder, label_info, label_vectors.shape[1], efforts)
     augmented = open_augmented(folder, info, labels, efforts)
     reference = AugmentedIndex(
         exact_index(label_vectors), exact_index(memory.vectors), memory.labels, augmented.settings
@@ -284,6 +294,7 @@ class Kept:
 def build_memory(
     memory: Memory,
     label_vectors: NDArray[np.float32],
+    label_info: IndexInfo,
     queries: NDArray[np.float32],
     truth: csr_array,
     filtered: NDArray[np.int64],
@@ -326,7 +337,7 @@ def build_memory(
     points = measure(
         run.folder,
         label_points,
-        run.folder / INDEX_FILE,
+        label_info,
         label_vectors,
         memory,
         info,
@@ -339,11 +350,12 @@ def build_memory(
 
 
 def _describe(memory: Memory, chosen: Trial, config: Config) -> MemoryInfo:
+    kind = index_kind(config.index)
     return MemoryInfo(
-        kind=config.index.kind,
+        kind=kind,
         files=list(MEMORY_FILES),
         n_rows=len(memory.vectors),
-        params=index_params(config.index),
+        params=Hnsw().params(config.index) if kind == Hnsw.name else {},
         neighbours=chosen.neighbours,
         depth=config.memory.depth,
         weight=chosen.weight,

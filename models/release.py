@@ -9,7 +9,6 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from models.build_index import index_params
 from models.bundle_writer import publish, staging_folder, write_manifest
 from models.config import Config
 from models.data.dataset import Dataset, point_texts
@@ -21,7 +20,6 @@ from models.model_card import model_card
 from models.prepare import split
 from models.runs import (
     CALIBRATION_FILE,
-    INDEX_FILE,
     TOKENIZER_FILE,
     Run,
     code_revision,
@@ -60,7 +58,6 @@ MODEL_CARD = "MODEL_CARD.md"
 DEFAULT_EFFORT = "balanced"
 _STAGE_OF = {
     TOKENIZER_FILE: "train",
-    INDEX_FILE: "index",
     CALIBRATION_FILE: "index",
 }
 
@@ -76,7 +73,8 @@ def release(run: Run, dataset: Dataset, bundles: Path) -> Path:
             shutil.copyfile(run.require(name, stage), folder / name)
         for name in candidate.encoder.variants.values():
             shutil.copyfile(run.require(name, "export"), folder / name)
-        for name in candidate.memory.files if candidate.memory is not None else ():
+        memory_files = candidate.memory.files if candidate.memory is not None else []
+        for name in [*candidate.index.files, *memory_files]:
             shutil.copyfile(run.require(name, "index"), folder / name)
         write_labels(folder, _labels(dataset))
         info = _write_filter(folder, dataset, config.data.own_item)
@@ -125,7 +123,7 @@ def check_parity(config: Config, parity: ParityInfo) -> None:
 
 def _candidate(run: Run, dataset: Dataset, exported: Exported) -> Manifest:
     config, measured = run.config, run.measured()
-    if "operating_points" not in measured:
+    if not {"index", "operating_points"} <= measured.keys():
         raise ReleaseError(f"{run.folder} has no index: run `python -m models index` first")
     kept = measured.get("memory", {}).get("info")
     return Manifest(
@@ -146,7 +144,7 @@ def _candidate(run: Run, dataset: Dataset, exported: Exported) -> Manifest:
             opset=OPSET,
             measured={name: found for name, found in exported.measured.items()},
         ),
-        index=_index_info(config, dataset),
+        index=IndexInfo.model_validate(measured["index"]),
         labels=LabelsInfo(files=[LABELS_FILE, OFFSETS_FILE], n_labels=len(dataset.labels)),
         calibration=CalibrationInfo.model_validate(
             measured["calibration"] | {"file": CALIBRATION_FILE}
@@ -160,16 +158,6 @@ def _candidate(run: Run, dataset: Dataset, exported: Exported) -> Manifest:
         parity=exported.parity(exported.served),
         golden=[],
         files={},
-    )
-
-
-def _index_info(config: Config, dataset: Dataset) -> IndexInfo:
-    return IndexInfo(
-        kind=config.index.kind,
-        files=[INDEX_FILE],
-        metric="inner_product",
-        params=index_params(config.index),
-        n_rows=len(dataset.labels),
     )
 
 

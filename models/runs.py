@@ -6,7 +6,7 @@
         checkpoint.safetensors   everything needed to go on, removed when training is done
         pretrained.safetensors   the encoder after contrastive pre-training, where configured
         model.safetensors     the best epoch's weights, tokenizer.json beside it
-        encoder.fp32.onnx and the other precisions, index.faiss, calibration.json, measured.json
+        encoder.fp32.onnx and the other precisions, index.*, calibration.json, measured.json
                               left by the later stages
 
 The digest is over config and data, so asking again finds the same folder and goes on from there,

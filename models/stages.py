@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from models import build_index, calibrate
+from models import calibrate
 from models.atomic import write_atomic
 from models.config import Config
 from models.data.dataset import Dataset, label_texts, point_texts, report
@@ -30,8 +30,12 @@ from models.encoders.build import (
 )
 from models.encoders.frozen import cached_pooled
 from models.encoders.transformer import architecture_of
+from models.errors import ConfigError
 from models.evaluate import evaluate
 from models.export_onnx import encode_with
+from models.index_kinds.efforts import measure
+from models.index_kinds.kind import Material
+from models.index_kinds.registry import KINDS, build_label_index
 from models.loop import Validation, device_for, train
 from models.memory import Memory, build_memory, remember
 from models.methods import astra, contrastive
@@ -42,7 +46,6 @@ from models.runs import (
     ARCHITECTURE_FILE,
     CALIBRATION_FILE,
     CHECKPOINT_FILE,
-    INDEX_FILE,
     TEACHER_FILE,
     TOKENIZER_FILE,
     Run,
@@ -57,8 +60,8 @@ from service.bundle import QualityInfo, read_manifest, resolve
 from service.core.encoder import OnnxEncoder
 from service.core.engine import Engine
 from service.core.index.augmented import open_augmented
-from service.core.index.faiss_index import EXACT, open_faiss
-from service.core.index.protocol import LabelIndex
+from service.core.index.faiss_index import EXACT
+from service.core.index.opening import open_label_index
 from service.errors import BundleNotFound
 
 log = logging.getLogger(__name__)
@@ -77,6 +80,12 @@ class Job:
     @classmethod
     def open(cls, config: Config, var: Path) -> "Job":
         """Read the data, find or make the run folder. Raises ModelsError."""
+        metric = KINDS[config.index.kind].metric
+        if config.memory.kind != "none" and metric != "inner_product":
+            raise ConfigError(
+                f"memory.kind is {config.memory.kind}, which blends the logits of a label index: "
+                f"index.kind {config.index.kind} gives none, so set memory.kind = 'none'"
+            )
         dataset = open_configured(config)
         parts = split(config, dataset)
         run = open_run(var, config, dataset.sha256, parts.sha256)
@@ -201,36 +210,53 @@ def run_export(job: Job) -> None:
 def run_index(job: Job) -> None:
     """Build the label index, choose its operating points, fit the calibration."""
     run, config = job.run, job.run.config
-    if run.has(CALIBRATION_FILE) and "calibration" in run.measured():
+    if run.has(CALIBRATION_FILE) and {"calibration", "index"} <= run.measured().keys():
         return
     encoder = _onnx(run)
-    path = run.folder / INDEX_FILE
-    vectors = astra.servable(load_model(run)).label_vectors
-    build_index.build(vectors, config.index, path)
+    material = _material(job, encoder)
+    info = build_label_index(material, config.index, run.folder)
+    vectors = material.vectors
     queries = encode_with(encoder, _tokenized(job).validation)
     truth, filtered = job.validation_truth, job.validation_filter
-    points = build_index.measure(path, config.index, vectors, queries, truth, filtered)
-    index: LabelIndex = open_faiss(path, vectors.shape[1], len(vectors), {EXACT: {}})
-    bias: float | None = config.method.logit_bias
+    points = measure(run.folder, info, config.index, vectors, queries, truth, filtered)
+    index = open_label_index(run.folder, info, vectors.shape[1], {EXACT: {}})
+    bias = None if info.metric == "probability" else config.method.logit_bias
     if config.memory.kind != "none":
-        kept = build_memory(_remembered(job), vectors, queries, truth, filtered, points, run)
+        kept = build_memory(_remembered(job), vectors, info, queries, truth, filtered, points, run)
         run.record(memory=kept.record)
         if kept.info is not None:
             points, bias = kept.points, None  # what is blended are probabilities already
             index = open_augmented(run.folder, kept.info, index, {EXACT: {}})
-    run.record(operating_points=[point.model_dump() for point in points])
+    run.record(index=info.model_dump(), operating_points=[p.model_dump() for p in points])
     answers = index.search(queries, calibrate.DEPTH, EXACT)
-    fitted, info = calibrate.calibrate(answers.scores, answers.rows, truth, bias, filtered)
+    fitted, described = calibrate.calibrate(answers.scores, answers.rows, truth, bias, filtered)
     calibrate.write_calibration(run.folder / CALIBRATION_FILE, fitted)
-    run.record(calibration=info.model_dump())
+    run.record(calibration=described.model_dump())
+
+
+def _material(job: Job, encoder: OnnxEncoder) -> Material:
+    """What the configured kind of index may be built from; points only where it wants them."""
+    config = job.run.config
+    vectors = astra.servable(load_model(job.run)).label_vectors
+    labels = csr_array((0, len(vectors)), dtype=np.float32)
+    points = np.empty((0, vectors.shape[1]), np.float32)
+    if KINDS[config.index.kind].wants_points:
+        points = encode_with(encoder, _tokenized(job).train)
+        labels = _training_labels(job)
+    return Material(vectors, config.method.logit_bias, points, labels)
+
+
+def _training_labels(job: Job) -> csr_array:
+    """Labels of the points that were trained on, csr (n, n_labels) of ones."""
+    return csr_array(job.dataset.train.labels[job.parts.train_rows] > 0, dtype=np.float32)
 
 
 def _remembered(job: Job) -> Memory:
     """Embeddings and labels of the points that were trained on."""
     model = load_model(job.run)
     texts = _tokenized(job, model.encoder).train
-    labels = csr_array(job.dataset.train.labels[job.parts.train_rows] > 0, dtype=np.float32)
-    return remember(embed(model.encoder, texts), labels, job.run.config.memory.values)
+    embeddings = embed(model.encoder, texts)
+    return remember(embeddings, _training_labels(job), job.run.config.memory.values)
 
 
 def run_release(job: Job) -> Path:

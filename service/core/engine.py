@@ -18,7 +18,7 @@ from service.bundle import Golden, Manifest, resolve, verify
 from service.core.calibration import Calibration, RawScores, load_calibration
 from service.core.encoder import Encoder, OnnxEncoder
 from service.core.index.augmented import open_augmented
-from service.core.index.faiss_index import open_faiss
+from service.core.index.opening import open_label_index
 from service.core.index.protocol import LabelIndex
 from service.core.item_filter import NO_ROWS, ItemFilter
 from service.core.labels import LabelStore
@@ -101,7 +101,8 @@ class Engine:
                 f"{folder} holds {len(labels)} labels, the manifest says {manifest.labels.n_labels}"
             )
         calibration = manifest.calibration.file
-        raw_kind = "probability" if manifest.memory else "logit"
+        probable = manifest.memory or manifest.index.metric == "probability"
+        raw_kind = "probability" if probable else "logit"
         return cls(
             manifest=manifest,
             tokenizer=Tokenizer(folder / manifest.tokenizer.file, manifest.tokenizer.max_tokens),
@@ -243,13 +244,9 @@ def open_encoder(
 def open_index(folder: Path, manifest: Manifest) -> LabelIndex:
     """The index of the kind that the manifest names; raises BundleMismatch."""
     efforts = {point.name: point.params for point in manifest.operating_points}
-    spec = manifest.index
-    if spec.kind in ("hnsw", "flat"):
-        path = folder / spec.files[0]
-        labels = open_faiss(path, manifest.encoder.dim, spec.n_rows, efforts)
-        memory = manifest.memory
-        return open_augmented(folder, memory, labels, efforts) if memory else labels
-    raise BundleMismatch(f"{folder}: index.kind is {spec.kind!r}, this code has hnsw and flat")
+    labels = open_label_index(folder, manifest.index, manifest.encoder.dim, efforts)
+    memory = manifest.memory
+    return open_augmented(folder, memory, labels, efforts) if memory else labels
 
 
 def open_item_filter(folder: Path, manifest: Manifest) -> ItemFilter | None:

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from models.build_index import build, exact_index
-from models.build_index import measure as measure_labels
 from models.calibrate import DEPTH, calibrate
 from models.config import IndexConfig
 from models.errors import ReleaseError
+from models.index_kinds.efforts import exact_index
+from models.index_kinds.efforts import measure as measure_labels
+from models.index_kinds.kind import Material
+from models.index_kinds.registry import build_label_index
 from models.memory import (
     MEMORY_FILES,
     Grid,
@@ -23,7 +25,7 @@ from models.memory import (
     remember,
     write_memory,
 )
-from service.bundle import MemoryInfo
+from service.bundle import IndexInfo, MemoryInfo
 from service.core.index.augmented import AugmentedIndex, Blend
 from service.core.index.faiss_index import EXACT, open_faiss
 from service.core.index.memory_labels import open_memory_labels
@@ -213,6 +215,9 @@ def test_an_empty_grid_is_refused(helpful):
         )
 
 
+LABEL_INFO = IndexInfo(
+    kind="hnsw", files=["index.faiss"], metric="inner_product", params={}, n_rows=N_LABELS
+)
 INFO = MemoryInfo(
     kind="hnsw",
     files=list(MEMORY_FILES),
@@ -231,7 +236,9 @@ def written(helpful, tmp_path_factory):
     folder = tmp_path_factory.mktemp("memory")
     memory = remember(helpful.memory_vectors, helpful.memory_labels, "one")
     write_memory(memory, CONFIG, folder)
-    build(helpful.label_vectors, CONFIG, folder / "index.faiss")
+    vectors = helpful.label_vectors
+    empty = csr_array((0, N_LABELS), dtype=np.float32)
+    build_label_index(Material(vectors, BIAS, vectors[:0], empty), CONFIG, folder)
     return folder, memory
 
 
@@ -258,7 +265,7 @@ def measured(world, written, recalls, points):
     return measure(
         folder,
         points,
-        folder / "index.faiss",
+        LABEL_INFO,
         world.label_vectors,
         memory,
         INFO,
@@ -270,8 +277,8 @@ def measured(world, written, recalls, points):
 
 @pytest.fixture(scope="module")
 def label_points(helpful, written):
-    path = written[0] / "index.faiss"
-    return measure_labels(path, CONFIG, helpful.label_vectors, helpful.queries, helpful.truth)
+    folder, vectors = written[0], helpful.label_vectors
+    return measure_labels(folder, LABEL_INFO, CONFIG, vectors, helpful.queries, helpful.truth)
 
 
 def test_each_effort_gets_a_search_width_of_its_own_for_the_memory(helpful, written, label_points):
@@ -301,7 +308,7 @@ def test_a_recall_out_of_reach_is_refused_with_what_to_change(
     folder, memory = written
     write_memory(memory, IndexConfig(m=2, ef_construction=2), tmp_path)
     shutil.copyfile(folder / "index.faiss", tmp_path / "index.faiss")
-    with pytest.raises(ReleaseError, match=r"no ef_search up to 1024 .* lower memory\.recall_"):
+    with pytest.raises(ReleaseError, match=r"up to ef_search 1024 .* lower memory\.recall_"):
         measured(helpful, (tmp_path, memory), {"fast": 0.8, "thorough": 0.9999}, label_points)
 
 
@@ -312,7 +319,7 @@ def test_a_flat_memory_is_scanned_at_every_effort(helpful, written, label_points
     points = measure(
         tmp_path,
         label_points,
-        tmp_path / "index.faiss",
+        LABEL_INFO,
         helpful.label_vectors,
         memory,
         INFO.model_copy(update={"kind": "flat"}),

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from models.build_index import build, measure
 from models.config import IndexConfig
 from models.errors import ReleaseError
+from models.index_kinds.efforts import measure
+from models.index_kinds.kind import Material
+from models.index_kinds.registry import build_label_index
 from service.core.index.faiss_index import open_faiss
 
 N, DIM = 3000, 32
@@ -34,12 +36,16 @@ def truth(vectors, queries):
     return csr_array((np.ones(400, np.float32), (np.arange(400), nearest)), shape=(400, N))
 
 
+def build(vectors, config, folder):
+    empty = csr_array((0, len(vectors)), dtype=np.float32)
+    return build_label_index(Material(vectors, 0.0, vectors[:0], empty), config, folder)
+
+
 def test_index_recall_against_exact(vectors, queries, truth, tmp_path):
     config = IndexConfig(recall_fast=0.9, recall_balanced=0.98, recall_thorough=0.995)
-    build(vectors, config, tmp_path / "index.faiss")
+    info = build(vectors, config, tmp_path)
     points = {
-        point.name: point
-        for point in measure(tmp_path / "index.faiss", config, vectors, queries, truth)
+        point.name: point for point in measure(tmp_path, info, config, vectors, queries, truth)
     }
     assert list(points) == ["fast", "balanced", "thorough", "exact"]
     assert points["fast"].recall_at_10 >= 0.9
@@ -52,7 +58,7 @@ def test_index_recall_against_exact(vectors, queries, truth, tmp_path):
 
 
 def test_stored_vectors_are_the_raw_ones_whatever_links_the_graph(vectors, queries, tmp_path):
-    build(vectors, IndexConfig(), tmp_path / "index.faiss")
+    build(vectors, IndexConfig(), tmp_path)
     index = open_faiss(tmp_path / "index.faiss", DIM, N, {"exact": {}, "wide": {"ef_search": 400}})
     expected = (queries @ vectors.T).max(axis=1)
     for effort in ("exact", "wide"):
@@ -60,30 +66,32 @@ def test_stored_vectors_are_the_raw_ones_whatever_links_the_graph(vectors, queri
 
 
 def test_same_vectors_give_the_same_bytes(vectors, tmp_path):
-    for name in ("a", "b"):
-        build(vectors, IndexConfig(), tmp_path / name)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    contents = []
+    for _ in range(2):
+        info = build(vectors, IndexConfig(), tmp_path)
+        contents.append([(tmp_path / name).read_bytes() for name in info.files])
+    assert contents[0] == contents[1]
 
 
 def test_a_target_out_of_reach_is_refused_with_what_to_change(vectors, queries, truth, tmp_path):
     config = IndexConfig(m=2, ef_construction=4, recall_balanced=0.999, recall_thorough=0.999)
-    build(vectors, config, tmp_path / "index.faiss")
-    with pytest.raises(ReleaseError, match=r"no ef_search up to 1024 .* raise index\.m"):
-        measure(tmp_path / "index.faiss", config, vectors, queries, truth)
+    info = build(vectors, config, tmp_path)
+    with pytest.raises(ReleaseError, match=r"up to ef_search 1024 .* change index\.m or"):
+        measure(tmp_path, info, config, vectors, queries, truth)
 
 
 def test_a_flat_index_is_exact_at_every_effort(vectors, queries, truth, tmp_path):
     config = IndexConfig(kind="flat")
-    build(vectors, config, tmp_path / "index.faiss")
-    points = measure(tmp_path / "index.faiss", config, vectors, queries, truth)
+    info = build(vectors, config, tmp_path)
+    points = measure(tmp_path, info, config, vectors, queries, truth)
     assert [point.recall_at_10 for point in points] == [1.0] * 4
 
 
 def test_precision_is_of_answers_without_the_filtered_pairs(vectors, queries, truth, tmp_path):
     config = IndexConfig(kind="flat")
-    build(vectors, config, tmp_path / "index.faiss")
+    info = build(vectors, config, tmp_path)
     filtered = np.stack(truth.nonzero(), axis=1)[:200].astype(np.int64)
-    plain = measure(tmp_path / "index.faiss", config, vectors, queries, truth)[0]
-    left = measure(tmp_path / "index.faiss", config, vectors, queries, truth, filtered)[0]
+    plain = measure(tmp_path, info, config, vectors, queries, truth)[0]
+    left = measure(tmp_path, info, config, vectors, queries, truth, filtered)[0]
     assert (plain.p_at_1, left.p_at_1) == (100.0, 50.0)
     assert left.recall_at_10 == plain.recall_at_10

@@ -1,0 +1,179 @@
+"""The measured operating points of a built index.
+
+Each effort gets the first entry of its kind's grid, hence the cheapest, whose recall@10 against
+exhaustive search reaches its target on validation queries, two standard errors included, so that
+fresh queries hold it too. Latency is of one query at a time on one thread, as a lane searches.
+"""
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from models.config import IndexConfig
+from models.errors import ReleaseError
+from models.index_kinds.registry import KINDS
+from models.metrics import precision_at_k, remove_filtered
+from service.bundle import EFFORTS, IndexInfo, OperatingPoint
+from service.core.index.faiss_index import EXACT, FaissIndex
+from service.core.index.opening import open_label_index
+from service.core.index.protocol import LabelIndex
+
+TIMED_QUERIES = 500
+_TOP = 10
+
+
+def measure(
+    folder: Path,
+    info: IndexInfo,
+    config: IndexConfig,
+    vectors: NDArray[np.float32],
+    queries: NDArray[np.float32],
+    truth: csr_array,
+    filtered: NDArray[np.int64] | None = None,
+) -> list[OperatingPoint]:
+    """Choose and measure the four efforts on validation queries. Raises ReleaseError.
+
+    Recall is against exact search over the fp32 `vectors`, whatever the index stores, or, where
+    its scores are no inner products, against its own exhaustive search; P@k is of answers without
+    the `filtered` (row, label) pairs.
+    """
+    kind, dim = KINDS[info.kind], vectors.shape[1]
+    grid = kind.grid(config, info.n_rows)
+    index = open_label_index(folder, info, dim, named(grid) | {EXACT: {}})
+    reference = exact_index(vectors) if info.metric == "inner_product" else index
+    exact = reference.search(queries, _TOP, EXACT).rows
+    chosen = cheapest(
+        lambda effort: recall_at_10(index.search(queries, _TOP, effort).rows, exact),
+        grid,
+        recall_targets(config),
+        info.params,
+        "index",
+    )
+    efforts = {name: chosen.get(name, {}) for name in EFFORTS}
+    index = open_label_index(folder, info, dim, efforts)
+    return measure_points(index, efforts, exact, queries, truth, filtered)
+
+
+def recall_targets(config: IndexConfig) -> dict[str, float]:
+    """The recall@10 that each effort but `exact` must reach."""
+    return {
+        "fast": config.recall_fast,
+        "balanced": config.recall_balanced,
+        "thorough": config.recall_thorough,
+    }
+
+
+def named(grid: Sequence[Mapping[str, int]]) -> dict[str, Mapping[str, int]]:
+    """A grid as efforts; each entry's name is its place."""
+    return {str(place): params for place, params in enumerate(grid)}
+
+
+def cheapest(
+    recall: Callable[[str], tuple[float, float]],
+    grid: Sequence[Mapping[str, int]],
+    targets: Mapping[str, float],
+    built_by: Iterable[str],
+    section: str,
+) -> dict[str, Mapping[str, int]]:
+    """For each effort of `targets` the first entry of the grid that reaches its recall.
+
+    `recall` gives the recall at an effort of `named(grid)` and its standard error. Raises
+    ReleaseError, which names the keys that the index is `built_by` and the targets' `section`.
+    """
+    chosen: dict[str, Mapping[str, int]] = {}
+    best = 0.0
+    for place, params in enumerate(grid):
+        found, error = recall(str(place))
+        best = max(best, found)
+        reached = [name for name, target in targets.items() if found - 2 * error >= target]
+        chosen |= {name: params for name in reached if name not in chosen}
+        if len(chosen) == len(targets):
+            return chosen
+    missed = next(name for name in targets if name not in chosen)
+    last = ", ".join(f"{key} {value}" for key, value in grid[-1].items())
+    keys = " or ".join(f"index.{key}" for key in built_by)
+    raise ReleaseError(
+        f"no search up to {last} reaches recall@10 {targets[missed]} for {missed} "
+        f"(best {best:.4f}): change {keys or 'index.kind'}, or lower {section}.recall_*"
+    )
+
+
+def measure_points(
+    index: LabelIndex,
+    efforts: Mapping[str, Mapping[str, int]],
+    exact: NDArray[np.int64],
+    queries: NDArray[np.float32],
+    truth: csr_array,
+    filtered: NDArray[np.int64] | None = None,
+) -> list[OperatingPoint]:
+    """What `index` does at each of its `efforts`; recall is of the `exact` rows (n, 10)."""
+    return [
+        _point(name, index, params, exact, queries, truth, filtered)
+        for name, params in efforts.items()
+    ]
+
+
+def exact_index(vectors: NDArray[np.float32]) -> FaissIndex:
+    """Exact search over fp32 vectors, in memory: the truth that recall is measured against."""
+    flat = faiss.IndexFlatIP(vectors.shape[1])
+    flat.add(vectors)
+    return FaissIndex(flat, {EXACT: {}})
+
+
+def machine() -> str:
+    """What the figures were measured on, without naming a host."""
+    return f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
+
+
+def recall_at_10(rows: NDArray[np.int64], exact: NDArray[np.int64]) -> tuple[float, float]:
+    """Mean share of the exact top rows (n, 10) that were found, and its standard error."""
+    shares = (rows[:, :, None] == exact[:, None, :]).any(axis=1).mean(axis=1)
+    return float(shares.mean()), float(shares.std() / np.sqrt(len(shares)))
+
+
+def one_by_one_us(
+    index: LabelIndex, effort: str, queries: NDArray[np.float32], k: int = _TOP
+) -> NDArray[np.float64]:
+    """Microseconds of each of the first TIMED_QUERIES queries, one at a time, warmed up."""
+    timed = queries[:TIMED_QUERIES]
+    for query in timed[:50]:
+        index.search(query[None], k, effort)
+    taken = np.empty(len(timed))
+    for i, query in enumerate(timed):
+        started = time.perf_counter()
+        index.search(query[None], k, effort)
+        taken[i] = time.perf_counter() - started
+    return taken * 1e6
+
+
+def _point(
+    name: str,
+    index: LabelIndex,
+    params: Mapping[str, int],
+    exact: NDArray[np.int64],
+    queries: NDArray[np.float32],
+    truth: csr_array,
+    filtered: NDArray[np.int64] | None,
+) -> OperatingPoint:
+    rows = ranked = index.search(queries, _TOP, name).rows
+    if filtered is not None and len(filtered):
+        deep = _TOP + int(np.bincount(filtered[:, 0]).max())
+        ranked = np.asarray(remove_filtered(index.search(queries, deep, name).rows, filtered))
+    microseconds = np.percentile(one_by_one_us(index, name, queries), [50, 99])
+    return OperatingPoint(
+        name=name,
+        params=dict(params),
+        recall_at_10=round(recall_at_10(rows, exact)[0], 5),
+        p_at_1=round(100 * precision_at_k(ranked, truth, 1), 3),
+        p_at_5=round(100 * precision_at_k(ranked, truth, 5), 3),
+        search_us_p50=round(float(microseconds[0]), 1),
+        search_us_p99=round(float(microseconds[1]), 1),
+        machine=machine(),
+    )

@@ -1,0 +1,40 @@
+"""The exhaustive scan: fp32 vectors as they are. The truth of every other kind."""
+
+from pathlib import Path
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from models.atomic import write_atomic
+from models.config import IndexConfig
+from models.index_kinds.kind import Material
+from models.runs import INDEX_FILE
+
+
+class Flat:
+    """`index.kind = "flat"`."""
+
+    name = "flat"
+    metric = "inner_product"
+    wants_points = False
+
+    def build(self, material: Material, config: IndexConfig, folder: Path) -> list[str]:
+        """Write the vectors."""
+        write_flat(material.vectors, folder / INDEX_FILE)
+        return [INDEX_FILE]
+
+    def params(self, config: IndexConfig) -> dict[str, int | float | str]:
+        """None."""
+        return {}
+
+    def grid(self, config: IndexConfig, n_labels: int) -> list[dict[str, int]]:
+        """All there is: the scan."""
+        return [{}]
+
+
+def write_flat(vectors: NDArray[np.float32], path: Path) -> None:
+    """Write an index that scans `vectors` (n, dim)."""
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(vectors)
+    write_atomic(path, lambda temporary: faiss.write_index(index, str(temporary)))

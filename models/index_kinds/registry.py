@@ -1,0 +1,29 @@
+"""Every kind of label index by its name; a new kind is one line here."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from models.config import IndexConfig
+from models.index_kinds.flat import Flat
+from models.index_kinds.hnsw import Hnsw
+from models.index_kinds.kind import IndexKind, Material
+from service.bundle import IndexInfo
+
+_ALL: Final[tuple[IndexKind, ...]] = (
+    Flat(),
+    Hnsw(),
+)
+KINDS: Final[Mapping[str, IndexKind]] = {kind.name: kind for kind in _ALL}
+
+
+def build_label_index(material: Material, config: IndexConfig, folder: Path) -> IndexInfo:
+    """Build the index that `config.kind` names; what the manifest will say of it."""
+    kind = KINDS[config.kind]
+    return IndexInfo(
+        kind=kind.name,
+        files=kind.build(material, config, folder),
+        metric=kind.metric,
+        params=kind.params(config),
+        n_rows=len(material.vectors),
+    )
