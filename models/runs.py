@@ -99,15 +99,11 @@ def open_run(root: Path, config: Config, data_sha256: str, split_sha256: str) ->
     Raises RunError where the folder was begun with another split: its weights have seen points that
     would now judge them.
     """
-    folder = root / "runs" / config.name / run_digest(config, data_sha256)
+    folder = run_folder(root, config, data_sha256)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / RUN_FILE
     if path.is_file():
-        if json.loads(path.read_bytes()).get("split_sha256") != split_sha256:
-            raise RunError(
-                f"{folder} was begun by code that drew other validation points, so what it holds "
-                "has been trained on some of today's: delete that folder to start anew"
-            )
+        _check_same_split(folder, json.loads(path.read_bytes()), split_sha256)
     else:
         about = {
             "config": config.model_dump(),
@@ -118,6 +114,29 @@ def open_run(root: Path, config: Config, data_sha256: str, split_sha256: str) ->
         text = json.dumps(about, indent=1)
         write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return Run(folder, config, data_sha256)
+
+
+def _check_same_split(folder: Path, about: dict[str, Any], split_sha256: str) -> None:
+    if about.get("split_sha256") != split_sha256:
+        raise RunError(
+            f"{folder} was begun by code that drew other validation points, so what it holds "
+            "has been trained on some of today's: delete that folder to start anew"
+        )
+
+
+def check_same_data(run: Run, data_sha256: str, split_sha256: str) -> None:
+    """Raises RunError where a run that was read is of other data or another split."""
+    if run.data_sha256 != data_sha256:
+        raise RunError(
+            f"{run.folder} is of data with SHA-256 {run.data_sha256[:12]}, {run.config.data.path} "
+            f"holds {data_sha256[:12]}"
+        )
+    _check_same_split(run.folder, json.loads((run.folder / RUN_FILE).read_bytes()), split_sha256)
+
+
+def run_folder(root: Path, config: Config, data_sha256: str) -> Path:
+    """Where the run of this config on this data is, or will be."""
+    return root / "runs" / config.name / run_digest(config, data_sha256)
 
 
 def read_run(folder: Path) -> Run:

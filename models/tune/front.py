@@ -17,13 +17,13 @@ def pareto_layers(costs: NDArray[np.float64]) -> NDArray[np.int64]:
     >>> pareto_layers(np.array([[1.0, 3.0], [2.0, 2.0], [2.0, 4.0], [3.0, 5.0]]))
     array([0, 0, 1, 2])
     """
-    n = len(costs)
-    layers = np.full(n, -1, np.int64)
-    no_worse = (costs[:, None] <= costs[None]).all(axis=2)  # (n, n): row against column
+    layers = np.full(len(costs), -1, np.int64)
+    no_worse = np.asarray((costs[:, None] <= costs[None]).all(axis=2))  # (n, n), row by column
     dominates = no_worse & ~no_worse.T
     layer = 0
-    while (left := layers < 0).any():
-        layers[left & ~dominates[left].any(axis=0)] = layer
+    while len(left := np.flatnonzero(layers < 0)):
+        beaten = dominates[np.ix_(left, left)].any(axis=0)
+        layers[left[~beaten]] = layer
         layer += 1
     return layers
 

@@ -111,4 +111,4 @@ def as_text(report: Report) -> str:
         + "".join(f"  {cell:>{width}}" for cell, width in zip(row[2:], widths[2:], strict=True))
         for row in rows
     ]
-    return "\n".join([*lines, "", report.verdict])
+    return "\n".join([*lines, "", report.verdict] if report.chosen else lines)
