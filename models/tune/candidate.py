@@ -57,10 +57,10 @@ class Candidate:
 class Timing:
     """Microseconds of a search, one query at a time on one thread.
 
-    `p50` and `p99` are over queries, of what each took undisturbed: the median of a few passes, in
-    the best of a few sets. `clocked_p99` is the 99th percentile of a single pass, in the middle
-    one: with all that the machine did in between. `cold` is with the caches swept before each
-    query; None where that was not measured.
+    `p50` and `p99` are over queries, of what each took undisturbed: the lower quartile of several
+    passes. `clocked_p99` is the 99th percentile of a single pass, the middle one: with all that the
+    machine did in between. `cold` is with the caches swept before each query; None where that was
+    not measured.
     """
 
     p50: float

@@ -236,7 +236,7 @@ def _table(report: Report) -> str:
 def _notes(report: Report) -> str:
     return (
         '<p class="note">Times are of one query at a time on one thread, in random order: of each '
-        "query the median of a few passes, in the best of a few sets. Clocked p99 is of a single "
+        "query the lower quartile of several passes. Clocked p99 is of a single "
         "pass, with all that the machine did in between; cold is with other data read through the "
         "caches before each query. Recall@10 is against the same scores searched exhaustively, "
         "P@1 loss against exact search with the trained label vectors, in points. MB are of the "

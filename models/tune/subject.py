@@ -130,8 +130,9 @@ class Judge:
         """Quality and time on the first n queries."""
         subject, index, effort = self.subject, searched.index, searched.effort
         truth, queries = subject.truth[:n], subject.queries[:n]
-        recall, error = searched.recall(queries)
-        ranked = subject.rank(index, effort, n)
+        rows = index.search(queries, TOP, effort).rows
+        recall, error = recall_at_10(rows, searched.exact[:n])
+        ranked = subject.rank(index, effort, n) if len(subject.filtered) else rows
         p_at_1 = 100 * precision_at_k(ranked, truth, 1)
         exact_p_at_1 = 100 * precision_at_k(self._exact_ranked[:n], truth, 1)
         timing = time_search(

@@ -1,9 +1,9 @@
 """Microseconds of a search as a lane makes it: one query at a time, on one thread.
 
-A machine that does other things too disturbs some queries in every pass. So each query is searched
-in a few passes, each in its own random order, and its median is taken: what disturbs one pass of a
-query is left out, what makes a query slow by itself stays. A few such sets, and the best of them:
-what disturbs minutes is left out too. The plain 99th percentile stands beside it.
+A machine that does other things too disturbs some queries in every pass. So all queries are
+searched in several passes, each in its own random order, and each query counts with its lower
+quartile: what disturbs some passes of a query is left out, what makes a query slow by itself stays.
+The plain 99th percentile of a pass stands beside it.
 """
 
 import time
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from models.tune.candidate import Timing
 
 PASSES: Final = 3
-SETS: Final = 3
+CAREFUL_PASSES: Final = 9
 COLD_QUERIES: Final = 200
 SWEPT_BYTES: Final = 8 << 20
 """Read between two cold queries: more than the caches that belong to one core."""
@@ -33,33 +33,29 @@ def time_search(
     carefully: bool,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Timing:
-    """Time `search` on each of `queries` (n, dim); `carefully`: several sets, and cold caches."""
+    """Time `search` on each of `queries` (n, dim); `carefully`: in more passes, and cold too."""
     for query in queries[:_WARM_UP]:
         search(query[None])
-    sets = [
-        np.stack([_pass(search, queries, rng, clock) for _ in range(PASSES)])
-        for _ in range(SETS if carefully else 1)
-    ]
-    p50, p99 = undisturbed(sets)
-    clocked = float(np.median([np.percentile(each, 99) for taken in sets for each in taken]))
-    hot = (round(p50, 1), round(p99, 1), round(clocked, 1))
+    passes = CAREFUL_PASSES if carefully else PASSES
+    taken = np.stack([_pass(search, queries, rng, clock) for _ in range(passes)])
+    p50, p99 = undisturbed(taken)
+    hot = (p50, p99, round(float(np.median(np.percentile(taken, 99, axis=1))), 1))
     if not carefully:
         return Timing(*hot)
     return Timing(*hot, *_cold(search, queries[:COLD_QUERIES], rng, clock))
 
 
-def undisturbed(sets: list[Floats]) -> tuple[float, float]:
-    """Median and 99th percentile of the best of `sets`, each (passes, n queries) of microseconds.
+def undisturbed(taken: Floats) -> tuple[float, float]:
+    """Median and 99th percentile over queries of `taken` (passes, n queries), in microseconds.
 
-    The third query of the first set was disturbed once, the second set as a whole:
+    Of three passes the best counts, of nine the third. The last query was disturbed twice:
 
-    >>> undisturbed([np.array([[1, 2, 3], [1, 2, 90], [1, 2, 3]]), np.full((3, 3), 8)])
-    (2.0, 2.98)
+    >>> undisturbed(np.array([[1, 2, 9], [1, 2, 90], [1, 2, 3]]))
+    (2.0, 3.0)
     """
-    medians = [np.median(taken, axis=0) for taken in sets]
-    best = min(medians, key=lambda of_each: float(np.percentile(of_each, 99)))
-    p50, p99 = np.percentile(best, (50, 99))
-    return float(p50), float(p99)
+    of_each = np.percentile(taken, 25, axis=0, method="lower")
+    p50, p99 = np.percentile(of_each, (50, 99))
+    return round(float(p50), 1), round(float(p99), 1)
 
 
 def _pass(
@@ -89,5 +85,4 @@ def _cold(
     """Median and 99th percentile where other data went through the caches before each query."""
     swept = np.ones(SWEPT_BYTES // 8)
     taken = [_pass(search, queries, rng, clock, swept.sum) for _ in range(PASSES)]
-    p50, p99 = undisturbed([np.stack(taken)])
-    return round(p50, 1), round(p99, 1)
+    return undisturbed(np.stack(taken))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from models.tune.timing import PASSES, SETS, time_search, undisturbed
+from models.tune.timing import CAREFUL_PASSES, time_search, undisturbed
 
 
 class Machine:
@@ -41,9 +41,9 @@ def test_slow_queries_count_and_disturbances_do_not():
 def test_every_query_is_asked_as_often_and_in_another_order_each_pass():
     machine = Machine(np.full(60, 10.0))
     timing = time_on(machine, 60, carefully=True)
-    passes = np.array(machine.asked[50 : 50 + 60 * PASSES * SETS]).reshape(-1, 60)
+    passes = np.array(machine.asked[50 : 50 + 60 * CAREFUL_PASSES]).reshape(-1, 60)
     assert all(sorted(order) == list(range(60)) for order in passes.tolist())
-    assert len({tuple(order) for order in passes.tolist()}) == PASSES * SETS
+    assert len({tuple(order) for order in passes.tolist()}) == CAREFUL_PASSES
     assert (timing.cold_p50, timing.cold_p99) == (10.0, 10.0)
 
 
@@ -51,6 +51,9 @@ def test_cold_is_only_measured_with_care():
     assert time_on(Machine(np.full(60, 10.0)), 60).cold_p50 is None
 
 
-def test_the_best_set_is_the_one_with_the_lowest_p99():
-    calm, busy = np.full((3, 100), 5.0), np.full((3, 100), 50.0)
-    assert undisturbed([busy, calm]) == (5.0, 5.0)
+def test_most_passes_may_be_disturbed_but_not_nearly_all():
+    taken = np.full((9, 100), 5.0)
+    taken[:6] = 50.0
+    assert undisturbed(taken) == (5.0, 5.0)
+    taken[6] = 50.0
+    assert undisturbed(taken) == (50.0, 50.0)

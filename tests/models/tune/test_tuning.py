@@ -103,7 +103,7 @@ def test_a_killed_tuning_goes_on_from_its_measurements(job, report, monkeypatch)
         Judge, "measure", lambda *a, **k: (counted.append(a[1].candidate), plain(*a, **k))[1]
     )
     stages.run_tune(job, Request(EASY, kinds=("hnsw",)))
-    assert not set(first) & set(counted[: -4])
+    assert not set(first) & set(counted[:-4])
 
 
 def test_what_nothing_holds_is_said_in_a_sentence_and_not_sealed(job, report):
