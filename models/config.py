@@ -168,11 +168,17 @@ class ExportConfig(_Section):
 
 
 class IndexConfig(_Section):
-    """The label index; `recall` says which recall@10 each effort must reach on validation data."""
+    """The label index; `recall` says which recall@10 each effort must reach on validation data.
 
-    kind: Literal["hnsw", "flat"] = "hnsw"
+    `ivf_lists` is the number of inverted lists, 0 for one chosen from the label count; `pq_dims`
+    the dimensions that a 4-bit code stands for.
+    """
+
+    kind: Literal["hnsw", "flat", "sq8", "pq-fastscan", "ivf-flat", "ivf-pq"] = "hnsw"
     m: Positive = 32
     ef_construction: Positive = 200
+    ivf_lists: Annotated[int, Field(ge=0)] = 0
+    pq_dims: Positive = 2
     recall_fast: Share = 0.95
     recall_balanced: Share = 0.99
     recall_thorough: Share = 0.999
