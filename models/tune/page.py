@@ -55,6 +55,7 @@ caption { text-align: left; color: var(--faint); padding-bottom: .4rem; }
 th, td { white-space: nowrap; padding: .25rem .7rem; text-align: right;
   border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child, tbody th { text-align: left; }
+tbody th { font-weight: 400; }
 tr.chosen-row th, tr.chosen-row td { font-weight: 700; }
 """
 

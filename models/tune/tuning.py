@@ -22,7 +22,7 @@ from models.tune.halving import halve
 from models.tune.page import write_page
 from models.tune.report import Report, last_of_each
 from models.tune.subject import Subject
-from models.tune.variants import variants
+from models.tune.variants import thinned, variants
 from models.tune.workbench import Workbench
 from service.bundle import EFFORTS, GoalInfo, OperatingPoint
 from service.core.index.faiss_index import EXACT
@@ -54,7 +54,7 @@ def tune(subject: Subject, run: Run, request: Request) -> tuple[Report, Indexed 
     bench = Workbench(subject, again=request.again)
     goal = request.goal
     builds = _build_all(bench, run.config, request.kinds)
-    candidates = [each for build in builds for each in bench.candidates(build)]
+    candidates = [each for build in builds for each in thinned(bench.candidates(build))]
     log.info("%d candidates of %d indexes", len(candidates), len(builds))
     rungs = halve(candidates, bench.n_queries, goal, bench.measure)
     last, earlier = last_of_each(rungs)
