@@ -99,7 +99,7 @@ def open_run(root: Path, config: Config, data_sha256: str, split_sha256: str) ->
     Raises RunError where the folder was begun with another split: its weights have seen points that
     would now judge them.
     """
-    folder = run_folder(root, config, data_sha256)
+    folder = root / "runs" / config.name / run_digest(config, data_sha256)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / RUN_FILE
     if path.is_file():
@@ -134,9 +134,16 @@ def check_same_data(run: Run, data_sha256: str, split_sha256: str) -> None:
     _check_same_split(run.folder, json.loads((run.folder / RUN_FILE).read_bytes()), split_sha256)
 
 
-def run_folder(root: Path, config: Config, data_sha256: str) -> Path:
-    """Where the run of this config on this data is, or will be."""
-    return root / "runs" / config.name / run_digest(config, data_sha256)
+def find_run(root: Path, config: Config, data_sha256: str) -> Path:
+    """The folder of a run of this config on this data, also of one that older code began.
+
+    Newer code has more settings, hence another digest. Raises RunError where there is none.
+    """
+    for path in sorted((root / "runs" / config.name).glob(f"*/{RUN_FILE}")):
+        run = read_run(path.parent)
+        if (run.config, run.data_sha256) == (config, data_sha256):
+            return run.folder
+    raise RunError(f"{root / 'runs' / config.name} holds no run of this very configuration")
 
 
 def read_run(folder: Path) -> Run:

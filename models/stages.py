@@ -30,7 +30,7 @@ from models.encoders.build import (
 )
 from models.encoders.frozen import cached_pooled
 from models.encoders.transformer import architecture_of
-from models.errors import ConfigError, RunError
+from models.errors import ConfigError
 from models.evaluate import evaluate
 from models.export_onnx import encode_with
 from models.index_kinds.efforts import measure
@@ -52,9 +52,9 @@ from models.runs import (
     Run,
     check_same_data,
     encoder_file,
+    find_run,
     open_run,
     read_run,
-    run_folder,
 )
 from models.teacher import soft_targets, teacher_probabilities
 from models.trained import load_model
@@ -128,10 +128,7 @@ def job_of_bundle(bundle: Path, var: Path) -> Job:
     """The job that sealed a bundle, its run still under `var`. Raises ModelsError, BundleError."""
     manifest = read_manifest(resolve(bundle))
     config = Config.model_validate(manifest.config)
-    folder = run_folder(var, config, manifest.data.sha256)
-    if not folder.is_dir():
-        raise RunError(f"{folder}, which {bundle} was sealed from, is not there: name it by --run")
-    return Job.of_run(folder, var)
+    return Job.of_run(find_run(var, config, manifest.data.sha256), var)
 
 
 def run_prepare(job: Job) -> str:

@@ -132,7 +132,7 @@ def test_a_bundle_is_checked_against_its_own_goal_or_another(job, bundle):
 def test_a_bundle_finds_its_own_run_again(job, bundle):
     var = job.bundles.parent.parent
     assert stages.job_of_bundle(bundle, var).run.folder == job.run.folder
-    with pytest.raises(RunError, match="name it by --run"):
+    with pytest.raises(RunError, match="holds no run of this very configuration"):
         stages.job_of_bundle(bundle, var / "elsewhere")
 
 
