@@ -41,6 +41,9 @@ class Indexed:
 
 
 def memory_of(run: Run) -> MemoryInfo | None:
-    """The memory that the `index` stage has kept, if any."""
-    kept = run.measured().get("memory", {}).get("info")
+    """The memory that the `index` stage has kept, if any. Raises RunError where it has not run."""
+    measured = run.measured()
+    if run.config.memory.kind != "none" and "memory" not in measured:
+        raise RunError(f"{run.folder} has no memory yet: run `python -m models index` first")
+    kept = measured.get("memory", {}).get("info")
     return MemoryInfo.model_validate(kept) if kept else None

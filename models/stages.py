@@ -63,7 +63,7 @@ from models.tune.check import Checked, check_bundle
 from models.tune.goal import Goal
 from models.tune.report import Report
 from models.tune.subject import Subject
-from models.tune.tuning import Request, tune
+from models.tune.tuning import Request, scored_by_vectors, tune
 from models.variants import RECORD, Exported, export_variants
 from service.bundle import QualityInfo, read_manifest, resolve
 from service.core.encoder import OnnxEncoder
@@ -320,6 +320,7 @@ def _subject(job: Job, wants_points: bool) -> Subject:
         queries=encode_with(encoder, _tokenized(job).validation),
         truth=job.validation_truth,
         filtered=job.validation_filter,
+        vectors_score=scored_by_vectors(run.config),
         memory=memory,
         memory_ef_search=points[DEFAULT_EFFORT].get(MEMORY_EF_SEARCH) if memory else None,
     )

@@ -11,7 +11,7 @@ from models.errors import TuneError
 from models.tune.candidate import Build, Candidate, Measurement
 from models.tune.goal import Goal
 from models.tune.subject import Judge, Searched, Subject, has_own_scores, size_of
-from service.bundle import Manifest, OperatingPoint, resolve, verify
+from service.bundle import OperatingPoint, resolve, verify
 from service.core.engine import open_index
 
 
@@ -23,14 +23,6 @@ class Checked:
     broken: str | None
 
 
-def goal_of(manifest: Manifest) -> Goal:
-    """What a bundle was tuned for; no constraint where it was not tuned."""
-    sealed = manifest.goal
-    if sealed is None:
-        return Goal()
-    return Goal(sealed.p99_us, sealed.recall_at_10, sealed.p_at_1_loss, sealed.index_mb)
-
-
 def check_bundle(subject: Subject, data_sha256: str, bundle: Path, goal: Goal | None) -> Checked:
     """Measure every point of a bundle; its default one is held to the goal, or to its own.
 
@@ -40,14 +32,14 @@ def check_bundle(subject: Subject, data_sha256: str, bundle: Path, goal: Goal | 
     manifest = verify(folder)
     if manifest.data.sha256 != data_sha256:
         raise TuneError(f"{folder} is of other data than {subject.run_folder}: name its own run")
-    goal = goal or goal_of(manifest)
+    goal = goal or Goal.of(manifest.goal)
     judge, info = Judge(subject), manifest.index
     index, own, size = open_index(folder, manifest), has_own_scores(info), size_of(folder, info)
-    rows = judge.exact_rows(index, own)
+    truth = judge.truth_of(index, own)
     build = Build.of(info.kind, info.params)
     found = {
         point.name: judge.measure(
-            Searched(Candidate.of(build, point.params), index, point.name, rows, own, size),
+            Searched(Candidate.of(build, point.params), index, point.name, truth, own, size),
             len(subject.queries),
             carefully=True,
         )

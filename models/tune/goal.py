@@ -6,9 +6,10 @@ All pure: nothing is measured here.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 from models.tune.candidate import Measurement
+from service.bundle import GoalInfo
 
 P99_MARGIN: Final = 0.15
 """A chosen point's p99 stays this share below what is asked: timings move from run to run."""
@@ -50,6 +51,22 @@ class Goal:
         if self.memory_mb is not None:
             said.append(f"index <= {self.memory_mb:g} MB")
         return ", ".join(said) or "no constraint"
+
+    @classmethod
+    def of(cls, sealed: GoalInfo | None) -> Self:
+        """What a manifest says; no constraint where the bundle was not tuned."""
+        if sealed is None:
+            return cls()
+        return cls(sealed.p99_us, sealed.recall_at_10, sealed.p_at_1_loss, sealed.index_mb)
+
+    def sealed(self) -> GoalInfo:
+        """What a manifest is to say."""
+        return GoalInfo(
+            p99_us=self.p99_us,
+            recall_at_10=self.recall,
+            p_at_1_loss=self.p_at_1_loss,
+            index_mb=self.memory_mb,
+        )
 
     def misses(self, found: Measurement, *, safely: bool) -> list[Miss]:
         """What is broken; `safely` asks for the margins, else for the plain figures."""

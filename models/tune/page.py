@@ -18,7 +18,7 @@ from models.tune.report import HEADS, Report, cells
 
 PAGE_FILE: Final = "tune.html"
 _WIDTH, _HEIGHT = 860, 460
-_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 20, 16, 52
+_LEFT, _RIGHT, _TOP, _BOTTOM = 78, 20, 24, 52
 _FEWEST_MISSED = 1e-4  # the scale of recall ends at 0.9999
 _MARKS: Final = (
     "M-5,0a5,5 0 1,0 10,0a5,5 0 1,0 -10,0",
@@ -144,7 +144,7 @@ def _axes(scale: _Scale) -> list[str]:
     for missed in _ticks(_FEWEST_MISSED, scale.most_missed):
         y = scale.y(1 - missed)
         parts.append(f'<path class="axis" d="M{_LEFT},{y:.1f}H{right}"/>')
-        label = f"{round(1 - missed, 4):g}"
+        label = f"{'≥ ' if missed == _FEWEST_MISSED else ''}{round(1 - missed, 4):g}"
         parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
     middle = (_LEFT + right) / 2
     parts.append(

@@ -30,8 +30,9 @@ class Subject:
     """What is tuned: a trained model's material, and the validation queries that judge.
 
     `queries` (n, dim), `truth` csr (n, n_labels) and the (row, label) pairs of `filtered` go
-    together. Where the run has a `memory`, it lies in `run_folder` and is blended into every
-    answer, at the given width of its search.
+    together. What an exact search over the material's vectors finds is the truth where the
+    `vectors_score`; other models score otherwise. Where the run has a `memory`, it lies in
+    `run_folder` and is blended into every answer, at the given width of its search.
     """
 
     run_folder: Path
@@ -40,6 +41,7 @@ class Subject:
     queries: NDArray[np.float32]
     truth: csr_array
     filtered: NDArray[np.int64]
+    vectors_score: bool = True
     memory: MemoryInfo | None = None
     memory_ef_search: int | None = None
 
@@ -93,20 +95,28 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
+class Truth:
+    """Exhaustive search: its `rows` (n, 10), and the same `ranked` without the filtered pairs."""
+
+    rows: NDArray[np.int64]
+    ranked: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
 class Searched:
-    """One way to search an open index: by a named effort, against the exact rows (n, 10)."""
+    """One way to search an open index: by a named effort."""
 
     candidate: Candidate
     index: LabelIndex
     effort: str
-    exact: NDArray[np.int64]
+    truth: Truth
     own_scores: bool
     index_bytes: int
 
     def recall(self, queries: NDArray[np.float32]) -> tuple[float, float]:
         """Recall@10 on the first queries, all or some, and its standard error."""
         rows = self.index.search(queries, TOP, self.effort).rows
-        return recall_at_10(rows, self.exact[: len(queries)])
+        return recall_at_10(rows, self.truth.rows[: len(queries)])
 
 
 class Judge:
@@ -115,26 +125,31 @@ class Judge:
     def __init__(self, subject: Subject) -> None:
         self.subject = subject.shuffled()
         self._rng = np.random.default_rng()
-        index, n = self.subject.open_reference(), len(self.subject.queries)
-        self.exact = index.search(self.subject.queries, TOP, EXACT).rows
-        """(n, 10): exact search over the fp32 label vectors."""
-        self._exact_ranked = self.subject.rank(index, EXACT, n)
+        self._by_vectors = self._exhaustive(self.subject.open_reference())
 
-    def exact_rows(self, index: LabelIndex, own_scores: bool) -> NDArray[np.int64]:
-        """What recall is against, (n, 10): the model's exact search, or the index' own."""
+    def truth_of(self, index: LabelIndex, own_scores: bool) -> Truth:
+        """What an index is held to: recall to its own scores, P@1 to the model's.
+
+        Both are those of the label vectors in fp32, where these are the model.
+        """
         if not own_scores:
-            return self.exact
-        return index.search(self.subject.queries, TOP, EXACT).rows
+            return self._by_vectors
+        own = self._exhaustive(index)
+        return replace(own, ranked=self._by_vectors.ranked) if self.subject.vectors_score else own
+
+    def _exhaustive(self, index: LabelIndex) -> Truth:
+        rows = index.search(self.subject.queries, TOP, EXACT).rows
+        return Truth(rows, self.subject.rank(index, EXACT, len(rows)))
 
     def measure(self, searched: Searched, n: int, *, carefully: bool) -> Measurement:
         """Quality and time on the first n queries."""
         subject, index, effort = self.subject, searched.index, searched.effort
         truth, queries = subject.truth[:n], subject.queries[:n]
         rows = index.search(queries, TOP, effort).rows
-        recall, error = recall_at_10(rows, searched.exact[:n])
+        recall, error = recall_at_10(rows, searched.truth.rows[:n])
         ranked = subject.rank(index, effort, n) if len(subject.filtered) else rows
         p_at_1 = 100 * precision_at_k(ranked, truth, 1)
-        exact_p_at_1 = 100 * precision_at_k(self._exact_ranked[:n], truth, 1)
+        exact_p_at_1 = 100 * precision_at_k(searched.truth.ranked[:n], truth, 1)
         timing = time_search(
             lambda query: index.search(query, TOP, effort),
             queries,

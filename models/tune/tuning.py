@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from pydantic import ValidationError
+
 from models import calibrate
 from models.config import Config, IndexConfig
 from models.errors import ModelsError, TuneError
@@ -24,7 +26,7 @@ from models.tune.report import Report, last_of_each
 from models.tune.subject import Subject
 from models.tune.variants import thinned, variants
 from models.tune.workbench import Workbench
-from service.bundle import EFFORTS, GoalInfo, OperatingPoint
+from service.bundle import EFFORTS, OperatingPoint
 from service.core.index.faiss_index import EXACT
 
 log = logging.getLogger(__name__)
@@ -84,15 +86,28 @@ def tune(subject: Subject, run: Run, request: Request) -> tuple[Report, Indexed 
 
 def kinds_for(config: Config, asked: Sequence[str]) -> list[str]:
     """The kinds that fit a run, or those of them that are asked for. Raises TuneError."""
-    fitting = [
-        kind.name
-        for kind in KINDS.values()
-        if config.memory.kind == "none" or kind.metric == "inner_product"
-    ]
+    fitting = [name for name in KINDS if _fits(config, name)]
     for name in asked:
         if name not in fitting:
             raise TuneError(f"--kinds {name} does not fit this run: name some of {fitting}")
     return [name for name in fitting if name in asked or not asked]
+
+
+def _fits(config: Config, kind: str) -> bool:
+    """Whether the run could have been configured with this kind."""
+    if config.memory.kind != "none" and KINDS[kind].metric != "inner_product":
+        return False
+    raw = config.model_dump()
+    try:
+        Config.model_validate(raw | {"index": raw["index"] | {"kind": kind}})
+    except ValidationError:
+        return False
+    return True
+
+
+def scored_by_vectors(config: Config) -> bool:
+    """Whether the label vectors are the model, so that exact search over them is the truth."""
+    return any(KINDS[name].metric == "inner_product" for name in kinds_for(config, ()))
 
 
 def _build_all(bench: Workbench, config: Config, asked: Sequence[str]) -> list[Build]:
@@ -146,13 +161,7 @@ def _indexed(bench: Workbench, chosen: Measurement, goal: Goal, run: Run) -> Ind
         answers.scores, answers.rows, subject.truth, bias, subject.filtered
     )
     calibrate.write_calibration(folder / CALIBRATION_FILE, fitted)
-    sealed = GoalInfo(
-        p99_us=goal.p99_us,
-        recall_at_10=goal.recall,
-        p_at_1_loss=goal.p_at_1_loss,
-        index_mb=goal.memory_mb,
-    )
-    return Indexed(folder, info, points, described, subject.memory, sealed)
+    return Indexed(folder, info, points, described, subject.memory, goal.sealed())
 
 
 def pick_efforts(

@@ -108,8 +108,8 @@ class Workbench:
             efforts = {effort_name(params): params for params in self._grids[build]} | {EXACT: {}}
             folder, info = self.folder_of(build), self.infos[build]
             index, own = self.subject.open(folder, info, efforts), has_own_scores(info)
-            rows, size = self._judge.exact_rows(index, own), size_of(folder, info)
-            self._opened = build, Searched(candidate, index, EXACT, rows, own, size)
+            exact, size = self._judge.truth_of(index, own), size_of(folder, info)
+            self._opened = build, Searched(candidate, index, EXACT, exact, own, size)
         effort = effort_name(dict(candidate.params))
         return replace(self._opened[1], candidate=candidate, effort=effort)
 

@@ -51,6 +51,11 @@ def test_the_sealed_bundle_serves_the_chosen_index_and_says_what_it_was_to_hold(
     assert manifest.quality is not None
 
 
+def test_the_card_says_what_was_asked_for(bundle):
+    card = (bundle / "MODEL_CARD.md").read_text()
+    assert "balanced was tuned to hold p99 <= 1e+06 us, recall@10 >= 0.9." in card
+
+
 def test_efforts_rise(bundle):
     recalls = [point.recall_at_10 for point in read_manifest(bundle).operating_points]
     assert recalls[0] <= recalls[1] <= recalls[2] <= recalls[3] + 1e-3
