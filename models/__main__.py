@@ -28,6 +28,7 @@ STAGES = {
 }
 PREPARE, DEBIAN = "prepare", "debian"
 COMPARE = "compare"
+TUNE = "tune"
 SPREAD = "train"
 """The stage that torchrun may spread over processes."""
 
@@ -39,6 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.stage == PREPARE and (args.config is None) == (args.source is None):
         parser.error(f"{PREPARE} takes either --config or a SOURCE such as {DEBIAN}")
+    if args.stage == TUNE and args.config is args.run is args.check is None:
+        parser.error(f"{TUNE} takes --config or --run; with --check neither is needed")
     args.command = f"python -m models {shlex.join(argv)}"
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
     logging.getLogger("models").setLevel(logging.INFO)  # libraries stay quiet unless they fail
@@ -81,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--bundle", type=Path, help="default: the newest of this config")
             command.add_argument("--split", default="test", choices=["test", "train"])
     _add_compare(commands)
+    _add_tune(commands)
     return parser
 
 
@@ -115,10 +119,48 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add("--again", action="store_true", help="measure again what is on record")
 
 
+def _add_tune(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    what = "search for the index that holds latency, quality and size, and seal the run with it"
+    command = commands.add_parser(TUNE, help=what, description=what)
+    run = command.add_mutually_exclusive_group()
+    run.add_argument("--config", type=Path, help="a TOML file whose run is trained")
+    run.add_argument("--run", type=Path, metavar="FOLDER", help="a run folder instead")
+    add = command.add_argument
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
+    add("--var", type=Path, default=Path("var"), help="where runs and bundles go")
+    add("--p99-us", type=_above_zero, metavar="US", help="a search at most, 99th percentile")
+    add("--recall", type=_share, metavar="SHARE", help="recall@10 against exact search, at least")
+    add("--p-at-1-loss", type=float, metavar="POINTS", help="P@1 below exact search, at most")
+    add("--memory-mb", type=_above_zero, metavar="MB", help="index files at most")
+    add("--kinds", metavar="A,B", help="kinds of index to try; default: all that fit the run")
+    add("--again", action="store_true", help="measure again what is on record")
+    add("--check", type=Path, metavar="BUNDLE", help="measure a sealed bundle's points again")
+
+
+def _above_zero(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number above zero")
+    return value
+
+
+def _share(text: str) -> float:
+    value = _above_zero(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a share, such as 0.98")
+    return value
+
+
 def _run(args: argparse.Namespace) -> None:
     _refuse_processes(args.stage)
     if args.stage == COMPARE:
         print(_compare(args))
+        return
+    if args.stage == TUNE:
+        _tune(args)
         return
     if args.stage == PREPARE and args.source == DEBIAN:
         print(_make_debian(args))
@@ -184,6 +226,35 @@ def _compare(args: argparse.Namespace) -> str:
         command=args.command,
     )
     return as_markdown(compare(request))
+
+
+def _tune(args: argparse.Namespace) -> None:
+    """Print the table first: also where nothing holds the goal it says what there is."""
+    from models import stages
+    from models.config import load_config
+    from models.errors import TuneError
+    from models.tune.goal import Goal
+    from models.tune.report import as_text
+    from models.tune.tuning import Request
+
+    goal = Goal(args.p99_us, args.recall, args.p_at_1_loss, args.memory_mb)
+    if args.check is not None and args.config is None and args.run is None:
+        job = stages.job_of_bundle(args.check, args.var)
+    elif args.run is not None:
+        job = stages.Job.of_run(args.run, args.var)
+    else:
+        job = stages.Job.open(load_config(args.config, args.set), args.var)
+    if args.check is not None:
+        checked = stages.run_check(job, args.check, None if goal == Goal() else goal)
+        print(checked.text)
+        if checked.broken:
+            raise TuneError(checked.broken)
+        return
+    kinds = tuple(args.kinds.split(",")) if args.kinds else ()
+    report = stages.run_tune(job, Request(goal, kinds, args.again, args.command))
+    print(as_text(report))
+    if report.chosen is None:
+        raise TuneError(report.verdict)
 
 
 def _figures(quality: "QualityInfo") -> str:

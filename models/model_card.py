@@ -3,6 +3,7 @@
 Written from the manifest alone, so it cannot say anything that the manifest does not.
 """
 
+from models.tune.goal import Goal
 from service.bundle import Manifest
 
 
@@ -78,12 +79,19 @@ def _points(manifest: Manifest) -> list[str]:
         "",
         "On validation queries, one at a time on one thread "
         f"({manifest.operating_points[0].machine}).",
+        *_goal(manifest),
         "",
         "| effort | recall@10 against exact | P@1 | P@5 | search p50, us | p99, us |",
         "|---|---|---|---|---|---|",
         *rows,
         "",
     ]
+
+
+def _goal(manifest: Manifest) -> list[str]:
+    if manifest.goal is None:
+        return []
+    return [f"{manifest.defaults.effort} was tuned to hold {Goal.of(manifest.goal)}."]
 
 
 def _variants(manifest: Manifest) -> list[str]:

@@ -16,6 +16,7 @@ from models.data.filters import item_pairs
 from models.errors import ReleaseError
 from models.evaluate import evaluate
 from models.export_onnx import OPSET
+from models.indexed import Indexed
 from models.model_card import model_card
 from models.prepare import split
 from models.runs import (
@@ -28,18 +29,14 @@ from models.runs import (
 from models.variants import REFERENCE, Exported
 from service.bundle import (
     SCHEMA_VERSION,
-    CalibrationInfo,
     CodeInfo,
     DataInfo,
     Defaults,
     EncoderInfo,
     FilterInfo,
     Golden,
-    IndexInfo,
     LabelsInfo,
     Manifest,
-    MemoryInfo,
-    OperatingPoint,
     ParityInfo,
     TextInfo,
     TokenizerInfo,
@@ -56,25 +53,25 @@ log = logging.getLogger(__name__)
 
 MODEL_CARD = "MODEL_CARD.md"
 DEFAULT_EFFORT = "balanced"
-_STAGE_OF = {
-    TOKENIZER_FILE: "train",
-    CALIBRATION_FILE: "index",
-}
 
 
-def release(run: Run, dataset: Dataset, bundles: Path) -> Path:
-    """Seal the run as `bundles/<bundle_id>` and point at it. Raises ReleaseError, BundleError."""
+def release(run: Run, dataset: Dataset, bundles: Path, indexed: Indexed | None = None) -> Path:
+    """Seal the run as `bundles/<bundle_id>` and point at it. Raises ModelsError, BundleError.
+
+    `indexed` is another index than the `index` stage's.
+    """
     config = run.config
     exported = Exported.of(run)
-    candidate = _candidate(run, dataset, exported)
+    indexed = indexed or Indexed.of(run)
+    candidate = _candidate(run, dataset, exported, indexed)
     check_parity(config, exported.parity(REFERENCE))
     with staging_folder(bundles) as folder:
-        for name, stage in _STAGE_OF.items():
-            shutil.copyfile(run.require(name, stage), folder / name)
+        shutil.copyfile(run.require(TOKENIZER_FILE, "train"), folder / TOKENIZER_FILE)
+        for name in [*indexed.info.files, CALIBRATION_FILE]:
+            shutil.copyfile(indexed.folder / name, folder / name)
         for name in candidate.encoder.variants.values():
             shutil.copyfile(run.require(name, "export"), folder / name)
-        memory_files = candidate.memory.files if candidate.memory is not None else []
-        for name in [*candidate.index.files, *memory_files]:
+        for name in candidate.memory.files if candidate.memory is not None else ():
             shutil.copyfile(run.require(name, "index"), folder / name)
         write_labels(folder, _labels(dataset))
         info = _write_filter(folder, dataset, config.data.own_item)
@@ -121,11 +118,8 @@ def check_parity(config: Config, parity: ParityInfo) -> None:
         )
 
 
-def _candidate(run: Run, dataset: Dataset, exported: Exported) -> Manifest:
-    config, measured = run.config, run.measured()
-    if not {"index", "operating_points"} <= measured.keys():
-        raise ReleaseError(f"{run.folder} has no index: run `python -m models index` first")
-    kept = measured.get("memory", {}).get("info")
+def _candidate(run: Run, dataset: Dataset, exported: Exported, indexed: Indexed) -> Manifest:
+    config = run.config
     return Manifest(
         schema_version=SCHEMA_VERSION,
         bundle_id="",
@@ -144,17 +138,14 @@ def _candidate(run: Run, dataset: Dataset, exported: Exported) -> Manifest:
             opset=OPSET,
             measured={name: found for name, found in exported.measured.items()},
         ),
-        index=IndexInfo.model_validate(measured["index"]),
+        index=indexed.info,
         labels=LabelsInfo(files=[LABELS_FILE, OFFSETS_FILE], n_labels=len(dataset.labels)),
-        calibration=CalibrationInfo.model_validate(
-            measured["calibration"] | {"file": CALIBRATION_FILE}
-        ),
+        calibration=indexed.calibration.model_copy(update={"file": CALIBRATION_FILE}),
         defaults=Defaults(k=config.release.default_k, effort=DEFAULT_EFFORT),
-        operating_points=[
-            OperatingPoint.model_validate(point) for point in measured["operating_points"]
-        ],
+        operating_points=indexed.points,
+        goal=indexed.goal,
         quality=None,
-        memory=MemoryInfo.model_validate(kept) if kept else None,
+        memory=indexed.memory,
         parity=exported.parity(exported.served),
         golden=[],
         files={},

@@ -103,11 +103,7 @@ def open_run(root: Path, config: Config, data_sha256: str, split_sha256: str) ->
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / RUN_FILE
     if path.is_file():
-        if json.loads(path.read_bytes()).get("split_sha256") != split_sha256:
-            raise RunError(
-                f"{folder} was begun by code that drew other validation points, so what it holds "
-                "has been trained on some of today's: delete that folder to start anew"
-            )
+        _check_same_split(folder, json.loads(path.read_bytes()), split_sha256)
     else:
         about = {
             "config": config.model_dump(),
@@ -118,6 +114,36 @@ def open_run(root: Path, config: Config, data_sha256: str, split_sha256: str) ->
         text = json.dumps(about, indent=1)
         write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return Run(folder, config, data_sha256)
+
+
+def _check_same_split(folder: Path, about: dict[str, Any], split_sha256: str) -> None:
+    if about.get("split_sha256") != split_sha256:
+        raise RunError(
+            f"{folder} was begun by code that drew other validation points, so what it holds "
+            "has been trained on some of today's: delete that folder to start anew"
+        )
+
+
+def check_same_data(run: Run, data_sha256: str, split_sha256: str) -> None:
+    """Raises RunError where a run that was read is of other data or another split."""
+    if run.data_sha256 != data_sha256:
+        raise RunError(
+            f"{run.folder} is of data with SHA-256 {run.data_sha256[:12]}, {run.config.data.path} "
+            f"holds {data_sha256[:12]}"
+        )
+    _check_same_split(run.folder, json.loads((run.folder / RUN_FILE).read_bytes()), split_sha256)
+
+
+def find_run(root: Path, config: Config, data_sha256: str) -> Path:
+    """The folder of a run of this config on this data, also of one that older code began.
+
+    Newer code has more settings, hence another digest. Raises RunError where there is none.
+    """
+    for path in sorted((root / "runs" / config.name).glob(f"*/{RUN_FILE}")):
+        run = read_run(path.parent)
+        if (run.config, run.data_sha256) == (config, data_sha256):
+            return run.folder
+    raise RunError(f"{root / 'runs' / config.name} holds no run of this very configuration")
 
 
 def read_run(folder: Path) -> Run:

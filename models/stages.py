@@ -36,11 +36,12 @@ from models.export_onnx import encode_with
 from models.index_kinds.efforts import measure
 from models.index_kinds.kind import Material
 from models.index_kinds.registry import KINDS, build_label_index
+from models.indexed import memory_of
 from models.loop import Validation, device_for, train
 from models.memory import Memory, build_memory, remember
 from models.methods import contrastive
 from models.prepare import Split, TokenizedData, open_configured, split, tokenize
-from models.release import release
+from models.release import DEFAULT_EFFORT, release
 from models.rng import Rng
 from models.runs import (
     ARCHITECTURE_FILE,
@@ -49,17 +50,25 @@ from models.runs import (
     TEACHER_FILE,
     TOKENIZER_FILE,
     Run,
+    check_same_data,
     encoder_file,
+    find_run,
     open_run,
+    read_run,
 )
 from models.teacher import soft_targets, teacher_probabilities
 from models.trained import fresh_model, load_model
 from models.training_rows import TrainingRows
+from models.tune.check import Checked, check_bundle
+from models.tune.goal import Goal
+from models.tune.report import Report
+from models.tune.subject import Subject
+from models.tune.tuning import Request, scored_by_vectors, tune
 from models.variants import RECORD, Exported, export_variants
 from service.bundle import QualityInfo, read_manifest, resolve
 from service.core.encoder import OnnxEncoder
 from service.core.engine import Engine
-from service.core.index.augmented import open_augmented
+from service.core.index.augmented import MEMORY_EF_SEARCH, open_augmented
 from service.core.index.faiss_index import EXACT
 from service.core.index.opening import open_label_index
 from service.errors import BundleNotFound
@@ -91,6 +100,16 @@ class Job:
         run = open_run(var, config, dataset.sha256, parts.sha256)
         return cls(run, dataset, parts, var / "bundles" / config.name, var / "cache" / "pooled")
 
+    @classmethod
+    def of_run(cls, folder: Path, var: Path) -> "Job":
+        """The same of a run folder that is there, whatever code began it. Raises ModelsError."""
+        run = read_run(folder)
+        dataset = open_configured(run.config)
+        parts = split(run.config, dataset)
+        check_same_data(run, dataset.sha256, parts.sha256)
+        bundles = var / "bundles" / run.config.name
+        return cls(run, dataset, parts, bundles, var / "cache" / "pooled")
+
     @property
     def validation_truth(self) -> csr_array:
         """Labels of the validation points, csr (n, n_labels)."""
@@ -103,6 +122,13 @@ class Job:
         filtered = filtered_pairs(self.dataset.train_filter, *shape)
         cells = filtered[self.parts.validation_rows].tocoo()
         return np.stack(cells.coords, axis=1).astype(np.int64)
+
+
+def job_of_bundle(bundle: Path, var: Path) -> Job:
+    """The job that sealed a bundle, its run still under `var`. Raises ModelsError, BundleError."""
+    manifest = read_manifest(resolve(bundle))
+    config = Config.model_validate(manifest.config)
+    return Job.of_run(find_run(var, config, manifest.data.sha256), var)
 
 
 def run_prepare(job: Job) -> str:
@@ -212,7 +238,7 @@ def run_index(job: Job) -> None:
     if run.has(CALIBRATION_FILE) and {"calibration", "index"} <= run.measured().keys():
         return
     encoder = _onnx(run)
-    material = _material(job, encoder)
+    material = _material(job, encoder, KINDS[config.index.kind].wants_points)
     info = build_label_index(material, config.index, run.folder)
     vectors = material.vectors
     queries = encode_with(encoder, _tokenized(job).validation)
@@ -233,14 +259,14 @@ def run_index(job: Job) -> None:
     run.record(calibration=described.model_dump())
 
 
-def _material(job: Job, encoder: OnnxEncoder) -> Material:
-    """What the configured kind of index may be built from; points only where it wants them."""
+def _material(job: Job, encoder: OnnxEncoder, wants_points: bool) -> Material:
+    """What a label index may be built from; without points where they are not wanted."""
     config = job.run.config
     parts = load_model(job.run).servable()
     vectors = parts.label_vectors
     labels = csr_array((0, len(vectors)), dtype=np.float32)
     points = np.empty((0, vectors.shape[1]), np.float32)
-    if KINDS[config.index.kind].wants_points:
+    if wants_points:
         points = encode_with(encoder, _tokenized(job).train)
         labels = _training_labels(job)
     return Material(vectors, config.method.logit_bias, points, labels, parts.graph)
@@ -262,6 +288,42 @@ def _remembered(job: Job) -> Memory:
 def run_release(job: Job) -> Path:
     """Score the test split through service.core and seal the bundle."""
     return release(job.run, job.dataset, job.bundles)
+
+
+def run_tune(job: Job, request: Request) -> Report:
+    """Search for an index that holds a goal, and seal the run with it. Raises ModelsError.
+
+    Where nothing holds it the report says so, and nothing is sealed.
+    """
+    run_export(job)
+    subject = _subject(job, request.wants_points(job.run))
+    report, indexed = tune(subject, job.run, request)
+    if indexed is not None:
+        release(job.run, job.dataset, job.bundles, indexed)
+    return report
+
+
+def run_check(job: Job, bundle: Path, goal: Goal | None) -> Checked:
+    """Measure a bundle's operating points again; the goal is its own where none is given."""
+    return check_bundle(_subject(job, wants_points=False), job.dataset.sha256, bundle, goal)
+
+
+def _subject(job: Job, wants_points: bool) -> Subject:
+    """The run as something to tune: with its memory, at the width that `balanced` was given."""
+    run, encoder = job.run, _onnx(job.run)
+    memory = memory_of(run)
+    points = {p["name"]: p["params"] for p in run.measured().get("operating_points", [])}
+    return Subject(
+        run_folder=run.folder,
+        config=run.config.index,
+        material=_material(job, encoder, wants_points),
+        queries=encode_with(encoder, _tokenized(job).validation),
+        truth=job.validation_truth,
+        filtered=job.validation_filter,
+        vectors_score=scored_by_vectors(run.config),
+        memory=memory,
+        memory_ef_search=points[DEFAULT_EFFORT].get(MEMORY_EF_SEARCH) if memory else None,
+    )
 
 
 def run_all(config: Config, var: Path) -> Path:

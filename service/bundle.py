@@ -181,6 +181,19 @@ class OperatingPoint(_Part):
     machine: str
 
 
+class GoalInfo(_Part):
+    """What the default effort was chosen to hold on validation queries; None is no constraint.
+
+    Microseconds and recall@10 (a share) as an operating point has them; P@1 in points below exact
+    search with the trained label vectors, the index files in MB.
+    """
+
+    p99_us: float | None = None
+    recall_at_10: float | None = None
+    p_at_1_loss: float | None = None
+    index_mb: float | None = None
+
+
 class QualityInfo(_Part):
     """Figures of the split named, through the very code that serves, at the default effort."""
 
@@ -235,6 +248,7 @@ class Manifest(_Part):
     calibration: CalibrationInfo
     defaults: Defaults
     operating_points: list[OperatingPoint]
+    goal: GoalInfo | None = None
     quality: QualityInfo | None
     parity: ParityInfo
     golden: list[Golden]

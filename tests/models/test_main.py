@@ -56,3 +56,34 @@ def test_no_stage_is_a_usage_error(capsys):
         main([])
     assert raised.value.code == 2
     assert "STAGE" in capsys.readouterr().err
+
+
+def test_tune_wants_a_run_and_says_so(capsys):
+    with pytest.raises(SystemExit) as raised:
+        main(["tune", "--recall", "0.9"])
+    assert raised.value.code == 2
+    assert "--config or --run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--recall", "98"], ["--p99-us", "0"], ["--memory-mb", "x"]])
+def test_tune_refuses_a_goal_that_is_none(words, capsys):
+    with pytest.raises(SystemExit):
+        main(["tune", "--config", "a.toml", *words])
+    assert "is not a" in capsys.readouterr().err
+
+
+def test_tune_seals_and_checks_or_says_what_is_missed(config_path, capsys):
+    assert run("train", config_path) == 0
+    assert run("tune", config_path, "--recall", "0.9", "--kinds", "flat") == 0
+    printed = capsys.readouterr().out
+    assert "chosen: flat: recall@10 1.0000" in printed
+    bundles = config_path.parent / "var" / "bundles" / "tiny"
+    var = ["--var", str(config_path.parent / "var")]
+    assert main(["tune", "--check", str(bundles), *var]) == 0
+    assert "balanced holds recall@10 >= 0.9" in capsys.readouterr().out
+    assert main(["tune", "--check", str(bundles), *var, "--p99-us", "0.001"]) == 1
+    assert "does not hold p99 <= 0.001 us" in capsys.readouterr().err
+    assert run("tune", config_path, "--p99-us", "0.001", "--kinds", "flat") == 1
+    printed = capsys.readouterr()
+    assert "the nearest, flat, misses it" in printed.err
+    assert "recall@10" in printed.out

@@ -1,0 +1,155 @@
+"""What is asked of an index, how far a measurement is from it, and which of two does better.
+
+All pure: nothing is measured here.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Self
+
+from models.tune.candidate import Measurement
+from service.bundle import GoalInfo
+
+P99_MARGIN: Final = 0.15
+"""A chosen point's p99 stays this share below what is asked: timings move from run to run."""
+OWN_SCORES_MAX_LOSS: Final = 1.0
+"""Points of P@1 that a kind with scores of its own may lose where nothing else is asked."""
+_LEAST_MISS: Final = 1e-3
+"""Shares of missed neighbours below this count as this: a recall of 1 has no ratio to be over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """One constraint that is broken: what, by how much it is over (in words), and how far (>= 0).
+
+    `distance` is the logarithm of how many times over; for P@1, points.
+    """
+
+    what: str
+    words: str
+    distance: float
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """Constraints; None is none. P@1 loss is in points, memory in MB of index files."""
+
+    p99_us: float | None = None
+    recall: float | None = None
+    p_at_1_loss: float | None = None
+    memory_mb: float | None = None
+
+    def __str__(self) -> str:
+        said = []
+        if self.p99_us is not None:
+            said.append(f"p99 <= {self.p99_us:g} us")
+        if self.recall is not None:
+            said.append(f"recall@10 >= {self.recall:g}")
+        if self.p_at_1_loss is not None:
+            said.append(f"P@1 loss <= {self.p_at_1_loss:g} points")
+        if self.memory_mb is not None:
+            said.append(f"index <= {self.memory_mb:g} MB")
+        return ", ".join(said) or "no constraint"
+
+    @classmethod
+    def of(cls, sealed: GoalInfo | None) -> Self:
+        """What a manifest says; no constraint where the bundle was not tuned."""
+        if sealed is None:
+            return cls()
+        return cls(sealed.p99_us, sealed.recall_at_10, sealed.p_at_1_loss, sealed.index_mb)
+
+    def sealed(self) -> GoalInfo:
+        """What a manifest is to say."""
+        return GoalInfo(
+            p99_us=self.p99_us,
+            recall_at_10=self.recall,
+            p_at_1_loss=self.p_at_1_loss,
+            index_mb=self.memory_mb,
+        )
+
+    def misses(self, found: Measurement, *, safely: bool) -> list[Miss]:
+        """What is broken; `safely` asks for the margins, else for the plain figures."""
+        broken = [
+            self._p99(found, safely),
+            self._recall(found, safely),
+            self._loss(found),
+            self._memory(found),
+        ]
+        return [miss for miss in broken if miss is not None]
+
+    def distance(self, found: Measurement, *, safely: bool = True) -> float:
+        """Zero where all holds, margins included if `safely`; else the sum over what is broken."""
+        return sum(miss.distance for miss in self.misses(found, safely=safely))
+
+    def cost(self, found: Measurement) -> tuple[float, float, float]:
+        """Which of those that hold is better: the smaller one.
+
+        Where quality is asked for, the fastest that has it; else the best that holds the rest.
+        """
+        fast, good = found.timing.p99, -found.recall
+        if self.recall is None and self.p_at_1_loss is None:
+            return good, fast, found.index_bytes
+        return fast, good, found.index_bytes
+
+    def _p99(self, found: Measurement, safely: bool) -> Miss | None:
+        if self.p99_us is None:
+            return None
+        limit = self.p99_us / (1 + P99_MARGIN) if safely else self.p99_us
+        p99 = found.timing.p99
+        if p99 <= limit:
+            return None
+        margin = f" ({limit:.0f} with the margin of {P99_MARGIN:.0%})" if safely else ""
+        words = f"p99 is {p99:.0f} us, {p99 - limit:.0f} us over {self.p99_us:g}{margin}"
+        return Miss("p99", words, math.log(p99 / limit))
+
+    def _recall(self, found: Measurement, safely: bool) -> Miss | None:
+        if self.recall is None:
+            return None
+        recall = found.sure_recall if safely else found.recall
+        if recall >= self.recall:
+            return None
+        margin = f" ({recall:.4f} less two standard errors)" if safely else ""
+        words = (
+            f"recall@10 is {found.recall:.4f}{margin}, {self.recall - recall:.4f} under "
+            f"{self.recall:g}"
+        )
+        missed = max(1 - self.recall, _LEAST_MISS)
+        # The second term keeps a recall within _LEAST_MISS of one at a distance above zero.
+        distance = math.log(max((1 - recall) / missed, 1.0)) + (self.recall - recall)
+        return Miss("recall", words, distance)
+
+    def _loss(self, found: Measurement) -> Miss | None:
+        limit = self.p_at_1_loss
+        if limit is None and found.own_scores:
+            limit = OWN_SCORES_MAX_LOSS
+        if limit is None or found.p_at_1_loss <= limit:
+            return None
+        over = found.p_at_1_loss - limit
+        words = f"P@1 loses {found.p_at_1_loss:.2f} points, {over:.2f} more than {limit:g}"
+        return Miss("P@1", words, over)
+
+    def _memory(self, found: Measurement) -> Miss | None:
+        if self.memory_mb is None:
+            return None
+        size = found.index_bytes / 1e6
+        if size <= self.memory_mb:
+            return None
+        words = f"the index has {size:.1f} MB, {size - self.memory_mb:.1f} over {self.memory_mb:g}"
+        return Miss("memory", words, math.log(size / self.memory_mb))
+
+
+def choose(goal: Goal, found: Sequence[Measurement]) -> list[Measurement]:
+    """Those that hold all constraints, margins included, the best first."""
+    holding = [each for each in found if not goal.misses(each, safely=True)]
+    return sorted(holding, key=goal.cost)
+
+
+def nearest(goal: Goal, found: Sequence[Measurement]) -> str:
+    """One sentence about the measurement that misses least."""
+    best = min(found, key=goal.distance)
+    missed = "; ".join(miss.words for miss in goal.misses(best, safely=True))
+    return (
+        f"no index holds {goal}: the nearest, {best.candidate}, misses it on {best.n_queries:,} "
+        f"validation queries: {missed}"
+    )

@@ -1,0 +1,61 @@
+"""Where a tuning starts: a few indexes of each kind, and some entries of each one's grid.
+
+Built are the configured index and a few values of what shapes its kind most; a kind that has no
+entry here is built once.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from math import isqrt
+from typing import Any, Final, TypeVar
+
+import numpy as np
+
+from models.config import IndexConfig
+
+T = TypeVar("T")
+_LINKS: Final = (16, 32, 48)
+_CODE_DIMS: Final = (1, 2, 4)
+_ENTRIES: Final = 24
+"""Of a longer grid, so many entries are tried, spread evenly from the cheapest to the dearest."""
+
+
+def variants(config: IndexConfig, n_labels: int) -> list[IndexConfig]:
+    """The configurations to build of `config.kind`, its own always among them.
+
+    >>> [each.m for each in variants(IndexConfig(kind="hnsw", m=24), 1000)]
+    [24, 16, 32, 48]
+    """
+    shapes = _SHAPES.get(config.kind, lambda _: [])(n_labels)
+    configs = [config, *(config.model_copy(update=shape) for shape in shapes)]
+    return [each for place, each in enumerate(configs) if each not in configs[:place]]
+
+
+def thinned(grid: Sequence[T]) -> list[T]:
+    """A grid, or _ENTRIES of it with both ends.
+
+    >>> thinned(range(70))[:4], thinned(range(70))[-1], thinned("abc")
+    ([0, 3, 6, 9], 69, ['a', 'b', 'c'])
+    """
+    if len(grid) <= _ENTRIES:
+        return list(grid)
+    return [grid[round(place)] for place in np.linspace(0, len(grid) - 1, _ENTRIES)]
+
+
+def _links(n_labels: int) -> list[dict[str, Any]]:
+    return [{"m": m} for m in _LINKS]
+
+
+def _lists(n_labels: int) -> list[dict[str, Any]]:
+    return [{"ivf_lists": isqrt(n_labels)}, {"ivf_lists": 4 * isqrt(n_labels)}]
+
+
+def _code_dims(n_labels: int) -> list[dict[str, Any]]:
+    return [{"pq_dims": dims} for dims in _CODE_DIMS]
+
+
+_SHAPES: Final[Mapping[str, Callable[[int], list[dict[str, Any]]]]] = {
+    "hnsw": _links,
+    "ivf-flat": _lists,
+    "ivf-pq": _lists,
+    "pq-fastscan": _code_dims,
+}

@@ -1,0 +1,123 @@
+"""Builds label indexes, opens them as the service does, and keeps a record of how they search.
+
+Indexes and measurements stay in a folder of the run that is named by the model they are of, so a
+tuning that was killed goes on where it stopped, and another goal finds what is there.
+"""
+
+import hashlib
+import logging
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from models.atomic import write_atomic
+from models.config import IndexConfig
+from models.index_kinds.efforts import machine
+from models.index_kinds.registry import KINDS, build_label_index
+from models.progress import track
+from models.tune.candidate import Build, Candidate, Measurement
+from models.tune.ledger import LEDGER_FILE, Ledger
+from models.tune.subject import Judge, Searched, Subject, has_own_scores, size_of
+from service.bundle import IndexInfo
+from service.core.index.faiss_index import EXACT
+from service.core.index.protocol import LabelIndex
+
+log = logging.getLogger(__name__)
+
+TUNE_FOLDER: Final = "tune"
+_BUILT_FILE: Final = "built.json"
+
+
+class Workbench:
+    """Measures candidates of one subject; what is on record is not measured again."""
+
+    def __init__(self, subject: Subject, *, again: bool = False) -> None:
+        self.folder = subject.run_folder / TUNE_FOLDER / subject.digest()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.ledger = Ledger.open(self.folder / LEDGER_FILE, machine(), again=again)
+        self.infos: dict[Build, IndexInfo] = {}
+        self._judge = Judge(subject)
+        self.subject = self._judge.subject
+        self._grids: dict[Build, list[dict[str, int]]] = {}
+        self._opened: tuple[Build, Searched] | None = None
+
+    @property
+    def n_queries(self) -> int:
+        """Validation queries that there are."""
+        return len(self.subject.queries)
+
+    def folder_of(self, build: Build) -> Path:
+        """Where a built index lies."""
+        digest = hashlib.sha256(repr(build.settings).encode()).hexdigest()[:8]
+        return self.folder / f"{build.kind}-{digest}"
+
+    def build(self, config: IndexConfig) -> Build:
+        """Build the index that `config` describes, unless it is there. Raises ModelsError."""
+        kind = KINDS[config.kind]
+        build = Build.of(kind.name, kind.params(config))
+        folder = self.folder_of(build)
+        built = folder / _BUILT_FILE
+        if not built.is_file():
+            shutil.rmtree(folder, ignore_errors=True)  # what a kill has left
+            folder.mkdir()
+            started = time.perf_counter()
+            info = build_label_index(self.subject.material, config, folder)
+            log.info("built %s in %.1f s", build, time.perf_counter() - started)
+            text = info.model_dump_json(indent=1)
+            write_atomic(built, lambda path: path.write_text(text, encoding="utf-8"))
+        self.infos[build] = IndexInfo.model_validate_json(built.read_bytes())
+        self._grids[build] = kind.grid(config, self.infos[build].n_rows)
+        return build
+
+    def candidates(self, build: Build) -> list[Candidate]:
+        """A built index with each entry of its grid, the cheapest first."""
+        return [Candidate.of(build, params) for params in self._grids[build]]
+
+    def measure(self, wanted: Sequence[Candidate], n: int, last: bool) -> list[Measurement]:
+        """Measure each on the first n queries, with care if `last`; in the order asked for."""
+        found: dict[Candidate, Measurement] = {}
+        # Index by index, so that each is opened once.
+        in_turn = sorted(wanted, key=lambda each: str(each.build))
+        for candidate in track(in_turn, len(in_turn), f"measuring on {n:,} queries"):
+            on_record = self.ledger.find(candidate, n, last)
+            if on_record is None:
+                on_record = self._judge.measure(self._searched(candidate), n, carefully=last)
+                self.ledger.add(on_record, last)
+            found[candidate] = on_record
+        return [found[candidate] for candidate in wanted]
+
+    def measure_anew(self, candidate: Candidate) -> Measurement:
+        """Measure one on all queries with care, whatever is on record."""
+        return self._judge.measure(self._searched(candidate), self.n_queries, carefully=True)
+
+    def sure_recall(self, candidate: Candidate) -> float:
+        """Recall@10 on all queries less two standard errors, without timing anything."""
+        recall, error = self._searched(candidate).recall(self.subject.queries)
+        return recall - 2 * error
+
+    def open(self, build: Build) -> LabelIndex:
+        """A built index with its whole grid as efforts, and `exact`; the last one stays open."""
+        return self._searched(Candidate(build)).index
+
+    def _searched(self, candidate: Candidate) -> Searched:
+        build = candidate.build
+        if self._opened is None or self._opened[0] != build:
+            efforts = {effort_name(params): params for params in self._grids[build]} | {EXACT: {}}
+            folder, info = self.folder_of(build), self.infos[build]
+            index, own = self.subject.open(folder, info, efforts), has_own_scores(info)
+            exact, size = self._judge.truth_of(index, own), size_of(folder, info)
+            self._opened = build, Searched(candidate, index, EXACT, exact, own, size)
+        effort = effort_name(dict(candidate.params))
+        return replace(self._opened[1], candidate=candidate, effort=effort)
+
+
+def effort_name(params: Mapping[str, int]) -> str:
+    """The effort that an entry of a grid is opened as; nothing pruned is `exact`.
+
+    >>> effort_name({"ef_search": 32}), effort_name({})
+    ('ef_search=32', 'exact')
+    """
+    return " ".join(f"{name}={value}" for name, value in sorted(params.items())) or EXACT
