@@ -170,9 +170,21 @@ class ExportConfig(_Section):
 class IndexConfig(_Section):
     """The label index; `recall` says which recall@10 each effort must reach on validation data."""
 
-    kind: Literal["hnsw", "flat"] = "hnsw"
+    kind: Literal["hnsw", "flat", "label-tree"] = "hnsw"
     m: Positive = 32
     ef_construction: Positive = 200
+    tree_form: Literal["mass", "entropy"] = "mass"
+    tree_gamma: Annotated[float, Field(ge=0, le=1)] = 0.0
+    tree_entropy: Annotated[float, Field(ge=0)] = 0.1
+    tree_leaf: Positive = 32
+    tree_arity: Literal[2, 4, 8, 16, 32, 64] = 16
+    tree_count: Positive = 1
+    tree_seed: Annotated[int, Field(ge=0)] = 1
+    tree_teacher_top: Annotated[int, Field(ge=0)] = 5
+    tree_path_weight: Annotated[float, Field(ge=0, le=1)] = 0.0
+    tree_epochs: Positive = 5
+    tree_lr: Annotated[float, Field(gt=0)] = 0.1
+    tree_penalty: Annotated[float, Field(ge=0)] = 0.1
     recall_fast: Share = 0.95
     recall_balanced: Share = 0.99
     recall_thorough: Share = 0.999

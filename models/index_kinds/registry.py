@@ -8,11 +8,13 @@ from models.config import IndexConfig
 from models.index_kinds.flat import Flat
 from models.index_kinds.hnsw import Hnsw
 from models.index_kinds.kind import IndexKind, Material
+from models.index_kinds.label_tree import LabelTree
 from service.bundle import IndexInfo
 
 _ALL: Final[tuple[IndexKind, ...]] = (
     Flat(),
     Hnsw(),
+    LabelTree(),
 )
 KINDS: Final[Mapping[str, IndexKind]] = {kind.name: kind for kind in _ALL}
 

@@ -6,6 +6,7 @@ from typing import Final
 
 from service.bundle import IndexInfo
 from service.core.index.faiss_index import open_faiss
+from service.core.index.label_tree import open_label_tree
 from service.core.index.protocol import LabelIndex
 from service.errors import BundleMismatch
 
@@ -20,6 +21,7 @@ def _open_graph_or_scan(folder: Path, info: IndexInfo, dim: int, efforts: Effort
 OPENERS: Final[Mapping[str, Opener]] = {
     "flat": _open_graph_or_scan,
     "hnsw": _open_graph_or_scan,
+    "label-tree": open_label_tree,
 }
 
 
