@@ -168,11 +168,18 @@ class ExportConfig(_Section):
 
 
 class IndexConfig(_Section):
-    """The label index; `recall` says which recall@10 each effort must reach on validation data."""
+    """The label index; `recall` says which recall@10 each effort must reach on validation data.
 
-    kind: Literal["hnsw", "flat", "label-tree"] = "hnsw"
+    `ivf_lists` is the number of inverted lists, 0 for one chosen from the label count; `pq_dims`
+    the dimensions that a 4-bit code stands for; `tree_` is for label trees, where a
+    `tree_gamma` or `tree_entropy` over 0 puts frequent labels nearer to the root.
+    """
+
+    kind: Literal["hnsw", "flat", "sq8", "pq-fastscan", "ivf-flat", "ivf-pq", "label-tree"] = "hnsw"
     m: Positive = 32
     ef_construction: Positive = 200
+    ivf_lists: Annotated[int, Field(ge=0)] = 0
+    pq_dims: Positive = 2
     tree_form: Literal["mass", "entropy"] = "mass"
     tree_gamma: Annotated[float, Field(ge=0, le=1)] = 0.0
     tree_entropy: Annotated[float, Field(ge=0)] = 0.1

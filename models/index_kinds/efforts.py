@@ -124,7 +124,7 @@ def exact_index(vectors: NDArray[np.float32]) -> FaissIndex:
     """Exact search over fp32 vectors, in memory: the truth that recall is measured against."""
     flat = faiss.IndexFlatIP(vectors.shape[1])
     flat.add(vectors)
-    return FaissIndex(flat, {EXACT: {}})
+    return FaissIndex(flat, {EXACT: {}}, batched=True)
 
 
 def machine() -> str:

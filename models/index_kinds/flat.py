@@ -6,9 +6,9 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from models.atomic import write_atomic
 from models.config import IndexConfig
 from models.index_kinds.kind import Material
+from models.index_kinds.storage import write_index
 from models.runs import INDEX_FILE
 
 
@@ -37,4 +37,4 @@ def write_flat(vectors: NDArray[np.float32], path: Path) -> None:
     """Write an index that scans `vectors` (n, dim)."""
     index = faiss.IndexFlatIP(vectors.shape[1])
     index.add(vectors)
-    write_atomic(path, lambda temporary: faiss.write_index(index, str(temporary)))
+    write_index(index, path)

@@ -6,9 +6,9 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from models.atomic import write_atomic
 from models.config import IndexConfig
 from models.index_kinds.kind import Material
+from models.index_kinds.storage import centred, half_precision_codes, write_index
 from models.runs import INDEX_FILE
 
 GRID = [
@@ -54,13 +54,13 @@ def write_hnsw(vectors: NDArray[np.float32], config: IndexConfig, path: Path) ->
     raw vectors leaves labels that no search reaches: see docs/decisions/0004.
     """
     faiss.omp_set_num_threads(1)  # so that the same vectors give the same bytes
-    centred = vectors - vectors.mean(axis=0)
-    centred /= np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
+    linked = centred(vectors)
+    linked /= np.maximum(np.linalg.norm(linked, axis=1, keepdims=True), 1e-12)
     dim, half = vectors.shape[1], faiss.ScalarQuantizer.QT_fp16
     index = faiss.IndexHNSWSQ(dim, half, config.m, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction = config.ef_construction
-    index.train(centred)
-    index.add(centred)
-    codes = faiss.IndexScalarQuantizer(dim, half).sa_encode(np.ascontiguousarray(vectors))
+    index.train(linked)
+    index.add(linked)
+    codes = half_precision_codes(vectors)
     faiss.copy_array_to_vector(codes.reshape(-1), faiss.downcast_index(index.storage).codes)
-    write_atomic(path, lambda temporary: faiss.write_index(index, str(temporary)))
+    write_index(index, path)

@@ -1,7 +1,19 @@
-"""The FAISS kinds behind the LabelIndex protocol, by inner product: flat (fp32) and HNSW (fp16).
+"""The FAISS kinds behind the LabelIndex protocol, all by inner product.
 
-The index file is opened memory-mapped, so that several processes share one copy. `exact` scans the
-stored vectors whatever the kind, so a caller can always ask for the truth.
+kind          what a search compares              parameters            what is mapped, not read
+flat          every fp32 vector                   none                  all
+hnsw          a walk over fp16 vectors            ef_search             all
+sq8           every label's bytes, then the       rescored              all
+              best `rescored` of them in fp16
+pq-fastscan   every label's 4-bit codes, then     rescored              the fp16 vectors
+              likewise
+ivf-flat      the fp16 vectors in `nprobe` lists  nprobe                all but the lists' centres
+ivf-pq        4-bit codes in `nprobe` lists,      nprobe, rescored      the fp16 vectors
+              then likewise
+
+Files are opened memory-mapped, so that several processes share one copy. Codes of four bits are
+what FAISS reads into memory of the process: half a byte for each code of a label. `exact` scans the
+stored vectors (fp32 for flat, else fp16) whatever the kind, so a caller can ask for the truth.
 """
 
 from collections.abc import Mapping
@@ -16,45 +28,148 @@ from service.errors import BundleMismatch
 
 EXACT = "exact"
 
+_UNTIL_BLAS = 16
+"""FAISS multiplies larger batches of fp32 queries as matrices, which rounds otherwise."""
+_ONE_QUERY_AFTER_THE_OTHER = 11
+"""FAISS' number for its list scan that does not group queries, so ties fall alike in any batch."""
+
 
 class FaissIndex:
-    """`efforts` maps an effort's name to search parameters (`ef_search` for HNSW)."""
+    """`efforts` maps an effort's name to search parameters; none of them means exhaustive.
 
-    def __init__(self, index: faiss.Index, efforts: Mapping[str, Mapping[str, int]]) -> None:
+    `batched` multiplies large batches as matrices where the kind is flat: much faster, but then the
+    last bits of a score depend on the batch. It is for measuring, not for serving.
+    """
+
+    def __init__(
+        self,
+        index: faiss.Index,
+        efforts: Mapping[str, Mapping[str, int]],
+        *,
+        batched: bool = False,
+    ) -> None:
         self._owner = index  # the downcast views below do not keep the index alive
         self._index = faiss.downcast_index(index)
-        self.kind = "hnsw" if isinstance(self._index, faiss.IndexHNSW) else "flat"
+        self.kind = _kind(self._index)
         self.dim = int(index.d)
         self.n_rows = int(index.ntotal)
-        self._storage = (
-            faiss.downcast_index(self._index.storage) if self.kind == "hnsw" else self._index
-        )
-        self._params = {name: self._search_params(params) for name, params in efforts.items()}
+        self._storage = self._find_storage()
+        self._at_once = None if batched or self.kind != "flat" else _UNTIL_BLAS
+        self._efforts = {name: self._known(params) for name, params in efforts.items()}
+        self._params: dict[tuple[str, int], faiss.SearchParameters] = {}
 
     def search(self, queries: Float32Rows, k: int, effort: str) -> Hits:
-        """Top k rows by inner product; `exact` ignores the graph."""
+        """Top k rows by inner product; `exact` scans the stored vectors."""
         check_queries(queries, self.dim, k)
         k = min(k, self.n_rows)
         # OpenMP's thread count belongs to the calling thread, so it is set where it is used:
         # lanes are the parallelism, and one query never wakes a second core.
         faiss.omp_set_num_threads(1)
+        settings = self._efforts[effort]
         if len(queries) == 0:
             return Hits(np.empty((0, k), np.int64), np.empty((0, k), np.float32))
-        params = self._params[effort]
-        if params is None:
-            scores, rows = self._storage.search(queries, k)
-        else:
-            scores, rows = self._index.search(queries, k, params=params)
-            # FAISS fills up with -1 from the end, so the last column tells.
-            if (short := rows[:, -1] < 0).any():
-                # The graph can run dry before k; the caller asked for k, so these are scanned.
-                scores[short], rows[short] = self._storage.search(queries[short], k)
+        if not settings:
+            return self._scan(queries, k)
+        scores, rows = self._index.search(queries, k, params=self._search_params(effort, k))
+        # FAISS fills up with -1 from the end, so the last column tells.
+        if (short := rows[:, -1] < 0).any():
+            # The search can run dry before k; the caller asked for k, so these are scanned.
+            scanned = self._scan(queries[short], k)
+            scores[short], rows[short] = scanned.scores, scanned.rows
         return Hits(rows, scores)
 
-    def _search_params(self, params: Mapping[str, int]) -> faiss.SearchParameters | None:
-        if self.kind == "flat" or "ef_search" not in params:
-            return None
-        return faiss.SearchParametersHNSW(efSearch=int(params["ef_search"]))
+    def _scan(self, queries: Float32Rows, k: int) -> Hits:
+        params = None
+        if self.kind == "ivf-flat":
+            params = faiss.SearchParametersIVF(nprobe=self._storage.nlist)
+        size = self._at_once or len(queries)
+        parts = [
+            self._storage.search(queries[start : start + size], k, params=params)
+            for start in range(0, len(queries), size)
+        ]
+        if len(parts) == 1:
+            scores, rows = parts[0]
+        else:
+            scores, rows = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        return Hits(rows, scores)
+
+    def _find_storage(self) -> faiss.Index:
+        """What holds the vectors that `exact` scans."""
+        if self.kind == "hnsw":
+            return faiss.downcast_index(self._index.storage)
+        if self.kind in _RESCORED:
+            base = faiss.downcast_index(self._index.base_index)
+            if self.kind == "ivf-pq":
+                base.implem = _ONE_QUERY_AFTER_THE_OTHER
+            return faiss.downcast_index(self._index.refine_index)
+        return self._index
+
+    def _known(self, params: Mapping[str, int]) -> dict[str, int]:
+        """The parameters that are this kind's; an effort may hold a memory's beside them."""
+        wanted = _PARAMETERS[self.kind]
+        found = {key: int(params[key]) for key in wanted if key in params}
+        if 0 < len(found) < len(wanted):
+            raise ValueError(f"wants {' and '.join(wanted)} in an effort, found {dict(params)}")
+        return found
+
+    def _search_params(self, effort: str, k: int) -> faiss.SearchParameters:
+        """Made once for an effort and a k: FAISS is told the shortlist as a multiple of k."""
+        made = self._params.get((effort, k))
+        if made is None:
+            made = self._params[effort, k] = self._make_params(self._efforts[effort], k)
+        return made
+
+    def _make_params(self, settings: Mapping[str, int], k: int) -> faiss.SearchParameters:
+        if self.kind == "hnsw":
+            return faiss.SearchParametersHNSW(efSearch=settings["ef_search"])
+        lists = None
+        if "nprobe" in _PARAMETERS[self.kind]:
+            lists = faiss.SearchParametersIVF(nprobe=settings["nprobe"])
+        if self.kind not in _RESCORED:
+            return lists
+        shortlist = min(max(settings["rescored"], _SHORTLIST_PER_ANSWER * k), self.n_rows)
+        # FAISS cuts k * k_factor down to a whole number; the half keeps rounding out of it.
+        return faiss.IndexRefineSearchParameters(
+            k_factor=(shortlist + 0.5) / k, base_index_params=lists
+        )
+
+
+_PARAMETERS: Mapping[str, tuple[str, ...]] = {
+    "flat": (),
+    "hnsw": ("ef_search",),
+    "sq8": ("rescored",),
+    "pq-fastscan": ("rescored",),
+    "ivf-flat": ("nprobe",),
+    "ivf-pq": ("nprobe", "rescored"),
+}
+_RESCORED = frozenset({"sq8", "pq-fastscan", "ivf-pq"})
+_SHORTLIST_PER_ANSWER = 2
+"""However few `rescored` says, so many candidates are scored again for each label asked for."""
+
+
+def _kind(index: faiss.Index) -> str:
+    """The kind of a FAISS index; raises ValueError where it is none of ours."""
+    if isinstance(index, faiss.IndexRefine):
+        base = faiss.downcast_index(index.base_index)
+        for kind, types in _BASES.items():
+            if isinstance(base, types):
+                return kind
+    for kind, types in _TYPES.items():
+        if isinstance(index, types):
+            return kind
+    raise ValueError(f"holds a {type(index).__name__}, which is no kind of label index")
+
+
+_TYPES = {
+    "flat": faiss.IndexFlat,
+    "hnsw": faiss.IndexHNSW,
+    "ivf-flat": faiss.IndexIVFScalarQuantizer,
+}
+_BASES = {
+    "sq8": faiss.IndexScalarQuantizer,
+    "pq-fastscan": faiss.IndexPQFastScan,
+    "ivf-pq": faiss.IndexIVFPQFastScan,
+}
 
 
 def open_faiss(
@@ -67,7 +182,10 @@ def open_faiss(
         raise BundleMismatch(f"{path} is not an index that FAISS can read: {exc}") from exc
     if raw.metric_type != faiss.METRIC_INNER_PRODUCT:
         raise BundleMismatch(f"{path} has metric {raw.metric_type}, expected inner product")
-    index = FaissIndex(raw, efforts)
+    try:
+        index = FaissIndex(raw, efforts)
+    except ValueError as exc:
+        raise BundleMismatch(f"{path} {exc}") from exc
     if (index.dim, index.n_rows) != (dim, n_rows):
         raise BundleMismatch(
             f"{path} holds {index.n_rows} vectors of {index.dim}, the manifest says "

@@ -14,14 +14,24 @@ Efforts = Mapping[str, Mapping[str, int]]
 Opener = Callable[[Path, IndexInfo, int, Efforts], LabelIndex]
 
 
-def _open_graph_or_scan(folder: Path, info: IndexInfo, dim: int, efforts: Efforts) -> LabelIndex:
-    return open_faiss(folder / info.files[0], dim, info.n_rows, efforts)
+def _open_by_faiss(folder: Path, info: IndexInfo, dim: int, efforts: Efforts) -> LabelIndex:
+    path = folder / info.files[0]
+    index = open_faiss(path, dim, info.n_rows, efforts)
+    if index.kind != info.kind:
+        raise BundleMismatch(
+            f"{path} is of kind {index.kind}, the manifest says index.kind {info.kind}"
+        )
+    return index
 
 
 OPENERS: Final[Mapping[str, Opener]] = {
-    "flat": _open_graph_or_scan,
-    "hnsw": _open_graph_or_scan,
     "label-tree": open_label_tree,
+    "flat": _open_by_faiss,
+    "hnsw": _open_by_faiss,
+    "ivf-flat": _open_by_faiss,
+    "ivf-pq": _open_by_faiss,
+    "pq-fastscan": _open_by_faiss,
+    "sq8": _open_by_faiss,
 }
 
 

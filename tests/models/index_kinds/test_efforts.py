@@ -8,7 +8,7 @@ from models.config import IndexConfig
 from models.errors import ReleaseError
 from models.index_kinds.efforts import measure
 from models.index_kinds.kind import Material
-from models.index_kinds.registry import build_label_index
+from models.index_kinds.registry import KINDS, build_label_index
 from service.core.index.faiss_index import open_faiss
 
 N, DIM = 3000, 32
@@ -55,6 +55,21 @@ def test_index_recall_against_exact(vectors, queries, truth, tmp_path):
     assert points["exact"].p_at_1 >= 99.0
     efs = [points[name].params["ef_search"] for name in ("fast", "balanced", "thorough")]
     assert efs == sorted(efs)
+
+
+@pytest.mark.parametrize("kind", ["sq8", "pq-fastscan", "ivf-flat", "ivf-pq"])
+def test_every_kind_reaches_its_recalls_by_its_own_parameters(
+    kind, vectors, queries, truth, tmp_path
+):
+    config = IndexConfig(kind=kind, recall_fast=0.9, recall_balanced=0.98, recall_thorough=0.995)
+    info = build(vectors, config, tmp_path)
+    grid = KINDS[kind].grid(config, N)
+    *points, exact = measure(tmp_path, info, config, vectors, queries, truth)
+    places = [grid.index(point.params) for point in points]
+    assert places == sorted(places)
+    for point, target in zip(points, (0.9, 0.98, 0.995), strict=True):
+        assert point.recall_at_10 >= target
+    assert (exact.params, exact.recall_at_10 >= 0.999) == ({}, True)
 
 
 def test_stored_vectors_are_the_raw_ones_whatever_links_the_graph(vectors, queries, tmp_path):

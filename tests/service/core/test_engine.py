@@ -166,6 +166,7 @@ def test_parts_sealed_together_that_do_not_fit_are_refused(
         (lambda m: m["encoder"].update(dim=8), "vectors of 16, the manifest says encoder.dim 8"),
         (lambda m: m["text"].update(version=99), "text cleaning astrolabe-text 99"),
         (lambda m: m["index"].update(kind="quantum"), "quantum"),
+        (lambda m: m["index"].update(kind="flat"), "of kind hnsw, the manifest says index.kind fl"),
         (
             lambda m: (m["labels"].update(n_labels=51), m["index"].update(n_rows=51)),
             "holds 50 labels, the manifest says 51",

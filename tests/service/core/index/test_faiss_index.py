@@ -113,3 +113,18 @@ def test_search_leaves_its_queries_untouched(index: FaissIndex) -> None:
     before = QUERIES.copy()
     index.search(QUERIES, 10, "fast")
     np.testing.assert_array_equal(QUERIES, before)
+
+
+def test_an_effort_that_lacks_a_parameter_of_two_is_refused() -> None:
+    lists = faiss.index_factory(DIM, "IVF4,PQ4x4fs", faiss.METRIC_INNER_PRODUCT)
+    lists.train(LABELS)
+    lists.add(LABELS)
+    refined = faiss.IndexRefineFlat(lists, faiss.swig_ptr(LABELS))
+    assert FaissIndex(refined, {"fast": {"nprobe": 2, "rescored": 20}}).kind == "ivf-pq"
+    with pytest.raises(ValueError, match="wants nprobe and rescored"):
+        FaissIndex(refined, {"fast": {"nprobe": 2}})
+
+
+def test_an_index_of_no_known_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="IndexPQ, which is no kind"):
+        FaissIndex(faiss.IndexPQ(DIM, 4, 4, faiss.METRIC_INNER_PRODUCT), {})

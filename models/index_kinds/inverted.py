@@ -1,0 +1,161 @@
+"""Inverted lists: labels in clusters, of which a search visits the nearest few.
+
+`ivf-flat` keeps fp16 vectors in the lists; `ivf-pq` 4-bit codes of how labels differ from their
+list's centre, and scores the best few again exactly. The centres are of centred vectors, of unit
+norm, and are scanned one after the other, also by `exact`, which visits every list; a graph over
+them was slower up to where it was measured (docs/decisions/0012).
+"""
+
+from math import isqrt
+from pathlib import Path
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from models.config import IndexConfig
+from models.index_kinds.kind import Material
+from models.index_kinds.quantised import CODES
+from models.index_kinds.storage import (
+    at_least,
+    centred,
+    code_width,
+    half_precision,
+    half_precision_codes,
+    write_index,
+    write_rescored,
+)
+from models.runs import INDEX_FILE
+
+_ROUNDS = 8
+_POINTS_PER_LIST = 64
+
+
+class IvfFlat:
+    """`index.kind = "ivf-flat"`."""
+
+    name = "ivf-flat"
+    metric = "inner_product"
+    wants_points = False
+
+    def build(self, material: Material, config: IndexConfig, folder: Path) -> list[str]:
+        """Cluster the centred vectors, put the raw ones into the lists, write."""
+        vectors = material.vectors
+        n_lists = list_count(config, len(vectors))
+        centres, assigned = _clusters(centred(vectors), n_lists)
+        coarse = half_precision(centres)
+        lists = faiss.IndexIVFScalarQuantizer(
+            coarse,
+            vectors.shape[1],
+            n_lists,
+            faiss.ScalarQuantizer.QT_fp16,
+            faiss.METRIC_INNER_PRODUCT,
+            False,  # no residuals: the lists hold the vectors themselves
+        )
+        lists.own_fields = False
+        order = np.argsort(assigned, kind="stable")
+        ends = np.cumsum(np.bincount(assigned, minlength=n_lists))
+        codes, start = half_precision_codes(vectors[order]), 0
+        for number, end in enumerate(ends.tolist()):
+            rows, theirs = order[start:end], codes[start:end]
+            if len(rows):
+                lists.invlists.add_entries(
+                    number, len(rows), faiss.swig_ptr(rows), faiss.swig_ptr(theirs)
+                )
+            start = end
+        lists.ntotal, lists.is_trained = len(vectors), True
+        write_index(lists, folder / INDEX_FILE)
+        return [INDEX_FILE]
+
+    def params(self, config: IndexConfig) -> dict[str, int | float | str]:
+        """Number of lists; 0 says that the label count chose it."""
+        return {"ivf_lists": config.ivf_lists}
+
+    def grid(self, config: IndexConfig, n_labels: int) -> list[dict[str, int]]:
+        """Lists visited."""
+        return [{"nprobe": n} for n in _visits(list_count(config, n_labels))]
+
+
+class IvfPq:
+    """`index.kind = "ivf-pq"`."""
+
+    name = "ivf-pq"
+    metric = "inner_product"
+    wants_points = False
+
+    def build(self, material: Material, config: IndexConfig, folder: Path) -> list[str]:
+        """Cluster and encode the centred vectors, keep the raw ones beside them, write."""
+        rows = centred(material.vectors)
+        dim, n_lists = rows.shape[1], list_count(config, len(rows))
+        centres, _ = _clusters(rows, n_lists)
+        coarse = half_precision(centres)
+        lists = faiss.IndexIVFPQFastScan(
+            coarse,
+            dim,
+            n_lists,
+            dim // code_width(dim, config.pq_dims),
+            4,
+            faiss.METRIC_INNER_PRODUCT,
+        )
+        lists.own_fields = False
+        lists.by_residual = True
+        lists.pq.cp.min_points_per_centroid = 1
+        stride = -(-len(rows) // (1 << 16))
+        lists.train(at_least(rows[::stride], CODES))
+        lists.add(rows)
+        write_rescored(lists, material.vectors, folder / INDEX_FILE)
+        return [INDEX_FILE]
+
+    def params(self, config: IndexConfig) -> dict[str, int | float | str]:
+        """Number of lists (0: chosen from the label count) and dimensions of a code."""
+        return {"ivf_lists": config.ivf_lists, "pq_dims": config.pq_dims}
+
+    def grid(self, config: IndexConfig, n_labels: int) -> list[dict[str, int]]:
+        """Lists visited and candidates scored again, by what they were measured to cost."""
+        n_lists = list_count(config, n_labels)
+        pairs = [
+            {"nprobe": visited, "rescored": 20 << doubling}
+            for visited in _visits(n_lists)
+            for doubling in range(6)
+        ]
+        per_list = _LIST_NS + _CODE_NS * n_labels / n_lists
+        return sorted(
+            pairs, key=lambda pair: per_list * pair["nprobe"] + _RESCORE_NS * pair["rescored"]
+        )
+
+
+_LIST_NS, _CODE_NS, _RESCORE_NS = 300.0, 2.0, 250.0
+
+
+def list_count(config: IndexConfig, n_labels: int) -> int:
+    """Lists that are made; by default twice the square root of the labels."""
+    return min(config.ivf_lists or 2 * isqrt(n_labels), n_labels)
+
+
+def _visits(n_lists: int) -> list[int]:
+    """Numbers of lists to visit, each about a fifth more than the one before."""
+    steps = (1.2**step for step in range(128))
+    return sorted({round(step) for step in steps if step < n_lists} | {n_lists})
+
+
+def _clusters(
+    rows: NDArray[np.float32], n_lists: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Centres of unit norm (n_lists, dim) by k-means, and the nearest centre of each row.
+
+    Lists only group the labels: a rough clustering does.
+    """
+    faiss.omp_set_num_threads(1)
+    kmeans = faiss.Kmeans(
+        rows.shape[1],
+        n_lists,
+        niter=_ROUNDS,
+        spherical=True,
+        min_points_per_centroid=1,
+        max_points_per_centroid=_POINTS_PER_LIST,
+        seed=1,
+    )
+    kmeans.train(rows)
+    nearest = faiss.IndexFlatIP(rows.shape[1])
+    nearest.add(kmeans.centroids)
+    return kmeans.centroids, nearest.search(rows, 1)[1][:, 0]

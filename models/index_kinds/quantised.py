@@ -1,0 +1,80 @@
+"""Compressed scans: every label's code is compared, the best few are scored again exactly.
+
+`sq8` keeps a byte for each dimension; `pq-fastscan` four bits for each `pq_dims` dimensions, which
+FAISS compares 32 labels at a time in registers. Both are exhaustive, so no label is out of reach;
+cost grows with the labels, but from a small share of a plain scan's (docs/decisions/0012).
+"""
+
+from pathlib import Path
+
+import faiss
+
+from models.config import IndexConfig
+from models.index_kinds.kind import Material
+from models.index_kinds.storage import at_least, centred, code_width, write_rescored
+from models.runs import INDEX_FILE
+
+CODES = 16
+"""Different values of a 4-bit code."""
+_TRAINING_VECTORS = 1 << 16
+
+
+class Sq8:
+    """`index.kind = "sq8"`."""
+
+    name = "sq8"
+    metric = "inner_product"
+    wants_points = False
+
+    def build(self, material: Material, config: IndexConfig, folder: Path) -> list[str]:
+        """Encode and write the vectors."""
+        faiss.omp_set_num_threads(1)
+        rows = centred(material.vectors)
+        codes = faiss.IndexScalarQuantizer(
+            rows.shape[1], faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
+        )
+        codes.train(rows)
+        codes.add(rows)
+        write_rescored(codes, material.vectors, folder / INDEX_FILE)
+        return [INDEX_FILE]
+
+    def params(self, config: IndexConfig) -> dict[str, int | float | str]:
+        """None."""
+        return {}
+
+    def grid(self, config: IndexConfig, n_labels: int) -> list[dict[str, int]]:
+        """Candidates that are scored again."""
+        return [{"rescored": n} for n in (20, 30, 40, 80, 160)]
+
+
+class PqFastScan:
+    """`index.kind = "pq-fastscan"`."""
+
+    name = "pq-fastscan"
+    metric = "inner_product"
+    wants_points = False
+
+    def build(self, material: Material, config: IndexConfig, folder: Path) -> list[str]:
+        """Train the codes on at most 65,536 vectors, encode all, write."""
+        faiss.omp_set_num_threads(1)
+        rows = centred(material.vectors)
+        dim = rows.shape[1]
+        n_codes = dim // code_width(dim, config.pq_dims)
+        codes = faiss.IndexPQFastScan(dim, n_codes, 4, faiss.METRIC_INNER_PRODUCT)
+        codes.pq.cp.min_points_per_centroid = 1
+        # A stride, so that labels sorted by anything are all there.
+        stride = -(-len(rows) // _TRAINING_VECTORS)
+        codes.train(at_least(rows[::stride], CODES))
+        codes.add(rows)
+        write_rescored(codes, material.vectors, folder / INDEX_FILE)
+        return [INDEX_FILE]
+
+    def params(self, config: IndexConfig) -> dict[str, int | float | str]:
+        """Dimensions of a code."""
+        return {"pq_dims": config.pq_dims}
+
+    def grid(self, config: IndexConfig, n_labels: int) -> list[dict[str, int]]:
+        """Candidates that are scored again."""
+        return [
+            {"rescored": step << doubling} for doubling in range(8) for step in (20, 24, 28, 34)
+        ]

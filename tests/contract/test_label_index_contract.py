@@ -1,0 +1,281 @@
+"""What every label index promises, whatever it is made of: `service.core.index.protocol`.
+
+Each kind of `models.index_kinds.registry` is built and opened here as a run would; an index that is
+put together otherwise, such as one with a memory beside it, is one more entry of `CASES`.
+"""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+from scipy.sparse import csr_array
+
+from models.config import IndexConfig
+from models.index_kinds.kind import Material
+from models.index_kinds.registry import KINDS, build_label_index
+from models.memory import MEMORY_FILES, remember, write_memory
+from service.bundle import IndexInfo, MemoryInfo
+from service.core.index.augmented import open_augmented
+from service.core.index.faiss_index import EXACT, FaissIndex
+from service.core.index.opening import open_label_index
+from service.core.index.protocol import LabelIndex
+from service.core.types import Hits
+
+DIM, N_LABELS, N_POINTS, N_QUERIES = 16, 600, 900, 150
+BIAS = -3.0
+LOOSE = 5e-3  # of an inner product of vectors in half precision
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def made_up() -> tuple[Material, np.ndarray]:
+    """Labels in clusters with a direction in common, some of them equal; training points; queries.
+
+    Equal labels have equal scores, so whatever breaks ties shows.
+    """
+    rng = np.random.default_rng(1)
+    centres = rng.standard_normal((30, DIM))
+    vectors = centres[rng.integers(30, size=N_LABELS)] + 0.6 * rng.standard_normal((N_LABELS, DIM))
+    vectors[::10] = vectors[1::10]
+    vectors = (vectors - 3 * np.eye(DIM)[0]).astype(np.float32)
+    of = rng.integers(N_LABELS, size=N_POINTS)
+    points = unit(vectors[of] + 0.5 * rng.standard_normal((N_POINTS, DIM)))
+    labels = csr_array(
+        (np.ones(N_POINTS, np.float32), (np.arange(N_POINTS), of)), shape=(N_POINTS, N_LABELS)
+    )
+    near = vectors[rng.integers(N_LABELS, size=N_QUERIES)]
+    queries = unit(near + 0.5 * rng.standard_normal((N_QUERIES, DIM)))
+    return Material(vectors, BIAS, points, labels), queries
+
+
+MATERIAL, QUERIES = made_up()
+CONFIG = IndexConfig()
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An index as it serves, its efforts from the cheapest to exact, and what it must agree with.
+
+    `truth` gives the scores of all labels (n, n_labels); `loaded` opens the same index without
+    mapping any file; `prunes` says that less effort only leaves labels out. (A memory does more:
+    where it misses a neighbour the others weigh more.)
+    """
+
+    index: LabelIndex
+    efforts: tuple[str, ...]
+    truth: Callable[[np.ndarray], np.ndarray] | None
+    loaded: Callable[[], LabelIndex] | None
+    prunes: bool = True
+
+
+def efforts_of(kind: str, extra: Mapping[str, int] | None = None) -> dict[str, dict[str, int]]:
+    grid = KINDS[kind].grid(CONFIG, N_LABELS)
+    chosen = {"first": grid[0], "middle": grid[len(grid) // 2], "last": grid[-1]}
+    return {name: params | (extra or {}) for name, params in chosen.items()} | {EXACT: {}}
+
+
+def built(kind: str, folder: Path) -> IndexInfo:
+    return build_label_index(MATERIAL, CONFIG.model_copy(update={"kind": kind}), folder)
+
+
+def registered(kind: str) -> Callable[[Path], Opened]:
+    def open_it(folder: Path) -> Opened:
+        info = built(kind, folder)
+        efforts = efforts_of(kind)
+        index = open_label_index(folder, info, DIM, efforts)
+        loaded = None
+        if isinstance(index, FaissIndex):
+            path = str(folder / info.files[0])
+            loaded = lambda: FaissIndex(faiss.read_index(path), efforts)  # noqa: E731
+        truth = inner_products if info.metric == "inner_product" else None
+        return Opened(index, tuple(efforts), truth, loaded)
+
+    return open_it
+
+
+def with_a_memory(kind: str) -> Callable[[Path], Opened]:
+    def open_it(folder: Path) -> Opened:
+        info = built(kind, folder)
+        efforts = efforts_of(kind, {"memory_ef_search": 30})
+        memory = remember(MATERIAL.points, MATERIAL.labels, "one")
+        write_memory(memory, CONFIG, folder)
+        about = MemoryInfo(
+            kind="hnsw",
+            files=list(MEMORY_FILES),
+            n_rows=N_POINTS,
+            params={},
+            neighbours=10,
+            depth=30,
+            weight=0.3,
+            temperature=0.1,
+            logit_bias=BIAS,
+        )
+        labels = open_label_index(folder, info, DIM, efforts)
+        both = open_augmented(folder, about, labels, efforts)
+        return Opened(both, tuple(efforts), None, None, prunes=False)
+
+    return open_it
+
+
+def inner_products(queries: np.ndarray) -> np.ndarray:
+    return queries @ MATERIAL.vectors.T
+
+
+CASES = {kind: registered(kind) for kind in KINDS} | {
+    f"{kind} with a memory": with_a_memory(kind) for kind in ("hnsw", "pq-fastscan")
+}
+
+
+@pytest.fixture(scope="module", params=list(CASES))
+def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    return CASES[request.param](tmp_path_factory.mktemp("index"))
+
+
+def each_effort(opened: Opened, queries: np.ndarray, k: int) -> list[Hits]:
+    return [opened.index.search(queries, k, effort) for effort in opened.efforts]
+
+
+@pytest.mark.parametrize("k", [1, 10, 100, N_LABELS, N_LABELS + 50])
+def test_rows_are_unique_real_and_sorted_by_score(opened: Opened, k: int) -> None:
+    for hits in each_effort(opened, QUERIES[:40], k):
+        assert hits.rows.shape == hits.scores.shape == (40, min(k, N_LABELS))
+        assert (hits.rows.dtype, hits.scores.dtype) == (np.int64, np.float32)
+        assert all(len(set(rows)) == len(rows) for rows in hits.rows.tolist())
+        assert ((hits.rows >= 0) & (hits.rows < N_LABELS)).all()
+        assert np.isfinite(hits.scores).all()
+        assert (np.diff(hits.scores, axis=1) <= 0).all()
+
+
+def test_an_index_says_what_it_holds(opened: Opened) -> None:
+    assert (opened.index.dim, opened.index.n_rows) == (DIM, N_LABELS)
+
+
+def test_scores_are_those_of_the_rows_named(opened: Opened) -> None:
+    if opened.truth is None:
+        pytest.skip("its scores have no short formula here")
+    scores = opened.truth(QUERIES)
+    for hits in each_effort(opened, QUERIES, 10):
+        expected = np.take_along_axis(scores, hits.rows, axis=1)
+        np.testing.assert_allclose(hits.scores, expected, atol=LOOSE)
+
+
+def test_exact_is_exhaustive(opened: Opened) -> None:
+    hits = opened.index.search(QUERIES, 20, EXACT)
+    if opened.truth is not None:
+        best = -np.sort(-opened.truth(QUERIES), axis=1)[:, :20]
+        np.testing.assert_allclose(hits.scores, best, atol=LOOSE)
+    for other in each_effort(opened, QUERIES, 20) if opened.prunes else ():
+        assert (other.scores <= hits.scores + 1e-6).all()
+
+
+def test_the_most_effort_finds_nearly_everything(opened: Opened) -> None:
+    exact, last = (opened.index.search(QUERIES, 10, name) for name in (EXACT, opened.efforts[-2]))
+    assert (last.scores[:, -1] >= exact.scores[:, -1] - LOOSE).mean() > 0.97
+
+
+@pytest.mark.parametrize("k", [1, 10, 40])
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_answers_do_not_depend_on_the_batch(opened: Opened, size: int, k: int) -> None:
+    for effort in opened.efforts:
+        whole = opened.index.search(QUERIES, k, effort)
+        for start in range(0, N_QUERIES, size):
+            part = opened.index.search(QUERIES[start : start + size], k, effort)
+            np.testing.assert_array_equal(part.rows, whole.rows[start : start + size])
+            np.testing.assert_array_equal(part.scores, whole.scores[start : start + size])
+
+
+def test_eight_threads_get_the_answers_of_one(opened: Opened) -> None:
+    expected = each_effort(opened, QUERIES, 10)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: each_effort(opened, QUERIES, 10), range(16)))
+    for answer in answers:
+        for hits, wanted in zip(answer, expected, strict=True):
+            np.testing.assert_array_equal(hits.rows, wanted.rows)
+            np.testing.assert_array_equal(hits.scores, wanted.scores)
+
+
+def test_a_loaded_index_answers_as_a_mapped_one(opened: Opened) -> None:
+    if opened.loaded is None:
+        pytest.skip("it has no way to be opened but mapped")
+    loaded = opened.loaded()
+    for effort, hits in zip(opened.efforts, each_effort(opened, QUERIES, 10), strict=True):
+        again = loaded.search(QUERIES, 10, effort)
+        np.testing.assert_array_equal(again.rows, hits.rows)
+        np.testing.assert_array_equal(again.scores, hits.scores)
+
+
+def test_an_empty_batch_gives_an_empty_answer(opened: Opened) -> None:
+    for hits in each_effort(opened, np.empty((0, DIM), np.float32), 10):
+        assert hits.rows.shape == hits.scores.shape == (0, 10)
+
+
+def test_a_zero_query_gets_an_answer_of_its_own(opened: Opened) -> None:
+    """Alone or among others; it says nothing about any label, so which rows is left open."""
+    queries = QUERIES[:5].copy()
+    queries[2] = 0
+    for effort in opened.efforts:
+        hits = opened.index.search(queries, 10, effort)
+        assert len(set(hits.rows[2].tolist())) == 10
+        assert ((hits.rows >= 0) & (hits.rows < N_LABELS)).all()
+        assert np.isfinite(hits.scores).all()
+        alone = opened.index.search(queries[2:3], 10, effort)
+        np.testing.assert_array_equal(alone.rows[0], hits.rows[2])
+        others = opened.index.search(QUERIES[:5], 10, effort)
+        np.testing.assert_array_equal(np.delete(others.rows, 2, 0), np.delete(hits.rows, 2, 0))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_query_that_is_not_finite_is_refused(opened: Opened, value: float) -> None:
+    queries = QUERIES[:3].copy()
+    queries[1, 2] = value
+    for effort in opened.efforts:
+        with pytest.raises(ValueError, match="NaN or an infinite"):
+            opened.index.search(queries, 10, effort)
+
+
+def test_wrong_width_k_below_one_and_unknown_efforts_are_refused(opened: Opened) -> None:
+    with pytest.raises(ValueError, match=f"vectors of {DIM}"):
+        opened.index.search(np.ones((1, DIM + 1), np.float32), 10, EXACT)
+    with pytest.raises(ValueError, match="k is 0"):
+        opened.index.search(QUERIES, 0, EXACT)
+    with pytest.raises(KeyError):
+        opened.index.search(QUERIES, 10, "warp")
+
+
+def test_a_search_leaves_its_queries_untouched(opened: Opened) -> None:
+    before = QUERIES.copy()
+    each_effort(opened, QUERIES, 10)
+    np.testing.assert_array_equal(QUERIES, before)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_the_same_material_gives_the_same_bytes(kind: str, tmp_path: Path) -> None:
+    contents = []
+    for name in ("once", "again"):
+        folder = tmp_path / name
+        folder.mkdir()
+        info = built(kind, folder)
+        assert sorted(path.name for path in folder.iterdir()) == sorted(info.files)
+        contents.append([(folder / file).read_bytes() for file in info.files])
+    assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize("n_labels", [1, 2, 20])
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_handful_of_labels_is_enough(kind: str, n_labels: int, tmp_path: Path) -> None:
+    few = MATERIAL.labels[:, :n_labels]
+    vectors = np.ascontiguousarray(MATERIAL.vectors[:n_labels])
+    material = Material(vectors, BIAS, MATERIAL.points, csr_array(few))
+    config = CONFIG.model_copy(update={"kind": kind})
+    info = build_label_index(material, config, tmp_path)
+    grid = KINDS[kind].grid(config, n_labels)
+    index = open_label_index(tmp_path, info, DIM, {"last": grid[-1], EXACT: {}})
+    for effort in ("last", EXACT):
+        hits = index.search(QUERIES[:9], 30, effort)
+        assert np.array_equal(np.sort(hits.rows, axis=1), [list(range(n_labels))] * 9)
