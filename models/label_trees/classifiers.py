@@ -7,6 +7,8 @@ classifiers being the rows of one matrix, so that there is no loop over nodes. S
 a trainer of their own, in `sparse.py`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -79,7 +81,8 @@ def fit(
     """Train the classifiers of the items from the first up to before the second, in place.
 
     `points` are (n_points, dim), `weights` (n_items, dim) and `bias` (n_items,) are of all items,
-    and training starts at, and is held to, what they are. Raises ValueError for the root.
+    and training starts at, and is held to, what they are. The same seed gives the same weights,
+    however many threads there are. Raises ValueError for the root.
     """
     if items[0] < 1:
         raise ValueError("item 0 is the root, which has no classifier: start at 1")
@@ -91,14 +94,15 @@ def fit(
         rows = np.flatnonzero(np.diff(active.indptr))
         if not len(rows):
             continue
-        fitted = _fit_group(
-            torch.from_numpy(points[rows]),
-            torch.from_numpy(csr_array(paths.items[:, group])[rows].toarray() > 0),
-            torch.from_numpy((active[rows].toarray() > 0)[:, column]),
-            torch.from_numpy(np.concatenate([weights[group], bias[group, None]], axis=1)),
-            config,
-            generator,
-        ).numpy()
+        with _one_thread():
+            fitted = _fit_group(
+                torch.from_numpy(points[rows]),
+                torch.from_numpy(csr_array(paths.items[:, group])[rows].toarray() > 0),
+                torch.from_numpy((active[rows].toarray() > 0)[:, column]),
+                torch.from_numpy(np.concatenate([weights[group], bias[group, None]], axis=1)),
+                config,
+                generator,
+            ).numpy()
         weights[group], bias[group] = fitted[:, :-1], fitted[:, -1]
 
 
@@ -131,3 +135,14 @@ def _fit_group(
         optimizer.param_groups[0]["lr"] = config.lr * (1 - step / n_steps)
         optimizer.step()
     return found.detach()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Steps are too short to share out, and sums would depend on how they were."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
