@@ -198,16 +198,29 @@ class IndexConfig(_Section):
     """The label index; `recall` says which recall@10 each effort must reach on validation data.
 
     `ivf_lists` is the number of inverted lists, 0 for one chosen from the label count; `pq_dims`
-    the dimensions that a 4-bit code stands for.
+    the dimensions that a 4-bit code stands for; `tree_` is for label trees, where a
+    `tree_gamma` or `tree_entropy` over 0 puts frequent labels nearer to the root.
     """
 
-    kind: Literal["hnsw", "flat", "sq8", "pq-fastscan", "ivf-flat", "ivf-pq", "learned-graph"] = (
-        "hnsw"
-    )
+    kind: Literal[
+        "hnsw", "flat", "sq8", "pq-fastscan", "ivf-flat", "ivf-pq", "label-tree", "learned-graph"
+    ] = "hnsw"
     m: Positive = 32
     ef_construction: Positive = 200
     ivf_lists: Annotated[int, Field(ge=0)] = 0
     pq_dims: Positive = 2
+    tree_form: Literal["mass", "entropy"] = "mass"
+    tree_gamma: Annotated[float, Field(ge=0, le=1)] = 0.0
+    tree_entropy: Annotated[float, Field(ge=0)] = 0.1
+    tree_leaf: Positive = 32
+    tree_arity: Literal[2, 4, 8, 16, 32, 64] = 16
+    tree_count: Positive = 1
+    tree_seed: Annotated[int, Field(ge=0)] = 1
+    tree_teacher_top: Annotated[int, Field(ge=0)] = 5
+    tree_path_weight: Annotated[float, Field(ge=0, le=1)] = 0.0
+    tree_epochs: Positive = 5
+    tree_lr: Annotated[float, Field(gt=0)] = 0.1
+    tree_penalty: Annotated[float, Field(ge=0)] = 0.1
     recall_fast: Share = 0.95
     recall_balanced: Share = 0.99
     recall_thorough: Share = 0.999

@@ -9,6 +9,7 @@ from models.index_kinds.flat import Flat
 from models.index_kinds.hnsw import Hnsw
 from models.index_kinds.inverted import IvfFlat, IvfPq
 from models.index_kinds.kind import IndexKind, Material
+from models.index_kinds.label_tree import LabelTree
 from models.index_kinds.learned_graph import LearnedGraph
 from models.index_kinds.quantised import PqFastScan, Sq8
 from service.bundle import IndexInfo
@@ -16,6 +17,7 @@ from service.bundle import IndexInfo
 _ALL: Final[tuple[IndexKind, ...]] = (
     Flat(),
     Hnsw(),
+    LabelTree(),
     Sq8(),
     PqFastScan(),
     IvfFlat(),

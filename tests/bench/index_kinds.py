@@ -255,7 +255,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, help="folder of a trained and exported run")
     parser.add_argument("--sizes", type=int, nargs="*", default=[])
-    parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS))
+    without_points = [name for name, kind in KINDS.items() if not kind.wants_points]
+    parser.add_argument("--kinds", nargs="*", default=without_points, choices=without_points)
     parser.add_argument("--ef-construction", type=int, default=IndexConfig().ef_construction)
     parser.add_argument("--work", type=Path, help="where indexes are built (a temporary folder)")
     parser.add_argument("--out", type=Path, required=True)

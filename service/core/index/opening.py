@@ -6,6 +6,7 @@ from typing import Final
 
 from service.bundle import IndexInfo
 from service.core.index.faiss_index import open_faiss
+from service.core.index.label_tree import open_label_tree
 from service.core.index.learned_graph import open_learned_graph
 from service.core.index.protocol import LabelIndex
 from service.errors import BundleMismatch
@@ -25,6 +26,7 @@ def _open_by_faiss(folder: Path, info: IndexInfo, dim: int, efforts: Efforts) ->
 
 
 OPENERS: Final[Mapping[str, Opener]] = {
+    "label-tree": open_label_tree,
     "flat": _open_by_faiss,
     "hnsw": _open_by_faiss,
     "ivf-flat": _open_by_faiss,

@@ -1,0 +1,181 @@
+"""Beam search over label trees of any shape, all queries and all trees of a forest at once.
+
+A step descends one level for every (query, open node) pair together: no loop over queries, nodes
+or labels. What a node costs is asked of a scorer, so that dense and sparse classifiers share this
+search; turning embeddings into answers is `label_tree.py`.
+
+Costs are negative log probabilities, which only grow along a path. A node's cost and number are
+packed into one whole number, so that the least numbers are the best nodes, ties going to the
+smaller node number, and no answer depends on what else is in the batch.
+"""
+
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Costs = NDArray[np.float32]
+Transform = Literal["logistic", "l3-hinge"]
+
+TRANSFORMS: Final[tuple[Transform, ...]] = ("logistic", "l3-hinge")
+PADDING: Final = np.iinfo(np.int64).max
+_LOW: Final = (1 << 32) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Forest:
+    """Trees side by side. Items are nodes and, behind the last node, label slots.
+
+    The children of node i are the items `first[i]` to `end[i]`: nodes, or at a leaf slots. Slot s
+    holds the label row `labels[s]`. Every tree holds every label once.
+    """
+
+    first: Ints
+    end: Ints
+    labels: Ints
+    roots: Ints
+
+    @property
+    def n_nodes(self) -> int:
+        """Nodes of all trees, leaves and roots included."""
+        return len(self.first)
+
+    @property
+    def n_trees(self) -> int:
+        """Trees in the forest."""
+        return len(self.roots)
+
+    @property
+    def n_labels(self) -> int:
+        """Labels of each tree."""
+        return len(self.labels) // len(self.roots)
+
+    @property
+    def leaf(self) -> NDArray[np.bool_]:
+        """Whether a node is a leaf, (n_nodes,)."""
+        return self.first >= len(self.first)
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Items to be scored, child m of pair `pair[m]` being `items[m]` for query `query[m]`.
+
+    A pair p is a query with one open node, `node[p]`; its children stand together, in order.
+    """
+
+    query: Ints
+    items: Ints
+    pair: Ints
+    node: Ints
+
+
+class Scorer(Protocol):
+    """Scores the children of (query, node) pairs: (len(blocks.items),) float32.
+
+    A score must not depend on which other pairs are asked for.
+    """
+
+    def __call__(self, blocks: Blocks) -> Costs:
+        """Raw scores, the higher the likelier."""
+        ...
+
+
+def cost_of(scores: Costs, transform: Transform) -> Costs:
+    """Negative log of the probability that a raw score stands for.
+
+    >>> cost_of(np.float32([0.0, 2.0]), "logistic").round(4)
+    array([0.6931, 0.1269], dtype=float32)
+    >>> cost_of(np.float32([-1.0, 0.5, 2.0]), "l3-hinge")
+    array([8.   , 0.125, 0.   ], dtype=float32)
+    """
+    if transform == "logistic":
+        costs: Costs = np.logaddexp(np.float32(0), -scores)
+        return costs
+    short: Costs = np.maximum(np.float32(1) - scores, np.float32(0))
+    return short * short * short
+
+
+def pack(costs: Costs, numbers: Ints) -> Ints:
+    """One whole number for each: cost before number. Costs must not be negative.
+
+    >>> costs, numbers = unpack(pack(np.float32([0.5, 0.25]), np.array([7, 9])))
+    >>> costs, numbers
+    (array([0.5 , 0.25], dtype=float32), array([7, 9]))
+    """
+    # Of floats that are not negative, the bits sort as the values do; abs is for -0.
+    keys = np.abs(costs).view(np.int32).astype(np.int64)
+    keys <<= 32
+    keys |= numbers
+    return keys
+
+
+def unpack(keys: Ints) -> tuple[Costs, Ints]:
+    """Costs and numbers again."""
+    return (keys >> 32).astype(np.int32).view(np.float32), keys & _LOW
+
+
+@dataclass(frozen=True, slots=True)
+class TreeBeam:
+    """How a forest is searched: `path_weight` is the part of the path's cost in a label's cost."""
+
+    forest: Forest
+    transform: Transform
+    path_weight: float
+
+    def leaves(self, score: Scorer, n_queries: int, beam: int) -> Ints:
+        """Keys (n_queries x n_trees, width) of the best `beam` leaves, or all, in no order.
+
+        A leaf that is reached early stays a candidate and takes a place in the beam; a search ends
+        when `beam` leaves cost no more than any open node, for below that nothing gets cheaper.
+        """
+        inner = np.append(~self.forest.leaf, False)  # padding is clipped to the last
+        keys = np.tile(self.forest.roots, n_queries)[:, None]  # (rows, 1), the root's cost is 0
+        while True:
+            is_open = inner.take(keys & _LOW, mode="clip")
+            n_open = np.count_nonzero(is_open)
+            if not n_open:
+                return keys
+            grown = _rows(*self._children(keys, is_open, score, 1.0), len(keys))
+            if n_open < keys.size:
+                grown = np.concatenate([np.where(is_open, PADDING, keys), grown], axis=1)
+            if grown.shape[1] > beam:
+                grown.partition(beam - 1, axis=1)
+                grown = grown[:, :beam]
+            keys = grown
+
+    def labels(self, leaves: Ints, score: Scorer) -> Ints:
+        """Keys (rows, width) of the labels in these leaves, by label row, padded, in no order."""
+        row, keys = self._children(leaves, leaves != PADDING, score, self.path_weight)
+        slots = (keys & _LOW) - self.forest.n_nodes
+        return _rows(row, (keys & ~_LOW) | self.forest.labels[slots], len(leaves))
+
+    def _children(
+        self, keys: Ints, chosen: NDArray[np.bool_], score: Scorer, weight: float
+    ) -> tuple[Ints, Ints]:
+        """Row and key of each child of the chosen nodes; `weight` is that of the parent's cost."""
+        forest = self.forest
+        costs, nodes = unpack(keys[chosen])
+        first = forest.first[nodes]
+        counts = forest.end[nodes] - first
+        before = np.cumsum(counts) - counts
+        pair = np.repeat(np.arange(len(nodes)), counts)
+        items = np.arange(len(pair)) + (first - before)[pair]
+        row = chosen.nonzero()[0][pair]
+        query = row if forest.n_trees == 1 else row // forest.n_trees
+        own = cost_of(score(Blocks(query, items, pair, nodes)), self.transform)
+        if weight:
+            own += (np.float32(weight) * costs)[pair]
+        return row, pack(own, items)
+
+
+def _rows(row: Ints, keys: Ints, n_rows: int) -> Ints:
+    """Keys, ordered by row, as one padded array (n_rows, widest)."""
+    counts = np.bincount(row, minlength=n_rows)
+    width = int(counts.max())
+    if len(keys) == n_rows * width:
+        return keys.reshape(n_rows, width)
+    padded = np.full((n_rows, width), PADDING)
+    padded[row, np.arange(len(keys)) - (np.cumsum(counts) - counts)[row]] = keys
+    return padded
