@@ -35,6 +35,7 @@ from service.core.index.augmented import (
 from service.core.index.faiss_index import EXACT, FaissIndex, open_faiss
 from service.core.index.memory_labels import MemoryLabels
 from service.core.index.opening import open_label_index
+from service.core.index.protocol import LabelIndex
 from service.core.types import Hits
 
 log = logging.getLogger(__name__)
@@ -171,7 +172,7 @@ def choose(
     recalled: Hits,
     labels: MemoryLabels,
     truth: csr_array,
-    logit_bias: float,
+    logit_bias: float | None,
     grid: Grid,
     *,
     filtered: NDArray[np.int64] | None = None,
@@ -257,7 +258,8 @@ def measure(
 
     Each effort keeps its parameters and gets the smallest `memory_ef_search` whose recall of
     neighbours reaches its target in `recalls`. The recall that is recorded is of the blended
-    answers, against exact search over the fp32 vectors of both. Raises ReleaseError.
+    answers, against exact search in both (by fp32 vectors, where these make the scores). Raises
+    ReleaseError.
     """
     efforts = {point.name: dict(point.params) for point in label_points}
     if info.kind == Hnsw.name:
@@ -275,8 +277,9 @@ def measure(
             efforts[name][MEMORY_EF_SEARCH] = params["ef_search"]
     labels = open_label_index(folder, label_info, label_vectors.shape[1], efforts)
     augmented = open_augmented(folder, info, labels, efforts)
+    exhaustive = _exact_labels(folder, label_info, label_vectors)
     reference = AugmentedIndex(
-        exact_index(label_vectors), exact_index(memory.vectors), memory.labels, augmented.settings
+        exhaustive, exact_index(memory.vectors), memory.labels, augmented.settings
     )
     exact = reference.search(queries, _RECALL_TOP, EXACT).rows
     return measure_points(augmented, efforts, exact, queries, truth, filtered)
@@ -307,14 +310,16 @@ def build_memory(
     """
     config = run.config.memory
     grid = Grid(tuple(config.weights), tuple(config.temperatures), tuple(config.neighbours))
-    found = exact_index(label_vectors).search(queries, config.depth, EXACT)
+    labels = _exact_labels(run.folder, label_info, label_vectors)
+    found = labels.search(queries, config.depth, EXACT)
+    bias = None if label_info.metric == "probability" else run.config.method.logit_bias
     recalled = exact_index(memory.vectors).search(queries, max(config.neighbours), EXACT)
     choice = choose(
         found,
         recalled,
         memory.labels,
         truth,
-        run.config.method.logit_bias,
+        bias,
         grid,
         filtered=filtered,
         demanded=config.kind == "queries",
@@ -328,7 +333,7 @@ def build_memory(
     if not choice.used:
         return Kept(choice.as_dict())
     write_memory(memory, run.config.index, run.folder)
-    info = _describe(memory, choice.chosen, run.config)
+    info = _describe(memory, choice.chosen, run.config, bias)
     recalls = {
         "fast": config.recall_fast,
         "balanced": config.recall_balanced,
@@ -349,7 +354,16 @@ def build_memory(
     return Kept(choice.as_dict() | {"info": info.model_dump()}, info, points)
 
 
-def _describe(memory: Memory, chosen: Trial, config: Config) -> MemoryInfo:
+def _exact_labels(folder: Path, info: IndexInfo, vectors: NDArray[np.float32]) -> LabelIndex:
+    """The labels searched exhaustively: by fp32 vectors, or by what scores them otherwise."""
+    if info.metric == "inner_product":
+        return exact_index(vectors)
+    return open_label_index(folder, info, vectors.shape[1], {EXACT: {}})
+
+
+def _describe(
+    memory: Memory, chosen: Trial, config: Config, logit_bias: float | None
+) -> MemoryInfo:
     kind = index_kind(config.index)
     return MemoryInfo(
         kind=kind,
@@ -360,5 +374,5 @@ def _describe(memory: Memory, chosen: Trial, config: Config) -> MemoryInfo:
         depth=config.memory.depth,
         weight=chosen.weight,
         temperature=chosen.temperature,
-        logit_bias=config.method.logit_bias,
+        logit_bias=logit_bias,
     )

@@ -66,13 +66,13 @@ def _shortlist(
     n, width = len(scores), edges.shape[1]
     labels = edges[chosen].view(n, -1)  # (n, b * width)
     paths = (scores.gather(1, chosen).unsqueeze(2) * weights[chosen]).view(n, -1)
-    # A float that is not negative is ordered as its bits are. Below them stands the edge's place,
-    # so that one of several equal paths wins.
-    order = torch.arange(labels.shape[1], device=labels.device)
-    keys = (paths.view(torch.int32).long() << 32) | (labels.shape[1] - order)
+    # A float that is not negative is ordered as its bits are. Below them stands what breaks ties:
+    # the edge's place among the paths to one label, then the label's row.
+    bits = paths.view(torch.int32).long() << 32
+    keys = bits | (labels.shape[1] - torch.arange(labels.shape[1], device=labels.device))
     best = keys.new_zeros(n, n_labels + 1).scatter_reduce_(1, labels, keys, "amax")
     wins = (best.gather(1, labels) == keys) & (labels < n_labels) & (paths > 0)
-    worth = torch.where(wins, paths, -1.0)
+    worth = torch.where(wins, bits | (n_labels - labels), 0)
     top = worth.topk(min(size, worth.shape[1]), dim=1, sorted=False)
     reached = top.values > 0
     found = labels.gather(1, top.indices) * reached

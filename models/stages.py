@@ -30,7 +30,6 @@ from models.encoders.build import (
 )
 from models.encoders.frozen import cached_pooled
 from models.encoders.transformer import architecture_of
-from models.errors import ConfigError
 from models.evaluate import evaluate
 from models.export_onnx import encode_with
 from models.index_kinds.efforts import measure
@@ -89,12 +88,6 @@ class Job:
     @classmethod
     def open(cls, config: Config, var: Path) -> "Job":
         """Read the data, find or make the run folder. Raises ModelsError."""
-        metric = KINDS[config.index.kind].metric
-        if config.memory.kind != "none" and metric != "inner_product":
-            raise ConfigError(
-                f"memory.kind is {config.memory.kind}, which blends the logits of a label index: "
-                f"index.kind {config.index.kind} gives none, so set memory.kind = 'none'"
-            )
         dataset = open_configured(config)
         parts = split(config, dataset)
         run = open_run(var, config, dataset.sha256, parts.sha256)

@@ -119,7 +119,7 @@ class MemoryInfo(_Part):
 
     `files` are the index over the queries, then the offsets, label rows and values of their labels.
     `params` say how the memory was built; the rest is the arithmetic of
-    `service.core.index.augmented`.
+    `service.core.index.augmented`; without a `logit_bias` label scores are probabilities already.
     """
 
     kind: str
@@ -130,7 +130,7 @@ class MemoryInfo(_Part):
     depth: Annotated[int, Field(ge=1)]
     weight: Annotated[float, Field(gt=0, lt=1)]
     temperature: Annotated[float, Field(gt=0)]
-    logit_bias: float
+    logit_bias: float | None
 
 
 class LabelsInfo(_Part):

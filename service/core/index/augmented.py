@@ -32,13 +32,16 @@ MEMORY_EF_SEARCH: Final = "memory_ef_search"
 
 @dataclass(frozen=True, slots=True)
 class Blend:
-    """How the two parts are found and weighed; `weight` is the memory's share."""
+    """How the two parts are found and weighed; `weight` is the memory's share.
+
+    Without a `logit_bias` the label index gives probabilities, which are taken as they are.
+    """
 
     weight: float
     temperature: float
     neighbours: int
     depth: int
-    logit_bias: float
+    logit_bias: float | None
 
 
 class AugmentedIndex:
@@ -71,13 +74,16 @@ def blend(
 ) -> Hits:
     """Top k (at most the width of `found`) of found labels (n, depth) and recalled queries (n, m).
 
-    `found` holds raw inner products, `recalled` cosines. Ties go by row.
+    `found` holds what the label index gives, `recalled` cosines. Ties go by row.
     """
     n = len(found.rows)
     if n == 0:
         return Hits(np.empty((0, k), np.int64), np.empty((0, k), np.float32))
-    logits = found.scores.astype(np.float64) + settings.logit_bias  # (n, depth)
-    label_parts = (1.0 - settings.weight) * np.exp(-np.logaddexp(0.0, -logits))  # no overflow
+    probabilities = found.scores.astype(np.float64)  # (n, depth)
+    if settings.logit_bias is not None:
+        logits = probabilities + settings.logit_bias
+        probabilities = np.exp(-np.logaddexp(0.0, -logits))  # no overflow
+    label_parts = (1.0 - settings.weight) * probabilities
     shares = settings.weight * _softmax(recalled.scores, settings.temperature)  # (n, m)
     starts = memory.offsets[recalled.rows]
     lengths = memory.offsets[recalled.rows + 1] - starts

@@ -1,4 +1,4 @@
-"""A run with another kind of index is sealed and answers; what cannot be combined is refused."""
+"""A run with another kind of index is sealed and answers."""
 
 import shutil
 from dataclasses import replace
@@ -6,8 +6,6 @@ from dataclasses import replace
 import pytest
 
 from models import stages
-from models.errors import ConfigError
-from models.index_kinds import registry
 from models.index_kinds.registry import KINDS
 from models.runs import CALIBRATION_FILE, Run
 from service.core.engine import Engine
@@ -53,16 +51,3 @@ def test_a_run_is_sealed_and_served_with_any_kind(sealed, tiny_job, tmp_path, ki
                 assert ours.scores == pytest.approx(theirs.scores, abs=2e-3)
             else:
                 assert ours.rows.tolist() == theirs.rows.tolist()
-
-
-def test_a_memory_beside_probabilities_is_refused_before_anything_is_trained(
-    tiny_job, tmp_path, monkeypatch
-):
-    class Guesses:
-        name, metric, wants_points = "flat", "probability", False
-
-    monkeypatch.setitem(registry.KINDS, "flat", Guesses())
-    config = with_sections(tiny_job.run.config, index={"kind": "flat"}, memory={"kind": "auto"})
-    with pytest.raises(ConfigError, match=r"index\.kind flat gives none"):
-        stages.Job.open(config, tmp_path)
-    assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,8 @@
 """ELIAS: its phases, what a step does, resuming, and that what is served is what was trained."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from models.index_kinds.registry import build_label_index
 from models.losses import path_bce
 from models.metrics import recall_at_k
 from models.rng import Rng
-from models.runs import METRICS_FILE, MODEL_FILE
+from models.runs import METRICS_FILE, MODEL_FILE, Run
 from models.trained import fresh_model, load_model
 from service.core.engine import Engine
 from service.core.index.opening import open_label_index
@@ -272,7 +274,7 @@ def test_several_processes_are_refused(tmp_path):
         ("method.softmax_share=0.5", "elias has no softmax"),
         ("method.hard_only=true", "method.hard_only"),
         ("index.kind=hnsw", "elias is served by learned-graph"),
-        ("memory.kind=auto", "memory.kind"),
+        ("method.label_device=host", "elias scores all"),
         ("method.kind=astra", "elias.* are set, but method.kind is astra"),
     ],
 )
@@ -311,4 +313,23 @@ def test_from_training_to_an_answer(trained):
     text = trained.dataset.train.titles[0]
     [answer] = engine.predict([Query(text, 5, "balanced")]).predictions
     assert len(answer.rows) == 5
+    assert ((answer.scores >= 0) & (answer.scores <= 1)).all()
+
+
+def test_a_memory_stands_beside_probabilities(trained, tmp_path):
+    old = trained.run
+    folder = shutil.copytree(old.folder, tmp_path / "run")
+    (folder / "calibration.json").unlink(missing_ok=True)
+    memory = old.config.memory.model_copy(update={"kind": "queries", "weights": [0.3]})
+    config = old.config.model_copy(update={"memory": memory})
+    job = replace(trained, run=Run(folder, config, old.data_sha256), bundles=tmp_path / "bundles")
+    for stage in (stages.run_export, stages.run_index):
+        stage(job)
+    engine = Engine.open(stages.run_release(job), device="cpu")
+    info = engine.manifest.memory
+    assert (info.logit_bias, info.weight) == (None, 0.3)
+    points = {point.name: point for point in engine.manifest.operating_points}
+    assert points["exact"].recall_at_10 > 0.98  # the memory's vectors are in half precision
+    assert set(points["balanced"].params) == {"beam", "shortlist", "memory_ef_search"}
+    [answer] = engine.predict([Query(trained.dataset.train.titles[0], 5, "exact")]).predictions
     assert ((answer.scores >= 0) & (answer.scores <= 1)).all()

@@ -211,3 +211,13 @@ def test_search_leaves_its_queries_and_the_memory_untouched(index: AugmentedInde
     index.search(QUERIES, 10, "fast")
     for array, copy in zip(arrays, before, strict=True):
         np.testing.assert_array_equal(array, copy)
+
+
+def test_without_a_bias_label_scores_are_probabilities_already():
+    settings = Blend(weight=0.25, temperature=0.1, neighbours=1, depth=2, logit_bias=None)
+    found = Hits(np.array([[3, 1]]), np.array([[0.8, 0.4]], np.float32))
+    recalled = Hits(np.array([[0]]), np.array([[0.9]], np.float32))
+    labels = MemoryLabels(np.array([0, 1]), np.array([1], np.int32), np.ones(1, np.float32))
+    hits = blend(found, recalled, labels, settings, 5, 2)
+    assert hits.rows.tolist() == [[3, 1]]
+    assert hits.scores == pytest.approx(np.array([[0.75 * 0.8, 0.75 * 0.4 + 0.25]]))
