@@ -33,6 +33,17 @@ _UNTIL_BLAS = 16
 _ONE_QUERY_AFTER_THE_OTHER = 11
 """FAISS' number for its list scan that does not group queries, so ties fall alike in any batch."""
 
+_PARAMETERS: Mapping[str, tuple[str, ...]] = {
+    "flat": (),
+    "hnsw": ("ef_search",),
+    "sq8": ("rescored",),
+    "pq-fastscan": ("rescored",),
+    "ivf-flat": ("nprobe",),
+    "ivf-pq": ("nprobe", "rescored"),
+}
+_RESCORED: Mapping[str, int] = {"sq8": 2, "pq-fastscan": 4, "ivf-pq": 4}
+"""However few `rescored` says, so many candidates are scored again for each label asked for."""
+
 
 class FaissIndex:
     """`efforts` maps an effort's name to search parameters; none of them means exhaustive.
@@ -127,24 +138,11 @@ class FaissIndex:
             lists = faiss.SearchParametersIVF(nprobe=settings["nprobe"])
         if self.kind not in _RESCORED:
             return lists
-        shortlist = min(max(settings["rescored"], _SHORTLIST_PER_ANSWER * k), self.n_rows)
+        shortlist = min(max(settings["rescored"], _RESCORED[self.kind] * k), self.n_rows)
         # FAISS cuts k * k_factor down to a whole number; the half keeps rounding out of it.
         return faiss.IndexRefineSearchParameters(
             k_factor=(shortlist + 0.5) / k, base_index_params=lists
         )
-
-
-_PARAMETERS: Mapping[str, tuple[str, ...]] = {
-    "flat": (),
-    "hnsw": ("ef_search",),
-    "sq8": ("rescored",),
-    "pq-fastscan": ("rescored",),
-    "ivf-flat": ("nprobe",),
-    "ivf-pq": ("nprobe", "rescored"),
-}
-_RESCORED = frozenset({"sq8", "pq-fastscan", "ivf-pq"})
-_SHORTLIST_PER_ANSWER = 2
-"""However few `rescored` says, so many candidates are scored again for each label asked for."""
 
 
 def _kind(index: faiss.Index) -> str:

@@ -1,0 +1,286 @@
+"""Which label index pays? Precision and recall against microseconds, for every kind and size.
+
+    python -m tests.bench.index_kinds --run var/runs/gutenberg-bag/<digest> \\
+        --sizes 100000 1000000 --work /big/disk --out docs/figures
+
+Sizes are of made-up label vectors, `--run` adds a trained run's with its validation queries. What
+has been measured stays in index-kinds.json, so an interrupted benchmark goes on; delete a line
+there to measure that kind anew. One thread, one query at a time. Writes .json, .md and .svg.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from models.config import IndexConfig
+from models.export_onnx import encode_with
+from models.index_kinds.efforts import exact_index, machine, named, one_by_one_us
+from models.index_kinds.kind import Material
+from models.index_kinds.registry import KINDS, build_label_index
+from models.methods import astra
+from models.metrics import precision_at_k
+from models.prepare import open_configured, split, tokenize
+from models.runs import TOKENIZER_FILE, encoder_file, read_run
+from models.trained import load_model
+from models.variants import Exported
+from service.bundle import IndexInfo
+from service.core.encoder import OnnxEncoder
+from service.core.index.faiss_index import EXACT
+from service.core.index.opening import open_label_index
+from service.core.index.protocol import LabelIndex
+
+DIM = 128
+N_QUERIES = 1000
+GOOD = 0.95
+_STEP = 0.01
+_WALKED = 300
+"""Queries that say which entries of a grid are worth measuring on all."""
+_RESIDENT = """
+import sys
+from pathlib import Path
+from service.bundle import IndexInfo
+from service.core.index.opening import open_label_index
+def kilobytes():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return {line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith("Rss")}
+before = kilobytes()
+index = open_label_index(
+    Path(sys.argv[1]), IndexInfo.model_validate_json(sys.argv[2]), int(sys.argv[3]), {"exact": {}}
+)
+print(kilobytes()["RssAnon"] - before["RssAnon"])
+"""
+
+
+@dataclass(frozen=True)
+class World:
+    """Label vectors, queries (n, dim), the labels right for each, and the exact first hundred."""
+
+    name: str
+    vectors: NDArray[np.float32]
+    queries: NDArray[np.float32]
+    truth: csr_array
+    exact: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, name, vectors, queries, truth) -> "World":
+        exact = exact_index(vectors).search(queries, 100, EXACT).rows
+        return cls(name, vectors, queries, truth, exact)
+
+
+def made_up(n_labels: int, seed: int = 1) -> World:
+    """Families of labels that mix topics; a query lies near two labels, drawn by Zipf frequency.
+
+    The spreads make recall by inverted lists, and P@1, rise about as they do over the label
+    vectors of a model trained on a library catalogue; topics stay as many however many labels.
+    """
+    rng = np.random.default_rng(seed)
+    n_families, n_topics = max(1, n_labels // 16), 256
+    topics = rng.standard_normal((n_topics, DIM), dtype=np.float32)
+    shares = np.cumsum(_zipf(n_topics, 0.5))
+    families = 0.3 * rng.standard_normal((n_families, DIM), dtype=np.float32)
+    for _ in range(3):
+        weights = rng.uniform(0.3, 1, (n_families, 1)).astype(np.float32)
+        families += weights * topics[np.searchsorted(shares, rng.random(n_families))]
+    vectors = families[rng.integers(n_families, size=n_labels)]
+    vectors += 0.6 * rng.standard_normal((n_labels, DIM), dtype=np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    by_frequency = rng.permutation(n_labels)
+    drawn = np.searchsorted(np.cumsum(_zipf(n_labels, 0.8)), rng.random((N_QUERIES, 2)))
+    right = by_frequency[np.minimum(drawn, n_labels - 1)]  # (n, 2)
+    noise = 1.5 / np.sqrt(DIM) * rng.standard_normal((N_QUERIES, DIM), dtype=np.float32)
+    queries = vectors[right[:, 0]] + 0.6 * vectors[right[:, 1]] + noise.astype(np.float32)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    common = rng.standard_normal(DIM, dtype=np.float32)
+    vectors *= 12 * np.exp(0.1 * rng.standard_normal((n_labels, 1), dtype=np.float32))
+    vectors -= 3 * common / np.linalg.norm(common)
+    entries = (np.ones(right.size, np.float32), (np.repeat(np.arange(N_QUERIES), 2), right.ravel()))
+    truth = csr_array(entries, shape=(N_QUERIES, n_labels))
+    return World.of(f"{n_labels:,} labels, made up", vectors, queries, truth)
+
+
+def _zipf(n: int, exponent: float) -> NDArray[np.float64]:
+    weights = np.arange(1, n + 1) ** -exponent
+    return weights / weights.sum()
+
+
+def of_run(folder: Path) -> World:
+    """The label vectors and validation queries of a trained and exported run."""
+    run = read_run(folder)
+    dataset = open_configured(run.config)
+    parts = split(run.config, dataset)
+    texts = tokenize(run.config, dataset, parts, run.folder / TOKENIZER_FILE).validation
+    encoder = OnnxEncoder(run.folder / encoder_file(Exported.of(run).served), "cpu")
+    vectors = astra.servable(load_model(run)).label_vectors
+    truth = dataset.train.labels[parts.validation_rows][:N_QUERIES]
+    queries = encode_with(encoder, texts)[:N_QUERIES]
+    return World.of(f"{len(vectors):,} labels, {run.config.name}", vectors, queries, truth)
+
+
+def measure(world: World, config: IndexConfig, folder: Path) -> dict:
+    """Build one kind in `folder` and measure it along its grid."""
+    n_labels, dim = world.vectors.shape
+    material = Material(world.vectors, 0.0, world.vectors[:0], csr_array((0, n_labels)))
+    started = time.process_time()
+    info = build_label_index(material, config, folder)
+    seconds = time.process_time() - started
+    grid = KINDS[config.kind].grid(config, n_labels)
+    index = open_label_index(folder, info, dim, named(grid) | {EXACT: {}})
+    points = [
+        _point(index, effort, params, world)
+        for effort, params in [*_worth_timing(index, grid, world), (EXACT, {})]
+    ]
+    return {
+        "kind": config.kind,
+        "n_labels": n_labels,
+        "params": info.params,
+        "build_s": round(seconds, 1),
+        "bytes": sum((folder / name).stat().st_size for name in info.files),
+        "private_bytes": _private_bytes(folder, info, dim),
+        "machine": machine(),
+        "points": points,
+    }
+
+
+def _worth_timing(index: LabelIndex, grid: list, world: World) -> Iterator[tuple[str, dict]]:
+    """Entries of the grid that find a step more than all cheaper ones, up to nearly everything."""
+    best, queries, exact = 0.0, world.queries[:_WALKED], world.exact[:_WALKED, :10]
+    for effort, params in named(grid).items():
+        found = _recall(index.search(queries, 10, effort).rows, exact)
+        if found >= min(best + _STEP, max(best + 1e-9, 0.995)):
+            best = found
+            yield effort, dict(params)
+        if best >= 0.999:
+            return
+
+
+def _point(index: LabelIndex, effort: str, params: dict, world: World) -> dict:
+    rows = index.search(world.queries, 10, effort).rows
+    deep = index.search(world.queries, 100, effort).rows
+    p50, p99 = np.percentile(one_by_one_us(index, effort, world.queries), [50, 99])
+    return {
+        "params": params,
+        "recall_at_10": round(_recall(rows, world.exact[:, :10]), 4),
+        "recall_at_100": round(_recall(deep, world.exact), 4),
+        "p_at_1": round(100 * precision_at_k(rows, world.truth, 1), 2),
+        "us_p50": round(float(p50), 1),
+        "us_p99": round(float(p99), 1),
+    }
+
+
+def _recall(rows: NDArray[np.int64], exact: NDArray[np.int64]) -> float:
+    shared = [np.isin(a, b).mean() for a, b in zip(exact, rows, strict=True)]
+    return float(np.mean(shared))
+
+
+def _private_bytes(folder: Path, info: IndexInfo, dim: int) -> int:
+    """Memory of its own that a process needs to open the index; the rest is the mapped file."""
+    command = [sys.executable, "-c", _RESIDENT, str(folder), info.model_dump_json(), str(dim)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return 1024 * max(0, int(done.stdout))
+
+
+def cheapest_good(record: dict) -> dict | None:
+    """The fastest point with recall@10 of at least GOOD: what a tuner would pick."""
+    good = [point for point in record["points"] if point["recall_at_10"] >= GOOD]
+    return min(good, key=lambda point: point["us_p50"], default=None)
+
+
+def table(records: dict[str, dict[str, dict]]) -> str:
+    """Markdown: one row for each size and kind, at its fastest good point."""
+    rows = [
+        f"| labels | kind | recall@10 >= {GOOD} by | recall@10 | @100 | P@1 | us p50 | p99 "
+        "| build s | MB on disk | MB private |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for size, kinds in records.items():
+        for kind, record in kinds.items():
+            point = cheapest_good(record)
+            figures = ["-"] * 6
+            if point is not None:
+                by = ", ".join(f"{key} {value}" for key, value in point["params"].items())
+                keys = ("recall_at_10", "recall_at_100", "p_at_1", "us_p50", "us_p99")
+                figures = [by or "a scan", *(str(point[key]) for key in keys)]
+            sizes = [record["build_s"], record["bytes"] / 1e6, record["private_bytes"] / 1e6]
+            cells = [size, kind, *figures, *(f"{value:.1f}" for value in sizes)]
+            rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def draw(records: dict[str, dict[str, dict]], path: Path) -> None:
+    """One column for each size: recall@10, recall@100 and P@1 over microseconds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams["svg.hashsalt"] = "index-kinds"
+    figures = {"recall_at_10": "recall@10", "recall_at_100": "recall@100", "p_at_1": "P@1, %"}
+    grid = plt.subplots(
+        3, len(records), figsize=(1 + 4 * len(records), 9), squeeze=False, sharex="col"
+    )
+    figure, axes = grid
+    colours = dict(zip(KINDS, plt.rcParams["axes.prop_cycle"].by_key()["color"], strict=False))
+    for column, (size, kinds) in enumerate(records.items()):
+        for row, (key, title) in enumerate(figures.items()):
+            axis = axes[row, column]
+            for kind, record in kinds.items():
+                points = sorted(record["points"], key=lambda point: point["us_p50"])
+                heights = [point[key] for point in points]
+                style = {"color": colours[kind], "markersize": 3}
+                axis.plot([p["us_p50"] for p in points], heights, "o-", label=kind, **style)
+                axis.plot([p["us_p99"] for p in points], heights, ":", alpha=0.6, **style)
+            axis.set_xscale("log")
+            axis.grid(alpha=0.3)
+            axis.set_ylabel(title)
+        axes[0, column].set_title(size)
+        axes[2, column].set_xlabel("microseconds of one query, one thread (dotted: p99)")
+    axes[0, 0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    """Measure what is missing, then write index-kinds.json, .md and .svg."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, help="folder of a trained and exported run")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[])
+    parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument("--ef-construction", type=int, default=IndexConfig().ef_construction)
+    parser.add_argument("--work", type=Path, help="where indexes are built (a temporary folder)")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    faiss.omp_set_num_threads(1)
+    kept = args.out / "index-kinds.json"
+    records = json.loads(kept.read_text()) if kept.is_file() else {}
+    worlds = [lambda: of_run(args.run)] if args.run else []
+    worlds += [lambda n=n: made_up(n) for n in args.sizes]
+    for make in worlds:
+        world = make()
+        done = records.setdefault(world.name, {})
+        for kind in args.kinds:
+            if kind in done:
+                continue
+            config = IndexConfig(kind=kind, ef_construction=args.ef_construction)
+            with tempfile.TemporaryDirectory(dir=args.work) as folder:
+                done[kind] = measure(world, config, Path(folder))
+            kept.write_text(json.dumps(records, indent=1))
+            print(world.name, kind, cheapest_good(done[kind]), flush=True)
+    (args.out / "index-kinds.md").write_text(table(records))
+    draw(records, args.out / "index-kinds.svg")
+    print(table(records))
+
+
+if __name__ == "__main__":
+    main()
