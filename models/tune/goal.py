@@ -13,6 +13,8 @@ from service.bundle import GoalInfo
 
 P99_MARGIN: Final = 0.15
 """A chosen point's p99 stays this share below what is asked: timings move from run to run."""
+SAME_TIME: Final = 0.1
+"""Times within one step of this share are as good as each other: they are noise."""
 OWN_SCORES_MAX_LOSS: Final = 1.0
 """Points of P@1 that a kind with scores of its own may lose where nothing else is asked."""
 _LEAST_MISS: Final = 1e-3
@@ -82,15 +84,17 @@ class Goal:
         """Zero where all holds, margins included if `safely`; else the sum over what is broken."""
         return sum(miss.distance for miss in self.misses(found, safely=safely))
 
-    def cost(self, found: Measurement) -> tuple[float, float, float]:
+    def cost(self, found: Measurement) -> tuple[float, ...]:
         """Which of those that hold is better: the smaller one.
 
-        Where quality is asked for, the fastest that has it; else the best that holds the rest.
+        Where quality is asked for, the fastest that has it, and of those as fast to within
+        SAME_TIME the best; else the best that holds the rest.
         """
-        fast, good = found.timing.p99, -found.recall
+        p99, good = found.timing.p99, -found.recall
         if self.recall is None and self.p_at_1_loss is None:
-            return good, fast, found.index_bytes
-        return fast, good, found.index_bytes
+            return good, p99, found.index_bytes
+        step = math.floor(math.log(max(p99, 1e-3)) / math.log(1 + SAME_TIME))
+        return step, good, p99, found.index_bytes
 
     def _p99(self, found: Measurement, safely: bool) -> Miss | None:
         if self.p99_us is None:

@@ -21,6 +21,7 @@ from service.core.index.augmented import MEMORY_EF_SEARCH, open_augmented
 from service.core.index.faiss_index import EXACT
 from service.core.index.opening import Efforts, open_label_index
 from service.core.index.protocol import LabelIndex
+from service.version import __version__
 
 TOP: Final = 10
 
@@ -87,8 +88,9 @@ class Subject:
         return np.asarray(remove_filtered(ranked, filtered)[:, :TOP], np.int64)
 
     def digest(self) -> str:
-        """Twelve hex digits that name this very model, its queries and its memory."""
-        digest = hashlib.sha256(self.material.vectors.tobytes())
+        """Twelve hex digits that name this very model, its queries and memory, and the code."""
+        digest = hashlib.sha256(__version__.encode())
+        digest.update(self.material.vectors.tobytes())
         digest.update(self.queries.tobytes())
         digest.update(repr((self.memory, self.memory_ef_search)).encode())
         return digest.hexdigest()[:12]

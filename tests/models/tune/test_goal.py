@@ -67,6 +67,11 @@ def test_with_quality_asked_for_the_fastest_wins_else_the_best():
     assert choose(Goal(), [fast, good])[0] == good
 
 
+def test_a_few_percent_of_time_do_not_count_against_recall():
+    fast, good = made_up(0, p99=75, recall=0.98), made_up(1, p99=78, recall=0.99)
+    assert choose(Goal(recall=0.9), [fast, good])[0] == good
+
+
 def test_a_kind_with_scores_of_its_own_must_not_lose_precision_unasked():
     loses = made_up(recall=1.0, p_at_1_loss=3.0)
     own = made_up(recall=1.0, p_at_1_loss=3.0, own_scores=True)
