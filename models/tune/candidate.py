@@ -6,7 +6,10 @@ Plain values that JSON holds; how they are measured is bench.py, what is wanted 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any, Self
+
+from models.config import IndexConfig
 
 Setting = int | float | str
 
@@ -24,7 +27,19 @@ class Build:
         return cls(kind, tuple(sorted(settings.items())))
 
     def __str__(self) -> str:
-        return " ".join([self.kind, *(f"{name}={value}" for name, value in self.settings)])
+        """The kind, and what is set otherwise than by default.
+
+        >>> str(Build("hnsw", (("ef_construction", 200), ("m", 16))))
+        'hnsw m=16'
+        """
+        usual = _usual_settings()
+        unusual = [each for each in self.settings if each not in usual]
+        return " ".join([self.kind, *(f"{name}={value}" for name, value in unusual)])
+
+
+@cache
+def _usual_settings() -> frozenset[tuple[str, Setting]]:
+    return frozenset(IndexConfig().model_dump().items())
 
 
 @dataclass(frozen=True, slots=True)

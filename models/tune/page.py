@@ -239,7 +239,9 @@ def _notes(report: Report) -> str:
         '<p class="note">Times are of one query at a time on one thread, in random order: of each '
         "query the lower quartile of several passes. Clocked p99 is of a single "
         "pass, with all that the machine did in between; cold is with other data read through the "
-        "caches before each query. Recall@10 is against the same scores searched exhaustively, "
+        "caches before each query. "
+        "An index is named by what it has otherwise than by default. "
+        "Recall@10 is against the same scores searched exhaustively, "
         "P@1 loss against exact search with the trained label vectors, in points. MB are of the "
         "index files, which are memory-mapped. Faint marks were measured on fewer queries and "
         f'left out.</p><p class="note"><code>{escape(report.command)}</code></p>'

@@ -15,6 +15,7 @@ from models.config import IndexConfig
 T = TypeVar("T")
 _LINKS: Final = (16, 32, 48)
 _CODE_DIMS: Final = (1, 2, 4)
+_GAMMAS: Final = (0.0, 0.5)
 _ENTRIES: Final = 24
 """Of a longer grid, so many entries are tried, spread evenly from the cheapest to the dearest."""
 
@@ -53,9 +54,14 @@ def _code_dims(n_labels: int) -> list[dict[str, Any]]:
     return [{"pq_dims": dims} for dims in _CODE_DIMS]
 
 
+def _gammas(n_labels: int) -> list[dict[str, Any]]:
+    return [{"tree_gamma": gamma} for gamma in _GAMMAS]
+
+
 _SHAPES: Final[Mapping[str, Callable[[int], list[dict[str, Any]]]]] = {
     "hnsw": _links,
     "ivf-flat": _lists,
     "ivf-pq": _lists,
+    "label-tree": _gammas,
     "pq-fastscan": _code_dims,
 }

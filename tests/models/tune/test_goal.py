@@ -93,5 +93,5 @@ def test_the_sentence_names_the_nearest_and_what_it_misses_by_how_much(goal, sai
     near = made_up(7, p99=150, p_at_1_loss=0.5)
     far = made_up(8, p99=900, recall=0.5, p_at_1_loss=9, size=10**9)
     sentence = nearest(goal, [far, near])
-    assert f"no index holds {goal}: the nearest, hnsw m=32, ef_search=7" in sentence
+    assert f"no index holds {goal}: the nearest, hnsw, ef_search=7" in sentence
     assert said in sentence
