@@ -114,9 +114,9 @@ class IvfPq:
         """Lists visited and candidates scored again, by what they were measured to cost."""
         n_lists = list_count(config, n_labels)
         pairs = [
-            {"nprobe": visited, "rescored": 20 << doubling}
+            {"nprobe": visited, "rescored": 40 << doubling}
             for visited in _visits(n_lists)
-            for doubling in range(6)
+            for doubling in range(5)
         ]
         per_list = _LIST_NS + _CODE_NS * n_labels / n_lists
         return sorted(

@@ -76,5 +76,5 @@ class PqFastScan:
     def grid(self, config: IndexConfig, n_labels: int) -> list[dict[str, int]]:
         """Candidates that are scored again."""
         return [
-            {"rescored": step << doubling} for doubling in range(8) for step in (20, 24, 28, 34)
+            {"rescored": step << doubling} for doubling in range(7) for step in (40, 48, 56, 68)
         ]

@@ -41,8 +41,7 @@ _PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "ivf-flat": ("nprobe",),
     "ivf-pq": ("nprobe", "rescored"),
 }
-_RESCORED = frozenset({"sq8", "pq-fastscan", "ivf-pq"})
-_SHORTLIST_PER_ANSWER = 2
+_RESCORED: Mapping[str, int] = {"sq8": 2, "pq-fastscan": 4, "ivf-pq": 4}
 """However few `rescored` says, so many candidates are scored again for each label asked for."""
 
 
@@ -139,7 +138,7 @@ class FaissIndex:
             lists = faiss.SearchParametersIVF(nprobe=settings["nprobe"])
         if self.kind not in _RESCORED:
             return lists
-        shortlist = min(max(settings["rescored"], _SHORTLIST_PER_ANSWER * k), self.n_rows)
+        shortlist = min(max(settings["rescored"], _RESCORED[self.kind] * k), self.n_rows)
         # FAISS cuts k * k_factor down to a whole number; the half keeps rounding out of it.
         return faiss.IndexRefineSearchParameters(
             k_factor=(shortlist + 0.5) / k, base_index_params=lists
