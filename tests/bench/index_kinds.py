@@ -28,7 +28,6 @@ from models.export_onnx import encode_with
 from models.index_kinds.efforts import exact_index, machine, named, one_by_one_us
 from models.index_kinds.kind import Material
 from models.index_kinds.registry import KINDS, build_label_index
-from models.methods import astra
 from models.metrics import precision_at_k
 from models.prepare import open_configured, split, tokenize
 from models.runs import TOKENIZER_FILE, encoder_file, read_run
@@ -121,7 +120,7 @@ def of_run(folder: Path) -> World:
     parts = split(run.config, dataset)
     texts = tokenize(run.config, dataset, parts, run.folder / TOKENIZER_FILE).validation
     encoder = OnnxEncoder(run.folder / encoder_file(Exported.of(run).served), "cpu")
-    vectors = astra.servable(load_model(run)).label_vectors
+    vectors = load_model(run).servable().label_vectors
     truth = dataset.train.labels[parts.validation_rows][:N_QUERIES]
     queries = encode_with(encoder, texts)[:N_QUERIES]
     return World.of(f"{len(vectors):,} labels, {run.config.name}", vectors, queries, truth)

@@ -34,7 +34,6 @@ from models.label_trees.shape import (
     expected_depth,
     huffman_depth,
 )
-from models.methods import astra
 from models.methods.tree import DenseForest, TreeConfig, train_forest
 from models.metrics import inverse_propensity, precision_at_k, psp_at_k, remove_filtered
 from models.prepare import open_configured, split
@@ -112,7 +111,7 @@ def of_run(folder: Path, work: Path, test: bool) -> World:
         filtered = filtered[parts.validation_rows]
     return World(
         config,
-        astra.servable(load_model(run)).label_vectors,
+        load_model(run).servable().label_vectors,
         points[parts.train_rows],
         labels,
         queries,
