@@ -260,7 +260,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="where indexes are built (a temporary folder)")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    for folder in filter(None, (args.out, args.work)):
+        folder.mkdir(parents=True, exist_ok=True)
     faiss.omp_set_num_threads(1)
     kept = args.out / "index-kinds.json"
     records = json.loads(kept.read_text()) if kept.is_file() else {}
