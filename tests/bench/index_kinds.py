@@ -254,7 +254,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, help="folder of a trained and exported run")
     parser.add_argument("--sizes", type=int, nargs="*", default=[])
-    without_points = [name for name, kind in KINDS.items() if not kind.wants_points]
+    # The others prune by what was learnt of texts, which made-up vectors have not got.
+    without_points = [
+        name
+        for name, kind in KINDS.items()
+        if kind.metric == "inner_product" and not kind.wants_points
+    ]
     parser.add_argument("--kinds", nargs="*", default=without_points, choices=without_points)
     parser.add_argument("--ef-construction", type=int, default=IndexConfig().ef_construction)
     parser.add_argument("--work", type=Path, help="where indexes are built (a temporary folder)")
