@@ -5,8 +5,9 @@
 
 Trains the configuration twice, with `elias.learned` and without it for as many epochs in all, and
 optionally ASTRA from a configuration of its own with the same encoder. Prints P@1, P@5, R@10 and
-R@100 on the validation points: both of ELIAS at equal beams, ASTRA by its own index at each effort. A
-run that is there already is only measured. One encoder is pre-trained, for all that share it.
+R@100 on the validation points: both of ELIAS at equal beams, ASTRA by its own index at each
+effort. A run that is there already is only measured. One encoder is pre-trained, for all that share
+it.
 """
 
 import argparse
