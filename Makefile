@@ -36,6 +36,8 @@ serve: $(INSTALLED) ## serve the newest bundle of CONFIG on HOST:PORT
 	@echo
 	@exec $(BIN)/python -m service --bundle $(BUNDLES) --host $(HOST) --port $(PORT)
 
+# Arrays in tests are tiny: a second thread would only wait, and for long on a busy machine.
+test: export OMP_NUM_THREADS ?= 1
 test: $(INSTALLED) ## run the whole test suite
 	$(BIN)/python -m pytest
 
