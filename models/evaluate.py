@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from models.data.dataset import Dataset, Fields, Points, point_texts
 from models.metrics import Quality, evaluate_ranking, remove_filtered
 from models.progress import track
+from models.ranking import spare
 from service.bundle import QualityInfo
 from service.core.engine import Engine
 from service.core.types import Query
@@ -88,7 +89,7 @@ def _rank(
     """Label rows (n, 100) of every text, padded with -1; blank texts answer like any other."""
     if filtered is None or not len(filtered):
         return _ask(engine, [Query(text, k, effort) for text in texts])
-    deep = k + int(np.bincount(filtered[:, 0]).max())
+    deep = k + spare(filtered)
     ranked = _ask(engine, [Query(text, deep, effort) for text in texts])
     ranked = np.asarray(remove_filtered(ranked, filtered), np.int64)
     ranked[:, k:] = -1

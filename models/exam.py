@@ -19,6 +19,7 @@ from models.errors import ComparisonError
 from models.evaluate import flatten
 from models.metrics import evaluate_ranking, remove_filtered
 from models.progress import track
+from models.ranking import spare
 
 DEPTH: Final = 100
 ASKED: Final = 10
@@ -75,10 +76,7 @@ class Exam:
         It is asked for a hundred labels and as many more as the filter may take out.
         """
         n_labels, filtered = len(self.dataset.labels), self.dataset.test_filter
-        spare = 0
-        if filtered is not None and len(filtered):
-            spare = int(np.bincount(filtered[:, 0]).max())
-        asked = min(DEPTH + spare, n_labels)
+        asked = min(DEPTH + spare(filtered), n_labels)
         starts = range(0, len(self.test), _AT_ONCE)
         parts = [
             rank(slice(start, start + _AT_ONCE), asked)

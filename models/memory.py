@@ -23,6 +23,7 @@ from models.index_kinds.flat import Flat, write_flat
 from models.index_kinds.hnsw import GRID as GRAPH_GRID
 from models.index_kinds.hnsw import Hnsw, write_hnsw
 from models.metrics import ndcg_of_each, precision_at_k, remove_filtered
+from models.ranking import spare
 from models.runs import Run
 from service.bundle import IndexInfo, MemoryInfo, OperatingPoint
 from service.core.index.augmented import (
@@ -226,10 +227,7 @@ class _Judge:
 
     @classmethod
     def of(cls, found: Hits, truth: csr_array, filtered: NDArray[np.int64] | None) -> "_Judge":
-        spare = (
-            0 if filtered is None or not len(filtered) else int(np.bincount(filtered[:, 0]).max())
-        )
-        return cls(truth, filtered, min(_TOP + spare, found.rows.shape[1]))
+        return cls(truth, filtered, min(_TOP + spare(filtered), found.rows.shape[1]))
 
     def trial(
         self, ranked: NDArray[np.int64], weight: float, temperature: float, neighbours: int

@@ -19,7 +19,8 @@ from scipy.sparse import csr_array
 from models.config import IndexConfig
 from models.errors import ReleaseError
 from models.index_kinds.registry import KINDS
-from models.metrics import precision_at_k, remove_filtered
+from models.metrics import precision_at_k
+from models.ranking import spare, without
 from service.bundle import EFFORTS, IndexInfo, OperatingPoint
 from service.core.index.faiss_index import EXACT, FaissIndex
 from service.core.index.opening import open_label_index
@@ -163,9 +164,8 @@ def _point(
     filtered: NDArray[np.int64] | None,
 ) -> OperatingPoint:
     rows = ranked = index.search(queries, _TOP, name).rows
-    if filtered is not None and len(filtered):
-        deep = _TOP + int(np.bincount(filtered[:, 0]).max())
-        ranked = np.asarray(remove_filtered(index.search(queries, deep, name).rows, filtered))
+    if more := spare(filtered):
+        ranked = without(index.search(queries, _TOP + more, name).rows, filtered, _TOP)
     microseconds = np.percentile(one_by_one_us(index, name, queries), [50, 99])
     return OperatingPoint(
         name=name,

@@ -13,7 +13,8 @@ from scipy.sparse import csr_array
 from models.config import IndexConfig
 from models.index_kinds.efforts import exact_index, recall_at_10
 from models.index_kinds.kind import Material
-from models.metrics import precision_at_k, remove_filtered
+from models.metrics import precision_at_k
+from models.ranking import spare, without
 from models.tune.candidate import Candidate, Measurement
 from models.tune.timing import time_search
 from service.bundle import IndexInfo, MemoryInfo
@@ -83,9 +84,8 @@ class Subject:
     def rank(self, index: LabelIndex, effort: str, n: int) -> NDArray[np.int64]:
         """Label rows (n, 10) of the first n queries without the filtered pairs."""
         filtered = self.filtered[self.filtered[:, 0] < n]
-        deep = TOP + (int(np.bincount(filtered[:, 0]).max()) if len(filtered) else 0)
-        ranked = index.search(self.queries[:n], deep, effort).rows
-        return np.asarray(remove_filtered(ranked, filtered)[:, :TOP], np.int64)
+        ranked = index.search(self.queries[:n], TOP + spare(filtered), effort).rows
+        return without(ranked, filtered, TOP)
 
     def digest(self) -> str:
         """Twelve hex digits that name this very model, its queries and memory, and the code."""

@@ -95,7 +95,8 @@ def kinds_for(config: Config, asked: Sequence[str]) -> list[str]:
 
 def _fits(config: Config, kind: str) -> bool:
     """Whether the run could have been configured with this kind."""
-    if config.memory.kind != "none" and KINDS[kind].metric != "inner_product":
+    # A memory was weighed beside scores of one meaning, and would be wrong beside others.
+    if config.memory.kind != "none" and KINDS[kind].metric != KINDS[config.index.kind].metric:
         return False
     raw = config.model_dump()
     try:

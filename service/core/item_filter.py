@@ -9,11 +9,12 @@ Written by `models.release`.
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.core.arrays import open_array
 from service.errors import BundleMismatch
 
 ITEMS_FILE: Final = "filter.items.npy"
@@ -27,9 +28,9 @@ class ItemFilter:
 
     def __init__(self, folder: Path, n_labels: int) -> None:
         """Map the files; raises BundleMismatch where they do not fit each other or the labels."""
-        self._items = _load(folder / ITEMS_FILE, np.dtype(np.uint64))
-        self._starts = _load(folder / STARTS_FILE, np.dtype(np.int64))
-        self._rows = _load(folder / ROWS_FILE, np.dtype(np.int64))
+        self._items = open_array(folder / ITEMS_FILE, np.dtype(np.uint64))
+        self._starts = open_array(folder / STARTS_FILE, np.dtype(np.int64))
+        self._rows = open_array(folder / ROWS_FILE, np.dtype(np.int64))
         if (self._items[1:] <= self._items[:-1]).any():
             raise BundleMismatch(f"{folder / ITEMS_FILE}: the items do not rise, or one is twice")
         n_rows, starts = len(self._rows), self._starts
@@ -88,15 +89,3 @@ def _hash(item_id: str) -> np.uint64:
     # Of ten million items, two share 64 bits once in 400,000 bundles; both then lose both's rows.
     digest = hashlib.blake2b(item_id.encode(errors="surrogatepass"), digest_size=8).digest()
     return np.uint64(int.from_bytes(digest, "little"))
-
-
-def _load(path: Path, dtype: "np.dtype[Any]") -> NDArray[Any]:
-    try:
-        array = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError) as exc:
-        raise BundleMismatch(f"{path} is not an array that NumPy can map: {exc}") from exc
-    if array.dtype != dtype or array.ndim != 1:
-        raise BundleMismatch(
-            f"{path} holds {array.dtype} of shape {array.shape}, expected a list of {dtype}"
-        )
-    return np.asarray(array)  # np.memmap's own __getitem__ costs five times as much

@@ -37,8 +37,9 @@ from models.label_trees.shape import (
     huffman_depth,
 )
 from models.methods.tree import DenseForest, TreeConfig, train_forest
-from models.metrics import inverse_propensity, precision_at_k, psp_at_k, remove_filtered
+from models.metrics import inverse_propensity, precision_at_k, psp_at_k
 from models.prepare import open_configured, split
+from models.ranking import spare, without
 from models.runs import TOKENIZER_FILE, encoder_file, read_run
 from models.trained import load_model
 from models.variants import Exported
@@ -68,9 +69,8 @@ class World:
 
     def rank(self, index: LabelTreeIndex, effort: str) -> NDArray[np.int64]:
         """The first ten labels of each query, without the filtered ones."""
-        spare = int(np.bincount(self.filtered[:, 0]).max()) if len(self.filtered) else 0
-        rows = index.search(self.queries, _DEPTH + spare, effort).rows
-        return np.asarray(remove_filtered(rows, self.filtered))[:, :_DEPTH]
+        rows = index.search(self.queries, _DEPTH + spare(self.filtered), effort).rows
+        return without(rows, self.filtered, _DEPTH)
 
     def figures(self, rows: NDArray[np.int64]) -> dict[str, float]:
         """P@1, P@5 and PSP@5 in percent."""

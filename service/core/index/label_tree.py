@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.bundle import IndexInfo
+from service.core.arrays import open_array
 from service.core.index.protocol import check_queries
 from service.core.index.tree_beam import (
     PADDING,
@@ -187,12 +188,12 @@ def open_label_tree(
 def read_forest(folder: Path) -> tuple[TreeBeam, Float32Rows, NDArray[np.float32]]:
     """The forest in a folder with weights and bias, memory-mapped; raises BundleMismatch."""
     about = _about(folder / ABOUT_FILE)
-    children = _array(folder / CHILDREN_FILE, np.int32, 2)
+    children = open_array(folder / CHILDREN_FILE, np.int32, 2)
     if children.shape[1] != 2:
         raise BundleMismatch(f"{folder / CHILDREN_FILE} has {children.shape[1]} columns, not 2")
-    labels = _array(folder / LABELS_FILE, np.int32, 1)
-    weights = _array(folder / WEIGHTS_FILE, np.float32, 2)
-    bias = _array(folder / BIAS_FILE, np.float32, 1)
+    labels = open_array(folder / LABELS_FILE, np.int32, 1)
+    weights = open_array(folder / WEIGHTS_FILE, np.float32, 2)
+    bias = open_array(folder / BIAS_FILE, np.float32, 1)
     forest = Forest(
         np.ascontiguousarray(children[:, 0], np.int64),
         np.ascontiguousarray(children[:, 1], np.int64),
@@ -214,19 +215,6 @@ def _about(path: Path) -> dict[str, Any]:
     if not known:
         raise BundleMismatch(f"{path}: transform, path_weight or roots are none that this code has")
     return dict(about)
-
-
-def _array(path: Path, dtype: type, n_dims: int) -> NDArray[Any]:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as exc:
-        raise BundleMismatch(f"{path} is not an array that NumPy can read: {exc}") from exc
-    if array.dtype != dtype or array.ndim != n_dims or not array.flags.c_contiguous:
-        raise BundleMismatch(
-            f"{path} holds {array.dtype} with {array.ndim} dimensions, expected {n_dims} of "
-            f"{np.dtype(dtype)}"
-        )
-    return np.asarray(array)
 
 
 def _fault(forest: Forest, n_weights: int, n_bias: int) -> str | None:

@@ -14,13 +14,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import faiss
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from service.bundle import IndexInfo
+from service.core.arrays import open_array
 from service.core.index.protocol import check_queries
 from service.core.types import Float32Rows, Hits
 from service.errors import BundleMismatch
@@ -196,7 +197,7 @@ def open_learned_graph(
     settings_path, *paths = (folder / name for name in info.files)
     alpha, logit_bias = _settings(settings_path)
     clusters, bias, edges, weights, labels = (
-        _open_array(path, dtype, n_axes)
+        open_array(path, dtype, n_axes)
         for path, dtype, n_axes in zip(
             paths,
             (np.float32, np.float32, np.int32, np.float32, np.float32),
@@ -255,16 +256,3 @@ def _check_edges(
         raise BundleMismatch(f"{weights_path} holds values outside [0, 1]")
     if weights[edges == n_rows].any():
         raise BundleMismatch(f"{weights_path} gives weight to edges that {edges_path} leaves empty")
-
-
-def _open_array(path: Path, dtype: DTypeLike, n_axes: int) -> NDArray[Any]:
-    try:
-        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as exc:
-        raise BundleMismatch(f"{path} is not an array that NumPy can map: {exc}") from exc
-    if mapped.dtype != dtype or mapped.ndim != n_axes or not mapped.flags.c_contiguous:
-        raise BundleMismatch(
-            f"{path} holds {mapped.dtype} of shape {mapped.shape}, expected {np.dtype(dtype)} with "
-            f"{n_axes} axes"
-        )
-    return np.asarray(mapped)  # np.memmap's own indexing is several times slower

@@ -7,11 +7,11 @@ was is not kept: the service needs its embedding, in the memory's index, and its
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
+from service.core.arrays import open_array
 from service.errors import BundleMismatch
 
 
@@ -30,7 +30,7 @@ def open_memory_labels(paths: Sequence[Path], n_rows: int, n_labels: int) -> Mem
     Every label row must lie in range and every value in [0, 1], so no search needs to check.
     """
     offsets_path, labels_path, values_path = paths
-    offsets = _open_array(offsets_path, np.int64)
+    offsets = open_array(offsets_path, np.int64)
     if len(offsets) != n_rows + 1:
         raise BundleMismatch(
             f"{offsets_path} describes {len(offsets) - 1} rows, the manifest says memory.n_rows "
@@ -38,7 +38,7 @@ def open_memory_labels(paths: Sequence[Path], n_rows: int, n_labels: int) -> Mem
         )
     if offsets[0] != 0 or (np.diff(offsets) < 0).any():
         raise BundleMismatch(f"{offsets_path}: expected offsets that rise from 0")
-    labels, values = _open_array(labels_path, np.int32), _open_array(values_path, np.float32)
+    labels, values = open_array(labels_path, np.int32), open_array(values_path, np.float32)
     for path, array in ((labels_path, labels), (values_path, values)):
         if len(array) != offsets[-1]:
             raise BundleMismatch(
@@ -52,16 +52,3 @@ def open_memory_labels(paths: Sequence[Path], n_rows: int, n_labels: int) -> Mem
     if not ((values >= 0) & (values <= 1)).all():
         raise BundleMismatch(f"{values_path} holds values outside [0, 1]")
     return MemoryLabels(offsets, labels, values)
-
-
-def _open_array(path: Path, dtype: DTypeLike) -> NDArray[Any]:
-    try:
-        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as exc:
-        raise BundleMismatch(f"{path} is not an array that NumPy can map: {exc}") from exc
-    if mapped.ndim != 1 or mapped.dtype != dtype:
-        raise BundleMismatch(
-            f"{path} holds {mapped.dtype} of shape {mapped.shape}, expected a list of "
-            f"{np.dtype(dtype)}"
-        )
-    return np.asarray(mapped)  # np.memmap's own indexing is several times slower

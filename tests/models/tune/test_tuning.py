@@ -160,3 +160,11 @@ def test_kinds_that_do_not_exist_are_refused_by_name(tmp_path):
     assert kinds_for(config, ("flat",)) == ["flat"]
     with pytest.raises(TuneError, match="--kinds ball-tree"):
         kinds_for(load_config(tmp_path / "tiny.toml"), ("ball-tree",))
+
+
+def test_a_memory_is_only_tried_beside_scores_like_those_it_was_weighed_beside(tmp_path):
+    by_vectors = write_tiny_job(tmp_path, "memory.kind=auto")
+    assert "label-tree" not in kinds_for(by_vectors, ())
+    assert "pq-fastscan" in kinds_for(by_vectors, ())
+    learned = ("method.kind=elias", "index.kind=learned-graph", "memory.kind=auto")
+    assert kinds_for(write_tiny_job(tmp_path, *learned), ()) == ["learned-graph"]

@@ -163,7 +163,7 @@ def set_at(place, value):
     [
         (BIAS_FILE, lambda a: a[:-1], "rows of weights"),
         (WEIGHTS_FILE, lambda a: a.astype(np.float64), "float64"),
-        (WEIGHTS_FILE, lambda a: np.asfortranarray(a), "float32 with 2"),
+        (WEIGHTS_FILE, lambda a: np.asfortranarray(a), "a table of float32 in C order"),
         (LABELS_FILE, set_at(0, 5), "every label once"),
         (LABELS_FILE, lambda a: a[:-1], "rows of weights"),
         (CHILDREN_FILE, lambda a: a[:, :1], "1 columns"),

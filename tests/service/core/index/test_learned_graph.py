@@ -158,7 +158,7 @@ def test_files_give_the_index_that_they_describe(tmp_path):
     [
         ({"settings": "{}"}, "expected alpha and logit_bias"),
         ({"clusters": np.zeros((N_CLUSTERS, 3), np.float32)}, "has shape"),
-        ({"bias": np.zeros(N_CLUSTERS)}, "expected float32"),
+        ({"bias": np.zeros(N_CLUSTERS)}, "expected a list of float32"),
         ({"edges": np.full((N_CLUSTERS, WIDTH), N_LABELS + 1, np.int32)}, "names rows"),
         ({"edges": np.full((N_CLUSTERS, WIDTH), N_LABELS, np.int32)}, "leaves empty"),
         ({"weights": np.full((N_CLUSTERS, WIDTH), 1.5, np.float32)}, r"outside \[0, 1\]"),

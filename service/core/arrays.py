@@ -1,0 +1,25 @@
+"""Opens the NumPy files of a bundle: mapped, never pickled, of the type and shape wanted."""
+
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from service.errors import BundleMismatch
+
+_SHAPES: Final = {1: "a list", 2: "a table"}
+
+
+def open_array(path: Path, dtype: DTypeLike, n_axes: int = 1) -> NDArray[Any]:
+    """Map a C-contiguous array of one or two axes; raises BundleMismatch where it is none."""
+    try:
+        mapped = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError) as exc:
+        raise BundleMismatch(f"{path} is not an array that NumPy can map: {exc}") from exc
+    if mapped.dtype != dtype or mapped.ndim != n_axes or not mapped.flags.c_contiguous:
+        raise BundleMismatch(
+            f"{path} holds {mapped.dtype} of shape {mapped.shape}, expected {_SHAPES[n_axes]} of "
+            f"{np.dtype(dtype)} in C order"
+        )
+    return np.asarray(mapped)  # np.memmap's own indexing is several times slower
