@@ -36,25 +36,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _serve(settings: "Settings") -> int:
     from service.api.app import create_app
+    from service.api.deployment import open_engine
     from service.api.server import bind, run
-    from service.bundle import read_manifest, resolve
-    from service.core.engine import Engine
     from service.telemetry import Telemetry, configure_logging
 
     configure_logging(settings.log_level, settings.log_format)
     log.info("starting", extra={"fields": {"pid": os.getpid(), "settings": settings.public()}})
     with bind(settings.host, settings.port) as listener:
-        settings.check_bundle(read_manifest(resolve(settings.bundle)))
-        engine = Engine.open(
-            settings.bundle,
-            device=settings.device,
-            intra_op_threads=settings.intra_op_threads,
-            max_batch_tokens=settings.max_batch_tokens,
-            variant=settings.encoder_variant,
-        )
-        if settings.device == "auto" and engine.encoder.device == "cpu":
-            log.warning("no GPU in use: device auto fell back to the CPU")
-        run(create_app(engine, settings, Telemetry()), listener)
+        engine = open_engine(settings.bundle, settings)
+        more = [open_engine(path, settings) for path in settings.more_bundles]
+        run(create_app(engine, settings, Telemetry(), more=more), listener)
     log.info("stopped")
     return 0
 

@@ -8,10 +8,14 @@ again can help (`retryable`); `service.api.problems` maps by these three and by 
     │   ├── MalformedRequest        400 the body is not JSON
     │   ├── Unauthorized            401 no key, or a wrong one
     │   ├── NotFound                404 no such route
+    │   ├── ModelUnknown            404 no bundle is served under this name
+    │   ├── NoSuchBundle            404 no such bundle is open, or lies where bundles lie
+    │   ├── LabelUnknown            404 no label has this id
     │   ├── MethodNotAllowed        405 the route exists, the method does not
     │   ├── PayloadTooLarge         413 the body or the list is over a limit
     │   ├── UnsupportedMediaType    415 the body is not application/json
-    │   └── InvalidValue            422 JSON, but a field holds a value that is not allowed
+    │   ├── InvalidValue            422 JSON, but a field holds a value that is not allowed
+    │   └── BundleRefused           422 a bundle that was to be served failed a check
     ├── OverloadError               the caller may try again
     │   ├── QueueFull               429 admission refused
     │   ├── NotReady                503 no bundle is open, or the lanes are dead
@@ -73,6 +77,24 @@ class NotFound(RequestError):
     code, title, status = "not_found", "Not found", 404
 
 
+class ModelUnknown(RequestError):
+    """No bundle is served under this name."""
+
+    code, title, status = "model_unknown", "Model unknown", 404
+
+
+class NoSuchBundle(RequestError):
+    """No such bundle is open, or none lies where it was looked for."""
+
+    code, title, status = "no_such_bundle", "No such bundle", 404
+
+
+class LabelUnknown(RequestError):
+    """No label has this id."""
+
+    code, title, status = "label_unknown", "Label unknown", 404
+
+
 class MethodNotAllowed(RequestError):
     """The path exists, but not with this method."""
 
@@ -95,6 +117,12 @@ class InvalidValue(RequestError):
     """A field is missing, unknown, of the wrong type or out of range."""
 
     code, title, status = "invalid_value", "Invalid value", 422
+
+
+class BundleRefused(RequestError):
+    """A bundle that was to be served failed a check; what was served before still is."""
+
+    code, title, status = "bundle_refused", "Bundle refused", 422
 
 
 class OverloadError(AstrolabeError):

@@ -9,11 +9,11 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.bundle import Manifest
 from service.errors import SettingsInvalid
@@ -120,11 +120,40 @@ class Settings(BaseSettings):
     max_queries: int = Field(64, ge=1, description="Most texts in one request; more is 413.")
     max_text_chars: int = Field(8192, ge=1, description="Longest text; a longer one is 413.")
     max_k: int = Field(100, ge=1, description="Most labels that one query may ask for.")
+    max_filter_ids: int = Field(
+        10000, ge=1, description="Most ids in `allow` or `deny`, and most values in `where`."
+    )
+    more_bundles: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (),
+        description="Further bundles to serve beside the first, each under its own name: paths, "
+        "separated by commas in the variable.",
+    )
+    bundle_root: Path | None = Field(
+        None,
+        description="Folder that admin requests may name bundles in. Not set, the folder that "
+        "the bundle lies in.",
+    )
+    state_dir: Path | None = Field(
+        None,
+        description="Folder for what changes while serving: which bundles admin requests chose, "
+        "and labels that were added. Needed for either where there are several workers.",
+    )
+    watch_s: float = Field(
+        0.0,
+        ge=0,
+        description="How often the pointer CURRENT of a folder of bundles is looked at; a new "
+        "bundle is then swapped in. 0 never looks.",
+    )
     api_key: SecretStr | None = Field(
         None,
         min_length=1,
         description="When set, every route but probes, metrics and documentation asks for "
         "`Authorization: Bearer KEY`. Prefer the variable: flags show in process lists.",
+    )
+    admin_key: SecretStr | None = Field(
+        None,
+        min_length=1,
+        description="When set, there are admin routes, which ask for it as a bearer key.",
     )
     keep_alive_s: int = Field(
         75,
@@ -159,6 +188,15 @@ class Settings(BaseSettings):
     log_queries: bool = Field(
         False, description="Put query texts into request log lines. They may be personal data."
     )
+
+    @field_validator("more_bundles", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        """Take `a,b` as a list, however it was given."""
+        given = [value] if isinstance(value, str) else value
+        if not all(isinstance(part, str) for part in given):
+            return value
+        return [name for part in given for name in part.split(",") if name]
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

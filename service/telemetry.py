@@ -103,7 +103,17 @@ class Telemetry:
             "effort_steps_down",
             "Steps by which the ceiling on effort is lowered; 0 where it is not.",
         )
+        self._bundle_info = self._describe_bundles()
+        self._swaps = self._counter("bundle_swap", "Changes of bundles, by result.", "result")
         ProcessCollector(registry=self.registry)
+
+    def _describe_bundles(self) -> Gauge:
+        return Gauge(
+            "astrolabe_bundle_info",
+            "1 for a bundle being served, with the version that serves it; 0 once it is not.",
+            ["bundle_id", "name", "version"],
+            registry=self.registry,
+        )
 
     def request_finished(self, route: str, status: int, seconds: float) -> None:
         """Count one request; called exactly once for each."""
@@ -153,10 +163,15 @@ class Telemetry:
         """Read the gauge of the ceiling on effort from here at every scrape."""
         self._effort_steps_down.set_function(steps_down)
 
-    def describe_bundle(self, *, bundle_id: str, name: str, version: str) -> None:
-        """Name the bundle and the code that serve, as labels of a constant 1."""
-        labels = {"bundle_id": bundle_id, "name": name, "version": version}
-        self._info("bundle_info", "The bundle being served, and the version serving it.", labels)
+    def describe_bundle(
+        self, *, bundle_id: str, name: str, version: str, serving: bool = True
+    ) -> None:
+        """Name a bundle and the code that serves it: 1 while it is being served, then 0."""
+        self._bundle_info.labels(bundle_id, name, version).set(serving)
+
+    def swapped(self, result: str) -> None:
+        """Count a change of bundles: activated, rolled_back, canary or failed."""
+        self._swaps.labels(result).inc()
 
     def describe_device(self, *, requested: str, active: str) -> None:
         """Name the device asked for and the one in use, as labels of a constant 1."""

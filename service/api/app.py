@@ -4,7 +4,7 @@ Nothing happens at import. The lanes start and end with the application's lifesp
 """
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
+from service.api.follow import Follower
 from service.api.middleware import EXCHANGE, Gate, answer_error, request_ids
 from service.api.problems import Problem, as_error
 from service.api.routes import add_routes
@@ -30,14 +31,21 @@ def create_app(
     settings: Settings,
     telemetry: Telemetry,
     clock: Callable[[], float] = time.perf_counter,
+    more: Sequence[Engine] = (),
 ) -> Gate:
-    """The application; its `serving` is what it answers from, its `app` what OpenAPI describes."""
-    serving = open_serving(engine, settings, telemetry, clock)
+    """The application; `more` engines answer under their own names.
+
+    Its `serving` is what it answers from, its `app` what OpenAPI describes.
+    """
+    serving = open_serving([engine, *more], settings, telemetry, clock)
+    follower = Follower(serving.deployments, settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        serving.batcher.start()
+        serving.deployments.start()
+        await follower.start()
         yield
+        await follower.stop()
         await serving.drain()
 
     app = FastAPI(
@@ -53,7 +61,7 @@ def create_app(
             for kind in (AstrolabeError, HTTPException, RequestValidationError, Exception)
         },
     )
-    bare = add_routes(app, serving)
+    bare = add_routes(app, serving, follower)
     app.openapi = _with_problem(app)  # type: ignore[method-assign]
     return Gate(app, bare, serving, request_ids().__next__)
 

@@ -1,100 +1,106 @@
 """The hot route: /v1/recommend as two bare ASGI endpoints over one path to the batcher.
 
 The body is parsed and validated once and the answer is serialised once; FastAPI only documents
-these endpoints (see `service.api.routes`). One text is a list of one from here on.
+these endpoints (see `service.api.routes`). One text is a list of one from here on, and a vector is
+a text that is encoded already.
 """
 
+import asyncio
 import operator
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from typing import Any
-from urllib.parse import parse_qsl
+from itertools import pairwise
+from typing import Any, Final
 
+import numpy as np
 import orjson
-from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
+from service.api.bodies import check_json, parse, query_string, read_body, validate
+from service.api.deployment import Deployment
 from service.api.middleware import EXCHANGE, Exchange
-from service.api.schemas import ItemRequest, RecommendParameters, RecommendRequest
+from service.api.request_models import ItemRequest, RecommendRequest, Wanted
 from service.api.serving import Serving
 from service.api.watch import Watch
 from service.core.batcher import Answer
 from service.core.labels import Label
-from service.core.types import Prediction, Query
-from service.errors import (
-    Abandoned,
-    InvalidValue,
-    MalformedRequest,
-    PayloadTooLarge,
-    RequestError,
-    UnsupportedMediaType,
-)
+from service.core.types import FilterPlan, LabelFilter, Prediction, Query
+from service.errors import InvalidValue
 
-SCORE_DECIMALS = 6
-MAX_FIELDS = 32
-"""Far above what is known; a body of 100,000 unknown fields would block the loop for 0.4 s."""
+SCORE_DECIMALS: Final = 6
+PINNED: Final = b"x-bundle"
 
 
 class Recommend:
     """Endpoints of /v1/recommend, bound to what they answer from."""
 
-    def __init__(
-        self,
-        serving: Serving,
-        body_model: type[RecommendRequest],
-        parameters_model: type[RecommendParameters],
-    ) -> None:
+    def __init__(self, serving: Serving) -> None:
         self._serving = serving
-        self._body_model = body_model
-        self._parameters_model = parameters_model
-        engine = serving.engine
-        self._bundle_id = engine.manifest.bundle_id
-        self._score_kind = engine.calibration.score_kind
 
     async def post(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer POST /v1/recommend."""
         exchange: Exchange = scope[EXCHANGE]
-        _check_json(exchange.headers.get(b"content-type", b""))
+        check_json(exchange.headers.get(b"content-type", b""))
         with Watch(receive, exchange.timeout_s) as watch:
-            raw = _parse(await _read_body(receive))
-            try:
-                request = self._body_model.model_validate(raw)
-            except ValidationError as exc:
-                raise _refusal(exc, raw) from None
-            await self._answer(exchange, request, watch, send)
+            raw = parse(await read_body(receive))
+            deployment = chosen(self._serving, exchange, raw)
+            request = validate(deployment.models.body, raw)
+            texts = [request.query] if isinstance(request.query, str) else request.query
+            exchange.queries = texts
+            await self._answer(exchange, deployment, request, _queries(request, texts), watch, send)
 
     async def get(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer GET /v1/recommend."""
         exchange: Exchange = scope[EXCHANGE]
-        raw = _query_string(scope["query_string"])
-        try:
-            given = self._parameters_model.model_validate(raw)
-        except ValidationError as exc:
-            raise _refusal(exc, raw) from None
-        request = self._body_model.model_construct(
+        raw = query_string(scope["query_string"])
+        deployment = chosen(self._serving, exchange, raw)
+        given = validate(deployment.models.parameters, raw)
+        request = deployment.models.body.model_construct(
             query=given.q,
             include=["text"],
             **given.model_dump(exclude={"q"}),
         )
+        exchange.queries = [given.q]
         with Watch(receive, exchange.timeout_s) as watch:
-            await self._answer(exchange, request, watch, send)
+            queries = _queries(request, exchange.queries)
+            await self._answer(exchange, deployment, request, queries, watch, send)
+
+    async def post_embedding(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer POST /v1/recommend/by-embedding."""
+        exchange: Exchange = scope[EXCHANGE]
+        check_json(exchange.headers.get(b"content-type", b""))
+        with Watch(receive, exchange.timeout_s) as watch:
+            raw = parse(await read_body(receive))
+            deployment = chosen(self._serving, exchange, raw)
+            request = validate(deployment.models.by_embedding, raw)
+            vectors = _vectors(request.embedding)
+            k, effort, strict = request.k, request.effort, request.effort_strict
+            wanted = label_filter(request)
+            queries = [Query("", k, effort, None, strict, wanted, vector) for vector in vectors]
+            await self._answer(exchange, deployment, request, queries, watch, send)
 
     async def _answer(
-        self, exchange: Exchange, request: RecommendRequest, watch: Watch, send: Send
+        self,
+        exchange: Exchange,
+        deployment: Deployment,
+        request: Wanted,
+        queries: list[Query],
+        watch: Watch,
+        send: Send,
     ) -> None:
-        texts = [request.query] if isinstance(request.query, str) else request.query
-        exchange.queries = texts
-        serving = self._serving
-        future = serving.batcher.submit(
-            _queries(request, texts), exchange.started_s + exchange.timeout_s
-        )
+        serving, engine = self._serving, deployment.engine
+        future = deployment.batcher.submit(queries, exchange.started_s + exchange.timeout_s)
         answer = await watch.answer(future)
         effort = answer.queries[0].effort
+        raw = request.scores == "raw"
+        results = [_result(deployment, request, item) for item in answer.predictions]
+        if request.explain:
+            await _explain(deployment, answer, results)
         content = {
-            "results": [self._result(request, item) for item in answer.predictions],
-            "bundle_id": self._bundle_id,
+            "results": results,
+            "bundle_id": deployment.bundle_id,
             "effort": effort,
-            "score_kind": self._score_kind,
+            "score_kind": engine.raw_score_kind if raw else engine.calibration.score_kind,
         }
         lowered = effort != request.effort
         if lowered:
@@ -104,41 +110,43 @@ class Recommend:
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
-            (b"server-timing", _server_timing(answer, total_s)),
+            (b"server-timing", server_timing(answer, total_s)),
         ]
         if lowered:
             headers.append((b"cache-control", b"no-store"))  # what load did should not outlive it
         await exchange.respond(send, 200, headers, body)
-        serving.telemetry.answered(effort, len(texts), total_s)
+        serving.telemetry.answered(effort, len(queries), total_s)
 
-    def _result(self, request: RecommendRequest, prediction: Prediction) -> dict[str, Any]:
-        rows, scores = prediction.rows.tolist(), prediction.scores.tolist()
-        if request.min_score is not None:
-            kept = bisect_right(scores, -request.min_score, key=operator.neg)  # scores fall
-            rows, scores = rows[:kept], scores[:kept]
-        store = self._serving.engine.labels
-        include = request.include
-        labels: list[dict[str, Any]]
-        if include == ["text"]:  # the default, and the hot path
-            labels = [
-                {"id": label.label_id, "text": label.text, "score": round(score, SCORE_DECIMALS)}
-                for label, score in zip(map(store.__getitem__, rows), scores, strict=True)
-            ]
-        else:
-            labels = [
-                _label(store[row], score, include) for row, score in zip(rows, scores, strict=True)
-            ]
-        result: dict[str, Any] = {"labels": labels, "truncated": prediction.truncated}
-        if "embedding" in include:
-            result["embedding"] = prediction.embedding
-        return result
+
+def chosen(serving: Serving, exchange: Exchange, raw: Any) -> Deployment:
+    """The deployment that a request's `model` and X-Bundle mean.
+
+    Raises ModelUnknown, NoSuchBundle, InvalidValue. Submit to it before the next await.
+    """
+    name = raw.get("model") if isinstance(raw, Mapping) else None
+    if not isinstance(name, str):
+        name = None  # absent, or of a type that validation will refuse
+    return serving.deployments.choose(name, exchange.headers.get(PINNED), exchange.request_id)
+
+
+def label_filter(request: Wanted) -> LabelFilter | None:
+    """The filter that a request asks for, None where it lets every label through."""
+    allow, deny, where = request.allow, request.deny, request.where
+    if allow is None and not deny and not where:
+        return None
+    values = {
+        field: tuple(value) if isinstance(value, list) else (value,)
+        for field, value in (where or {}).items()
+    }
+    return LabelFilter(None if allow is None else tuple(allow), tuple(deny or ()), values)
 
 
 def _queries(request: RecommendRequest, texts: list[str]) -> list[Query]:
     k, effort, strict = request.k, request.effort, request.effort_strict
+    wanted = label_filter(request)
     item_id = request.item_id if isinstance(request, ItemRequest) else None
     if item_id is None:  # the hot path
-        return [Query(text, k, effort, None, strict) for text in texts]
+        return [Query(text, k, effort, None, strict, wanted) for text in texts]
     if isinstance(item_id, str) is not isinstance(request.query, str):
         raise InvalidValue("item_id must be like query: one for one text, a list for a list")
     item_ids = [item_id] if isinstance(item_id, str) else item_id
@@ -147,8 +155,84 @@ def _queries(request: RecommendRequest, texts: list[str]) -> list[Query]:
             f"item_id holds {len(item_ids)} ids for {len(texts)} texts: give one for each, or null"
         )
     return [
-        Query(text, k, effort, item, strict) for text, item in zip(texts, item_ids, strict=True)
+        Query(text, k, effort, item, strict, wanted)
+        for text, item in zip(texts, item_ids, strict=True)
     ]
+
+
+def _vectors(given: Sequence[float] | Sequence[Sequence[float]]) -> np.ndarray[Any, Any]:
+    with np.errstate(over="ignore"):
+        vectors = np.atleast_2d(np.asarray(given, np.float64)).astype(np.float32)
+    if not np.isfinite(vectors).all():
+        raise InvalidValue("embedding holds a number that is too large for 32 bits: scale it")
+    return vectors
+
+
+def _result(deployment: Deployment, request: Wanted, prediction: Prediction) -> dict[str, Any]:
+    served = prediction.scores
+    if request.scores == "raw" and prediction.raw_scores is not None:
+        served = prediction.raw_scores
+    rows, scores = prediction.rows.tolist(), served.tolist()
+    if request.min_score is not None:
+        kept = bisect_right(scores, -request.min_score, key=operator.neg)  # scores fall
+        rows, scores = rows[:kept], scores[:kept]
+    store = deployment.engine.labels
+    include = request.include
+    labels: list[dict[str, Any]]
+    if include == ["text"]:  # the default, and the hot path
+        labels = [
+            {"id": label.label_id, "text": label.text, "score": round(score, SCORE_DECIMALS)}
+            for label, score in zip(map(store.__getitem__, rows), scores, strict=True)
+        ]
+    else:
+        labels = [
+            _label(store[row], score, include) for row, score in zip(rows, scores, strict=True)
+        ]
+    result: dict[str, Any] = {"labels": labels, "truncated": prediction.truncated}
+    if "embedding" in include:
+        result["embedding"] = prediction.embedding
+    if prediction.plan is not None:
+        result["plan"] = _plan(prediction.plan)
+    return result
+
+
+def _plan(plan: FilterPlan) -> dict[str, Any]:
+    return {
+        "kind": plan.kind,
+        "open": plan.n_open,
+        "labels": plan.n_rows,
+        "unknown_ids": plan.n_unknown,
+    }
+
+
+async def _explain(deployment: Deployment, answer: Answer, results: list[dict[str, Any]]) -> None:
+    """Add an explanation to each result."""
+    engine, timings = deployment.engine, answer.timings
+    point = next(
+        point
+        for point in engine.manifest.operating_points
+        if point.name == answer.queries[0].effort
+    )
+    embeddings = np.stack([item.embedding for item in answer.predictions])
+    # The memory is searched once more, which is search work: not on the event loop.
+    neighbours = await asyncio.to_thread(engine.neighbours, embeddings, point.name)
+    stages = {
+        "queue": answer.queue_s,
+        "tokenize": timings.tokenize_s,
+        "encode": timings.encode_s,
+        "search": timings.search_s,
+    }
+    for i, (result, prediction) in enumerate(zip(results, answer.predictions, strict=True)):
+        scores = [label["score"] for label in result["labels"]]
+        raw = prediction.scores if prediction.raw_scores is None else prediction.raw_scores
+        result["explanation"] = {
+            "point": point.model_dump(include={"name", "recall_at_10", "p_at_1", "search_us_p50"}),
+            "margins": [round(high - low, SCORE_DECIMALS) for high, low in pairwise(scores)],
+            "raw_scores": [round(score, SCORE_DECIMALS) for score in raw.tolist()[: len(scores)]],
+            "neighbours": None if neighbours is None else neighbours[i],
+            "stages_ms": {name: round(seconds * 1e3, 3) for name, seconds in stages.items()},
+            "batch_queries": answer.batch_queries,
+        }
 
 
 def _label(label: Label, score: float, include: Sequence[str]) -> dict[str, Any]:
@@ -161,90 +245,11 @@ def _label(label: Label, score: float, include: Sequence[str]) -> dict[str, Any]
     return entry
 
 
-async def _read_body(receive: Receive) -> bytes:
-    parts: list[bytes] = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Abandoned("the client closed the connection while sending")
-        parts.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return b"".join(parts)
-
-
-def _check_json(content_type: bytes) -> None:
-    if content_type == b"application/json":
-        return
-    if content_type.split(b";")[0].strip().lower() != b"application/json":
-        raise UnsupportedMediaType("send JSON, with the header Content-Type: application/json")
-
-
-def _parse(body: bytes) -> Any:
-    # orjson and not pydantic's own parser: that one takes NaN and Infinity, which are not JSON.
-    try:
-        raw = orjson.loads(body)
-    except orjson.JSONDecodeError as exc:
-        raise MalformedRequest(f"the body is not JSON in UTF-8: {exc}") from None
-    if isinstance(raw, dict) and len(raw) > MAX_FIELDS:
-        raise InvalidValue(f"the body has {len(raw)} fields: most of them are not known")
-    return raw
-
-
-def _query_string(raw: bytes) -> dict[str, str]:
-    try:
-        pairs = parse_qsl(
-            raw.decode("ascii"),
-            keep_blank_values=True,
-            errors="strict",
-            max_num_fields=MAX_FIELDS,
-        )
-    except ValueError as exc:
-        raise MalformedRequest(f"the query string cannot be read: {exc}") from None
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise InvalidValue("a parameter is given more than once: give each one once")
-    return values
-
-
-def _server_timing(answer: Answer, total_s: float) -> bytes:
+def server_timing(answer: Answer, total_s: float) -> bytes:
+    """The Server-Timing header of an answer."""
     timings = answer.timings
     return (
         f"queue;dur={answer.queue_s * 1e3:.3f}, tokenize;dur={timings.tokenize_s * 1e3:.3f}, "
         f"encode;dur={timings.encode_s * 1e3:.3f}, search;dur={timings.search_s * 1e3:.3f}, "
         f"total;dur={total_s * 1e3:.3f}"
     ).encode()
-
-
-def _refusal(exc: ValidationError, raw: Any) -> RequestError:
-    """The first fault as an error that names the place and what to change."""
-    faults = exc.errors(include_url=False, include_context=True)
-    for name in ("query", "item_id"):
-        if isinstance(raw, Mapping) and isinstance(raw.get(name), list):
-            # text or list: where a list was sent, what is wrong with it as a text is noise
-            faults = [fault for fault in faults if fault["loc"] != (name, "constrained-str")]
-    fault = faults[0]
-    where = _place(fault["loc"])
-    kind, context, value = fault["type"], fault.get("ctx", {}), fault["input"]
-    if kind == "string_too_long":
-        limit = context["max_length"]
-        return PayloadTooLarge(f"{where} has {len(value)} characters, the limit is {limit}")
-    if kind == "too_long" and where == "query":
-        limit = context["max_length"]
-        return PayloadTooLarge(f"query holds {len(value)} texts, the limit is {limit}: send fewer")
-    if kind in ("string_too_short", "string_pattern_mismatch"):
-        return InvalidValue(f"{where} holds no visible character: send some text")
-    if kind == "extra_forbidden" and where == "item_id":
-        return InvalidValue("this bundle has no item filter: remove item_id")
-    if kind == "extra_forbidden":
-        return InvalidValue(f"{where} is not a known field: remove it")
-    if kind == "missing":
-        return InvalidValue(f"{where} is missing: it is required")
-    if kind == "model_type":
-        return InvalidValue('the body must be a JSON object such as {"query": "text"}')
-    return InvalidValue(f"{where}: {fault['msg']}")
-
-
-def _place(location: tuple[int | str, ...]) -> str:
-    """`("query", "list[...]", 3)` as `query[3]`: the names of union branches are left out."""
-    name = str(location[0]) if location else "the body"
-    return name + "".join(f"[{part}]" for part in location[1:] if isinstance(part, int))

@@ -3,6 +3,7 @@
 The hot route runs as a bare ASGI endpoint (`service.api.recommend`); the others are plain FastAPI.
 """
 
+import asyncio
 from collections.abc import Callable
 from importlib.resources import files
 from typing import Annotated, Any, Final
@@ -14,25 +15,29 @@ from starlette.responses import HTMLResponse, RedirectResponse
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from service.api.admin import add_admin
+from service.api.embed import Embed
+from service.api.follow import Follower
 from service.api.problems import PROBLEMS_PATH, ProblemKind, problem_kinds, responses
 from service.api.recommend import Recommend
+from service.api.reports import info_report, models_report
 from service.api.schemas import (
-    AdaptiveEffortReport,
-    DeviceReport,
-    EncoderReport,
+    EmbedResponse,
     InfoResponse,
-    LimitsReport,
+    LabelResponse,
+    ModelsResponse,
     RecommendResponse,
-    RequestLimits,
     Status,
-    request_models,
 )
 from service.api.serving import Serving
 from service.errors import (
     DeadlineExceeded,
     InternalError,
     InvalidValue,
+    LabelUnknown,
     MalformedRequest,
+    ModelUnknown,
+    NoSuchBundle,
     NotFound,
     NotReady,
     PayloadTooLarge,
@@ -43,7 +48,6 @@ from service.errors import (
     UnsupportedMediaType,
 )
 from service.telemetry import CONTENT_TYPE
-from service.version import __version__
 
 ASSETS_PATH: Final = "/docs/assets"
 
@@ -58,7 +62,17 @@ _RECOMMEND = (
     NotReady,
     ShuttingDown,
     DeadlineExceeded,
+    ModelUnknown,
+    NoSuchBundle,
 )
+
+_PINNED: Final[dict[str, Any]] = {
+    "name": "X-Bundle",
+    "in": "header",
+    "required": False,
+    "description": "Answer from this open bundle: `current`, `canary`, or the start of its id.",
+    "schema": {"type": "string"},
+}
 
 _ANSWER_HEADERS: Final[dict[str, Any]] = {
     "X-Request-Id": {
@@ -76,59 +90,68 @@ Bare = dict[tuple[str, str], ASGIApp]
 """(method, path) to an endpoint that runs outside FastAPI's stack."""
 
 
-def add_routes(app: FastAPI, serving: Serving) -> Bare:
+def add_routes(app: FastAPI, serving: Serving, follower: Follower) -> Bare:
     """Add every route to the application; returns those that the gate may call directly."""
     bare = _add_recommend(app, serving)
     _add_info(app, serving)
     _add_probes(app, serving)
     _add_problems(app)
     _add_docs(app)
+    if serving.settings.admin_key is not None:
+        add_admin(app, serving, follower)
     return bare
 
 
 def _add_recommend(app: FastAPI, serving: Serving) -> Bare:
-    engine, settings = serving.engine, serving.settings
-    manifest = engine.manifest
-    defaults = manifest.defaults
-    body_model, parameters_model = request_models(
-        RequestLimits(
-            max_queries=settings.max_queries,
-            max_text_chars=settings.max_text_chars,
-            max_k=settings.max_k,
-            default_k=defaults.k,
-            default_effort=defaults.effort,
-            efforts=engine.efforts,
-            item_filter=manifest.filter is not None,
-        )
-    )
-    endpoints = Recommend(serving, body_model, parameters_model)
+    models = serving.default.models
+    body_model, parameters_model = models.body, models.parameters
+    vectors_model, embed_model = models.by_embedding, models.embed
+    recommend_endpoints, embed_endpoints = Recommend(serving), Embed(serving)
 
-    def recommend(body: body_model) -> None:  # type: ignore[valid-type]
+    def recommend(body: body_model) -> RecommendResponse:  # type: ignore[valid-type,empty-body]
         """The best labels for one text or for a list of texts, best first."""
 
-    def recommend_one(parameters: Annotated[parameters_model, Query()]) -> None:  # type: ignore[valid-type]
+    def recommend_one(  # type: ignore[empty-body]
+        parameters: Annotated[parameters_model, Query()],  # type: ignore[valid-type]
+    ) -> RecommendResponse:
         """The same for one text, for a browser or a cache."""
 
-    extra = {"parameters": [_timeout_header(settings.request_timeout_max_ms)]}
-    _document(app, "POST", "/v1/recommend", recommend, endpoints.post, extra)
-    _document(app, "GET", "/v1/recommend", recommend_one, endpoints.get, extra)
-    return {
-        ("POST", "/v1/recommend"): endpoints.post,
-        ("GET", "/v1/recommend"): endpoints.get,
-    }
+    def recommend_by_embedding(  # type: ignore[empty-body]
+        body: vectors_model,  # type: ignore[valid-type]
+    ) -> RecommendResponse:
+        """The same for vectors, such as /v1/embed gives."""
+
+    def embed(body: embed_model) -> EmbedResponse:  # type: ignore[valid-type,empty-body]
+        """The vectors of one text or of a list of texts."""
+
+    described = (
+        ("POST", "/v1/recommend", recommend, recommend_endpoints.post),
+        ("GET", "/v1/recommend", recommend_one, recommend_endpoints.get),
+        (
+            "POST",
+            "/v1/recommend/by-embedding",
+            recommend_by_embedding,
+            recommend_endpoints.post_embedding,
+        ),
+        ("POST", "/v1/embed", embed, embed_endpoints.post),
+    )
+    extra = {"parameters": [_timeout_header(serving.settings.request_timeout_max_ms), _PINNED]}
+    for method, path, description, endpoint in described:
+        _document(app, method, path, description, endpoint, extra)
+    return {(method, path): endpoint for method, path, _, endpoint in described}
 
 
 def _document(
     app: FastAPI,
     method: str,
     path: str,
-    described: Callable[..., None],
+    described: Callable[..., Any],
     endpoint: ASGIApp,
     extra: dict[str, Any],
 ) -> None:
     """Let FastAPI describe a bare endpoint, from the signature and docstring of `described`."""
     documented = responses(*_RECOMMEND)
-    documented[200] = {"model": RecommendResponse, "headers": _ANSWER_HEADERS}
+    documented[200] = {"headers": _ANSWER_HEADERS}
     route = APIRoute(
         path,
         described,
@@ -152,12 +175,43 @@ def _timeout_header(max_ms: int) -> dict[str, Any]:
 
 
 def _add_info(app: FastAPI, serving: Serving) -> None:
-    report = _info(serving)
+    deployments = serving.deployments
 
-    @app.get("/v1/info", tags=["about"], responses=responses(*_ANY))
-    async def info() -> InfoResponse:
+    @app.get("/v1/info", tags=["about"], responses=responses(*_ANY, ModelUnknown))
+    async def info(
+        model: Annotated[str | None, Query(description="Name of the model.")] = None,
+    ) -> InfoResponse:
         """What is being served, how good it was measured to be, and within which limits."""
-        return report.model_copy(update={"adaptive_effort": _adaptive_effort(serving)})
+        deployment = serving.default if model is None else deployments.slot(model).current
+        return info_report(serving, deployment)
+
+    @app.get("/v1/models", tags=["about"], responses=responses(*_ANY))
+    async def models() -> ModelsResponse:
+        """Every model and its open bundles."""
+        return models_report(deployments)
+
+    @app.get(
+        "/v1/labels/{label_id:path}",
+        tags=["labels"],
+        responses=responses(*_ANY, LabelUnknown, ModelUnknown),
+    )
+    async def label(
+        label_id: str,
+        model: Annotated[str | None, Query(description="Name of the model.")] = None,
+    ) -> LabelResponse:
+        """One label by its id."""
+        deployment = serving.default if model is None else deployments.slot(model).current
+        found = await asyncio.to_thread(deployment.engine.find_label, label_id)
+        if found is None:
+            raise LabelUnknown(f"there is no label {label_id[:200]!r}: ids are case-sensitive")
+        label, added = found
+        return LabelResponse(
+            id=label.label_id,
+            text=label.text,
+            metadata=label.metadata,
+            source="added" if added else "bundle",
+            bundle_id=deployment.bundle_id,
+        )
 
 
 def _add_probes(app: FastAPI, serving: Serving) -> None:
@@ -223,53 +277,3 @@ def _add_docs(app: FastAPI) -> None:
 
     assets = str(files("fastapi_offline") / "static")
     app.mount(ASSETS_PATH, StaticFiles(directory=assets), name="assets")
-
-
-def _adaptive_effort(serving: Serving) -> AdaptiveEffortReport | None:
-    if serving.effort is None:
-        return None
-    steps, steps_down = serving.effort.steps, serving.effort_steps_down()
-    return AdaptiveEffortReport(ceiling=steps[-1 - steps_down], steps_down=steps_down, steps=steps)
-
-
-def _info(serving: Serving) -> InfoResponse:
-    engine, settings = serving.engine, serving.settings
-    manifest = engine.manifest
-    return InfoResponse(
-        name=manifest.name,
-        bundle_id=manifest.bundle_id,
-        created=manifest.created,
-        version=__version__,
-        n_labels=manifest.labels.n_labels,
-        dim=manifest.encoder.dim,
-        index_kind=manifest.index.kind,
-        score_kind=engine.calibration.score_kind,  # type: ignore[arg-type]
-        default_k=manifest.defaults.k,
-        default_effort=manifest.defaults.effort,
-        operating_points=manifest.operating_points,
-        quality=manifest.quality,
-        parity=manifest.parity,
-        calibration=manifest.calibration,
-        memory=manifest.memory,
-        item_filter=manifest.filter,
-        adaptive_effort=_adaptive_effort(serving),
-        encoder=EncoderReport(
-            variant=engine.variant,
-            default=manifest.encoder.served,
-            available=list(manifest.encoder.variants),
-            measured=manifest.encoder.measured,
-        ),
-        device=DeviceReport(requested=settings.device, active=engine.encoder.device),
-        lanes=serving.batcher.limits.lanes,
-        limits=LimitsReport(
-            max_queries=settings.max_queries,
-            max_text_chars=settings.max_text_chars,
-            max_tokens=manifest.tokenizer.max_tokens,
-            max_k=settings.max_k,
-            max_body_bytes=settings.max_body_bytes,
-            max_batch_tokens=settings.max_batch_tokens,
-            max_queue_tokens=settings.max_queue_tokens,
-            request_timeout_ms=settings.request_timeout_ms,
-            request_timeout_max_ms=settings.request_timeout_max_ms,
-        ),
-    )

@@ -1,14 +1,8 @@
-"""What requests may hold and answers do hold: the schemas behind validation and OpenAPI.
+"""What answers hold: the schemas behind OpenAPI. Requests are `service.api.request_models`."""
 
-Limits come from the settings and effort names from the bundle, so the request models are built per
-application and OpenAPI states the limits in force.
-"""
+from typing import Any, Literal, TypeAlias
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeAlias
-
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, create_model
+from pydantic import BaseModel, Field
 
 from service.bundle import (
     CalibrationInfo,
@@ -20,160 +14,7 @@ from service.bundle import (
     VariantInfo,
 )
 
-VISIBLE = "[^\\s\\u0000-\\u001f\\u007f-\\u009f\\u200b\\u2028\\u2029\\ufeff]"
-"""A text must hold one character that `service.core.text.normalise` keeps."""
-
-MAX_ITEM_ID_CHARS = 1024
-
-Include: TypeAlias = Literal["text", "metadata", "embedding"]
-"""Optional parts of an answer; ids and scores always come."""
-
 ScoreKind: TypeAlias = Literal["logit", "cosine", "probability"]
-
-
-class RecommendRequest(BaseModel):
-    """The fields of POST /v1/recommend; `request_models` adds the limits in force."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    query: str | list[str]
-    k: int
-    min_score: float | None
-    effort: str
-    effort_strict: bool
-    include: list[Include]
-
-
-class ItemRequest(RecommendRequest):
-    """The same, for a bundle with an item filter."""
-
-    item_id: str | list[str | None] | None
-
-
-class RecommendParameters(BaseModel):
-    """The query string of GET /v1/recommend; `request_models` adds the limits in force."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    q: str
-    k: int
-    min_score: float | None
-    effort: str
-    effort_strict: bool
-
-
-class ItemParameters(RecommendParameters):
-    """The same, for a bundle with an item filter."""
-
-    item_id: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class RequestLimits:
-    """What a request may ask for, and what it gets where it does not say."""
-
-    max_queries: int
-    max_text_chars: int
-    max_k: int
-    default_k: int
-    default_effort: str
-    efforts: Sequence[str]
-    item_filter: bool
-
-
-def request_models(
-    limits: RequestLimits,
-) -> tuple[type[RecommendRequest], type[RecommendParameters]]:
-    """The body model and the query-string model under these limits."""
-    text: Any = Annotated[
-        str,
-        StringConstraints(min_length=1, max_length=limits.max_text_chars, pattern=VISIBLE),
-    ]
-    texts: Any = Annotated[list[text], Field(min_length=1, max_length=limits.max_queries)]
-    shared = _wanted(limits)
-    body = create_model(
-        "RecommendBody",
-        __base__=ItemRequest if limits.item_filter else RecommendRequest,
-        __doc__="Texts to recommend labels for.",
-        query=(
-            text | texts,
-            Field(
-                description="One text, or a list of texts.",
-                examples=["moby dick", ["moby dick", "a history of rome"]],
-            ),
-        ),
-        include=(
-            list[Include],
-            # a factory: pydantic would copy a list given as default, deeply, for each request
-            Field(
-                default_factory=lambda: ["text"],
-                max_length=8,
-                description="Optional parts of the answer.",
-                json_schema_extra={"default": ["text"]},
-            ),
-        ),
-        **shared,
-        **(_item_id(limits, many=True) if limits.item_filter else {}),
-    )
-    parameters = create_model(
-        "RecommendQuery",
-        __base__=ItemParameters if limits.item_filter else RecommendParameters,
-        q=(text, Field(description="The text.", examples=["moby dick"])),
-        **shared,
-        **(_item_id(limits, many=False) if limits.item_filter else {}),
-    )
-    return body, parameters
-
-
-def _wanted(limits: RequestLimits) -> dict[str, Any]:
-    """The fields that say how many labels are wanted, and how hard to look."""
-    effort: Any = Literal[tuple(limits.efforts)]
-    return {
-        "k": (
-            Annotated[int, BeforeValidator(_whole)],
-            Field(limits.default_k, ge=1, le=limits.max_k, description="Labels wanted per text."),
-        ),
-        "min_score": (
-            float | None,
-            Field(
-                None,
-                allow_inf_nan=False,
-                description="Leave out labels with a lower score (score_kind says what it means).",
-            ),
-        ),
-        "effort": (
-            effort,
-            Field(limits.default_effort, description="Operating point; GET /v1/info lists them."),
-        ),
-        "effort_strict": (
-            bool,
-            Field(False, description="Keep to the effort also where the service lowers it."),
-        ),
-    }
-
-
-def _item_id(limits: RequestLimits, many: bool) -> dict[str, Any]:
-    """The field that names the item of a text; with `many`, also those of a list of texts."""
-    one: Any = Annotated[str, StringConstraints(max_length=MAX_ITEM_ID_CHARS)]
-    each: Any = Annotated[list[one | None], Field(min_length=1, max_length=limits.max_queries)]
-    what = "Item that the text describes: it and what is filtered for it are left out."
-    if many:
-        what += " For a list of texts a list as long, null where a text has no item."
-    return {
-        "item_id": (
-            one | each | None if many else one | None,
-            Field(
-                None,
-                description=what,
-                examples=["pg2701", ["pg2701", None]] if many else ["pg2701"],
-            ),
-        )
-    }
-
-
-def _whole(value: Any) -> Any:
-    """JSON knows one kind of number: 10.0 is the integer 10, as JSON Schema has it."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class LabelScore(BaseModel):
@@ -185,12 +26,56 @@ class LabelScore(BaseModel):
     score: float = Field(description="Higher is better; `score_kind` says what it means.")
 
 
+class PlanReport(BaseModel):
+    """How a filtered answer was found."""
+
+    kind: Literal["exact", "filtered"] = Field(
+        description="`exact` scored the labels let through; `filtered` searched deeper for them."
+    )
+    open: int = Field(description="Labels that the filter lets through.")
+    labels: int = Field(description="Labels there are.")
+    unknown_ids: int = Field(description="Ids in `allow` and `deny` that name no label.")
+
+
+class Neighbour(BaseModel):
+    """A training query that the answer draws on."""
+
+    similarity: float = Field(description="Cosine of its embedding with the query's.")
+    labels: list[str] = Field(description="Ids of the labels that it has.")
+
+
+class PointReport(BaseModel):
+    """The operating point that answered, as it was measured when the bundle was sealed."""
+
+    name: str
+    recall_at_10: float
+    p_at_1: float
+    search_us_p50: float
+
+
+class Explanation(BaseModel):
+    """Why these labels, and what finding them cost."""
+
+    point: PointReport
+    margins: list[float] = Field(description="Score of each label above that of the next one.")
+    raw_scores: list[float] = Field(description="What the index gave, before calibration.")
+    neighbours: list[Neighbour] | None = Field(
+        description="Nearest training queries; null where the bundle keeps none."
+    )
+    stages_ms: dict[str, float] = Field(
+        description="Time in each stage; all but `queue` are of the whole batch."
+    )
+    batch_queries: int = Field(description="Texts that were computed together.")
+
+
 class QueryResult(BaseModel):
     """The answer to one text."""
 
     labels: list[LabelScore] = Field(description="Best first.")
     truncated: bool = Field(description="Whether the end of the text was cut off.")
     embedding: list[float] | None = Field(None, description="With `include` embedding.")
+    plan: PlanReport | None = Field(None, description="With `allow`, `deny` or `where`.")
+    explanation: Explanation | None = Field(None, description="With `explain`.")
 
 
 class RecommendResponse(BaseModel):
@@ -204,6 +89,51 @@ class RecommendResponse(BaseModel):
         None,
         description="The one asked for, where load made the service answer from a cheaper one.",
     )
+
+
+class EmbedResponse(BaseModel):
+    """Embeddings in the order of the texts."""
+
+    embeddings: list[list[float]]
+    dim: int
+    truncated: list[bool] = Field(description="Whether the end of each text was cut off.")
+    bundle_id: str
+
+
+class LabelResponse(BaseModel):
+    """One label."""
+
+    id: str
+    text: str
+    metadata: dict[str, Any]
+    source: Literal["bundle", "added"] = Field(
+        description="`added` was put in or changed since the bundle was sealed."
+    )
+    bundle_id: str
+
+
+class BundleReport(BaseModel):
+    """One open bundle."""
+
+    bundle_id: str
+    created: str
+    role: Literal["current", "canary"]
+    canary_percent: float | None = Field(description="The canary's share; null for others.")
+
+
+class ModelReport(BaseModel):
+    """What serves under one name."""
+
+    name: str
+    default: bool = Field(description="Whether it answers requests that name no model.")
+    bundles: list[BundleReport]
+    can_roll_back: bool
+
+
+class ModelsResponse(BaseModel):
+    """Everything that is being served."""
+
+    models: list[ModelReport]
 
 
 class DeviceReport(BaseModel):
@@ -237,6 +167,7 @@ class LimitsReport(BaseModel):
     max_text_chars: int
     max_tokens: int
     max_k: int
+    max_filter_ids: int
     max_body_bytes: int
     max_batch_tokens: int
     max_queue_tokens: int
@@ -248,6 +179,7 @@ class InfoResponse(BaseModel):
     """What is being served, how good it was measured to be, and within which limits."""
 
     name: str
+    models: list[str] = Field(description="Every name that a request's `model` may have.")
     bundle_id: str
     created: str
     version: str = Field(description="Version of the service.")

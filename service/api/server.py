@@ -101,7 +101,7 @@ class DrainingServer(uvicorn.Server):
             self._stop()
         else:
             self.force_exit = True
-            self._cut = asyncio.create_task(self._serving.batcher.drain(0.0))
+            self._cut = asyncio.create_task(self._serving.deployments.drain(0.0))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain the batcher while uvicorn waits for the answers to leave."""

@@ -65,6 +65,7 @@ class Answer:
     predictions: list[Prediction]
     timings: StageTimings
     queue_s: float
+    batch_queries: int
 
 
 class BatchObserver(Protocol):
@@ -325,12 +326,12 @@ class MicroBatcher:
             self._fail(jobs, PredictFailed("the batch of this request broke: try again"))
             return
         timings = outcome.timings
-        start = 0
+        start, total = 0, len(outcome.predictions)
         for job in jobs:
             end = start + len(job.queries)
             if not job.future.done():  # the client may have left
                 predictions, waited_s = outcome.predictions[start:end], started_s - job.submitted_s
-                job.future.set_result(Answer(job.queries, predictions, timings, waited_s))
+                job.future.set_result(Answer(job.queries, predictions, timings, waited_s, total))
             start = end
         self._observer.batch_done(start, timings)
 

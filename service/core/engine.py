@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +17,19 @@ from numpy.typing import NDArray
 from service.bundle import Golden, Manifest, resolve, verify
 from service.core.calibration import Calibration, RawScores, load_calibration
 from service.core.encoder import Encoder, OnnxEncoder
-from service.core.index.augmented import open_augmented
+from service.core.filtered_search import Directory, resolve_filter, search_filtered
+from service.core.index.augmented import AugmentedIndex, open_augmented
 from service.core.index.opening import open_label_index
 from service.core.index.protocol import LabelIndex
 from service.core.item_filter import NO_ROWS, ItemFilter
-from service.core.labels import LabelStore
+from service.core.labels import Label, LabelStore
 from service.core.text import NORMALISER, NORMALISER_VERSION
 from service.core.tokenizer import Tokenizer, length_sorted_chunks, pad
 from service.core.types import (
+    FilterPlan,
     Float32Rows,
+    Hits,
+    LabelFilter,
     PredictedBatch,
     Prediction,
     Query,
@@ -52,7 +56,9 @@ class Engine:
     labels: LabelStore
     max_batch_tokens: int
     variant: str
+    folder: Path | None = None
     item_filter: ItemFilter | None = None
+    directory: Directory | None = None
     clock: Callable[[], float] = time.perf_counter
 
     @classmethod
@@ -70,7 +76,7 @@ class Engine:
         `max_batch_tokens` bounds the padded tokens of one encoder call; `variant` is a precision of
         the encoder, None for the bundle's own choice. Raises BundleError, DeviceUnavailable.
         """
-        folder = resolve(path)
+        folder = resolve(path).resolve()
         manifest = verify(folder)
         chosen = manifest.encoder.served if variant is None else variant
         engine = cls._wire(folder, manifest, chosen, device, intra_op_threads, max_batch_tokens)
@@ -101,19 +107,20 @@ class Engine:
                 f"{folder} holds {len(labels)} labels, the manifest says {manifest.labels.n_labels}"
             )
         calibration = manifest.calibration.file
-        probable = manifest.memory or manifest.index.metric == "probability"
-        raw_kind = "probability" if probable else "logit"
         return cls(
             manifest=manifest,
             tokenizer=Tokenizer(folder / manifest.tokenizer.file, manifest.tokenizer.max_tokens),
             encoder=encoder,
             index=open_index(folder, manifest),
             calibration=(
-                load_calibration(folder / calibration) if calibration else RawScores(raw_kind)
+                load_calibration(folder / calibration)
+                if calibration
+                else RawScores(raw_score_kind(manifest))
             ),
             labels=labels,
             max_batch_tokens=max_batch_tokens,
             variant=variant,
+            folder=folder,
             item_filter=open_item_filter(folder, manifest),
         )
 
@@ -122,6 +129,38 @@ class Engine:
         """Names that a query's `effort` may have."""
         return tuple(point.name for point in self.manifest.operating_points)
 
+    @property
+    def raw_score_kind(self) -> str:
+        """What a score is before calibration."""
+        return raw_score_kind(self.manifest)
+
+    def find_label(self, label_id: str) -> tuple[Label, bool] | None:
+        """A label by its id, and whether it was added since sealing; None where there is none."""
+        rows, _ = self.directory.rows_of([label_id])
+        if len(rows) == 0:
+            return None
+        return self.labels[int(rows[0])], int(rows[0]) >= len(self.labels)
+
+    def neighbours(self, embeddings: Float32Rows, effort: str) -> list[list[dict[str, Any]]] | None:
+        """The training queries nearest to each embedding (n, dim), with their labels' ids.
+
+        None where the bundle keeps no training queries.
+        """
+        index = self.index
+        if not isinstance(index, AugmentedIndex):
+            return None
+        recalled = index.recall(embeddings, effort)
+        return [
+            [
+                {
+                    "similarity": round(float(similarity), 6),
+                    "labels": [self.labels[int(row)].label_id for row in index.labels_of(int(j))],
+                }
+                for j, similarity in zip(rows, similarities, strict=True)
+            ]
+            for rows, similarities in zip(recalled.rows, recalled.scores, strict=True)
+        ]
+
     def predict(self, queries: Sequence[Query]) -> PredictedBatch:
         """Answer a batch; an answer does not depend on what else is in the batch.
 
@@ -129,15 +168,18 @@ class Engine:
         ValueError where an `item_id` meets a bundle without an item filter.
         """
         started = self.clock()
-        encodings = self.tokenizer.tokenize([query.text for query in queries])
+        embeddings = np.empty((len(queries), self.encoder.dim), np.float32)
+        truncated = np.zeros(len(queries), np.bool_)
+        texts: list[int] | range = range(len(queries))
+        if any([query.vector is not None for query in queries]):
+            texts = _place_vectors(queries, embeddings)
+        encodings = self.tokenizer.tokenize([queries[i].text for i in texts])
         lengths = [len(encoding) for encoding in encodings]
         chunks = [
-            (chunk, pad([encodings[i] for i in chunk]))
+            ([texts[i] for i in chunk], pad([encodings[i] for i in chunk]))
             for chunk in length_sorted_chunks(lengths, self.max_batch_tokens)
         ]
         tokenized = self.clock()
-        embeddings = np.empty((len(queries), self.encoder.dim), np.float32)
-        truncated = np.zeros(len(queries), np.bool_)
         for chunk, batch in chunks:
             embeddings[chunk] = self.encoder.encode(batch)
             truncated[chunk] = batch.truncated
@@ -187,7 +229,7 @@ class Engine:
         embeddings: Float32Rows,
         truncated: "np.ndarray[tuple[int], np.dtype[np.bool_]]",
     ) -> list[Prediction]:
-        """One index search for each (depth, effort); depth changes a graph search's answer.
+        """One index search for each (depth, effort, filter); depth changes a graph search's answer.
 
         The depth is k, and as much more as the query's item has rows to be left out.
         """
@@ -196,30 +238,70 @@ class Engine:
             for position, query in enumerate(queries)
             if query.item_id is not None
         }
-        groups: dict[tuple[int, str], list[int]] = {}
+        groups: dict[tuple[int, str, LabelFilter | None, str | None], list[int]] = {}
         for position, query in enumerate(queries):
-            depth = query.k + len(left_out.get(position, NO_ROWS))
-            groups.setdefault((depth, query.effort), []).append(position)
+            wanted = query.label_filter
+            depth = query.k
+            if depth and wanted is None:
+                depth += len(left_out.get(position, NO_ROWS))
+            item_id = query.item_id if wanted else None
+            groups.setdefault((depth, query.effort, wanted, item_id), []).append(position)
         predictions: list[Prediction | None] = [None] * len(queries)
-        for (depth, effort), positions in groups.items():
+        for (depth, effort, wanted, _), positions in groups.items():
             whole = len(groups) == 1  # nearly always: then nothing is copied
-            hits = self.index.search(embeddings if whole else embeddings[positions], depth, effort)
+            vectors = embeddings if whole else embeddings[positions]
+            hits, plan = self._hits(vectors, depth, effort, wanted, left_out.get(positions[0]))
             scores = self.calibration.apply(hits.scores)
             for i, position in enumerate(positions):
-                rows, served = hits.rows[i], scores[i]
-                if position in left_out:
-                    kept = ~np.isin(rows, left_out[position])
-                    k = queries[position].k
-                    rows, served = rows[kept][:k], served[kept][:k]
+                rows, served, raw = hits.rows[i], scores[i], hits.scores[i]
+                if position in left_out and plan is None:
+                    kept = np.flatnonzero(~np.isin(rows, left_out[position]))[: queries[position].k]
+                    rows, served, raw = rows[kept], served[kept], raw[kept]
                 predictions[position] = Prediction(
-                    rows, served, embeddings[position], bool(truncated[position])
+                    rows, served, embeddings[position], bool(truncated[position]), raw, plan
                 )
         return [prediction for prediction in predictions if prediction is not None]
+
+    def _hits(
+        self,
+        vectors: Float32Rows,
+        depth: int,
+        effort: str,
+        wanted: LabelFilter | None,
+        left_out: NDArray[np.int64] | None,
+    ) -> tuple[Hits, FilterPlan | None]:
+        """What the index finds, under the filter where there is one; nothing at depth 0."""
+        if depth == 0:
+            none = (len(vectors), 0)
+            return Hits(np.empty(none, np.int64), np.empty(none, np.float32)), None
+        if wanted is None:
+            return self.index.search(vectors, depth, effort), None
+        rows = resolve_filter(wanted, self.directory)
+        if left_out is not None:
+            rows = rows.without(left_out)
+        return search_filtered(self.index, vectors, depth, effort, rows)
 
     def _rows_left_out(self, item_id: str) -> NDArray[np.int64]:
         if self.item_filter is None:
             raise ValueError(f"item_id is {item_id!r}, this bundle has no item filter")
         return self.item_filter.rows_for(item_id)
+
+
+def _place_vectors(queries: Sequence[Query], embeddings: Float32Rows) -> list[int]:
+    """Write the vectors that queries bring into their rows; returns who still needs encoding."""
+    texts = []
+    for position, query in enumerate(queries):
+        if query.vector is None:
+            texts.append(position)
+        else:
+            embeddings[position] = query.vector
+    return texts
+
+
+def raw_score_kind(manifest: Manifest) -> str:
+    """What a bundle's scores are before calibration."""
+    probable = manifest.memory or manifest.index.metric == "probability"
+    return "probability" if probable else "logit"
 
 
 def open_encoder(

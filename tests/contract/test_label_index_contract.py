@@ -288,3 +288,23 @@ def test_a_handful_of_labels_is_enough(kind: str, n_labels: int, tmp_path: Path)
     for effort in ("last", EXACT):
         hits = index.search(QUERIES[:9], 30, effort)
         assert np.array_equal(np.sort(hits.rows, axis=1), [list(range(n_labels))] * 9)
+
+
+@pytest.mark.parametrize("n", [0, 1, N_QUERIES])
+@pytest.mark.parametrize("size", [0, 1, 7, N_LABELS])
+def test_among_some_rows_the_best_are_found_as_an_exhaustive_search_ranks_them(
+    opened: Opened, n: int, size: int
+) -> None:
+    rows = np.sort(np.random.default_rng(size).permutation(N_LABELS)[:size])
+    queries = QUERIES[:n]
+    found = opened.index.search_among(queries, rows, 5)
+    width = min(5, size)
+    assert found.rows.shape == found.scores.shape == (n, width)
+    ranked = opened.index.search(queries, N_LABELS, EXACT)
+    for i in range(n):
+        kept = np.isin(ranked.rows[i], rows)
+        assert set(found.rows[i]) <= set(rows)
+        assert len(set(found.rows[i])) == width
+        np.testing.assert_allclose(
+            found.scores[i], ranked.scores[i][kept][:width], rtol=1e-4, atol=1e-5
+        )

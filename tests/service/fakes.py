@@ -117,6 +117,8 @@ def fake_engine(predict: FakePredict, **changes: Any) -> Any:
         efforts=tuple(point.name for point in manifest.operating_points),
         calibration=SimpleNamespace(score_kind="probability"),
         encoder=SimpleNamespace(device="cpu"),
+        folder=None,
+        raw_score_kind="logit",
         variant="fp32",
         labels=[Label(f"L{i:03d}", f"label {i}", {"i": i}) for i in range(50)],
     )

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.bundle import MemoryInfo
-from service.core.index.faiss_index import open_faiss
+from service.core.index.faiss_index import EXACT, open_faiss
 from service.core.index.memory_labels import MemoryLabels, open_memory_labels
 from service.core.index.protocol import LabelIndex, check_queries
 from service.core.types import Float32Rows, Hits
@@ -68,13 +68,39 @@ class AugmentedIndex:
         recalled = self._memory.search(queries, self.settings.neighbours, effort)
         return blend(found, recalled, self._memory_labels, self.settings, self.n_rows, k)
 
+    def search_among(self, queries: Float32Rows, rows: NDArray[np.int64], k: int) -> Hits:
+        """Top k of `rows` by blended probability, exact in both parts."""
+        check_queries(queries, self.dim, k)
+        if len(rows) == 0:
+            return Hits(np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), "f4"))
+        found = self._labels.search_among(queries, rows, len(rows))
+        recalled = self._memory.search(queries, self.settings.neighbours, EXACT)
+        k = min(k, len(rows))
+        return blend(found, recalled, self._memory_labels, self.settings, self.n_rows, k, rows)
+
+    def recall(self, queries: Float32Rows, effort: str) -> Hits:
+        """The training queries that an answer at this effort draws on, and their cosines."""
+        return self._memory.search(queries, self.settings.neighbours, effort)
+
+    def labels_of(self, neighbour: int) -> NDArray[np.int32]:
+        """Rows of the labels of one training query."""
+        starts = self._memory_labels.offsets
+        return self._memory_labels.labels[starts[neighbour] : starts[neighbour + 1]]
+
 
 def blend(
-    found: Hits, recalled: Hits, memory: MemoryLabels, settings: Blend, n_labels: int, k: int
+    found: Hits,
+    recalled: Hits,
+    memory: MemoryLabels,
+    settings: Blend,
+    n_labels: int,
+    k: int,
+    among: NDArray[np.int64] | None = None,
 ) -> Hits:
     """Top k (at most the width of `found`) of found labels (n, depth) and recalled queries (n, m).
 
-    `found` holds what the label index gives, `recalled` cosines. Ties go by row.
+    `found` holds what the label index gives, `recalled` cosines. Ties go by row. With `among`, what
+    the memory says of other rows is left out.
     """
     n = len(found.rows)
     if n == 0:
@@ -94,10 +120,12 @@ def blend(
     # One whole number stands for a (query, label) pair, so one sort pools all queries.
     bases = np.arange(n) * n_labels
     memory_keys = np.repeat(bases, lengths.sum(axis=1)) + memory.labels[places]
+    memory_parts = np.repeat(shares.ravel(), flat_lengths) * memory.values[places]
+    if among is not None:
+        kept = np.isin(memory.labels[places], among)
+        memory_keys, memory_parts = memory_keys[kept], memory_parts[kept]
     keys = np.concatenate([(bases[:, None] + found.rows).ravel(), memory_keys])
-    parts = np.concatenate(
-        [label_parts.ravel(), np.repeat(shares.ravel(), flat_lengths) * memory.values[places]]
-    )
+    parts = np.concatenate([label_parts.ravel(), memory_parts])
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
     fresh = np.flatnonzero(keys[1:] != keys[:-1]) + 1

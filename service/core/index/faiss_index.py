@@ -21,6 +21,7 @@ from pathlib import Path
 
 import faiss
 import numpy as np
+from numpy.typing import NDArray
 
 from service.core.index.protocol import check_queries
 from service.core.types import Float32Rows, Hits
@@ -88,6 +89,26 @@ class FaissIndex:
             scanned = self._scan(queries[short], k)
             scores[short], rows[short] = scanned.scores, scanned.rows
         return Hits(rows, scores)
+
+    def search_among(self, queries: Float32Rows, rows: NDArray[np.int64], k: int) -> Hits:
+        """Top k of `rows` by inner product with the stored vectors."""
+        check_queries(queries, self.dim, k)
+        k = min(k, len(rows))
+        if len(queries) == 0 or k == 0:
+            return Hits(np.empty((len(queries), k), np.int64), np.empty((len(queries), k), "f4"))
+        faiss.omp_set_num_threads(1)
+        if self.kind == "ivf-flat":  # rows lie in lists, and only a list can be read
+            selector = faiss.IDSelectorBatch(np.ascontiguousarray(rows, np.int64))
+            params = faiss.SearchParametersIVF(nprobe=self._storage.nlist, sel=selector)
+            scores, found = self._storage.search(queries, k, params=params)
+            return Hits(found, scores)
+        vectors = self._storage.reconstruct_batch(np.ascontiguousarray(rows, np.int64))
+        parts = [
+            faiss.knn(queries[start : start + _UNTIL_BLAS], vectors, k, faiss.METRIC_INNER_PRODUCT)
+            for start in range(0, len(queries), _UNTIL_BLAS)
+        ]
+        scores, places = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        return Hits(np.asarray(rows[places]), scores)
 
     def _scan(self, queries: Float32Rows, k: int) -> Hits:
         params = None

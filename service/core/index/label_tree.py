@@ -116,6 +116,21 @@ class LabelTreeIndex:
         # In double precision: rounded to single afterwards, exp cannot turn an order round.
         return Hits(rows, np.exp(-costs.astype(np.float64)).astype(np.float32))
 
+    def search_among(self, queries: Float32Rows, rows: Ints, k: int) -> Hits:
+        """Top k of `rows` by probability, over every leaf."""
+        check_queries(queries, self.dim, k)
+        faiss.omp_set_num_threads(1)
+        k = min(k, len(rows))
+        found = np.empty((len(queries), k), np.int64)
+        queries = np.ascontiguousarray(queries, np.float32)
+        step = self._queries_at_once(self._n_leaves)
+        for start in range(0, len(queries), step):
+            keys = self._search(queries[start : start + step], self.n_rows, self._n_leaves)
+            kept = np.isin(unpack(keys)[1], rows)
+            found[start : start + step] = keys[kept].reshape(len(keys), -1)[:, :k]
+        costs, found_rows = unpack(found)
+        return Hits(found_rows, np.exp(-costs.astype(np.float64)).astype(np.float32))
+
     def _queries_at_once(self, beam: int) -> int:
         scored = beam * self._widest * self._tree.forest.n_trees
         return max(1, _PAIRS_AT_ONCE // min(scored, len(self._bias)))

@@ -79,6 +79,21 @@ class LearnedGraphIndex:
         ranked = np.concatenate([np.empty((0, k), np.int64), *keys])[:, ::-1]
         return Hits(np.ascontiguousarray(self._rows(ranked)), np.ascontiguousarray(_high(ranked)))
 
+    def search_among(self, queries: Float32Rows, rows: NDArray[np.int64], k: int) -> Hits:
+        """Top k of `rows` by probability, over all clusters."""
+        check_queries(queries, self.dim, k)
+        faiss.omp_set_num_threads(1)
+        at_once = max(1, _CELLS_AT_ONCE // self._cells_a_query({}))
+        queries = np.ascontiguousarray(queries, np.float32)
+        k = min(k, len(rows))
+        found = [np.empty((0, k), np.int64)]
+        for start in range(0, len(queries), at_once):
+            keys = self._keys(queries[start : start + at_once], self.n_rows, {})
+            kept = np.isin(self._rows(keys), rows)
+            found.append(keys[kept].reshape(len(keys), -1)[:, len(rows) - k :])
+        ranked = np.concatenate(found)[:, ::-1]
+        return Hits(np.ascontiguousarray(self._rows(ranked)), np.ascontiguousarray(_high(ranked)))
+
     def _cells_a_query(self, params: Mapping[str, int]) -> int:
         if not params:
             return max(self.n_rows, len(self._weights_by_label))

@@ -3,6 +3,7 @@
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.core.types import Float32Rows, Hits
 
@@ -21,6 +22,10 @@ class LabelIndex(Protocol):
 
     def search(self, queries: Float32Rows, k: int, effort: str) -> Hits:
         """Top k rows of each query (n, dim) at a named effort. Raises ValueError, KeyError."""
+        ...
+
+    def search_among(self, queries: Float32Rows, rows: NDArray[np.int64], k: int) -> Hits:
+        """Top k of `rows` alone, which rise, scored as an exhaustive search scores them."""
         ...
 
 

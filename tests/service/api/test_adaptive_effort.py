@@ -71,7 +71,7 @@ async def burst(service: Running, predict: Slow, *bodies: dict[str, Any]) -> lis
     for body in bodies:
         answers.append(asyncio.create_task(service.recommend({"query": LONG, "k": 1} | body)))
         waiting = 32 * (len(answers) - 1)
-        while service.app.serving.batcher.waiting_tokens < waiting:
+        while service.app.serving.default.batcher.waiting_tokens < waiting:
             await asyncio.sleep(0)
     await predict.wait_entered()
     predict.release()
@@ -200,8 +200,8 @@ async def test_a_real_index_answers_lowered_requests_as_if_they_had_asked_for_le
     async with running(engine=engine, adaptive_effort=True) as service:
         fast = (await service.recommend({"query": "the white whale", "effort": "fast"})).json()
         serving = service.app.serving
-        assert serving.effort is not None
-        serving.effort._step = 0
+        assert serving.default.effort is not None
+        serving.default.effort._step = 0
         lowered = (await service.recommend({"query": "the white whale"})).json()
     assert lowered.pop("effort_asked") == "balanced"
     assert lowered == fast

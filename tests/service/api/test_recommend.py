@@ -192,7 +192,7 @@ async def test_full_queue_is_429_with_retry_after_not_500() -> None:
         first = asyncio.create_task(service.recommend({"query": "busy"}))
         await service.predict.wait_entered()
         second = asyncio.create_task(service.recommend({"query": "x" * 90}))
-        while service.app.serving.batcher.waiting_tokens == 0:
+        while service.app.serving.default.batcher.waiting_tokens == 0:
             await asyncio.sleep(0)
         refused = await service.recommend({"query": "a"})
         service.predict.release()

@@ -15,7 +15,7 @@ async def test_ready_when_the_lanes_run() -> None:
 
 async def test_dead_batcher_turns_readyz_red_but_not_livez() -> None:
     async with running() as service:
-        await service.app.serving.batcher.drain(0.0)
+        await service.app.serving.default.batcher.drain(0.0)
         ready = await service.client.get("/readyz")
         live = await service.client.get("/livez")
         refused = await service.recommend({"query": "a"})

@@ -96,7 +96,7 @@ async def test_client_that_hangs_up_is_noticed_through_the_real_server() -> None
         body = b'{"query":"leaver"}'
         head = b"POST /v1/recommend HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
         writer.write(head + b"content-length: %d\r\n\r\n" % len(body) + body)
-        batcher = run.server._serving.batcher
+        batcher = run.server._serving.default.batcher
         while not batcher.waiting_tokens:
             await asyncio.sleep(0.001)
         writer.close()

@@ -1,6 +1,6 @@
 import pytest
 
-from service.api.serving import GPU_LANES, auto_lanes
+from service.api.deployment import GPU_LANES, auto_lanes
 from service.errors import NotReady, ShuttingDown
 from tests.service.fakes import running
 
@@ -12,7 +12,7 @@ from tests.service.fakes import running
 def test_lanes_follow_the_cpus_or_the_device(
     monkeypatch: pytest.MonkeyPatch, device: str, threads: int, lanes: int
 ) -> None:
-    monkeypatch.setattr("service.api.serving.usable_cpus", lambda: 6)
+    monkeypatch.setattr("service.api.deployment.usable_cpus", lambda: 6)
     assert auto_lanes(device, threads) == lanes
 
 
@@ -21,7 +21,7 @@ async def test_readiness_is_the_truth_about_the_batcher() -> None:
     async with running() as service:
         serving = service.app.serving
         serving.check_ready()
-        await serving.batcher.drain(0.0)
+        await serving.default.batcher.drain(0.0)
         with pytest.raises(NotReady, match="died"):
             serving.check_ready()
         serving.draining = True

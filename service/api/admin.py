@@ -1,0 +1,149 @@
+"""Admin routes: which bundles are open, and changing that while the service answers.
+
+The gate lets nobody through without the admin key. A change answers once it is in force here;
+where several workers serve, the others follow within a second and what opening takes.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from fastapi import FastAPI, Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.api.follow import Follower
+from service.api.problems import responses
+from service.api.reports import models_report
+from service.api.schemas import ModelsResponse
+from service.api.serving import Serving
+from service.bundle import POINTER, resolve
+from service.errors import (
+    BundleNotFound,
+    BundleRefused,
+    InternalError,
+    InvalidValue,
+    MalformedRequest,
+    ModelUnknown,
+    NoSuchBundle,
+    NotFound,
+    PayloadTooLarge,
+    Unauthorized,
+)
+from service.settings import Settings
+
+_PART: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_MAX_PARTS: Final = 3
+
+_ERRORS = (
+    Unauthorized,
+    PayloadTooLarge,
+    MalformedRequest,
+    InvalidValue,
+    InternalError,
+    NotFound,
+    ModelUnknown,
+    NoSuchBundle,
+    BundleRefused,
+)
+
+
+class ActivateBody(BaseModel):
+    """Which bundle to serve under its own name."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    bundle: str = Field(
+        min_length=1,
+        max_length=512,
+        description="Folder of the bundle under `bundle_root`, or of bundles with a pointer.",
+        examples=["20261122-1f0c", "gutenberg-bag/20261122-1f0c"],
+    )
+
+
+class CanaryBody(ActivateBody):
+    """Which bundle gets a share of its name's requests."""
+
+    percent: float = Field(ge=0, le=100, description="Share of the requests that it answers.")
+
+
+class RollbackBody(BaseModel):
+    """Which model goes back."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: str | None = Field(None, description="Name of the model; the default one if null.")
+
+
+def add_admin(app: FastAPI, serving: Serving, follower: Follower) -> None:
+    """Add the routes under /admin/."""
+    deployments, settings = serving.deployments, serving.settings
+    options: dict[str, Any] = {"tags": ["admin"], "responses": responses(*_ERRORS)}
+    Model = Annotated[str | None, Query(description="Name of the model; the default one if left.")]
+
+    @app.get("/admin/bundles", **options)
+    async def bundles() -> ModelsResponse:
+        """Every model and its open bundles."""
+        return models_report(deployments)
+
+    @app.post("/admin/bundles/activate", **options)
+    async def activate(body: ActivateBody) -> ModelsResponse:
+        """Serve a bundle in place of the one of its name; promotes it where it is the canary."""
+        async with follower.changing():
+            await deployments.activate(locate(settings, body.bundle))
+        return models_report(deployments)
+
+    @app.post("/admin/bundles/rollback", **options)
+    async def rollback(body: RollbackBody) -> ModelsResponse:
+        """Serve the bundle before the current one again."""
+        async with follower.changing():
+            await deployments.rollback(body.model or deployments.default.name)
+        return models_report(deployments)
+
+    @app.post("/admin/bundles/canary", **options)
+    async def canary(body: CanaryBody) -> ModelsResponse:
+        """Let a bundle answer a share of its name's requests; asked again, change the share."""
+        async with follower.changing():
+            await deployments.canary(locate(settings, body.bundle), body.percent)
+        return models_report(deployments)
+
+    @app.delete("/admin/bundles/canary", **options)
+    async def end_canary(model: Model = None) -> ModelsResponse:
+        """Send every request to the current bundle again."""
+        async with follower.changing():
+            await deployments.end_canary(model or deployments.default.name)
+        return models_report(deployments)
+
+    @app.delete("/admin/models/{name}", **options)
+    async def remove(name: str) -> ModelsResponse:
+        """Stop serving a model that is not the default one."""
+        async with follower.changing():
+            await deployments.remove(name)
+        return models_report(deployments)
+
+
+def bundle_root(settings: Settings) -> Path:
+    """The folder that admin requests name bundles in."""
+    if settings.bundle_root is not None:
+        return settings.bundle_root
+    return settings.bundle if (settings.bundle / POINTER).is_file() else settings.bundle.parent
+
+
+def locate(settings: Settings, name: str) -> Path:
+    """The bundle folder that a request names; raises NoSuchBundle, InvalidValue.
+
+    Nothing outside the root can be named, by no path and no link.
+    """
+    root = bundle_root(settings)
+    parts = name.split("/")
+    if len(parts) > _MAX_PARTS or not all(_PART.fullmatch(part) for part in parts):
+        raise InvalidValue(
+            f"bundle is {name[:80]!r}, expected the name of a folder under the bundle root"
+        )
+    try:
+        found = resolve(root.joinpath(*parts))
+        inside = found.resolve(strict=True).is_relative_to(root.resolve(strict=True))
+    except (BundleNotFound, OSError):
+        inside = False
+    if not inside:
+        raise NoSuchBundle(f"there is no bundle {name[:200]!r} under the bundle root {root.name}/")
+    return found

@@ -1,0 +1,125 @@
+"""Bodies and query strings: read once, parsed once, refused with the place and what to change."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl
+
+import orjson
+from pydantic import BaseModel, ValidationError
+from starlette.types import Receive
+
+from service.errors import (
+    Abandoned,
+    InvalidValue,
+    MalformedRequest,
+    PayloadTooLarge,
+    RequestError,
+    UnsupportedMediaType,
+)
+
+MAX_FIELDS = 32
+"""Far above what is known; a body of 100,000 unknown fields would block the loop for 0.4 s."""
+
+_LISTS = ("query", "item_id", "input")
+"""Fields that take one string or a list: where a list was sent, what is wrong with it as a string
+is noise."""
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validate(model: type[Model], raw: Any) -> Model:
+    """The request that parsed JSON means; raises RequestError."""
+    try:
+        return model.model_validate(raw)
+    except ValidationError as exc:
+        raise _refusal(exc, raw) from None
+
+
+async def read_body(receive: Receive) -> bytes:
+    """The whole body; raises Abandoned where the client leaves before its end."""
+    parts: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Abandoned("the client closed the connection while sending")
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def check_json(content_type: bytes) -> None:
+    """Return where a body is declared as JSON; raises UnsupportedMediaType."""
+    if content_type == b"application/json":
+        return
+    if content_type.split(b";")[0].strip().lower() != b"application/json":
+        raise UnsupportedMediaType("send JSON, with the header Content-Type: application/json")
+
+
+def parse(body: bytes) -> Any:
+    """The JSON value of a body; raises MalformedRequest, InvalidValue."""
+    # orjson and not pydantic's own parser: that one takes NaN and Infinity, which are not JSON.
+    try:
+        raw = orjson.loads(body)
+    except orjson.JSONDecodeError as exc:
+        raise MalformedRequest(f"the body is not JSON in UTF-8: {exc}") from None
+    if isinstance(raw, dict) and len(raw) > MAX_FIELDS:
+        raise InvalidValue(f"the body has {len(raw)} fields: most of them are not known")
+    return raw
+
+
+def query_string(raw: bytes) -> dict[str, str]:
+    """The parameters of a query string, each once; raises MalformedRequest, InvalidValue."""
+    try:
+        pairs = parse_qsl(
+            raw.decode("ascii"),
+            keep_blank_values=True,
+            errors="strict",
+            max_num_fields=MAX_FIELDS,
+        )
+    except ValueError as exc:
+        raise MalformedRequest(f"the query string cannot be read: {exc}") from None
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise InvalidValue("a parameter is given more than once: give each one once")
+    return values
+
+
+def _refusal(exc: ValidationError, raw: Any) -> RequestError:
+    """The first fault as an error that names the place and what to change."""
+    faults = exc.errors(include_url=False, include_context=True)
+    for name in _LISTS:
+        if isinstance(raw, Mapping) and isinstance(raw.get(name), list):
+            # text or list: where a list was sent, what is wrong with it as a text is noise
+            faults = [fault for fault in faults if fault["loc"] != (name, "constrained-str")]
+    fault = faults[0]
+    where = _place(fault["loc"])
+    kind, context, value = fault["type"], fault.get("ctx", {}), fault["input"]
+    if kind == "string_too_long":
+        limit = context["max_length"]
+        return PayloadTooLarge(f"{where} has {len(value)} characters, the limit is {limit}")
+    if kind == "too_long":
+        return _too_many(where, len(value), context["max_length"])
+    if kind in ("string_too_short", "string_pattern_mismatch"):
+        return InvalidValue(f"{where} holds no visible character: send some text")
+    if kind == "extra_forbidden" and where == "item_id":
+        return InvalidValue("this bundle has no item filter: remove item_id")
+    if kind == "extra_forbidden":
+        return InvalidValue(f"{where} is not a known field: remove it")
+    if kind == "missing":
+        return InvalidValue(f"{where} is missing: it is required")
+    if kind == "model_type":
+        return InvalidValue("the body must be a JSON object with the fields that /docs lists")
+    return InvalidValue(f"{where}: {fault['msg']}")
+
+
+def _too_many(where: str, length: int, limit: int) -> RequestError:
+    what = {"query": "texts", "input": "texts", "allow": "ids", "deny": "ids"}.get(where)
+    if what is not None:
+        return PayloadTooLarge(f"{where} holds {length} {what}, the limit is {limit}: send fewer")
+    return InvalidValue(f"{where} holds {length} entries, the limit is {limit}")
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    """`("query", "list[...]", 3)` as `query[3]`: the names of union branches are left out."""
+    name = str(location[0]) if location else "the body"
+    return name + "".join(f"[{part}]" for part in location[1:] if isinstance(part, int))

@@ -1,0 +1,122 @@
+"""Deployment: one open bundle being served, with its own batcher and the requests it understands.
+
+What differs between two bundles lives here: engine, lanes, the ceiling on effort, defaults and
+limits that requests are validated against. What the process has once is `service.api.serving`'s.
+"""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from service.api.request_models import RequestLimits, RequestModels, request_models
+from service.bundle import read_manifest, resolve
+from service.core.adaptive_effort import AdaptiveEffort, EffortPolicy
+from service.core.batcher import BatchLimits, MicroBatcher
+from service.core.engine import Engine
+from service.cpus import usable_cpus
+from service.settings import Settings
+from service.telemetry import Telemetry
+
+log = logging.getLogger(__name__)
+
+GPU_LANES = 2
+"""On a GPU two lanes let one batch tokenise and search while the other is encoded."""
+
+
+class Deployment:
+    """An engine and all that answers from it. `clock` is the batcher's; deadlines are on it.
+
+    `effort` is None where effort is not adapted to the load.
+    """
+
+    __slots__ = ("batcher", "bundle_id", "effort", "engine", "folder", "models", "name")
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Settings,
+        telemetry: Telemetry,
+        clock: Callable[[], float],
+    ) -> None:
+        manifest = engine.manifest
+        self.engine = engine
+        self.folder = engine.folder
+        self.name = manifest.name
+        self.bundle_id = manifest.bundle_id
+        self.effort = open_effort(engine, settings, clock) if settings.adaptive_effort else None
+        self.models: RequestModels = request_models(_limits(engine, settings))
+        self.batcher = MicroBatcher(
+            engine.predict, _batch_limits(engine, settings), telemetry, clock, self.effort
+        )
+
+    def effort_steps_down(self) -> int:
+        """Steps by which the ceiling on effort is lowered now."""
+        return self.effort.steps_down(self.batcher.oldest_wait_s()) if self.effort else 0
+
+
+def open_engine(path: Path, settings: Settings) -> Engine:
+    """The bundle that a path means, opened as the settings say. Blocking.
+
+    Raises BundleError, SettingsInvalid where the limits do not fit it, DeviceUnavailable.
+    """
+    folder = resolve(path)
+    settings.check_bundle(read_manifest(folder))
+    engine = Engine.open(
+        folder,
+        device=settings.device,
+        intra_op_threads=settings.intra_op_threads,
+        max_batch_tokens=settings.max_batch_tokens,
+        variant=settings.encoder_variant,
+    )
+    if settings.device == "auto" and engine.encoder.device == "cpu":
+        log.warning("no GPU in use: device auto fell back to the CPU")
+    return engine
+
+
+def open_effort(engine: Engine, settings: Settings, clock: Callable[[], float]) -> AdaptiveEffort:
+    """The ceiling on effort, between the operating points of this bundle."""
+    policy = EffortPolicy(
+        target_s=settings.adaptive_target_ms / 1000,
+        clear_s=settings.adaptive_clear_ms / 1000,
+        interval_s=settings.adaptive_interval_ms / 1000,
+        hold_s=settings.adaptive_hold_s,
+    )
+    effort = AdaptiveEffort(engine.manifest.operating_points, policy, clock)
+    if len(effort.steps) == 1:
+        log.warning(
+            "adaptive effort has no effect: no operating point of this bundle is cheaper to search "
+            "than %s and finds less",
+            effort.steps[0],
+        )
+    return effort
+
+
+def auto_lanes(device: str, intra_op_threads: int) -> int:
+    """Lanes for a device where the settings leave the number open."""
+    return max(1, usable_cpus() // intra_op_threads) if device == "cpu" else GPU_LANES
+
+
+def _batch_limits(engine: Engine, settings: Settings) -> BatchLimits:
+    return BatchLimits(
+        lanes=settings.lanes or auto_lanes(engine.encoder.device, settings.intra_op_threads),
+        max_tokens=engine.manifest.tokenizer.max_tokens,
+        max_batch_tokens=settings.max_batch_tokens,
+        max_queue_tokens=settings.max_queue_tokens,
+        batch_wait_s=settings.batch_wait_ms / 1000,
+        stuck_after_s=settings.stuck_after_s,
+    )
+
+
+def _limits(engine: Engine, settings: Settings) -> RequestLimits:
+    manifest = engine.manifest
+    return RequestLimits(
+        max_queries=settings.max_queries,
+        max_text_chars=settings.max_text_chars,
+        max_k=settings.max_k,
+        max_filter_ids=settings.max_filter_ids,
+        default_k=manifest.defaults.k,
+        default_effort=manifest.defaults.effort,
+        efforts=engine.efforts,
+        item_filter=manifest.filter is not None,
+        dim=manifest.encoder.dim,
+    )

@@ -1,0 +1,49 @@
+"""POST /v1/embed: texts to vectors, by the same admission, batches and deadlines as answers."""
+
+from typing import Any
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from service.api.bodies import check_json, parse, read_body, validate
+from service.api.middleware import EXCHANGE, Exchange
+from service.api.recommend import chosen, server_timing
+from service.api.serving import Serving
+from service.api.watch import Watch
+from service.core.types import Query
+
+
+class Embed:
+    """The endpoint of /v1/embed, bound to what it answers from."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+
+    async def post(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer POST /v1/embed."""
+        exchange: Exchange = scope[EXCHANGE]
+        serving = self._serving
+        check_json(exchange.headers.get(b"content-type", b""))
+        with Watch(receive, exchange.timeout_s) as watch:
+            raw = parse(await read_body(receive))
+            deployment = chosen(serving, exchange, raw)
+            request = validate(deployment.models.embed, raw)
+            texts = [request.input] if isinstance(request.input, str) else request.input
+            exchange.queries = texts
+            manifest = deployment.engine.manifest
+            queries = [Query(text, 0, manifest.defaults.effort, None, True) for text in texts]
+            deadline_s = exchange.started_s + exchange.timeout_s
+            answer = await watch.answer(deployment.batcher.submit(queries, deadline_s))
+        content: dict[str, Any] = {
+            "embeddings": [item.embedding for item in answer.predictions],
+            "dim": manifest.encoder.dim,
+            "truncated": [item.truncated for item in answer.predictions],
+            "bundle_id": deployment.bundle_id,
+        }
+        body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"server-timing", server_timing(answer, serving.clock() - exchange.started_s)),
+        ]
+        await exchange.respond(send, 200, headers, body)

@@ -1,0 +1,208 @@
+"""Several bundles, swapped while serving: what answers, and what a failure leaves behind."""
+
+import asyncio
+import json
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.api.app import create_app
+from service.api.deployment import open_engine
+from service.bundle import MANIFEST, POINTER
+from service.telemetry import Telemetry
+from tests.service.fakes import SAFETY_S, FakePredict, Running, fake_settings
+from tests.tiny_bundle import seal
+
+pytestmark = pytest.mark.anyio
+ADMIN = {"Authorization": "Bearer admin"}
+
+
+def reseal(source: Path, folder: Path, **changes: Any) -> Path:
+    """A copy of a bundle with another manifest, hence another id."""
+    shutil.copytree(source, folder)
+    seal(folder, json.loads((folder / MANIFEST).read_text()) | changes)
+    return folder
+
+
+@pytest.fixture
+def root(tiny_bundle: Path, tiny_flat_bundle: Path, tmp_path: Path) -> Path:
+    """A folder of bundles: `one` and `two` of one model, `other` of another, and a broken one."""
+    root = tmp_path / "bundles"
+    reseal(tiny_bundle, root / "one")
+    reseal(tiny_bundle, root / "two", created="2026-02-02T00:00:00Z")
+    reseal(tiny_flat_bundle, root / "other", name="other")
+    reseal(tiny_bundle, root / "broken")
+    (root / "broken" / "labels.jsonl").write_bytes(b"{}")
+    (root / POINTER).write_text("one")
+    return root
+
+
+@asynccontextmanager
+async def served(root: Path, **changes: Any) -> AsyncIterator[Running]:
+    settings = fake_settings(bundle=root, device="cpu", admin_key="admin", **changes)
+    app = create_app(open_engine(root, settings), settings, Telemetry())
+    async with app.app.router.lifespan_context(app.app):
+        service = Running(app, FakePredict())
+        async with service.client:
+            yield service
+
+
+async def ask(service: Running, model: str | None = None, **headers: str) -> dict[str, Any]:
+    body = {"query": "the white whale"} | ({"model": model} if model else {})
+    answer = await service.recommend(body, **headers)
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+async def admin(service: Running, verb: str, **body: Any) -> httpx.Response:
+    return await service.client.post(f"/admin/bundles/{verb}", json=body, headers=ADMIN)
+
+
+def bundle_id(folder: Path) -> str:
+    return str(json.loads((folder / MANIFEST).read_text())["bundle_id"])
+
+
+async def test_activating_switches_and_rolling_back_returns(root: Path) -> None:
+    async with served(root) as service:
+        assert (await ask(service))["bundle_id"] == bundle_id(root / "one")
+        done = await admin(service, "activate", bundle="two")
+        assert done.status_code == 200, done.text
+        assert done.json()["models"][0]["can_roll_back"]
+        assert (await ask(service))["bundle_id"] == bundle_id(root / "two")
+        assert (await admin(service, "rollback")).status_code == 200
+        assert (await ask(service))["bundle_id"] == bundle_id(root / "one")
+        assert await service.metric('astrolabe_bundle_swap_total{result="activated"}') == 1
+        assert await service.metric('astrolabe_bundle_swap_total{result="rolled_back"}') == 1
+
+
+async def test_a_refused_bundle_leaves_the_old_one_serving(root: Path) -> None:
+    async with served(root) as service:
+        refused = await admin(service, "activate", bundle="broken")
+        assert (refused.status_code, refused.json()["code"]) == (422, "bundle_refused")
+        assert "labels.jsonl" in refused.json()["detail"]
+        assert (await ask(service))["bundle_id"] == bundle_id(root / "one")
+        assert await service.metric('astrolabe_bundle_swap_total{result="failed"}') == 1
+
+
+async def test_requests_under_way_are_answered_by_the_bundle_that_took_them(root: Path) -> None:
+    async with served(root) as service:
+        before = [asyncio.create_task(ask(service)) for _ in range(40)]
+        await asyncio.sleep(0)
+        await admin(service, "activate", bundle="two")
+        after = [asyncio.create_task(ask(service)) for _ in range(10)]
+        ids = {answer["bundle_id"] for answer in await asyncio.gather(*before)}
+        assert ids <= {bundle_id(root / "one"), bundle_id(root / "two")}
+        late = {answer["bundle_id"] for answer in await asyncio.gather(*after)}
+        assert late == {bundle_id(root / "two")}
+
+
+async def test_models_stand_side_by_side_and_are_asked_by_name(root: Path) -> None:
+    async with served(root) as service:
+        await admin(service, "activate", bundle="other")
+        assert (await ask(service))["bundle_id"] == bundle_id(root / "one")
+        answer = await ask(service, model="other")
+        assert (answer["bundle_id"], answer["score_kind"]) == (bundle_id(root / "other"), "logit")
+        unknown = await service.recommend({"query": "x", "model": "nobody"})
+        assert (unknown.status_code, unknown.json()["code"]) == (404, "model_unknown")
+        gone = await service.client.delete("/admin/models/other", headers=ADMIN)
+        assert gone.status_code == 200
+        assert (await service.recommend({"query": "x", "model": "other"})).status_code == 404
+        default = await service.client.delete("/admin/models/tiny", headers=ADMIN)
+        assert default.status_code == 422
+
+
+async def test_a_canary_gets_its_share_by_request_id_or_by_header(root: Path) -> None:
+    one, two = bundle_id(root / "one"), bundle_id(root / "two")
+    async with served(root) as service:
+        done = await admin(service, "canary", bundle="two", percent=30)
+        assert done.json()["models"][0]["bundles"][1]["canary_percent"] == 30
+        ids = [(await ask(service, X_Request_Id=f"caller-{i}"))["bundle_id"] for i in range(200)]
+        assert 30 <= ids.count(two) <= 90
+        again = [(await ask(service, X_Request_Id=f"caller-{i}"))["bundle_id"] for i in range(200)]
+        assert again == ids
+        assert (await ask(service, X_Bundle="canary"))["bundle_id"] == two
+        assert (await ask(service, X_Bundle=one[:12]))["bundle_id"] == one
+        await admin(service, "canary", bundle="two", percent=0)
+        assert {(await ask(service))["bundle_id"] for _ in range(20)} == {one}
+        await admin(service, "activate", bundle="two")  # promotes it
+        assert {(await ask(service))["bundle_id"] for _ in range(20)} == {two}
+        gone = await service.recommend({"query": "x"}, X_Bundle="canary")
+        assert (gone.status_code, gone.json()["code"]) == (404, "no_such_bundle")
+
+
+@pytest.mark.parametrize("name", ["../one", "/etc", "one/../two", "", "a/b/c/d", "..", "."])
+async def test_nothing_outside_the_bundle_root_can_be_named(root: Path, name: str) -> None:
+    async with served(root) as service:
+        refused = await admin(service, "activate", bundle=name)
+        assert refused.status_code == 422, refused.text
+
+
+async def test_a_link_out_of_the_bundle_root_is_not_followed(root: Path, tiny_bundle: Path) -> None:
+    (root / "link").symlink_to(tiny_bundle)
+    async with served(root) as service:
+        refused = await admin(service, "activate", bundle="link")
+        assert (refused.status_code, refused.json()["code"]) == (404, "no_such_bundle")
+
+
+async def _until(found: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(SAFETY_S):
+        while not await found():
+            await asyncio.sleep(0.02)
+
+
+async def test_a_pointer_that_moves_is_followed(root: Path) -> None:
+    async with served(root, watch_s=0.02) as service:
+        assert (await ask(service))["bundle_id"] == bundle_id(root / "one")
+        (root / POINTER).write_text("two")
+
+        async def switched() -> bool:
+            return (await ask(service))["bundle_id"] == bundle_id(root / "two")
+
+        await _until(switched)
+
+
+async def test_workers_with_one_state_folder_follow_each_other_and_a_restart_goes_on(
+    root: Path, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    two = bundle_id(root / "two")
+    async with served(root, state_dir=state) as first, served(root, state_dir=state) as second:
+        await admin(first, "activate", bundle="two")
+        await admin(first, "activate", bundle="other")
+
+        async def followed() -> bool:
+            models = (await second.client.get("/v1/models")).json()["models"]
+            return {m["name"]: m["bundles"][0]["bundle_id"] for m in models} == {
+                "tiny": two,
+                "other": bundle_id(root / "other"),
+            }
+
+        await _until(followed)
+    async with served(root, state_dir=state) as third:
+        assert (await ask(third))["bundle_id"] == two
+    (root / POINTER).write_text("broken")  # another configuration: what was chosen is left
+    (root / POINTER).write_text("two")
+    async with served(root, state_dir=state) as fourth:
+        assert (await ask(fourth))["bundle_id"] == two
+
+
+async def test_a_state_that_cannot_be_followed_leaves_the_configured_bundle(
+    root: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "serving.json").write_text("{")
+    async with served(root, state_dir=tmp_path) as service:
+        assert (await ask(service))["bundle_id"] == bundle_id(root / "one")
+
+
+async def test_admin_routes_are_not_there_without_an_admin_key(root: Path) -> None:
+    settings = fake_settings(bundle=root, device="cpu")
+    app = create_app(open_engine(root, settings), settings, Telemetry())
+    async with app.app.router.lifespan_context(app.app):
+        service = Running(app, FakePredict())
+        assert (await admin(service, "activate", bundle="two")).status_code == 404
