@@ -120,6 +120,12 @@ class Settings(BaseSettings):
     max_queries: int = Field(64, ge=1, description="Most texts in one request; more is 413.")
     max_text_chars: int = Field(8192, ge=1, description="Longest text; a longer one is 413.")
     max_k: int = Field(100, ge=1, description="Most labels that one query may ask for.")
+    cache_entries: int = Field(
+        0,
+        ge=0,
+        description="Answers to keep per bundle for POST bodies that come again, byte for byte. 0 "
+        "keeps none. Emptied by a swap and by a change of a label.",
+    )
     max_filter_ids: int = Field(
         10000, ge=1, description="Most ids in `allow` or `deny`, and most values in `where`."
     )

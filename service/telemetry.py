@@ -104,6 +104,7 @@ class Telemetry:
             "Steps by which the ceiling on effort is lowered; 0 where it is not.",
         )
         self._bundle_info = self._describe_bundles()
+        self._cache = self._counter("cache", "Look-ups in the cache of answers.", "result")
         self._swaps = self._counter("bundle_swap", "Changes of bundles, by result.", "result")
         ProcessCollector(registry=self.registry)
 
@@ -168,6 +169,10 @@ class Telemetry:
     ) -> None:
         """Name a bundle and the code that serves it: 1 while it is being served, then 0."""
         self._bundle_info.labels(bundle_id, name, version).set(serving)
+
+    def looked_up(self, result: str) -> None:
+        """Count a look-up in the cache of answers: hit or miss."""
+        self._cache.labels(result).inc()
 
     def swapped(self, result: str) -> None:
         """Count a change of bundles: activated, rolled_back, canary or failed."""

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from service.api.answer_cache import AnswerCache
 from service.api.request_models import RequestLimits, RequestModels, request_models
 from service.bundle import read_manifest, resolve
 from service.core.adaptive_effort import AdaptiveEffort, EffortPolicy
@@ -26,10 +27,10 @@ GPU_LANES = 2
 class Deployment:
     """An engine and all that answers from it. `clock` is the batcher's; deadlines are on it.
 
-    `effort` is None where effort is not adapted to the load.
+    `effort` is None where effort is not adapted to the load, `cache` where answers are not kept.
     """
 
-    __slots__ = ("batcher", "bundle_id", "effort", "engine", "folder", "models", "name")
+    __slots__ = ("batcher", "bundle_id", "cache", "effort", "engine", "folder", "models", "name")
 
     def __init__(
         self,
@@ -44,6 +45,7 @@ class Deployment:
         self.name = manifest.name
         self.bundle_id = manifest.bundle_id
         self.effort = open_effort(engine, settings, clock) if settings.adaptive_effort else None
+        self.cache = AnswerCache(settings.cache_entries) if settings.cache_entries else None
         self.models: RequestModels = request_models(_limits(engine, settings))
         self.batcher = MicroBatcher(
             engine.predict, _batch_limits(engine, settings), telemetry, clock, self.effort

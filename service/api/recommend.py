@@ -16,6 +16,7 @@ import numpy as np
 import orjson
 from starlette.types import Receive, Scope, Send
 
+from service.api.answer_cache import CachedAnswer
 from service.api.bodies import check_json, parse, query_string, read_body, validate
 from service.api.deployment import Deployment
 from service.api.middleware import EXCHANGE, Exchange
@@ -42,12 +43,16 @@ class Recommend:
         exchange: Exchange = scope[EXCHANGE]
         check_json(exchange.headers.get(b"content-type", b""))
         with Watch(receive, exchange.timeout_s) as watch:
-            raw = parse(await read_body(receive))
+            asked = await read_body(receive)
+            raw = parse(asked)
             deployment = chosen(self._serving, exchange, raw)
+            if deployment.cache and await self._repeat(exchange, deployment, asked, send):
+                return
             request = validate(deployment.models.body, raw)
             texts = [request.query] if isinstance(request.query, str) else request.query
             exchange.queries = texts
-            await self._answer(exchange, deployment, request, _queries(request, texts), watch, send)
+            queries = _queries(request, texts)
+            await self._answer(exchange, deployment, request, queries, watch, send, asked)
 
     async def get(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer GET /v1/recommend."""
@@ -87,8 +92,10 @@ class Recommend:
         queries: list[Query],
         watch: Watch,
         send: Send,
+        asked: bytes | None = None,
     ) -> None:
         serving, engine = self._serving, deployment.engine
+        version = engine.version
         future = deployment.batcher.submit(queries, exchange.started_s + exchange.timeout_s)
         answer = await watch.answer(future)
         effort = answer.queries[0].effort
@@ -114,8 +121,30 @@ class Recommend:
         ]
         if lowered:
             headers.append((b"cache-control", b"no-store"))  # what load did should not outlive it
+        elif asked is not None and deployment.cache is not None and not request.explain:
+            deployment.cache.put(asked, CachedAnswer(body, effort, len(queries)), version)
         await exchange.respond(send, 200, headers, body)
         serving.telemetry.answered(effort, len(queries), total_s)
+
+    async def _repeat(
+        self, exchange: Exchange, deployment: Deployment, asked: bytes, send: Send
+    ) -> bool:
+        """Answer from the cache where it knows the body."""
+        cache, serving = deployment.cache, self._serving
+        assert cache is not None
+        found = cache.get(asked, deployment.engine.version)
+        serving.telemetry.looked_up("miss" if found is None else "hit")
+        if found is None:
+            return False
+        total_s = serving.clock() - exchange.started_s
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(found.body)),
+            (b"server-timing", b"cache;desc=hit, total;dur=%.3f" % (total_s * 1e3)),
+        ]
+        await exchange.respond(send, 200, headers, found.body)
+        serving.telemetry.answered(found.effort, found.n_queries, total_s)
+        return True
 
 
 def chosen(serving: Serving, exchange: Exchange, raw: Any) -> Deployment:

@@ -134,6 +134,11 @@ class Engine:
         """What a score is before calibration."""
         return raw_score_kind(self.manifest)
 
+    @property
+    def version(self) -> int:
+        """Rises with every change of a label."""
+        return 0
+
     def find_label(self, label_id: str) -> tuple[Label, bool] | None:
         """A label by its id, and whether it was added since sealing; None where there is none."""
         rows, _ = self.directory.rows_of([label_id])

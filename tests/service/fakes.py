@@ -119,6 +119,7 @@ def fake_engine(predict: FakePredict, **changes: Any) -> Any:
         encoder=SimpleNamespace(device="cpu"),
         folder=None,
         raw_score_kind="logit",
+        version=0,
         variant="fp32",
         labels=[Label(f"L{i:03d}", f"label {i}", {"i": i}) for i in range(50)],
     )
