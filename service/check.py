@@ -1,0 +1,69 @@
+"""python -m service.check: is this bundle whole, does it open here, and what does it answer?
+
+    python -m service.check BUNDLE [--query TEXT ...] [--k N] [--effort NAME]
+
+Verifies every file, opens and warms the parts and replays the golden queries, as the service does
+at its start; then answers the texts by the code that serves. One JSON object a line on standard
+output. The exit code is 0, or 1 with a sentence where the bundle would not be served.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check, answer, print."""
+    parser = argparse.ArgumentParser(prog="python -m service.check", description=__doc__)
+    parser.add_argument("bundle", type=Path, help="a bundle, or a folder of bundles with a pointer")
+    parser.add_argument("--query", action="append", default=[], metavar="TEXT")
+    parser.add_argument("--k", type=int, help="labels wanted (the bundle's own default)")
+    parser.add_argument("--effort", help="operating point (the bundle's own default)")
+    parser.add_argument("--device", default="cpu", help="default: %(default)s")
+    parser.add_argument("--variant", help="precision of the encoder (the bundle's own choice)")
+    options = parser.parse_args(arguments)
+
+    # Nothing heavy above: --help must not wait for ONNX Runtime and FAISS.
+    from service.core.engine import Engine
+    from service.core.types import Query
+    from service.errors import AstrolabeError
+
+    try:
+        engine = Engine.open(options.bundle, device=options.device, variant=options.variant)
+    except AstrolabeError as exc:
+        print(f"python -m service.check: {exc.code}: {exc.detail}", file=sys.stderr)
+        return 1
+    manifest = engine.manifest
+    effort = options.effort or manifest.defaults.effort
+    if effort not in engine.efforts:
+        parser.error(f"--effort is {effort}, this bundle has {', '.join(engine.efforts)}")
+    k = options.k or manifest.defaults.k
+    if k < 1:
+        parser.error(f"--k is {k}, give at least 1")
+    about = {
+        "bundle_id": manifest.bundle_id,
+        "name": manifest.name,
+        "labels": manifest.labels.n_labels,
+        "index": manifest.index.kind,
+        "device": engine.encoder.device,
+        "variant": engine.variant,
+        "golden_queries": len(manifest.golden),
+        "quality": manifest.quality.metrics if manifest.quality else None,
+    }
+    print(json.dumps(about))
+    if options.query:
+        queries = [Query(text, k, effort) for text in options.query]
+        for text, answer in zip(options.query, engine.predict(queries).predictions, strict=True):
+            labels = [
+                {"id": engine.labels[int(row)].label_id, "text": engine.labels[int(row)].text}
+                | {"score": round(float(score), 6)}
+                for row, score in zip(answer.rows, answer.scores, strict=True)
+            ]
+            print(json.dumps({"query": text, "labels": labels}, ensure_ascii=False))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

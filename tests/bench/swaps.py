@@ -1,0 +1,139 @@
+"""Does a swap fail a request, and does the memory come back?
+
+    python -m tests.bench.swaps --bundle var/bundles/gutenberg-bag --rate 400 --swaps 50
+
+Seals a second bundle from the first (another date, hence another id), serves the first with an
+admin key, offers a steady load through `python -m loadtest` and meanwhile swaps to and fro. Prints
+requests, failures, latency, the seconds that a swap takes, and the service's resident memory: after
+two swaps (what any process reaches that has swapped), and after all of them. Linux only.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+from service.bundle import MANIFEST, POINTER, bundle_id_of, resolve
+
+KEY = "swap"
+WARM_SWAPS = 2
+
+
+def main() -> int:
+    """Serve, load, swap, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--rate", type=float, default=400)
+    parser.add_argument("--swaps", type=int, default=50)
+    parser.add_argument("--pause", type=float, default=0.5, help="seconds between two swaps")
+    parser.add_argument("--port", type=int, default=18431)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "bundles"
+        _two_bundles(options.bundle, root)
+        server = _serve(root, options.port)
+        try:
+            url = f"http://127.0.0.1:{options.port}"
+            _wait(url)
+            return _measure(options, url, server.pid, Path(folder) / "load")
+        finally:
+            server.terminate()
+            server.wait(60)
+
+
+def _measure(options: argparse.Namespace, url: str, pid: int, out: Path) -> int:
+    for number in range(WARM_SWAPS):
+        _activate(url, number)
+    time.sleep(2)
+    before = _resident_mb(pid)
+    seconds = options.swaps * (options.pause + 3.0)
+    load = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "loadtest", "run", "--url", url, "--no-ceiling"),
+            *("--rate", str(options.rate), "--seconds", str(seconds)),
+            *("--p99-ms", "500", "--out", str(out)),
+        ],
+        stdout=subprocess.DEVNULL,
+    )
+    time.sleep(2)
+    took, peaks = [], []
+    watch = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(pid, peaks, watch))
+    watcher.start()
+    for number in range(WARM_SWAPS, WARM_SWAPS + options.swaps):
+        started = time.monotonic()
+        _activate(url, number)
+        took.append(time.monotonic() - started)
+        time.sleep(options.pause)
+    under_load = load.poll() is None
+    load.wait(seconds + 120)
+    watch.set()
+    watcher.join()
+    time.sleep(3)
+    after = _resident_mb(pid)
+    step = json.loads((out / "result.json").read_text())["steps"][0]
+    print(json.dumps(step, indent=1))
+    print(
+        f"{options.swaps} swaps, load {'throughout' if under_load else 'ended before the last'}; "
+        f"a swap {statistics.median(took):.2f} s (longest {max(took):.2f})\n"
+        f"resident: {before:.0f} MB after {WARM_SWAPS} swaps, {after:.0f} MB after "
+        f"{WARM_SWAPS + options.swaps} ({100 * (after / before - 1):+.1f} %), at most "
+        f"{max(peaks):.0f} MB meanwhile"
+    )
+    return 0
+
+
+def _two_bundles(source: Path, root: Path) -> None:
+    first = shutil.copytree(resolve(source), root / "b0")
+    second = shutil.copytree(first, root / "b1")
+    raw = json.loads((second / MANIFEST).read_text())
+    raw["created"] = "2026-01-01T00:00:00Z"
+    raw["bundle_id"] = bundle_id_of(raw)
+    (second / MANIFEST).write_text(json.dumps(raw))
+    (root / POINTER).write_text("b0")
+
+
+def _serve(root: Path, port: int) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "service", "--bundle", str(root), "--port", str(port)]
+    environment = {**os.environ, "ASTROLABE_ADMIN_KEY": KEY, "ASTROLABE_LOG_LEVEL": "warning"}
+    return subprocess.Popen([*command, "--device", "cpu"], env=environment)
+
+
+def _activate(url: str, number: int) -> None:
+    body = json.dumps({"bundle": f"b{(number + 1) % 2}"}).encode()
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
+    request = urllib.request.Request(f"{url}/admin/bundles/activate", body, headers)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        assert answer.status == 200
+
+
+def _wait(url: str) -> None:
+    for _ in range(600):
+        try:
+            with urllib.request.urlopen(f"{url}/readyz", timeout=1):
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise SystemExit("the service did not become ready within a minute")
+
+
+def _resident_mb(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Rss:")) / 1024
+
+
+def _watch(pid: int, peaks: list[float], ended: threading.Event) -> None:
+    while not ended.wait(0.1):
+        peaks.append(_resident_mb(pid))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
