@@ -1,11 +1,13 @@
 """What a single-query request costs: the whole service against a trivial FastAPI handler.
 
-    python -m tests.bench.web_overhead --bundle PATH
+    python -m tests.bench.web_overhead --bundle PATH [--annif PROJECT_FOLDER --annif-python PYTHON]
 
 Both servers run the same uvicorn on one core and get the same bytes from the same raw client, in
 turns within one run. The figure is requests per CPU-second of the server process (user + system
 time from /proc), so what else the machine does hardly matters; the ratio of the two says how much
-validation, batching, encoding, search and telemetry add to the web layer alone. Linux only.
+validation, batching, encoding, search and telemetry add to the web layer alone. Annif, in an
+environment of its own, with a folder that holds projects.toml and data/, may stand beside them: one
+uvicorn process, its own REST route. Linux only.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +34,8 @@ class Target:
     name: str
     port: int
     command: list[str]
+    request: Callable[[str], bytes]
+    folder: Path | None = None
     rounds: dict[int, list[tuple[int, float]]] = field(default_factory=dict)
     latencies_s: dict[int, list[float]] = field(default_factory=dict)
 
@@ -49,11 +54,16 @@ def main() -> int:
     if arguments.serve_trivial:
         return _serve_trivial(arguments.serve_trivial)
     targets = [_trivial_target(), _service_target(arguments.bundle, arguments.server_cpu)]
+    if arguments.annif:
+        targets.append(_annif_target(arguments.annif, arguments.annif_python))
     servers = [_start(target, arguments.server_cpu) for target in targets]
     try:
         os.sched_setaffinity(0, {arguments.client_cpu})
         for target in targets:
             _wait_until_up(target.port)
+            _measure(target, os.getpid(), 1, 0.1)  # a first answer may load a model
+            target.rounds.clear()
+            target.latencies_s.clear()
         for _ in range(arguments.rounds):
             for connections in arguments.connections:
                 for target, server in zip(targets, servers, strict=True):
@@ -75,6 +85,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--server-cpu", type=int, default=0)
     parser.add_argument("--client-cpu", type=int, default=max(os.sched_getaffinity(0)))
+    parser.add_argument("--annif", type=Path, help="folder with projects.toml and data/")
+    parser.add_argument("--annif-python", type=Path, help="python that has Annif installed")
     parser.add_argument("--serve-trivial", type=int, metavar="PORT", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -116,14 +128,35 @@ def _serve_trivial(port: int) -> int:
 def _trivial_target() -> Target:
     port = _free_port()
     command = [sys.executable, "-m", "tests.bench.web_overhead", "--serve-trivial", str(port)]
-    return Target("trivial FastAPI handler", port, command)
+    return Target("trivial FastAPI handler", port, command, _as_json)
 
 
 def _service_target(bundle: Path, cpu: int) -> Target:
     port = _free_port()
     command = [sys.executable, "-m", "service", "--bundle", str(bundle), "--port", str(port)]
     command += ["--drain-delay-s", "0", "--log-level", "warning"]
-    return Target(f"service on core {cpu}", port, command)
+    return Target(f"service on core {cpu}", port, command, _as_json)
+
+
+def _annif_target(folder: Path, python: Path) -> Target:
+    port = _free_port()
+    command = [str(python.absolute()), "-m", "uvicorn", "--factory", "annif:create_cx_app"]
+    command += ["--port", str(port), "--no-access-log", "--log-level", "error"]
+    return Target("Annif", port, command, _as_annif, folder)
+
+
+def _as_json(text: str) -> bytes:
+    return _post("/v1/recommend", "application/json", f'{{"query":"{text}","k":10}}')
+
+
+def _as_annif(text: str) -> bytes:
+    body = f"text={text.replace(' ', '+')}&limit=10"
+    return _post("/v1/projects/gutenberg/suggest", "application/x-www-form-urlencoded", body)
+
+
+def _post(path: str, kind: str, body: str) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nhost: bench\r\ncontent-type: {kind}\r\n"
+    return f"{head}content-length: {len(body)}\r\n\r\n{body}".encode()
 
 
 def _free_port() -> int:
@@ -133,7 +166,9 @@ def _free_port() -> int:
 
 
 def _start(target: Target, cpu: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(["taskset", "-c", str(cpu), *target.command])
+    environment = {**os.environ, "ANNIF_DATADIR": "data"} if target.folder else None
+    command = ["taskset", "-c", str(cpu), *target.command]
+    return subprocess.Popen(command, cwd=target.folder, env=environment)
 
 
 def _wait_until_up(port: int) -> None:
@@ -148,7 +183,7 @@ def _wait_until_up(port: int) -> None:
 
 
 def _measure(target: Target, pid: int, connections: int, seconds: float) -> None:
-    with Client(target.port, connections) as client:
+    with Client(target, connections) as client:
         client.run(WARM_UP_S)
         before = _cpu_s(pid)
         latencies = client.run(seconds)
@@ -165,11 +200,12 @@ def _cpu_s(pid: int) -> float:
 class Client:
     """Closed loop over raw sockets: each connection sends its next request when answered."""
 
-    def __init__(self, port: int, connections: int) -> None:
+    def __init__(self, target: Target, connections: int) -> None:
+        self._request = target.request
         self._selector = selectors.DefaultSelector()
         self._sent = 0
         for _ in range(connections):
-            connection = socket.create_connection(("127.0.0.1", port))
+            connection = socket.create_connection(("127.0.0.1", target.port))
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._selector.register(connection, selectors.EVENT_READ)
 
@@ -201,9 +237,7 @@ class Client:
     def _send(self, connection: socket.socket) -> float:
         text = QUERIES[self._sent % len(QUERIES)]
         self._sent += 1
-        body = b'{"query":"%s","k":10}' % text.encode()
-        head = b"POST /v1/recommend HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n"
-        connection.sendall(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+        connection.sendall(self._request(text))
         return time.perf_counter()
 
 
@@ -221,14 +255,16 @@ def _read_answer(connection: socket.socket) -> None:
 
 
 def _report(targets: list[Target], connections: list[int]) -> None:
-    trivial, service = targets
+    trivial, *others = targets
     for count in connections:
-        base, ours = trivial.per_cpu_second(count), service.per_cpu_second(count)
-        sys.stdout.write(
-            f"{count:3d} connections: {trivial.name} {base:.0f} req/CPU-s "
-            f"(p50 {trivial.p50_ms(count):.2f} ms), {service.name} {ours:.0f} req/CPU-s "
-            f"(p50 {service.p50_ms(count):.2f} ms), ratio {ours / base:.2f}\n"
-        )
+        base = trivial.per_cpu_second(count)
+        parts = [f"{trivial.name} {base:.0f} req/CPU-s (p50 {trivial.p50_ms(count):.2f} ms)"]
+        parts += [
+            f"{other.name} {other.per_cpu_second(count):.0f} req/CPU-s "
+            f"(p50 {other.p50_ms(count):.2f} ms), ratio {other.per_cpu_second(count) / base:.3f}"
+            for other in others
+        ]
+        sys.stdout.write(f"{count:3d} connections: {'; '.join(parts)}\n")
 
 
 if __name__ == "__main__":
