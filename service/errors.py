@@ -7,13 +7,16 @@ again can help (`retryable`); `service.api.problems` maps by these three and by 
     ├── RequestError                the caller must change something
     │   ├── MalformedRequest        400 the body is not JSON
     │   ├── Unauthorized            401 no key, or a wrong one
+    │   ├── Forbidden               403 the key is right, but not for this
     │   ├── NotFound                404 no such route
     │   ├── MethodNotAllowed        405 the route exists, the method does not
     │   ├── PayloadTooLarge         413 the body or the list is over a limit
     │   ├── UnsupportedMediaType    415 the body is not application/json
+    │   ├── HeadersTooLarge         431 the request's line and headers are over a limit
     │   └── InvalidValue            422 JSON, but a field holds a value that is not allowed
     ├── OverloadError               the caller may try again
     │   ├── QueueFull               429 admission refused
+    │   ├── RateLimited             429 this caller asks more often than it may
     │   ├── NotReady                503 no bundle is open, or the lanes are dead
     │   ├── ShuttingDown            503 draining after SIGTERM
     │   └── DeadlineExceeded        504 the time the caller gave has passed
@@ -67,6 +70,12 @@ class Unauthorized(RequestError):
     code, title, status = "unauthorized", "Unauthorized", 401
 
 
+class Forbidden(RequestError):
+    """The request needs the admin key, and either none is set or this is another one."""
+
+    code, title, status = "forbidden", "Forbidden", 403
+
+
 class NotFound(RequestError):
     """No route has this path."""
 
@@ -97,6 +106,12 @@ class InvalidValue(RequestError):
     code, title, status = "invalid_value", "Invalid value", 422
 
 
+class HeadersTooLarge(RequestError):
+    """The request's line and headers have more bytes than one request may."""
+
+    code, title, status = "headers_too_large", "Request header fields too large", 431
+
+
 class OverloadError(AstrolabeError):
     """The service cannot answer now; the same request may succeed later."""
 
@@ -107,6 +122,12 @@ class QueueFull(OverloadError):
     """Admission: the queue holds as many tokens as it may."""
 
     code, title, status = "queue_full", "Queue full", 429
+
+
+class RateLimited(OverloadError):
+    """The caller makes more requests a second than its limit allows."""
+
+    code, title, status = "rate_limited", "Rate limited", 429
 
 
 class NotReady(OverloadError):

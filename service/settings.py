@@ -11,17 +11,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from service.bundle import Manifest
+from service.edge_settings import EdgeSettings
 from service.errors import SettingsInvalid
 
 PREFIX: Final = "ASTROLABE_"
 
 
-class Settings(BaseSettings):
+class Settings(EdgeSettings):
     """Serve a sealed bundle over HTTP. A flag wins over its environment variable."""
 
     model_config = SettingsConfigDict(
@@ -120,12 +121,6 @@ class Settings(BaseSettings):
     max_queries: int = Field(64, ge=1, description="Most texts in one request; more is 413.")
     max_text_chars: int = Field(8192, ge=1, description="Longest text; a longer one is 413.")
     max_k: int = Field(100, ge=1, description="Most labels that one query may ask for.")
-    api_key: SecretStr | None = Field(
-        None,
-        min_length=1,
-        description="When set, every route but probes, metrics and documentation asks for "
-        "`Authorization: Bearer KEY`. Prefer the variable: flags show in process lists.",
-    )
     keep_alive_s: int = Field(
         75,
         ge=0,
@@ -253,9 +248,16 @@ def documentation() -> str:
     rows = [
         f"| `{variable_of(name)}` | `{flag_of(name)}` | {_default_of(field)} | "
         f"{(field.description or '').replace('|', chr(92) + '|')} |"
-        for name, field in Settings.model_fields.items()
+        for name, field in _in_order().items()
     ]
     return "\n".join([*_DOCUMENTATION_HEAD, *rows, ""])
+
+
+def _in_order() -> dict[str, FieldInfo]:
+    """The fields of `Settings` itself first, those of its bases after them."""
+    fields = Settings.model_fields
+    own = {name: fields[name] for name in Settings.__annotations__ if name in fields}
+    return own | fields
 
 
 def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:

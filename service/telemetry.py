@@ -99,6 +99,10 @@ class Telemetry:
             "effort", "Texts answered, by the operating point that answered them.", "point"
         )
         self._effort_children: dict[str, Any] = {}
+        self._key_requests = self._counter(
+            "key_requests", "Requests that came with a known key, by the key's name.", "key"
+        )
+        self._key_children: dict[str, Any] = {}
         self._effort_steps_down = self._gauge(
             "effort_steps_down",
             "Steps by which the ceiling on effort is lowered; 0 where it is not.",
@@ -119,6 +123,13 @@ class Telemetry:
         if child is None:
             child = self._effort_children[effort] = self._effort.labels(effort)
         self._note((child.inc, n_queries), (self._stage["total"].observe, total_s))
+
+    def key_used(self, name: str) -> None:
+        """Count one request that came with the key of this name."""
+        child = self._key_children.get(name)
+        if child is None:
+            child = self._key_children[name] = self._key_requests.labels(name)
+        self._note((child.inc, 1))
 
     def queued(self, seconds: float) -> None:
         """Record how long one job waited for its lane."""
