@@ -5,6 +5,7 @@ comes while the bundle is still being verified and warmed is refused by the kern
 waiting for a 503. Kubernetes' startup probe covers that time; nothing here answers half-open.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -43,7 +44,9 @@ def _serve(settings: "Settings") -> int:
 
     configure_logging(settings.log_level, settings.log_format)
     log.info("starting", extra={"fields": {"pid": os.getpid(), "settings": settings.public()}})
-    with bind(settings.host, settings.port) as listener:
+    with contextlib.ExitStack() as ports:
+        ports_wanted = [settings.port, *([settings.admin_port] if settings.admin_port else [])]
+        listeners = [ports.enter_context(bind(settings.host, port)) for port in ports_wanted]
         settings.check_bundle(read_manifest(resolve(settings.bundle)))
         engine = Engine.open(
             settings.bundle,
@@ -54,7 +57,7 @@ def _serve(settings: "Settings") -> int:
         )
         if settings.device == "auto" and engine.encoder.device == "cpu":
             log.warning("no GPU in use: device auto fell back to the CPU")
-        run(create_app(engine, settings, Telemetry()), listener)
+        run(create_app(engine, settings, Telemetry()), *listeners)
     log.info("stopped")
     return 0
 

@@ -17,6 +17,7 @@ again can help (`retryable`); `service.api.problems` maps by these three and by 
     ├── OverloadError               the caller may try again
     │   ├── QueueFull               429 admission refused
     │   ├── RateLimited             429 this caller asks more often than it may
+    │   ├── TooManyConnections      503 as many connections are open as may be
     │   ├── NotReady                503 no bundle is open, or the lanes are dead
     │   ├── ShuttingDown            503 draining after SIGTERM
     │   └── DeadlineExceeded        504 the time the caller gave has passed
@@ -128,6 +129,12 @@ class RateLimited(OverloadError):
     """The caller makes more requests a second than its limit allows."""
 
     code, title, status = "rate_limited", "Rate limited", 429
+
+
+class TooManyConnections(OverloadError):
+    """This process has as many connections open as it may."""
+
+    code, title, status = "too_many_connections", "Too many connections", 503
 
 
 class NotReady(OverloadError):

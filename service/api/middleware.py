@@ -35,6 +35,13 @@ EXCHANGE: Final = "astrolabe.exchange"
 """Key of the request's `Exchange` in the ASGI scope."""
 
 UNMATCHED: Final = "unmatched"
+PAGE_HEADERS: Final[Headers] = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+]
+"""What every HTML page carries; its Content-Security-Policy is the page's own."""
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
@@ -69,6 +76,8 @@ class Exchange:
                 self.status = message["status"]
                 headers = list(message["headers"])
                 self._add_common(headers)
+                if any(n == b"content-type" and v.startswith(b"text/html") for n, v in headers):
+                    headers += PAGE_HEADERS
                 message["headers"] = headers
             await send(message)
 

@@ -157,3 +157,14 @@ async def test_answers_while_draining_close_their_connection() -> None:
     assert answer.headers["connection"] == "close"
     assert (ready.status_code, ready.json()["code"]) == (503, "shutting_down")
     assert live.status_code == 200
+
+
+async def test_pages_carry_headers_that_confine_them() -> None:
+    async with running() as service:
+        page = await service.client.get("/docs")
+        data = await service.client.get("/v1/info")
+    assert page.headers["x-content-type-options"] == "nosniff"
+    assert page.headers["x-frame-options"] == "DENY"
+    assert page.headers["referrer-policy"] == "no-referrer"
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert "x-frame-options" not in data.headers
