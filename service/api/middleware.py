@@ -185,7 +185,8 @@ def answer_error(error: AstrolabeError, exchange: Exchange) -> tuple[Headers, by
 async def _answer_failure(exchange: Exchange, exc: Exception, send: Send) -> None:
     error = as_error(exc)
     if error is not exc:
-        log.error("unhandled exception", exc_info=exc)
+        private = {"private": exchange.queries or []}
+        log.error("unhandled exception", exc_info=exc, extra=private)
     if exchange.status:
         return  # the answer has begun, so it cannot become a problem document any more
     headers, body = answer_error(error, exchange)
