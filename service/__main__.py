@@ -5,6 +5,7 @@ comes while the bundle is still being verified and warmed is refused by the kern
 waiting for a 503. Kubernetes' startup probe covers that time; nothing here answers half-open.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -42,10 +43,12 @@ def _serve(settings: "Settings") -> int:
 
     configure_logging(settings.log_level, settings.log_format)
     log.info("starting", extra={"fields": {"pid": os.getpid(), "settings": settings.public()}})
-    with bind(settings.host, settings.port) as listener:
+    with contextlib.ExitStack() as ports:
+        ports_wanted = [settings.port, *([settings.admin_port] if settings.admin_port else [])]
+        listeners = [ports.enter_context(bind(settings.host, port)) for port in ports_wanted]
         engine = open_engine(settings.bundle, settings)
         more = [open_engine(path, settings) for path in settings.more_bundles]
-        run(create_app(engine, settings, Telemetry(), more=more), listener)
+        run(create_app(engine, settings, Telemetry(), more=more), *listeners)
     log.info("stopped")
     return 0
 

@@ -9,14 +9,13 @@ import hashlib
 import json
 import os
 import re
-import stat
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from service.bundle_claims import check_claims
 from service.errors import (
-    BundleMismatch,
     BundleNotFound,
     FileCorrupt,
     FileMissing,
@@ -24,15 +23,27 @@ from service.errors import (
     ManifestInvalid,
     SchemaVersionUnknown,
 )
+from service.plain_files import open_plain, read_plain
+from service.strict_json import MAX_JSON_BYTES, read_object
 
 SCHEMA_VERSION: Final = 1
 MANIFEST: Final = "manifest.json"
 POINTER: Final = "CURRENT"
-MAX_MANIFEST_BYTES: Final = 16 << 20
+MAX_MANIFEST_BYTES: Final = MAX_JSON_BYTES
 EFFORTS: Final = ("fast", "balanced", "thorough", "exact")
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _HASH_CHUNK_BYTES = 1 << 20
+_POINTER_BYTES = 4096
+
+# What no real bundle comes near, so that nothing is reserved for a number that only claims to be.
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+"""Rows, labels, pairs: label rows are int32 in the arrays of a bundle."""
+Bytes = Annotated[int, Field(ge=0, lt=2**48)]
+Width = Annotated[int, Field(ge=1, le=65536)]
+"""Dimensions, tokens of a text, depth of an answer."""
+Name = Annotated[str, Field(min_length=1, max_length=128)]
+FileNames = Annotated[list[Name], Field(min_length=1, max_length=64)]
 
 
 class _Part(BaseModel):
@@ -65,7 +76,7 @@ class TokenizerInfo(_Part):
     """The tokenizer file and the longest input it may give the encoder, in tokens."""
 
     file: str
-    max_tokens: int
+    max_tokens: Width
 
 
 class VariantInfo(_Part):
@@ -76,7 +87,7 @@ class VariantInfo(_Part):
     by `golden_drift` from the recorded ones, and by what processors differ in.
     """
 
-    bytes: int
+    bytes: Bytes
     max_abs_diff: float
     top1_agreement: float
     p_at_1: float
@@ -92,8 +103,8 @@ class EncoderInfo(_Part):
     """
 
     file: str
-    variants: dict[str, str]
-    dim: int
+    variants: Annotated[dict[Name, str], Field(min_length=1, max_length=16)]
+    dim: Width
     inputs: list[str]
     opset: int
     measured: dict[str, VariantInfo] = {}
@@ -108,10 +119,10 @@ class IndexInfo(_Part):
     """The label index; `metric` is how its raw scores are made (inner_product)."""
 
     kind: str
-    files: list[str]
+    files: FileNames
     metric: str
     params: dict[str, int | float | str]
-    n_rows: int
+    n_rows: Annotated[Count, Field(ge=1)]
 
 
 class MemoryInfo(_Part):
@@ -124,10 +135,10 @@ class MemoryInfo(_Part):
 
     kind: str
     files: Annotated[list[str], Field(min_length=4, max_length=4)]
-    n_rows: Annotated[int, Field(ge=1)]
+    n_rows: Annotated[Count, Field(ge=1)]
     params: dict[str, int | float | str]
-    neighbours: Annotated[int, Field(ge=1)]
-    depth: Annotated[int, Field(ge=1)]
+    neighbours: Width
+    depth: Width
     weight: Annotated[float, Field(gt=0, lt=1)]
     temperature: Annotated[float, Field(gt=0)]
     logit_bias: float | None
@@ -136,8 +147,8 @@ class MemoryInfo(_Part):
 class LabelsInfo(_Part):
     """The label store: row number to label id, text and metadata."""
 
-    files: list[str]
-    n_labels: int
+    files: FileNames
+    n_labels: Annotated[Count, Field(ge=1)]
 
 
 class FilterInfo(_Part):
@@ -146,10 +157,10 @@ class FilterInfo(_Part):
     `own_item`: every label's own row is among an item's of the same id.
     """
 
-    files: list[str]
+    files: FileNames
     own_item: bool
-    n_items: int
-    n_pairs: int
+    n_items: Count
+    n_pairs: Annotated[int, Field(ge=0, lt=2**40)]
 
 
 class CalibrationInfo(_Part):
@@ -164,15 +175,15 @@ class CalibrationInfo(_Part):
 class Defaults(_Part):
     """What a request gets that does not say."""
 
-    k: int
+    k: Width
     effort: str
 
 
 class OperatingPoint(_Part):
     """One measured point of the precision/latency curve. Shares are in [0, 1], P@k in percent."""
 
-    name: str
-    params: dict[str, int]
+    name: Name
+    params: dict[str, Count]
     recall_at_10: float
     p_at_1: float
     p_at_5: float
@@ -216,7 +227,7 @@ class ParityInfo(_Part):
 class Golden(_Part):
     """A query with the answer recorded at sealing, at the default effort."""
 
-    query: str
+    query: Annotated[str, Field(max_length=1 << 20)]
     label_ids: list[str]
     scores: list[float]
 
@@ -224,8 +235,8 @@ class Golden(_Part):
 class FileEntry(_Part):
     """What a file must be, to the byte."""
 
-    sha256: str
-    bytes: int
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    bytes: Bytes
 
 
 class Manifest(_Part):
@@ -247,11 +258,11 @@ class Manifest(_Part):
     filter: FilterInfo | None = None
     calibration: CalibrationInfo
     defaults: Defaults
-    operating_points: list[OperatingPoint]
+    operating_points: Annotated[list[OperatingPoint], Field(min_length=1, max_length=64)]
     goal: GoalInfo | None = None
     quality: QualityInfo | None
     parity: ParityInfo
-    golden: list[Golden]
+    golden: Annotated[list[Golden], Field(max_length=10_000)]
     files: dict[str, FileEntry]
 
 
@@ -275,7 +286,10 @@ def resolve(path: Path) -> Path:
             f"{path} holds neither {MANIFEST} nor {POINTER}: name a sealed bundle, or a folder "
             "of bundles as `python -m models all` writes it"
         )
-    name = pointer.read_text(encoding="utf-8", errors="replace").strip()
+    try:
+        name = read_plain(pointer, _POINTER_BYTES).decode("utf-8", "replace").strip()
+    except (FileMissing, FileCorrupt) as exc:
+        raise BundleNotFound(exc.detail) from exc
     if not _FILE_NAME.fullmatch(name):
         raise BundleNotFound(f"{pointer} holds {name[:80]!r}, expected the name of a bundle folder")
     if not (path / name / MANIFEST).is_file():
@@ -288,7 +302,10 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises BundleNotFound, SchemaVersionUnknown, ManifestInvalid, BundleMismatch.
     """
-    raw = _read_json(folder / MANIFEST)
+    try:
+        raw = read_object(folder / MANIFEST, MAX_MANIFEST_BYTES)
+    except FileMissing as exc:
+        raise BundleNotFound(exc.detail) from exc
     version = raw.get("schema_version")
     if version != SCHEMA_VERSION:
         raise SchemaVersionUnknown(
@@ -307,7 +324,10 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder / MANIFEST}: bundle_id is {manifest.bundle_id[:80]}, its content hashes to "
             f"{actual}: the manifest was changed after sealing"
         )
-    _check_consistency(folder, manifest)
+    for name in manifest.files:
+        if not _FILE_NAME.fullmatch(name) or name == MANIFEST:
+            raise ManifestInvalid(f"{folder / MANIFEST}: files: {name[:80]!r} is no file name")
+    check_claims(folder / MANIFEST, manifest)
     return manifest
 
 
@@ -318,82 +338,41 @@ def verify(folder: Path) -> Manifest:
     FileUnlisted, FileCorrupt.
     """
     manifest = read_manifest(folder)
-    for extra in sorted(set(os.listdir(folder)) - set(manifest.files) - {MANIFEST}):
+    for extra in sorted(set(_names_in(folder)) - set(manifest.files) - {MANIFEST}):
         raise FileUnlisted(f"{folder / extra} is not listed in {MANIFEST}: remove it")
     for name, entry in sorted(manifest.files.items()):
         _verify_file(folder / name, entry)
     return manifest
 
 
-def hash_file(path: Path) -> FileEntry:
-    """Size and SHA-256 of a file, read once."""
+def hash_file(path: Path, max_bytes: int | None = None) -> FileEntry:
+    """Size and SHA-256 of a file, read once, and to one byte over `max_bytes` at the most.
+
+    Raises FileMissing, or FileCorrupt where it is no plain file.
+    """
     digest = hashlib.sha256()
     size = 0
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         while chunk := file.read(_HASH_CHUNK_BYTES):
             digest.update(chunk)
             size += len(chunk)
+            if max_bytes is not None and size > max_bytes:
+                break  # it grows while it is read
     return FileEntry(sha256=digest.hexdigest(), bytes=size)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise BundleNotFound(f"{path} is not there")
-    if path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise ManifestInvalid(f"{path} has over {MAX_MANIFEST_BYTES} bytes")
-    try:
-        raw = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as exc:
-        raise ManifestInvalid(f"{path} is not JSON: {exc}") from exc
-    if not isinstance(raw, dict):
-        raise ManifestInvalid(f"{path}: expected a JSON object, found {type(raw).__name__}")
-    return raw
-
-
 def _verify_file(path: Path, entry: FileEntry) -> None:
-    try:
-        info = path.lstat()
-    except FileNotFoundError:
-        raise FileMissing(f"{path} is listed in {MANIFEST} but is not there") from None
-    if not stat.S_ISREG(info.st_mode):
-        raise FileCorrupt(f"{path} is not a plain file (links and folders are refused)")
-    if info.st_size != entry.bytes:
-        raise FileCorrupt(f"{path} has {info.st_size} bytes, {MANIFEST} says {entry.bytes}")
-    actual = hash_file(path).sha256
+    with open_plain(path) as file:
+        size = os.fstat(file.fileno()).st_size
+    if size != entry.bytes:
+        raise FileCorrupt(f"{path} has {size} bytes, {MANIFEST} says {entry.bytes}")
+    actual = hash_file(path, entry.bytes).sha256
     if actual != entry.sha256:
         raise FileCorrupt(f"{path} has SHA-256 {actual}, {MANIFEST} says {entry.sha256}")
 
 
-def _check_consistency(folder: Path, manifest: Manifest) -> None:
-    where = folder / MANIFEST
-    for name in manifest.files:
-        if not _FILE_NAME.fullmatch(name) or name == MANIFEST:
-            raise ManifestInvalid(f"{where}: files: {name[:80]!r} is not a plain file name")
-    for name in _referenced_files(manifest):
-        if name not in manifest.files:
-            raise ManifestInvalid(f"{where}: {name[:80]!r} is used but not listed under files")
-    if manifest.labels.n_labels != manifest.index.n_rows:
-        raise BundleMismatch(
-            f"{where}: labels.n_labels is {manifest.labels.n_labels}, index.n_rows is "
-            f"{manifest.index.n_rows}: they must be equal"
-        )
-    encoder = manifest.encoder
-    if encoder.file not in encoder.variants.values():
-        raise BundleMismatch(
-            f"{where}: encoder.file is {encoder.file!r}, encoder.variants has "
-            f"{list(encoder.variants.values())}"
-        )
-    names = [point.name for point in manifest.operating_points]
-    if manifest.defaults.effort not in names:
-        raise BundleMismatch(
-            f"{where}: defaults.effort is {manifest.defaults.effort!r}, "
-            f"operating_points has {names}"
-        )
-
-
-def _referenced_files(manifest: Manifest) -> list[str]:
-    files = [manifest.tokenizer.file, manifest.encoder.file, *manifest.encoder.variants.values()]
-    files += manifest.index.files + manifest.labels.files
-    files += manifest.filter.files if manifest.filter else []
-    files += manifest.memory.files if manifest.memory else []
-    return files + ([manifest.calibration.file] if manifest.calibration.file else [])
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError as exc:
+        raise BundleNotFound(f"{folder} cannot be listed: {exc.strerror}") from exc

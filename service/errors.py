@@ -7,6 +7,7 @@ again can help (`retryable`); `service.api.problems` maps by these three and by 
     ├── RequestError                the caller must change something
     │   ├── MalformedRequest        400 the body is not JSON
     │   ├── Unauthorized            401 no key, or a wrong one
+    │   ├── Forbidden               403 the key is right, but not for this
     │   ├── NotFound                404 no such route
     │   ├── ModelUnknown            404 no bundle is served under this name
     │   ├── NoSuchBundle            404 no such bundle is open, or lies where bundles lie
@@ -14,10 +15,13 @@ again can help (`retryable`); `service.api.problems` maps by these three and by 
     │   ├── MethodNotAllowed        405 the route exists, the method does not
     │   ├── PayloadTooLarge         413 the body or the list is over a limit
     │   ├── UnsupportedMediaType    415 the body is not application/json
+    │   ├── HeadersTooLarge         431 the request's line and headers are over a limit
     │   ├── InvalidValue            422 JSON, but a field holds a value that is not allowed
     │   └── BundleRefused           422 a bundle that was to be served failed a check
     ├── OverloadError               the caller may try again
     │   ├── QueueFull               429 admission refused
+    │   ├── RateLimited             429 this caller asks more often than it may
+    │   ├── TooManyConnections      503 as many connections are open as may be
     │   ├── NotReady                503 no bundle is open, or the lanes are dead
     │   ├── ShuttingDown            503 draining after SIGTERM
     │   └── DeadlineExceeded        504 the time the caller gave has passed
@@ -69,6 +73,12 @@ class Unauthorized(RequestError):
     """The Authorization header is absent or carries a wrong key."""
 
     code, title, status = "unauthorized", "Unauthorized", 401
+
+
+class Forbidden(RequestError):
+    """The request needs the admin key, and either none is set or this is another one."""
+
+    code, title, status = "forbidden", "Forbidden", 403
 
 
 class NotFound(RequestError):
@@ -125,6 +135,12 @@ class BundleRefused(RequestError):
     code, title, status = "bundle_refused", "Bundle refused", 422
 
 
+class HeadersTooLarge(RequestError):
+    """The request's line and headers have more bytes than one request may."""
+
+    code, title, status = "headers_too_large", "Request header fields too large", 431
+
+
 class OverloadError(AstrolabeError):
     """The service cannot answer now; the same request may succeed later."""
 
@@ -135,6 +151,18 @@ class QueueFull(OverloadError):
     """Admission: the queue holds as many tokens as it may."""
 
     code, title, status = "queue_full", "Queue full", 429
+
+
+class RateLimited(OverloadError):
+    """The caller makes more requests a second than its limit allows."""
+
+    code, title, status = "rate_limited", "Rate limited", 429
+
+
+class TooManyConnections(OverloadError):
+    """This process has as many connections open as it may."""
+
+    code, title, status = "too_many_connections", "Too many connections", 503
 
 
 class NotReady(OverloadError):

@@ -11,17 +11,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from service.bundle import Manifest
+from service.edge_settings import EdgeSettings
 from service.errors import SettingsInvalid
 
 PREFIX: Final = "ASTROLABE_"
 
 
-class Settings(BaseSettings):
+class Settings(EdgeSettings):
     """Serve a sealed bundle over HTTP. A flag wins over its environment variable."""
 
     model_config = SettingsConfigDict(
@@ -149,17 +150,6 @@ class Settings(BaseSettings):
         ge=0,
         description="How often the pointer CURRENT of a folder of bundles is looked at; a new "
         "bundle is then swapped in. 0 never looks.",
-    )
-    api_key: SecretStr | None = Field(
-        None,
-        min_length=1,
-        description="When set, every route but probes, metrics and documentation asks for "
-        "`Authorization: Bearer KEY`. Prefer the variable: flags show in process lists.",
-    )
-    admin_key: SecretStr | None = Field(
-        None,
-        min_length=1,
-        description="When set, there are admin routes, which ask for it as a bearer key.",
     )
     keep_alive_s: int = Field(
         75,
@@ -297,9 +287,16 @@ def documentation() -> str:
     rows = [
         f"| `{variable_of(name)}` | `{flag_of(name)}` | {_default_of(field)} | "
         f"{(field.description or '').replace('|', chr(92) + '|')} |"
-        for name, field in Settings.model_fields.items()
+        for name, field in _in_order().items()
     ]
     return "\n".join([*_DOCUMENTATION_HEAD, *rows, ""])
+
+
+def _in_order() -> dict[str, FieldInfo]:
+    """The fields of `Settings` itself first, those of its bases after them."""
+    fields = Settings.model_fields
+    own = {name: fields[name] for name in Settings.__annotations__ if name in fields}
+    return own | fields
 
 
 def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:

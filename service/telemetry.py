@@ -8,7 +8,8 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any, Final, TextIO
 
@@ -99,6 +100,10 @@ class Telemetry:
             "effort", "Texts answered, by the operating point that answered them.", "point"
         )
         self._effort_children: dict[str, Any] = {}
+        self._key_requests = self._counter(
+            "key_requests", "Requests that came with a known key, by the key's name.", "key"
+        )
+        self._key_children: dict[str, Any] = {}
         self._effort_steps_down = self._gauge(
             "effort_steps_down",
             "Steps by which the ceiling on effort is lowered; 0 where it is not.",
@@ -130,6 +135,13 @@ class Telemetry:
         if child is None:
             child = self._effort_children[effort] = self._effort.labels(effort)
         self._note((child.inc, n_queries), (self._stage["total"].observe, total_s))
+
+    def key_used(self, name: str) -> None:
+        """Count one request that came with the key of this name."""
+        child = self._key_children.get(name)
+        if child is None:
+            child = self._key_children[name] = self._key_requests.labels(name)
+        self._note((child.inc, 1))
 
     def queued(self, seconds: float) -> None:
         """Record how long one job waited for its lane."""
@@ -217,7 +229,7 @@ class JsonFormatter(logging.Formatter):
         """The record as JSON; a newline in a value can never start a second line."""
         entry = _entry_of(record)
         if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
+            entry["exception"] = _exception_of(record)
         return json.dumps(entry, default=str)
 
 
@@ -230,7 +242,7 @@ class TextFormatter(logging.Formatter):
         head = " ".join(str(entry.pop(key)) for key in ("time", "level", "logger", "message"))
         line = " ".join([head, *(f"{key}={value!r}" for key, value in entry.items())])
         line = line.replace("\r", "\\r").replace("\n", "\\n")
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        return f"{line}\n{_exception_of(record)}" if record.exc_info else line
 
 
 def configure_logging(level: str, style: str, stream: TextIO | None = None) -> None:
@@ -240,6 +252,29 @@ def configure_logging(level: str, style: str, stream: TextIO | None = None) -> N
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # uvicorn's start and stop lines at info repeat ours.
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))
+
+
+def _exception_of(record: logging.LogRecord) -> str:
+    """The traceback; without the exceptions' messages where one quotes a text of `private`.
+
+    A log call passes `extra={"private": texts}` where an exception may have seen what users sent.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    if error is None:
+        return ""
+    shown = "".join(traceback.format_exception(error)).rstrip()
+    folded = shown.casefold()
+    private: Iterable[str] = getattr(record, "private", ())
+    forms = {form.casefold() for text in private for form in (text, repr(text)[1:-1]) if text}
+    if not any(form in folded for form in forms):
+        return shown
+    parts = []
+    cause: BaseException | None = error
+    while cause is not None:
+        frames = "".join(traceback.format_tb(cause.__traceback__))
+        parts.append(f"{frames}{type(cause).__name__}: [withheld: a message here quotes a query]")
+        cause = cause.__cause__ or cause.__context__
+    return "\n".join(reversed(parts))
 
 
 def _entry_of(record: logging.LogRecord) -> dict[str, Any]:

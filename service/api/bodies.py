@@ -116,7 +116,7 @@ def _too_many(where: str, length: int, limit: int) -> RequestError:
     what = {"query": "texts", "input": "texts", "allow": "ids", "deny": "ids"}.get(where)
     if what is not None:
         return PayloadTooLarge(f"{where} holds {length} {what}, the limit is {limit}: send fewer")
-    return InvalidValue(f"{where} holds {length} entries, the limit is {limit}")
+    return InvalidValue(f"{where}: it holds {length} entries, the limit is {limit}")
 
 
 def _place(location: tuple[int | str, ...]) -> str:

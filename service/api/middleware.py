@@ -1,21 +1,22 @@
 """Gate: what happens to every request, whatever its route. Pure ASGI.
 
-Names the request, checks key, size and deadline, hands it on, turns whatever escapes a route into
-a problem document, and counts and logs each request exactly once. It reads no body.
+Names the request, has its caller checked (`service.api.guard`), checks size and deadline, hands it
+on, turns whatever escapes a route into a problem document, and counts and logs each request exactly
+once. It reads no body.
 """
 
-import hmac
 import itertools
 import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.guard import Guard, needs_admin
 from service.api.problems import Headers, as_error, problem_body, problem_headers
 from service.api.serving import Serving
 from service.errors import (
@@ -23,7 +24,7 @@ from service.errors import (
     AstrolabeError,
     InvalidValue,
     PayloadTooLarge,
-    Unauthorized,
+    RateLimited,
 )
 from service.settings import Settings
 from service.telemetry import request_id_of_task
@@ -34,8 +35,13 @@ EXCHANGE: Final = "astrolabe.exchange"
 """Key of the request's `Exchange` in the ASGI scope."""
 
 UNMATCHED: Final = "unmatched"
-OPEN_PATHS: Final = frozenset({"/", "/livez", "/readyz", "/metrics", "/openapi.json"})
-OPEN_PREFIXES: Final = ("/docs", "/problems/")
+PAGE_HEADERS: Final[Headers] = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+]
+"""What every HTML page carries; its Content-Security-Policy is the page's own."""
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
@@ -53,6 +59,7 @@ class Exchange:
     code: str = ""
     route: str = ""
     queries: list[str] | None = None
+    key: str = ""
 
     async def respond(self, send: Send, status: int, headers: Headers, body: bytes) -> None:
         """Answer in one go, with the headers that every answer carries."""
@@ -69,6 +76,8 @@ class Exchange:
                 self.status = message["status"]
                 headers = list(message["headers"])
                 self._add_common(headers)
+                if any(n == b"content-type" and v.startswith(b"text/html") for n, v in headers):
+                    headers += PAGE_HEADERS
                 message["headers"] = headers
             await send(message)
 
@@ -93,6 +102,11 @@ class Gate:
     bare: Mapping[tuple[str, str], ASGIApp]
     serving: Serving
     new_request_id: Callable[[], str]
+    guard: Guard = field(init=False)
+
+    def __post_init__(self) -> None:
+        guard = Guard(self.serving.settings, self.serving.clock)
+        object.__setattr__(self, "guard", guard)  # the class is frozen
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; other kinds of scope pass through."""
@@ -114,7 +128,9 @@ class Gate:
         request_id_of_task.set(request_id)
         telemetry.in_flight += 1
         try:
-            _check(scope["path"], exchange, settings)
+            if not self.guard.idle or needs_admin(scope["method"], scope["path"]):
+                exchange.key = self.guard.admit(scope, headers.get(b"authorization", b""))
+            _check(exchange, settings)
             if b"transfer-encoding" in headers:
                 receive = _capped(receive, settings.max_body_bytes)
             endpoint = self.bare.get((scope["method"], scope["path"]))
@@ -137,6 +153,10 @@ class Gate:
         seconds = self.serving.clock() - exchange.started_s
         route = exchange.route or getattr(scope.get("route"), "path", UNMATCHED)
         telemetry.request_finished(route, status, seconds)
+        if exchange.key:
+            telemetry.key_used(exchange.key)
+        if exchange.code == RateLimited.code:
+            telemetry.rejected(exchange.code)
         wanted = settings.log_requests
         if wanted == "none" or (wanted == "errors" and status < 400):
             return
@@ -148,6 +168,8 @@ class Gate:
         }
         if exchange.code:
             fields["code"] = exchange.code
+        if exchange.key:
+            fields["key"] = exchange.key
         if settings.log_queries and exchange.queries is not None:
             fields["queries"] = exchange.queries
         log.info("request", extra={"fields": fields})
@@ -163,18 +185,17 @@ def answer_error(error: AstrolabeError, exchange: Exchange) -> tuple[Headers, by
 async def _answer_failure(exchange: Exchange, exc: Exception, send: Send) -> None:
     error = as_error(exc)
     if error is not exc:
-        log.error("unhandled exception", exc_info=exc)
+        private = {"private": exchange.queries or []}
+        log.error("unhandled exception", exc_info=exc, extra=private)
     if exchange.status:
         return  # the answer has begun, so it cannot become a problem document any more
     headers, body = answer_error(error, exchange)
     await exchange.respond(send, error.status, headers, body)
 
 
-def _check(path: str, exchange: Exchange, settings: Settings) -> None:
+def _check(exchange: Exchange, settings: Settings) -> None:
     """Refuse what no route needs to see; raises RequestError."""
     headers = exchange.headers
-    if settings.api_key is not None and not _is_open(path):
-        _check_key(headers.get(b"authorization", b""), settings.api_key.get_secret_value())
     if (asked := headers.get(b"x-request-timeout-ms")) is not None:
         exchange.timeout_s = _timeout_s(asked, settings.request_timeout_max_ms)
     # The server enforces that the body has this length; only chunked bodies must be counted.
@@ -197,17 +218,6 @@ def _given_request_id(headers: dict[bytes, bytes]) -> str | None:
     given = headers.get(b"x-request-id")
     fit = given is not None and _REQUEST_ID.fullmatch(given)
     return given.decode("ascii") if given is not None and fit else None
-
-
-def _is_open(path: str) -> bool:
-    return path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
-
-
-def _check_key(given: bytes, key: str) -> None:
-    scheme, _, token = given.partition(b" ")
-    right = hmac.compare_digest(token.strip(), key.encode())
-    if scheme.lower() != b"bearer" or not right:
-        raise Unauthorized("send the header Authorization: Bearer KEY with a valid key")
 
 
 def _timeout_s(asked: bytes, max_ms: int) -> float:

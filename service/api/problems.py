@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 
 from service.errors import (
     AstrolabeError,
+    Forbidden,
     InternalError,
     InvalidValue,
     MalformedRequest,
@@ -32,6 +33,7 @@ _BY_STATUS: Final[dict[int, type[RequestError]]] = {
     for leaf in (
         MalformedRequest,
         Unauthorized,
+        Forbidden,
         NotFound,
         MethodNotAllowed,
         PayloadTooLarge,

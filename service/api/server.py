@@ -7,16 +7,22 @@ the delay, a third one the finishing.
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import math
 import signal
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
 
+from service.api.connection import BoundedConnection, ConnectionLimits
+from service.api.cors import with_cors
 from service.api.middleware import Gate
+from service.edge_settings import EdgeSettings
+from service.errors import SettingsInvalid
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +44,12 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def run(app: Gate, listener: socket.socket) -> None:
-    """Serve on a bound socket until a signal ends it."""
+def run(app: Gate, *listeners: socket.socket) -> None:
+    """Serve on bound sockets until a signal ends it; a second one is the admin's."""
     # What lives now lives for ever: the collector need not walk it again and again under load.
     gc.collect()
     gc.freeze()
-    DrainingServer(app).run(sockets=[listener])
+    DrainingServer(app).run(sockets=list(listeners))
 
 
 class DrainingServer(uvicorn.Server):
@@ -53,8 +59,8 @@ class DrainingServer(uvicorn.Server):
         settings = app.serving.settings
         super().__init__(
             uvicorn.Config(
-                app,
-                http="httptools",
+                with_cors(app, settings.allowed_origins()),
+                http=_protocol(app),  # type: ignore[arg-type]
                 loop="uvloop",
                 ws="none",
                 lifespan="on",
@@ -64,8 +70,10 @@ class DrainingServer(uvicorn.Server):
                 proxy_headers=False,
                 timeout_keep_alive=settings.keep_alive_s,
                 timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s + ANSWER_GRACE_S),
+                **_tls(settings),
             )
         )
+        _load(self.config)
         self._serving = app.serving
         self._signals_seen = 0
         self._cut: asyncio.Task[None] | None = None
@@ -75,7 +83,8 @@ class DrainingServer(uvicorn.Server):
         await super().startup(sockets)
         for listener in sockets or []:
             host, port = listener.getsockname()[:2]
-            log.info("serving", extra={"fields": {"url": f"http://{host}:{port}"}})
+            scheme = "https" if self.config.is_ssl else "http"
+            log.info("serving", extra={"fields": {"url": f"{scheme}://{host}:{port}"}})
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -111,3 +120,39 @@ class DrainingServer(uvicorn.Server):
 
     def _stop(self) -> None:
         self.should_exit = True
+
+
+def _protocol(app: Gate) -> "functools.partial[BoundedConnection]":
+    settings = app.serving.settings
+    limits = ConnectionLimits(
+        settings.max_header_bytes,
+        settings.header_timeout_s,
+        settings.max_connections,
+        app.new_request_id,
+        app.serving.telemetry.rejected,
+    )
+    return functools.partial(BoundedConnection, limits=limits)
+
+
+def _tls(settings: EdgeSettings) -> dict[str, Any]:
+    """uvicorn's options for HTTPS; none where no certificate is set."""
+    if settings.tls_certfile is None:
+        return {}
+    password = settings.tls_keyfile_password
+    return {
+        "ssl_certfile": str(settings.tls_certfile),
+        "ssl_keyfile": str(settings.tls_keyfile) if settings.tls_keyfile else None,
+        # With None a locked key would make OpenSSL ask on the terminal, and wait.
+        "ssl_keyfile_password": password.get_secret_value() if password else "",
+    }
+
+
+def _load(config: uvicorn.Config) -> None:
+    """Read certificate and key now; raises SettingsInvalid where they do not fit or open."""
+    try:
+        config.load()
+    except OSError as exc:  # ssl.SSLError is one
+        raise SettingsInvalid(
+            f"tls_certfile {config.ssl_certfile} and its key cannot be used ({exc}): they must be "
+            "PEM, belong together, and a locked key needs tls_keyfile_password"
+        ) from exc

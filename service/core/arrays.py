@@ -15,7 +15,7 @@ def open_array(path: Path, dtype: DTypeLike, n_axes: int = 1) -> NDArray[Any]:
     """Map a C-contiguous array of one or two axes; raises BundleMismatch where it is none."""
     try:
         mapped = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError) as exc:
+    except Exception as exc:  # a broken header makes NumPy's reader raise nearly anything
         raise BundleMismatch(f"{path} is not an array that NumPy can map: {exc}") from exc
     if mapped.dtype != dtype or mapped.ndim != n_axes or not mapped.flags.c_contiguous:
         raise BundleMismatch(

@@ -322,7 +322,8 @@ class MicroBatcher:
         self._measure_rate(jobs, self._clock() - started_s)
         self._dispatch()
         if isinstance(outcome, BaseException):
-            log.error("a batch of %d requests failed", len(jobs), exc_info=outcome)
+            texts = {"private": [query.text for job in jobs for query in job.queries]}
+            log.error("a batch of %d requests failed", len(jobs), exc_info=outcome, extra=texts)
             self._fail(jobs, PredictFailed("the batch of this request broke: try again"))
             return
         timings = outcome.timings

@@ -3,7 +3,6 @@
 Fitting it is `models.calibrate`'s work. Being monotone it never changes the order of an answer.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from service.core.types import Float32Rows
 from service.errors import ManifestInvalid
+from service.strict_json import read_object
 
 
 class Calibration(Protocol):
@@ -54,8 +54,8 @@ class PiecewiseLinear:
 
 def load_calibration(path: Path) -> PiecewiseLinear:
     """Read calibration.json; raises ManifestInvalid where it is not a monotone map into [0, 1]."""
+    raw = read_object(path)
     try:
-        raw = json.loads(path.read_bytes())
         scores = np.asarray(raw["scores"], np.float64)
         probabilities = np.asarray(raw["probabilities"], np.float64)
     except (ValueError, KeyError, TypeError) as exc:

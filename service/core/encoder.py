@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from service.core.onnx_check import check_onnx
 from service.core.providers import active_device, candidate_providers
 from service.core.types import Float32Rows, TokenBatch
 from service.errors import BundleMismatch, DeviceUnavailable, ManifestInvalid
@@ -41,6 +42,7 @@ class OnnxEncoder:
 
     def __init__(self, path: Path, device: str = "auto", intra_op_threads: int = 1) -> None:
         """Open the session; raises DeviceUnavailable, BundleMismatch, ManifestInvalid."""
+        check_onnx(path)
         self._session = open_session(path, device, intra_op_threads)
         self.device = active_device(self._session.get_providers())
         inputs = sorted(entry.name for entry in self._session.get_inputs())
@@ -76,6 +78,9 @@ def open_session(path: Path, device: str, threads: int) -> "ort.InferenceSession
     options.inter_op_num_threads = 1
     # Spinning threads burn the CPU share that the event loop and the index need.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Without this a file that is named so, or looks so, is read as ORT's own format, which is no
+    # protocol buffer and which `check_onnx` has not read.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     options.log_severity_level = 3
     candidates = candidate_providers(device, ort.get_available_providers())
     if device == "auto":

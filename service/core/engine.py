@@ -35,7 +35,7 @@ from service.core.types import (
     Query,
     StageTimings,
 )
-from service.errors import BundleMismatch, GoldenMismatch, VariantMissing
+from service.errors import BundleError, BundleMismatch, GoldenMismatch, VariantMissing
 
 GOLDEN_TOLERANCE: Final = 1e-3
 """Served scores may differ by this much between processors; a wrong file differs by far more.
@@ -80,8 +80,13 @@ class Engine:
         manifest = verify(folder)
         chosen = manifest.encoder.served if variant is None else variant
         engine = cls._wire(folder, manifest, chosen, device, intra_op_threads, max_batch_tokens)
-        engine.warm_up()
-        engine.replay_golden()
+        try:
+            engine.warm_up()
+            engine.replay_golden()
+        except BundleError:
+            raise
+        except Exception as exc:  # parts that fit on paper and yet cannot work together
+            raise BundleMismatch(f"{folder} opens but cannot answer: {exc}") from exc
         return engine
 
     @classmethod

@@ -15,7 +15,9 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
-from service.errors import BundleMismatch
+from service.core.arrays import open_array
+from service.errors import BundleMismatch, FileCorrupt, FileMissing
+from service.plain_files import open_plain
 
 LABELS_FILE: Final = "labels.jsonl"
 OFFSETS_FILE: Final = "labels.offsets.npy"
@@ -37,21 +39,22 @@ class LabelStore:
 
     def __init__(self, folder: Path) -> None:
         """Map the two files; raises BundleMismatch where they do not belong together."""
-        offsets = np.load(folder / OFFSETS_FILE, mmap_mode="r", allow_pickle=False)
-        # as a plain array: np.memmap's own __getitem__ costs five times as much
-        self._offsets = np.asarray(offsets)
-        size = (folder / LABELS_FILE).stat().st_size
+        self._path = folder / LABELS_FILE
+        offsets = self._offsets = open_array(folder / OFFSETS_FILE, np.int64)
+        try:
+            with open_plain(self._path) as file:
+                self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (FileCorrupt, FileMissing, ValueError) as exc:  # an empty file cannot be mapped
+            raise BundleMismatch(f"{self._path} cannot be mapped: {exc}") from exc
+        size = len(self._bytes)
         if (
-            offsets.dtype != np.int64
-            or offsets.ndim != 1
-            or len(offsets) < 2
-            or offsets[-1] != size
+            len(offsets) < 2
+            or (offsets[0], offsets[-1]) != (0, size)
+            or (offsets[1:] <= offsets[:-1]).any()
         ):
             raise BundleMismatch(
-                f"{folder / OFFSETS_FILE} does not describe {folder / LABELS_FILE} ({size} bytes)"
+                f"{folder / OFFSETS_FILE} does not describe {self._path} ({size} bytes)"
             )
-        with (folder / LABELS_FILE).open("rb") as file:
-            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._cached = lru_cache(CACHED_LABELS)(self._read)
 
     def __len__(self) -> int:
@@ -61,8 +64,15 @@ class LabelStore:
         return self._cached(row)
 
     def _read(self, row: int) -> Label:
-        raw = orjson.loads(self._bytes[self._offsets[row] : self._offsets[row + 1]])
-        return Label(raw["id"], raw["text"], raw.get("metadata", {}))
+        line = self._bytes[self._offsets[row] : self._offsets[row + 1]]
+        try:
+            raw = orjson.loads(line)
+            label = Label(raw["id"], raw["text"], raw.get("metadata", {}))
+        except (ValueError, TypeError, KeyError, AttributeError) as exc:
+            raise BundleMismatch(f"{self._path}: row {row} is no label: {exc}") from exc
+        if not (isinstance(label.label_id, str) and isinstance(label.text, str)):
+            raise BundleMismatch(f"{self._path}: row {row}: id and text must be texts")
+        return label
 
 
 def write_labels(folder: Path, labels: Iterable[Label]) -> list[str]:

@@ -8,6 +8,7 @@ to their longest text; cutting a batch so that padding stays small is the caller
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from tokenizers import Encoding
@@ -16,6 +17,10 @@ from tokenizers import Tokenizer as FastTokenizer
 from service.core.text import normalise
 from service.core.types import TokenBatch
 from service.errors import ManifestInvalid
+from service.plain_files import read_plain
+
+MAX_FILE_BYTES: Final = 64 << 20
+"""Vocabularies of 250,000 tokens take a quarter of this."""
 
 
 class Tokenizer:
@@ -25,8 +30,12 @@ class Tokenizer:
         # The lanes are the parallelism; a second pool inside each would fight them for cores.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         try:
-            self._fast = FastTokenizer.from_file(str(path))
-        except Exception as exc:  # the library raises bare Exception for any unreadable file
+            self._fast = FastTokenizer.from_buffer(read_plain(path, MAX_FILE_BYTES))
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except (
+            BaseException
+        ) as exc:  # it raises bare Exception, and a panic of Rust is not even one
             raise ManifestInvalid(f"{path} is not a tokenizer.json: {exc}") from exc
         self._fast.no_padding()
         self._fast.enable_truncation(max_tokens)

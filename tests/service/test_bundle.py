@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from service.bundle import MANIFEST, Manifest, bundle_id_of, read_manifest, resolve, verify
+from service.bundle import (
+    MANIFEST,
+    Manifest,
+    bundle_id_of,
+    hash_file,
+    read_manifest,
+    resolve,
+    verify,
+)
 from service.errors import (
     BundleError,
     BundleMismatch,
@@ -31,6 +40,15 @@ def reseal(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     change(manifest)
     manifest["bundle_id"] = bundle_id_of(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def claim_rows(n_rows: int) -> Callable[[dict[str, Any]], None]:
+    """A change that claims this many labels everywhere."""
+
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["labels"]["n_labels"] = manifest["index"]["n_rows"] = n_rows
+
+    return change
 
 
 def refused(folder: Path, error: type[BundleError], *words: str) -> None:
@@ -80,6 +98,47 @@ def test_folder_in_place_of_a_file_is_refused(bundle: Path) -> None:
     (bundle / "encoder.onnx").unlink()
     (bundle / "encoder.onnx").mkdir()
     refused(bundle, FileCorrupt, "encoder.onnx", "plain file")
+
+
+@pytest.mark.parametrize("name", ["encoder.onnx", "labels.jsonl"])
+def test_a_named_pipe_is_refused_without_waiting_for_a_writer(bundle: Path, name: str) -> None:
+    (bundle / name).unlink()
+    os.mkfifo(bundle / name)
+    refused(bundle, FileCorrupt, name, "plain file")
+
+
+def test_a_device_in_place_of_a_file_is_refused(bundle: Path) -> None:
+    (bundle / "encoder.onnx").unlink()
+    (bundle / "encoder.onnx").symlink_to("/dev/zero")
+    refused(bundle, FileCorrupt, "encoder.onnx", "plain file")
+
+
+def test_a_linked_manifest_is_refused(bundle: Path, tmp_path: Path) -> None:
+    (bundle / MANIFEST).rename(tmp_path / "outside.json")
+    (bundle / MANIFEST).symlink_to(tmp_path / "outside.json")
+    refused(bundle, ManifestInvalid, MANIFEST, "plain file")
+
+
+def test_a_file_that_grows_while_it_is_read_is_read_to_its_stated_end_only() -> None:
+    # /dev/zero never ends; a growing file looks the same to whoever reads it
+    with pytest.raises(FileCorrupt, match="plain file"):
+        hash_file(Path("/dev/zero"))
+
+
+def test_hashing_stops_one_step_past_the_stated_size(tmp_path: Path) -> None:
+    path = tmp_path / "growing"
+    path.write_bytes(bytes(5 << 20))
+    assert hash_file(path, max_bytes=10).bytes == 1 << 20
+
+
+def test_a_folder_that_may_not_be_listed_is_a_bundle_error(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> list[str]:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    refused(bundle, BundleNotFound, "Permission denied")
 
 
 def test_large_file_pointer_is_refused(bundle: Path) -> None:
@@ -137,9 +196,23 @@ def test_manifest_changed_after_sealing_is_refused(bundle: Path) -> None:
         (lambda m: m.pop("parity"), "parity"),
         (lambda m: m["encoder"].update(dim="16"), "encoder.dim"),
         (lambda m: m["operating_points"][1].update(p_at_1=None), "operating_points.1.p_at_1"),
-        (lambda m: m["files"].update({"../evil": {"sha256": "0", "bytes": 0}}), "../evil"),
-        (lambda m: m["files"].update({MANIFEST: {"sha256": "0", "bytes": 0}}), MANIFEST),
+        (lambda m: m["files"].update({"../evil": {"sha256": "0" * 64, "bytes": 0}}), "../evil"),
+        (lambda m: m["files"].update({MANIFEST: {"sha256": "0" * 64, "bytes": 0}}), MANIFEST),
         (lambda m: m["tokenizer"].update(file="elsewhere.json"), "elsewhere.json"),
+        (lambda m: m["tokenizer"].update(max_tokens=2**40), "tokenizer.max_tokens"),
+        (lambda m: m["tokenizer"].update(max_tokens=0), "tokenizer.max_tokens"),
+        (lambda m: m["encoder"].update(dim=2**31), "encoder.dim"),
+        (lambda m: m["encoder"].update(dim=-1), "encoder.dim"),
+        (lambda m: m["index"].update(n_rows=2**40), "index.n_rows"),
+        (lambda m: m["labels"].update(files=[]), "labels.files"),
+        (lambda m: m["defaults"].update(k=0), "defaults.k"),
+        (lambda m: m["operating_points"][0]["params"].update(ef_search=-1), "ef_search"),
+        (lambda m: m["operating_points"][0]["params"].update(ef_search=2**30), "ef_search"),
+        (lambda m: m["files"]["encoder.onnx"].update(bytes=-1), "files.encoder.onnx.bytes"),
+        (lambda m: m["files"]["encoder.onnx"].update(sha256="x"), "files.encoder.onnx.sha256"),
+        (lambda m: m["files"].update({"a\nb": {"sha256": "0" * 64, "bytes": 0}}), "a\\nb"),
+        (lambda m: m["files"].update({"a/../b": {"sha256": "0" * 64, "bytes": 0}}), "a/../b"),
+        (lambda m: m["files"].update({".hidden": {"sha256": "0" * 64, "bytes": 0}}), ".hidden"),
     ],
 )
 def test_manifest_off_its_schema_is_refused_with_the_place(
@@ -154,6 +227,11 @@ def test_manifest_off_its_schema_is_refused_with_the_place(
     [
         (lambda m: m["labels"].update(n_labels=49), ("49", "50")),
         (lambda m: m["defaults"].update(effort="warp"), ("warp", "balanced")),
+        (lambda m: m["golden"][0]["scores"].pop(), ("4 scores", "5 labels")),
+        (lambda m: m["golden"][0].update(label_ids=[], scores=[]), ("0 labels", "0 scores")),
+        (claim_rows(10**6), ("32000000 bytes", "its files have")),
+        (claim_rows(1000), ("32000 bytes", "its files have")),
+        (lambda m: m["operating_points"].append(m["operating_points"][0]), ("twice", "fast")),
     ],
 )
 def test_parts_that_disagree_are_refused_with_both_values(

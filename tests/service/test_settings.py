@@ -9,6 +9,12 @@ from tests.service.fakes import fake_manifest, fake_settings
 ADAPTIVE = ["--bundle", "b", "--adaptive-effort", "true"]
 
 
+def keys_file(folder: Path, text: str = "# who may ask\n\nweb=one\nbatch=two\n") -> Path:
+    path = folder / "keys"
+    path.write_text(text)
+    return path
+
+
 def test_flag_wins_over_variable_and_variable_over_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASTROLABE_BUNDLE", "from-environment")
     monkeypatch.setenv("ASTROLABE_PORT", "9001")
@@ -18,7 +24,7 @@ def test_flag_wins_over_variable_and_variable_over_default(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("name", list(Settings.model_fields))
 def test_every_setting_has_a_variable_and_a_flag(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     values = {
         "adaptive_effort": "true",
@@ -29,8 +35,14 @@ def test_every_setting_has_a_variable_and_a_flag(
     }
     values |= {"log_requests": "all", "log_queries": "true", "api_key": "secret", "bundle": "b"}
     values |= {"max_queue_tokens": "99999", "request_timeout_max_ms": "99999"}
+    values |= {"api_keys": "team=key", "cors_origins": "https://a.example"}
+    values |= {"api_keys_file": str(keys_file(tmp_path)), "max_header_bytes": "2048"}
+    values |= {"tls_certfile": __file__, "tls_keyfile": __file__}
     value = values.get(name, "7")
     monkeypatch.setenv("ASTROLABE_BUNDLE", "default")
+    # what other settings cannot do without
+    monkeypatch.setenv("ASTROLABE_ADMIN_KEY", "admin-key")
+    monkeypatch.setenv("ASTROLABE_TLS_CERTFILE", str(keys_file(tmp_path)))
     default = load_settings([])
     by_flag = load_settings([flag_of(name), value])
     monkeypatch.setenv(variable_of(name), value)
@@ -126,3 +138,60 @@ def test_fitting_settings_pass_the_bundle_check() -> None:
 
 def test_every_setting_is_described() -> None:
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_keys_come_from_all_three_settings_by_name(tmp_path: Path) -> None:
+    settings = fake_settings(
+        api_key="zero", api_keys="a=b=c, x.y=z", api_keys_file=keys_file(tmp_path)
+    )
+    keys = {"default": "zero", "a": "b=c", "x.y": "z", "web": "one", "batch": "two"}
+    assert settings.named_keys() == keys
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"api_keys": "nameless"}, "entry 1: expected name=key"),
+        ({"api_keys": "a=b,=secret"}, "entry 2: expected name=key"),
+        ({"api_keys": "a=one,a=two"}, "the name a is taken"),
+        ({"api_keys": "admin=one"}, "the name admin is taken"),
+        ({"api_keys": "a=same,b=same"}, "two names have the same key"),
+        ({"api_keys": "a=same", "admin_key": "same"}, "two names have the same key"),
+        ({"api_keys": "a=with space"}, "entry 1: expected name=key"),
+        ({"api_keys_file": "/nowhere"}, "/nowhere cannot be read"),
+        ({"admin_port": 9000}, "admin_port is set without admin_key"),
+        ({"cors_origins": "example.org"}, "'example.org' is no origin"),
+        ({"cors_origins": "https://a.example/path"}, "is no origin"),
+        ({"tls_certfile": "/nowhere.pem"}, "there is no file /nowhere.pem"),
+        ({"tls_keyfile": __file__}, "without tls_certfile"),
+    ],
+)
+def test_faults_at_the_edge_are_named_without_showing_a_key(
+    values: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASTROLABE_BUNDLE", "b")
+    for name, value in values.items():
+        monkeypatch.setenv(variable_of(name), str(value))
+    with pytest.raises(SettingsInvalid) as refusal:
+        load_settings([])
+    assert words in refusal.value.detail
+    assert "secret" not in refusal.value.detail
+
+
+def test_a_fault_in_the_keys_file_is_named_by_its_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="line 3: expected name=key") as refusal:
+        fake_settings(api_keys_file=keys_file(tmp_path, "# keys\na=b\njust-a-key\n"))
+    assert "just-a-key" not in str(refusal.value.errors()[0]["msg"])  # type: ignore[attr-defined]
+
+
+def test_no_key_is_in_what_is_logged_at_start(tmp_path: Path) -> None:
+    settings = fake_settings(
+        api_key="k-one",
+        api_keys="a=k-two",
+        admin_key="k-three",
+        tls_certfile=__file__,
+        tls_keyfile=__file__,
+        tls_keyfile_password="k-four",
+    )
+    assert "k-" not in str(settings.public())
+    assert "k-" not in repr(settings)

@@ -23,6 +23,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from service.core.index.faiss_file import read_faiss
 from service.core.index.protocol import check_queries
 from service.core.types import Float32Rows, Hits
 from service.errors import BundleMismatch
@@ -195,12 +196,7 @@ def open_faiss(
     path: Path, dim: int, n_rows: int, efforts: Mapping[str, Mapping[str, int]]
 ) -> FaissIndex:
     """Memory-map an index file; raises BundleMismatch where it is not what the manifest says."""
-    try:
-        raw = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-    except RuntimeError as exc:
-        raise BundleMismatch(f"{path} is not an index that FAISS can read: {exc}") from exc
-    if raw.metric_type != faiss.METRIC_INNER_PRODUCT:
-        raise BundleMismatch(f"{path} has metric {raw.metric_type}, expected inner product")
+    raw = read_faiss(path, dim, n_rows)
     try:
         index = FaissIndex(raw, efforts)
     except ValueError as exc:

@@ -10,7 +10,6 @@ that of its path to the power `path_weight`; a forest's is the mean over its tre
 An effort's `beam` is how many leaves are opened in each tree; without one all are.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +34,8 @@ from service.core.index.tree_beam import (
     unpack,
 )
 from service.core.types import Float32Rows, Hits
-from service.errors import BundleMismatch
+from service.errors import BundleError, BundleMismatch
+from service.strict_json import read_object
 
 KIND: Final = "label-tree"
 METRIC: Final = "probability"
@@ -222,10 +222,10 @@ def read_forest(folder: Path) -> tuple[TreeBeam, Float32Rows, NDArray[np.float32
 
 def _about(path: Path) -> dict[str, Any]:
     try:
-        about = json.loads(path.read_bytes())
+        about = read_object(path)
         known = about["transform"] in TRANSFORMS and 0 <= float(about["path_weight"]) <= 1
         known = known and len(about["roots"]) > 0 and all(type(r) is int for r in about["roots"])
-    except (OSError, ValueError, KeyError, TypeError) as exc:
+    except (BundleError, ValueError, KeyError, TypeError) as exc:
         raise BundleMismatch(f"{path} is not the description of a label tree: {exc}") from exc
     if not known:
         raise BundleMismatch(f"{path}: transform, path_weight or roots are none that this code has")

@@ -10,7 +10,7 @@ pair is one whole number, so that a plain sort removes doubles and ranks, ties b
 (docs/decisions/0013). Arrays are memory-mapped; models.index_kinds.learned_graph writes them.
 """
 
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,8 @@ from service.bundle import IndexInfo
 from service.core.arrays import open_array
 from service.core.index.protocol import check_queries
 from service.core.types import Float32Rows, Hits
-from service.errors import BundleMismatch
+from service.errors import BundleError, BundleMismatch
+from service.strict_json import read_object
 
 _CELLS_AT_ONCE: Final = 1 << 20
 _LOW: Final = 0xFFFF_FFFF
@@ -249,10 +250,13 @@ def open_learned_graph(
 
 def _settings(path: Path) -> tuple[float, float]:
     try:
-        raw = json.loads(path.read_bytes())
-        return float(raw["alpha"]), float(raw["logit_bias"])
-    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raw = read_object(path)
+        alpha, logit_bias = float(raw["alpha"]), float(raw["logit_bias"])
+    except (BundleError, ValueError, KeyError, TypeError) as exc:
         raise BundleMismatch(f"{path}: expected alpha and logit_bias: {exc}") from exc
+    if not (math.isfinite(alpha) and math.isfinite(logit_bias)):
+        raise BundleMismatch(f"{path}: alpha and logit_bias must be finite")
+    return alpha, logit_bias
 
 
 def _check_edges(

@@ -200,9 +200,17 @@ async def test_a_state_that_cannot_be_followed_leaves_the_configured_bundle(
         assert (await ask(service))["bundle_id"] == bundle_id(root / "one")
 
 
-async def test_admin_routes_are_not_there_without_an_admin_key(root: Path) -> None:
+async def test_nothing_may_be_changed_without_an_admin_key(root: Path) -> None:
     settings = fake_settings(bundle=root, device="cpu")
     app = create_app(open_engine(root, settings), settings, Telemetry())
     async with app.app.router.lifespan_context(app.app):
         service = Running(app, FakePredict())
-        assert (await admin(service, "activate", bundle="two")).status_code == 404
+        assert (await admin(service, "activate", bundle="two")).status_code == 403
+
+
+async def test_a_caller_s_own_key_changes_nothing(root: Path) -> None:
+    async with served(root, api_key="caller") as service:
+        body, headers = {"bundle": "two"}, {"Authorization": "Bearer caller"}
+        refused = await service.client.post("/admin/bundles/activate", json=body, headers=headers)
+        assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+        assert (await admin(service, "activate", bundle="two")).status_code == 200

@@ -10,7 +10,7 @@ from tests.service.fakes import FakePredict, fake_engine, fake_manifest, running
 
 pytestmark = pytest.mark.anyio
 
-FILTER = {"files": [], "own_item": True, "n_items": 52, "n_pairs": 55}
+FILTER = {"files": ["filter.items.npy"], "own_item": True, "n_items": 52, "n_pairs": 55}
 
 
 class Remembering(FakePredict):

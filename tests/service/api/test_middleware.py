@@ -3,8 +3,8 @@ import logging
 
 import pytest
 
-from service.telemetry import JsonFormatter
-from tests.service.fakes import running
+from service.telemetry import JsonFormatter, TextFormatter
+from tests.service.fakes import FakePredict, running
 
 pytestmark = pytest.mark.anyio
 
@@ -157,3 +157,59 @@ async def test_answers_while_draining_close_their_connection() -> None:
     assert answer.headers["connection"] == "close"
     assert (ready.status_code, ready.json()["code"]) == (503, "shutting_down")
     assert live.status_code == 200
+
+
+async def test_pages_carry_headers_that_confine_them() -> None:
+    async with running() as service:
+        page = await service.client.get("/docs")
+        data = await service.client.get("/v1/info")
+    assert page.headers["x-content-type-options"] == "nosniff"
+    assert page.headers["x-frame-options"] == "DENY"
+    assert page.headers["referrer-policy"] == "no-referrer"
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert "x-frame-options" not in data.headers
+
+
+def _quoting(text: str) -> RuntimeError:
+    """An error that quotes a text, caused by one that quotes it otherwise."""
+    try:
+        try:
+            raise KeyError(text)
+        except KeyError as cause:
+            raise RuntimeError(f"cannot encode {text.upper()!r}") from cause
+    except RuntimeError as error:
+        return error
+
+
+@pytest.mark.parametrize("text", ["my rare illness", 'with "quotes" and\nlines', "\u017elut\u00fd"])
+async def test_no_log_line_carries_a_query_not_even_a_traceback(
+    caplog: pytest.LogCaptureFixture, text: str
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    predict = FakePredict()
+    predict.error = _quoting(text)
+    async with running(predict, log_requests="all") as service:
+        assert (await service.recommend({"query": text})).status_code == 500
+        assert (await service.recommend({"query": [text, text]})).status_code == 500
+        await service.client.get("/v1/recommend", params={"q": text})
+        await service.client.get("/v1/recommend", params={"q": text, "k": "many"})
+        await service.recommend({"query": text, "surprise": text})
+        await service.recommend({"query": text, "effort": text})
+    ours = [r for r in caplog.records if not r.name.startswith("httpx")]
+    assert any(record.exc_info for record in ours)
+    for formatter in (JsonFormatter(), TextFormatter()):
+        lines = "".join(formatter.format(record) for record in ours).casefold()
+        assert "withheld" in lines
+        assert "_quoting" in lines  # where it broke is still said
+        for form in (text, repr(text)[1:-1], json.dumps(text)[1:-1]):
+            assert form.casefold() not in lines
+
+
+async def test_the_message_of_an_error_that_quotes_nobody_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    predict = FakePredict()
+    predict.error = RuntimeError("out of memory on device 0")
+    async with running(predict) as service:
+        await service.recommend({"query": "my rare illness"})
+    assert "out of memory on device 0" in JsonFormatter().format(caplog.records[-1])

@@ -5,6 +5,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 import pytest
@@ -31,14 +32,16 @@ class Served:
 
 
 @asynccontextmanager
-async def served(**settings: float) -> AsyncIterator[Served]:
+async def served(verify: Any = True, **settings: Any) -> AsyncIterator[Served]:
     predict = FakePredict()
     app = create_app(fake_engine(predict), fake_settings(**settings), Telemetry())
     server = DrainingServer(app)
     with bind("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
         ended = asyncio.create_task(server.serve(sockets=[listener]))
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        scheme = "https" if server.config.is_ssl else "http"
+        url = f"{scheme}://127.0.0.1:{port}"
+        async with httpx.AsyncClient(base_url=url, verify=verify) as client:
             while not server.started:
                 await asyncio.sleep(0.001)
             try:

@@ -141,9 +141,9 @@ def write_index(folder: Path, dim: int, n_rows: int, metric: int = 0) -> None:
     [
         (lambda f: write_index(f, DIM + 1, 50), BundleMismatch, r"index\.hnsw.* 50 of 16"),
         (lambda f: write_index(f, DIM, 49), BundleMismatch, r"holds 49 vectors"),
-        (lambda f: write_index(f, DIM, 50, metric=1), BundleMismatch, "inner product"),
+        (lambda f: write_index(f, DIM, 50, metric=1), BundleMismatch, "'IxF2' at byte 0"),
         (
-            lambda f: (f / "index.hnsw.faiss").write_bytes(b"IxFInonsense"),
+            lambda f: (f / "index.hnsw.faiss").write_bytes(b"IxFI" + b"nonsense" * 999),
             BundleMismatch,
             r"index\.hnsw\.faiss is not an index",
         ),

@@ -52,3 +52,49 @@ def test_offsets_that_do_not_fit_are_refused_by_name(
     np.save(folder / OFFSETS_FILE, offsets)
     with pytest.raises(BundleMismatch, match=OFFSETS_FILE):
         LabelStore(folder)
+
+
+@pytest.mark.parametrize(
+    "offsets", [[0, 0, 5, 60], [-5, 5, 20, 60], [0, 40, 20, 60], [0, 2**62, 40, 60]]
+)
+def test_offsets_that_do_not_rise_are_refused(folder: Path, offsets: list[int]) -> None:
+    size = (folder / LABELS_FILE).stat().st_size
+    np.save(folder / OFFSETS_FILE, np.array([*offsets[:-1], size], np.int64))
+    with pytest.raises(BundleMismatch, match=OFFSETS_FILE):
+        LabelStore(folder)
+
+
+@pytest.mark.parametrize(
+    "line", [b"not json\n", b"[1]\n", b'{"id": "x"}\n', b'{"id":1,"text":2}\n']
+)
+def test_a_line_that_is_no_label_is_named_by_its_row(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / LABELS_FILE).write_bytes(line)
+    np.save(tmp_path / OFFSETS_FILE, np.array([0, len(line)], np.int64))
+    with pytest.raises(BundleMismatch, match=r"labels\.jsonl: row 0"):
+        LabelStore(tmp_path)[0]
+
+
+def test_an_archive_or_a_pickle_in_place_of_the_offsets_is_refused(folder: Path) -> None:
+    with (folder / OFFSETS_FILE).open("wb") as file:
+        np.savez_compressed(file, np.zeros(1 << 20))
+    with pytest.raises(BundleMismatch, match=OFFSETS_FILE):
+        LabelStore(folder)
+    np.save(folder / OFFSETS_FILE, np.array([{}]), allow_pickle=True)
+    with pytest.raises(BundleMismatch, match=OFFSETS_FILE):
+        LabelStore(folder)
+
+
+@pytest.mark.parametrize("shape", ["(2**70,)", "(-1,)", "(10**12,)", "()", "'", "(" * 500])
+def test_a_header_that_claims_the_impossible_is_refused(folder: Path, shape: str) -> None:
+    header = f"{{'descr': '<i8', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    head = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little")
+    (folder / OFFSETS_FILE).write_bytes(head + header + bytes(32))
+    with pytest.raises(BundleMismatch, match=OFFSETS_FILE):
+        LabelStore(folder)
+
+
+def test_no_labels_at_all_are_refused(tmp_path: Path) -> None:
+    (tmp_path / LABELS_FILE).touch()
+    np.save(tmp_path / OFFSETS_FILE, np.array([0, 0], np.int64))
+    with pytest.raises(BundleMismatch, match=r"labels\.jsonl"):
+        LabelStore(tmp_path)

@@ -1,0 +1,162 @@
+"""Connection: uvicorn's HTTP protocol with an end to everything a client may send before a request.
+
+uvicorn reads headers for as long and as many as they come. Here their bytes, their number and the
+time they take are bounded, and so are the connections that are open at once. What is refused is
+answered with a problem document, as by any route, and the connection is closed. The body is the
+gate's work: by then there is a deadline.
+
+A request whose headers arrive in one piece, as nearly all do, costs two comparisons more.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Final
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from service.api.problems import problem_body, problem_headers
+from service.errors import AstrolabeError, HeadersTooLarge, MalformedRequest, TooManyConnections
+
+log = logging.getLogger(__name__)
+
+MAX_HEADERS: Final = 200
+RETRY_AFTER_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """What one connection may take; `refused` is told the code of every refusal."""
+
+    header_bytes: int
+    header_timeout_s: float
+    connections: int | None
+    new_request_id: Callable[[], str]
+    refused: Callable[[str], None]
+
+
+class BoundedConnection(HttpToolsProtocol):
+    """One connection of a client, which can only take so much."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        limits: ConnectionLimits,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._limits = limits
+        self._in_head = False
+        self._head_bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._refusal: AstrolabeError | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the clock of the first request, or refuse the connection."""
+        super().connection_made(transport)
+        most = self._limits.connections
+        if most is not None and len(self.connections) > most:
+            self._refuse(
+                TooManyConnections(
+                    f"{most} connections are open, as many as may be", retry_after_s=RETRY_AFTER_S
+                )
+            )
+        else:
+            self._start_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clock."""
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came, within the limits."""
+        if self._refusal is not None:
+            return
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if self._refusal is not None or self.transport.is_closing():
+            return
+        if self._in_head:
+            if self._head_bytes > self._limits.header_bytes:
+                self._refuse(self._too_large())
+            else:
+                self._start_timer()
+        else:
+            self._head_bytes = 0
+            # Headers may also follow a chunked body.
+            if self.headers is not None and len(self.headers) > MAX_HEADERS:
+                self._refuse(self._too_large())
+
+    def on_message_begin(self) -> None:
+        """A request line has begun."""
+        self._in_head = True
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """The head is whole: check its size, stop the clock, hand it on."""
+        self._in_head = False
+        if self._timer is not None:
+            self._stop_timer()
+        if len(self.headers) > MAX_HEADERS or (
+            # The piece may hold body as well, so it is counted only where it could be too much.
+            self._head_bytes > self._limits.header_bytes
+            and self._exact_head_bytes() > self._limits.header_bytes
+        ):
+            self._refusal = self._too_large()
+            raise self._refusal  # ends the parser, which calls send_400_response
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is not HTTP, or what was refused within the parser."""
+        self._refuse(self._refusal or MalformedRequest(f"{msg} Send HTTP/1.1."))
+
+    def _exact_head_bytes(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+
+    def _too_large(self) -> HeadersTooLarge:
+        return HeadersTooLarge(
+            f"the request's line and headers are over {self._limits.header_bytes} bytes or "
+            f"{MAX_HEADERS} headers: send fewer or shorter ones"
+        )
+
+    def _start_timer(self) -> None:
+        if self._timer is None:
+            self._timer = self.loop.call_later(self._limits.header_timeout_s, self._timed_out)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _timed_out(self) -> None:
+        """Close, but let an answer that is still being computed leave first."""
+        self._timer = None
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._start_timer()
+            return
+        self._limits.refused("header_timeout")
+        self.transport.close()
+
+    def _refuse(self, error: AstrolabeError) -> None:
+        self._refusal = error
+        self._stop_timer()
+        self._limits.refused(error.code)
+        if self.cycle is not None and not self.cycle.response_complete:
+            # A client that sent its next request early would take this for the answer to its last.
+            self.transport.close()
+            return
+        body = problem_body(error, self._limits.new_request_id())
+        phrase = HTTPStatus(error.status).phrase.encode()
+        head = b"HTTP/1.1 %d %s\r\n" % (error.status, phrase)
+        headers = [*problem_headers(error, body), (b"connection", b"close")]
+        lines = [b"%s: %s\r\n" % header for header in dict(headers).items()]
+        self.transport.write(b"".join([head, *lines, b"\r\n", body]))
+        self.transport.close()

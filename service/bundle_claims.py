@@ -1,0 +1,114 @@
+"""What a manifest claims, held against itself and against the bytes that it lists.
+
+`service.bundle` calls it once the manifest fits its schema; no other file is looked at. A file's
+size is checked against the list before it is opened, so a count that the listed bytes cannot hold
+is refused before anything is reserved for it.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from service.errors import BundleMismatch, ManifestInvalid
+
+if TYPE_CHECKING:
+    from service.bundle import Manifest
+
+_BITS_BY_ROW_AND_DIMENSION: Final = {
+    "flat": 32,
+    "hnsw": 16,
+    "ivf-flat": 16,
+    "ivf-pq": 16,
+    "label-tree": 32,
+    "learned-graph": 32,
+    "pq-fastscan": 16,
+    "sq8": 24,
+}
+"""Least bits that an index keeps for each label and dimension; of any other kind nothing is known.
+
+An IVF list of few labels and a tree may hold a little else, never less.
+"""
+_LEAST_LABEL_BYTES: Final = 2
+_OFFSET_BYTES: Final = 8
+MOST_SEARCHED: Final = 1 << 20
+"""Largest search parameter for an index of fewer rows; with more rows it is their number."""
+
+
+def check_claims(where: Path, manifest: "Manifest") -> None:
+    """Raises ManifestInvalid or BundleMismatch where parts of the manifest cannot both be true."""
+    for name in _referenced_files(manifest):
+        if name not in manifest.files:
+            raise ManifestInvalid(f"{where}: {name[:80]!r} is used but not listed under files")
+    _check_encoder(where, manifest)
+    _check_efforts(where, manifest)
+    _check_counts(where, manifest)
+    _check_golden(where, manifest)
+
+
+def _check_encoder(where: Path, manifest: "Manifest") -> None:
+    encoder = manifest.encoder
+    if encoder.file not in encoder.variants.values():
+        raise BundleMismatch(
+            f"{where}: encoder.file is {encoder.file!r}, encoder.variants has "
+            f"{list(encoder.variants.values())}"
+        )
+
+
+def _check_efforts(where: Path, manifest: "Manifest") -> None:
+    names = [point.name for point in manifest.operating_points]
+    if len(set(names)) != len(names):
+        raise BundleMismatch(f"{where}: operating_points has a name twice: {names}")
+    if manifest.defaults.effort not in names:
+        raise BundleMismatch(
+            f"{where}: defaults.effort is {manifest.defaults.effort!r}, "
+            f"operating_points has {names}"
+        )
+    largest = max(MOST_SEARCHED, manifest.index.n_rows)
+    for point in manifest.operating_points:
+        for name, value in point.params.items():
+            if value > largest:
+                raise ManifestInvalid(
+                    f"{where}: operating point {point.name}: {name[:80]} is {value}, at most "
+                    f"{largest} makes sense here"
+                )
+
+
+def _check_counts(where: Path, manifest: "Manifest") -> None:
+    n_labels, index = manifest.labels.n_labels, manifest.index
+    if n_labels != index.n_rows:
+        raise BundleMismatch(
+            f"{where}: labels.n_labels is {n_labels}, index.n_rows is {index.n_rows}: they must be "
+            "equal"
+        )
+    bits = _BITS_BY_ROW_AND_DIMENSION.get(index.kind, 0)
+    least = {
+        "index": (index.files, index.n_rows * manifest.encoder.dim * bits // 8),
+        "labels": (manifest.labels.files, n_labels * (_LEAST_LABEL_BYTES + _OFFSET_BYTES)),
+    }
+    if manifest.memory is not None:
+        least["memory"] = (manifest.memory.files, manifest.memory.n_rows * _OFFSET_BYTES)
+    if manifest.filter is not None:
+        entries = manifest.filter.n_items + manifest.filter.n_pairs
+        least["filter"] = (manifest.filter.files, entries * _OFFSET_BYTES)
+    for part, (files, wanted) in least.items():
+        held = sum(manifest.files[name].bytes for name in set(files))
+        if held < wanted:
+            raise BundleMismatch(
+                f"{where}: {part} claims what takes at least {wanted} bytes, its files have {held}"
+            )
+
+
+def _check_golden(where: Path, manifest: "Manifest") -> None:
+    for item in manifest.golden:
+        if not 0 < len(item.label_ids) == len(item.scores) <= manifest.labels.n_labels:
+            raise BundleMismatch(
+                f"{where}: golden query {item.query[:80]!r} has {len(item.label_ids)} labels and "
+                f"{len(item.scores)} scores, the bundle has {manifest.labels.n_labels} labels"
+            )
+
+
+def _referenced_files(manifest: "Manifest") -> list[str]:
+    files = [manifest.tokenizer.file, manifest.encoder.file, *manifest.encoder.variants.values()]
+    files += manifest.index.files + manifest.labels.files
+    files += manifest.filter.files if manifest.filter else []
+    files += manifest.memory.files if manifest.memory else []
+    return files + ([manifest.calibration.file] if manifest.calibration.file else [])
