@@ -35,7 +35,7 @@ EXCHANGE: Final = "astrolabe.exchange"
 
 UNMATCHED: Final = "unmatched"
 OPEN_PATHS: Final = frozenset({"/", "/livez", "/readyz", "/metrics", "/openapi.json"})
-OPEN_PREFIXES: Final = ("/docs", "/problems/")
+OPEN_PREFIXES: Final = ("/docs", "/problems/", "/ui/")
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
