@@ -184,9 +184,11 @@ class Client(_Calls):
         """The encoder's vector of each text."""
         return self._send(calls.embed(texts, model), timeout_s)
 
-    def label(self, label_id: str, *, timeout_s: float | None = None) -> Label:
+    def label(
+        self, label_id: str, *, model: str | None = None, timeout_s: float | None = None
+    ) -> Label:
         """One label; raises NoSuchThing where there is none of this id."""
-        return self._send(calls.label(label_id), timeout_s)
+        return self._send(calls.label(label_id, model), timeout_s)
 
     def add_labels(self, labels: Sequence[NewLabel], *, timeout_s: float | None = None) -> Applied:
         """Add labels; needs the admin key, and is tried again only where nothing was done."""
@@ -207,9 +209,9 @@ class Client(_Calls):
         """Remove a label; like `add_labels`."""
         return self._send(calls.remove_label(label_id), timeout_s)
 
-    def info(self, *, timeout_s: float | None = None) -> Info:
+    def info(self, *, model: str | None = None, timeout_s: float | None = None) -> Info:
         """What is served and within which limits; asked anew each time."""
-        return self._send(calls.info(), timeout_s)
+        return self._send(calls.info(model), timeout_s)
 
     def models(self, *, timeout_s: float | None = None) -> tuple[str, ...]:
         """Names of the models that are served."""
@@ -315,9 +317,11 @@ class AsyncClient(_Calls):
         """See Client.embed."""
         return await self._send(calls.embed(texts, model), timeout_s)
 
-    async def label(self, label_id: str, *, timeout_s: float | None = None) -> Label:
+    async def label(
+        self, label_id: str, *, model: str | None = None, timeout_s: float | None = None
+    ) -> Label:
         """See Client.label."""
-        return await self._send(calls.label(label_id), timeout_s)
+        return await self._send(calls.label(label_id, model), timeout_s)
 
     async def add_labels(
         self, labels: Sequence[NewLabel], *, timeout_s: float | None = None
@@ -340,9 +344,9 @@ class AsyncClient(_Calls):
         """See Client.remove_label."""
         return await self._send(calls.remove_label(label_id), timeout_s)
 
-    async def info(self, *, timeout_s: float | None = None) -> Info:
+    async def info(self, *, model: str | None = None, timeout_s: float | None = None) -> Info:
         """See Client.info."""
-        return await self._send(calls.info(), timeout_s)
+        return await self._send(calls.info(model), timeout_s)
 
     async def models(self, *, timeout_s: float | None = None) -> tuple[str, ...]:
         """See Client.models."""

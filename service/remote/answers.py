@@ -25,12 +25,16 @@ class ScoredLabel:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The answer to one text or embedding: labels, best first."""
+    """The answer to one text or embedding: labels, best first.
+
+    `plan` says how filtered labels were found, `explanation` why these labels, where asked for.
+    """
 
     labels: tuple[ScoredLabel, ...]
     truncated: bool = False
     embedding: Vector | None = None
-    explanation: Any = None
+    plan: Json | None = None
+    explanation: Json | None = None
 
     @classmethod
     def parse(cls, raw: Json) -> "Result":
@@ -48,6 +52,7 @@ class Result:
             ),
             truncated=bool(raw.get("truncated", False)),
             embedding=None if embedding is None else tuple(embedding),
+            plan=raw.get("plan"),
             explanation=raw.get("explanation"),
         )
 
@@ -187,7 +192,6 @@ class Info:
         """Read the answer of GET /v1/info."""
         points = raw["operating_points"]
         limits = raw["limits"]
-        models = raw.get("models") or [raw["name"]]
         return cls(
             name=str(raw["name"]),
             bundle_id=str(raw["bundle_id"]),
@@ -204,7 +208,7 @@ class Info:
             ),
             device=str(raw["device"]["active"]),
             limits=Limits(**{name: int(limits[name]) for name in Limits.__slots__}),
-            models=tuple(str(m["name"] if isinstance(m, Mapping) else m) for m in models),
+            models=tuple(raw.get("models", [raw["name"]])),
             raw=raw,
         )
 

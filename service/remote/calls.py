@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypedDict, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from service.remote.answers import (
     Applied,
@@ -33,6 +33,7 @@ class Wanted(TypedDict, total=False):
     min_score: float | None
     effort: str
     effort_strict: bool
+    scores: str
     include: Sequence[str]
     allow: Sequence[str]
     deny: Sequence[str]
@@ -100,9 +101,9 @@ def embed(texts: str | Sequence[str], model: str | None) -> Call[Embeddings]:
     return Call("POST", "v1/embed", lambda raw, _: Embeddings.parse(raw), body)
 
 
-def info() -> Call[Info]:
+def info(model: str | None) -> Call[Info]:
     """GET /v1/info."""
-    return Call("GET", "v1/info", lambda raw, _: Info.parse(raw))
+    return Call("GET", "v1/info" + _named(model), lambda raw, _: Info.parse(raw))
 
 
 def ready() -> Call[bool]:
@@ -110,9 +111,9 @@ def ready() -> Call[bool]:
     return Call("GET", "readyz", lambda raw, _: raw["status"] == "ready")
 
 
-def label(label_id: str) -> Call[Label]:
+def label(label_id: str, model: str | None) -> Call[Label]:
     """GET /v1/labels/{id}."""
-    return Call("GET", _label_path(label_id), lambda raw, _: Label.parse(raw))
+    return Call("GET", _label_path(label_id) + _named(model), lambda raw, _: Label.parse(raw))
 
 
 def add_labels(labels: Sequence[NewLabel]) -> Call[Applied]:
@@ -176,3 +177,7 @@ def _plain(texts: str | Sequence[Any]) -> str | list[Any]:
 
 def _label_path(label_id: str) -> str:
     return "v1/labels/" + quote(label_id, safe="")
+
+
+def _named(model: str | None) -> str:
+    return "" if model is None else "?" + urlencode({"model": model})

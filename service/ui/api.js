@@ -17,9 +17,10 @@ export class Offline extends Error {}
 /** An address of this service, also where a proxy put it below a path. */
 export const address = (path) => new URL(path, document.baseURI).href;
 
-/** GET /v1/info. */
-export async function fetchInfo(key) {
-  return (await send("v1/info", { headers: authorization(key) })).content;
+/** GET /v1/info of a model by name, or of the default one. */
+export async function fetchInfo(key, model) {
+  const path = model ? `v1/info?${new URLSearchParams({ model })}` : "v1/info";
+  return (await send(path, { headers: authorization(key) })).content;
 }
 
 /**
@@ -49,7 +50,7 @@ export function stagesOf(header) {
   }));
   const rest = ms.total - stages.reduce((sum, stage) => sum + stage.ms, 0);
   stages.push({ name: "rest", ms: Math.max(0, rest) });
-  return { stages, totalMs: ms.total };
+  return { stages, totalMs: ms.total, cached: /\bcache;desc=hit\b/.test(header) };
 }
 
 /** The request as a command for a shell; a key is named as a variable and never written out. */

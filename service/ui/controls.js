@@ -1,7 +1,7 @@
 // The controls as values: read from the form, kept in the address, turned into a request body.
 
 const TEXTS = ["k", "min_score", "item_id", "allow", "deny", "where", "model"];
-const CHECKS = ["effort_strict", "metadata", "explain"];
+const CHECKS = ["effort_strict", "raw", "metadata", "explain"];
 
 const field = (name) => document.getElementById(name);
 const chosenEffort = () => document.querySelector("input[name=effort]:checked");
@@ -25,8 +25,6 @@ export function writeControls(values) {
   for (const name of ["query", ...TEXTS]) field(name).value = values[name] ?? "";
   for (const name of CHECKS) field(name).checked = values[name] === "1";
   chooseEffort(values.effort);
-  const model = field("model");
-  if (model.selectedIndex < 0) model.selectedIndex = 0;
   if (values.allow || values.deny || values.where) field("filters").open = true;
 }
 
@@ -54,6 +52,7 @@ export function bodyOf(values) {
   if (values.min_score) body.min_score = Number(values.min_score);
   for (const name of ["effort", "item_id", "model"]) if (values[name]) body[name] = values[name];
   if (values.effort_strict) body.effort_strict = true;
+  if (values.raw) body.scores = "raw";
   if (values.explain) body.explain = true;
   if (values.metadata) body.include = ["text", "metadata"];
   for (const name of ["allow", "deny"]) {

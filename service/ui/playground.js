@@ -44,15 +44,16 @@ const key = () => sessionStorage.getItem(KEY) || "";
 // ---- what is served ----
 
 async function open() {
+  const effort = readEffort() ?? fromFragment().effort;
   try {
-    info = await fetchInfo(key());
+    info = await fetchInfo(key(), byId("model").value || fromFragment().model);
   } catch (error) {
     showFailure(error, open);
     return;
   }
   settled();
   describe();
-  chooseEffort(fromFragment().effort);
+  chooseEffort(effort);
   drawCurve();
   ask();
 }
@@ -60,17 +61,15 @@ async function open() {
 function describe() {
   byId("loading").hidden = true;
   byId("key-form").hidden = true;
-  const shown = { ...info, ...modelEntry() };
-  document.title = `${shown.name} · Astrolabe`;
-  byId("summary").textContent = `${shown.name} · ${formatCount(shown.n_labels)} labels`;
-  byId("k").max = String(shown.limits.max_k);
-  byId("k").placeholder = String(shown.default_k);
-  byId("item-row").hidden = !shown.item_filter;
+  document.title = `${info.name} · Astrolabe`;
+  byId("summary").textContent = `${info.name} · ${formatCount(info.n_labels)} labels`;
+  byId("k").max = String(info.limits.max_k);
+  byId("k").placeholder = String(info.default_k);
+  byId("item-row").hidden = !info.item_filter;
   drawModels();
-  drawEfforts(shown);
-  drawCurve();
-  drawAbout(shown);
-  const { requested, active } = shown.device;
+  drawEfforts(info);
+  drawAbout(info);
+  const { requested, active } = info.device;
   // auto takes what there is; that it found no GPU is said aloud
   const fellBack = active === "cpu" && requested !== "cpu";
   byId("device").hidden = !fellBack;
@@ -79,21 +78,17 @@ function describe() {
     : "";
 }
 
-const models = () =>
-  (info.models || []).map((model) => (typeof model === "string" ? { name: model } : model));
-const modelEntry = () => models().find((model) => model.name === byId("model").value) || {};
-
+/** One model needs no choice, and is then not named in requests either. */
 function drawModels() {
-  const select = byId("model");
-  const chosen = select.value || fromFragment().model;
-  byId("model-row").hidden = models().length < 2;
-  if (models().length < 2) return;
-  select.replaceChildren(...models().map(({ name }) => el("option", { value: name }, name)));
-  if (models().some(({ name }) => name === chosen)) select.value = chosen;
+  const several = info.models.length > 1;
+  byId("model-row").hidden = !several;
+  const names = several ? info.models : [];
+  byId("model").replaceChildren(...names.map((name) => el("option", { value: name }, name)));
+  if (several) byId("model").value = info.name;
 }
 
 function drawCurve() {
-  const { operating_points: points } = { ...info, ...modelEntry() };
+  const points = info.operating_points;
   byId("curve").replaceChildren(points.length > 1 ? curve(points, readEffort(), searchMs) : "");
 }
 
@@ -140,18 +135,12 @@ function showAnswer({ content, stages, tripMs }) {
   drawTiming(stages, tripMs);
   searchMs = stages?.stages.find((stage) => stage.name === "search").ms || null;
   drawCurve();
-  drawExplanation(result.explanation ?? content.explanation);
+  drawExplanation(result.explanation);
   const n = result.labels.length;
   byId("empty").hidden = n > 0;
   byId("empty").textContent = "No label is left: lower the lowest score or loosen the filters.";
-  byId("outcome").textContent = `${n} at effort ${content.effort}`;
-  const flags = [];
-  if (result.truncated)
-    flags.push("The end of the text was cut off: it is longer than the encoder reads.");
-  if (content.effort_asked)
-    flags.push(
-      `Under load, the service answered at ${content.effort} instead of ${content.effort_asked}.`,
-    );
+  byId("outcome").textContent = `${n} at effort ${content.effort}${planOf(result.plan)}`;
+  const flags = flagsOf(content, result);
   byId("flags").textContent = flags.join(" ");
   byId("flags").hidden = flags.length === 0;
   speak(
@@ -159,6 +148,27 @@ function showAnswer({ content, stages, tripMs }) {
       ? `${n} labels in ${formatMs(tripMs)}. Best: ${result.labels[0].text ?? result.labels[0].id}.`
       : "No labels.",
   );
+}
+
+/** How filtered labels were found. */
+function planOf(plan) {
+  if (!plan) return "";
+  const share = `${formatCount(plan.open)} of ${formatCount(plan.labels)} labels let through`;
+  return plan.kind === "exact" ? `, all ${share} were scored` : `, ${share}`;
+}
+
+/** What a reader of this answer should know. */
+function flagsOf(content, result) {
+  const flags = [];
+  if (result.truncated)
+    flags.push("The end of the text was cut off: it is longer than the encoder reads.");
+  if (content.effort_asked)
+    flags.push(
+      `Under load, the service answered at ${content.effort} instead of ${content.effort_asked}.`,
+    );
+  if (result.plan?.unknown_ids)
+    flags.push(`Of the ids in the filters, ${result.plan.unknown_ids} name no label.`);
+  return flags;
 }
 
 function showNothing() {
@@ -293,12 +303,14 @@ byId("labels").addEventListener("click", (event) => {
   if (button) copy(button.dataset.id, button);
 });
 document.addEventListener("keydown", onEscape);
-byId("controls").addEventListener("input", askSoon);
+byId("controls").addEventListener("input", (event) => {
+  if (event.target.id !== "model") askSoon(); // another model is described first
+});
 byId("controls").addEventListener("submit", (event) => {
   event.preventDefault();
   ask();
 });
-byId("model").addEventListener("change", describe);
+byId("model").addEventListener("change", open);
 byId("copy").addEventListener("click", copyCurl);
 byId("key-form").addEventListener("submit", (event) => {
   event.preventDefault();

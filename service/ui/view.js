@@ -114,7 +114,7 @@ export function drawTiming(timing, tripMs) {
   );
   byId("trip").replaceChildren(
     el("b", {}, formatMs(timing.totalMs)),
-    " in the service, ",
+    timing.cached ? " in the service, from its cache, " : " in the service, ",
     el("b", {}, formatMs(tripMs)),
     " round trip",
   );

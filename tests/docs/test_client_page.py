@@ -41,15 +41,9 @@ class RedirectedAsync(httpx.AsyncHTTPTransport):
 
 def _agreed(request: httpx.Request) -> httpx.Response | None:
     """Answers of the routes that the service of this test does not have, in their agreed shape."""
-    bundle = {"bundle_id": "b"}
-    result = {"labels": [{"id": "L013", "text": "war whale", "score": 0.8}], "truncated": False}
-    vectors = {"embeddings": [[0.0] * 16] * 2, "dim": 16, "truncated": [False, False]}
+    label = {"id": "L013", "text": "war whale", "metadata": {}}
     answers = {
-        "/v1/embed": vectors | bundle,
-        "/v1/recommend/by-embedding": bundle
-        | {"results": [result] * 2, "effort": "balanced", "score_kind": "probability"},
-        "/v1/labels/L013": bundle
-        | {"id": "L013", "text": "war whale", "metadata": {}, "source": "bundle"},
+        "/v1/labels/L013": label | {"source": "bundle", "bundle_id": "b"},
         "/v1/labels": APPLIED,
         "/v1/labels/N1": APPLIED,
     }

@@ -139,10 +139,12 @@ def test_labels_are_changed_with_the_admin_key(ask: Ask, method: str, arguments:
     assert request.content == bodies[method]
 
 
-@pytest.mark.parametrize("models", [None, ["tiny", "books"], [{"name": "tiny"}, {"name": "books"}]])
-def test_models_are_those_of_info_or_the_one_bundle(ask: Ask, models: Any) -> None:
-    script = Script([httpx.Response(200, json=INFO | {"models": models})])
-    assert ask(script, "models") == (("tiny", "books") if models else ("tiny",))
+def test_models_are_named_and_described_one_by_one(ask: Ask) -> None:
+    several = httpx.Response(200, json=INFO | {"models": ["tiny", "books"]})
+    assert ask(Script([several]), "models") == ("tiny", "books")
+    script = Script([httpx.Response(200, json=INFO | {"name": "b&b"})])
+    assert ask(script, "info", model="b&b").name == "b&b"
+    assert script.requests[0].url.raw_path == b"/below/v1/info?model=b%26b"
 
 
 def test_ready_is_false_where_nobody_can_answer(ask: Ask) -> None:
@@ -360,8 +362,17 @@ def test_client_talks_to_a_real_service(tiny_bundle: Path) -> None:
         with pytest.raises(RequestRefused, match="k: Input should be less") as caught:
             client.recommend("rome", k=1000)
         assert len(caught.value.request_id) == 32
-        with pytest.raises(NoSuchThing):
-            client.label("L001/nowhere")
+        with pytest.raises(NoSuchThing, match="model_unknown"):
+            client.recommend("rome", model="nowhere")
+        vectors = client.embed(["the white whale", "rome"])
+        assert (len(vectors.embeddings), vectors.dim) == (2, info.dim)
+        again = client.recommend_by_embedding(vectors.embeddings, k=2, explain=True)
+        assert [result.labels for result in again.results] == [
+            result.labels for result in client.recommend(["the white whale", "rome"], k=2).results
+        ]
+        explanation = again.results[0].explanation
+        assert explanation is not None
+        assert len(explanation["margins"]) == 1
 
 
 @pytest.mark.anyio

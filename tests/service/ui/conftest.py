@@ -1,5 +1,6 @@
 """One Chromium and one service for every test of the page; skipped where there is no Chromium."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,8 +9,10 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from service.bundle import MANIFEST
 from tests.service.test_main import served
 from tests.service.ui.pages import Opener, Seen
+from tests.tiny_bundle import seal
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 
@@ -36,6 +39,23 @@ def url(browser: Browser, tiny_bundle: Path) -> Iterator[str]:
 def locked_url(browser: Browser, tiny_bundle: Path) -> Iterator[str]:
     """Address of a real service that asks for the key `sesame`."""
     with served(tiny_bundle, "--log-requests", "none", "--api-key", "sesame") as service:
+        yield f"http://127.0.0.1:{service.port}/"
+
+
+@pytest.fixture(scope="package")
+def two_models_url(
+    browser: Browser,
+    tiny_bundle: Path,
+    tiny_flat_bundle: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[str]:
+    """Address of a real service that serves `tiny` and, with raw scores, `books`."""
+    books = tmp_path_factory.mktemp("bundle") / "books"
+    shutil.copytree(tiny_flat_bundle, books)
+    manifest = json.loads((books / MANIFEST).read_text())
+    seal(books, manifest | {"name": "books"})
+    more = ("--more-bundles", str(books))
+    with served(tiny_bundle, "--log-requests", "none", *more) as service:
         yield f"http://127.0.0.1:{service.port}/"
 
 

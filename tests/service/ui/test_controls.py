@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
-from tests.service.ui.pages import Opener, altered, answered_without, rows
+from tests.service.ui.pages import Opener, answered_without, rows
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +19,8 @@ def test_controls_reach_the_request_and_the_address_reproduces_them(
     page.fill("#min_score", "0.2")
     page.get_by_label("fast").check()
     page.get_by_label("Keep to it under load").check()
-    page.get_by_label("Show metadata").check()
+    with page.expect_request(lambda request: '"include"' in (request.post_data or "")):
+        page.get_by_label("Show metadata").check()
     expect(page.locator("#outcome")).to_have_text("3 at effort fast")
     wanted = {
         "query": "rome & <rome> # ö",
@@ -40,53 +41,67 @@ def test_controls_reach_the_request_and_the_address_reproduces_them(
     assert seen_again.asked[-1] == {"query": "moon", "k": 2}
 
 
-def test_filters_and_explain_are_sent_only_when_given(url: str, new_page: Opener) -> None:
-    def explained(content: dict[str, Any]) -> None:
-        content["results"][0]["explanation"] = {
-            "nearest_labels": [{"id": "L001", "cosine": 0.123456789}],
-            "tokens": ["the", "whale"],
-        }
+def test_filters_are_sent_only_when_given(url: str, new_page: Opener) -> None:
+    def planned(content: dict[str, Any]) -> None:
+        plan = {"kind": "exact", "open": 12, "labels": 1250, "unknown_ids": 2}
+        content["results"][0]["plan"] = plan
 
     page, seen = new_page(url)
-    page.route(
-        "**/v1/recommend",
-        lambda route: answered_without(route, ("allow", "deny", "where", "explain"), explained),
-    )
     page.fill("#query", "whale")
     expect(rows(page)).to_have_count(10)
     assert seen.asked[-1] == {"query": "whale"}
+    page.route(
+        "**/v1/recommend",
+        lambda route: answered_without(route, ("allow", "deny", "where"), planned),
+    )
     page.locator("#filters summary").click()
     page.fill("#allow", "L001 L002,\nL003")
     page.fill("#deny", "L009")
     page.fill("#where", "shelf=3\nshelf=4\nkind=old book\n")
     expect(page.locator("#filter-count")).to_have_text("3")
-    with page.expect_request(lambda request: '"explain":true' in (request.post_data or "")):
-        page.get_by_label("Explain the answer").check()
+    with page.expect_response("**/v1/recommend"):
+        page.locator("#query").press("Enter")
     assert seen.asked[-1] == {
         "query": "whale",
         "allow": ["L001", "L002", "L003"],
         "deny": ["L009"],
         "where": {"shelf": [3, 4], "kind": "old book"},
-        "explain": True,
     }
-    expect(page.locator("#explanation")).to_contain_text("nearest labels")
-    expect(page.locator("#explanation")).to_contain_text("0.123457")
-    expect(page.locator("#explanation")).to_contain_text("the, whale")
+    expect(page.locator("#outcome")).to_contain_text("all 12 of 1,250 labels let through were")
+    expect(page.locator("#flags")).to_contain_text("2 name no label")
 
 
-def test_models_can_be_chosen_where_there_are_several(url: str, new_page: Opener) -> None:
-    def several(content: dict[str, Any]) -> None:
-        content["models"] = ["default", {"name": "books", "n_labels": 1234}]
+def test_answer_is_explained_and_scored_raw_where_asked(url: str, new_page: Opener) -> None:
+    page, seen = new_page(url)
+    page.fill("#query", "whale")
+    page.get_by_label("Raw scores").check()
+    with page.expect_request(lambda request: '"explain":true' in (request.post_data or "")):
+        page.get_by_label("Explain the answer").check()
+    expect(page.locator("#explanation")).to_contain_text("raw scores")
+    expect(page.locator("#explanation")).to_contain_text("recall at 10")
+    expect(page.locator("#scores")).to_contain_text("Scores are raw logits")
+    assert seen.asked[-1] == {"query": "whale", "explain": True, "scores": "raw"}
 
-    page, seen = new_page(url, prepare=lambda page: altered(page, "/v1/info", several))
-    page.route("**/v1/recommend", lambda route: answered_without(route, ("model",), lambda _: None))
-    page.get_by_label("Model").select_option("books")
-    expect(page.locator("#summary")).to_have_text("books · 1,234 labels")
+
+def test_models_can_be_chosen_where_there_are_several(
+    two_models_url: str, new_page: Opener
+) -> None:
+    page, seen = new_page(two_models_url)
     page.fill("#query", "whale")
     expect(rows(page)).to_have_count(10)
-    assert seen.asked[-1]["model"] == "books"
-    plain, _ = new_page(url)
-    expect(plain.locator("#model-row")).to_be_hidden()
+    assert seen.asked[-1] == {"query": "whale", "model": "tiny"}
+    page.get_by_label("Model").select_option("books")
+    expect(page.locator("#summary")).to_have_text("books · 50 labels")
+    expect(page.locator("#facts")).to_contain_text("flat, 16 dimensions")
+    expect(page.locator("#scores")).to_contain_text("Scores are raw logits")
+    assert seen.asked[-1] == {"query": "whale", "model": "books"}
+    again, _ = new_page(page.url)
+    expect(again.get_by_label("Model")).to_have_value("books")
+
+
+def test_one_model_needs_no_choice(url: str, new_page: Opener) -> None:
+    page, _ = new_page(url)
+    expect(page.locator("#model-row")).to_be_hidden()
 
 
 def test_copied_command_is_the_request_without_the_key(locked_url: str, new_page: Opener) -> None:
