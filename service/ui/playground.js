@@ -95,6 +95,7 @@ function drawCurve() {
 // ---- asking ----
 
 async function ask() {
+  if (!info) return; // it is asked once it is known what is served
   clearTimeout(typing);
   clearTimeout(retrying);
   underWay?.abort();
@@ -115,11 +116,13 @@ async function ask() {
     const answered = await recommend(bodyOf(values), key(), underWay.signal);
     if (mine === turn) showAnswer(answered);
   } catch (error) {
-    if (mine === turn && error.name !== "AbortError") showFailure(error, info ? ask : open);
+    if (mine === turn && error.name !== "AbortError") showFailure(error, ask);
   } finally {
     if (mine === turn) byId("answer").setAttribute("aria-busy", "false");
   }
 }
+
+const again = () => (info ? ask() : open());
 
 function askSoon() {
   clearTimeout(typing);
@@ -232,6 +235,7 @@ function speak(words) {
 }
 
 function askForKey() {
+  if (!byId("key-form").hidden && key() === "") return;
   byId("key-form").hidden = false;
   byId("key").value = "";
   byId("key").focus();
@@ -266,7 +270,7 @@ function onQueryKey(event) {
   if (event.isComposing) return;
   if (event.key === "Enter" && !event.shiftKey) {
     event.preventDefault();
-    ask();
+    again();
   } else if (event.key === "ArrowDown" && query.selectionEnd === query.value.length) {
     const first = byId("labels").querySelector("button");
     if (first) {
@@ -319,9 +323,10 @@ byId("key-form").addEventListener("submit", (event) => {
 });
 window.addEventListener("hashchange", () => {
   writeControls(fromFragment());
-  ask();
+  if (info?.models.length > 1) open();
+  else again();
 });
-window.addEventListener("online", () => (info ? ask() : open()));
+window.addEventListener("online", again);
 
 writeControls(fromFragment());
 showNothing();

@@ -3,6 +3,8 @@
 
 import { formatCount, formatMs, formatTime, formatUs } from "./format.js";
 
+const SHOWN_ITEMS = 5;
+
 const SCORE_KINDS = {
   probability:
     "Scores are calibrated probabilities: of the labels scored 0.80, about 80 % are right. A full bar is 1.",
@@ -233,30 +235,40 @@ function drawQuality(quality) {
   );
 }
 
-/** An explanation of any shape, as nested lines. */
+/** An explanation, a line for each of its parts, whatever they are. */
 export function drawExplanation(explanation) {
   byId("explained").hidden = explanation === null || explanation === undefined;
-  byId("explanation").replaceChildren(
-    explanation === undefined || explanation === null ? "" : lines(explanation),
+  const entries = Object.entries(explanation ?? {}).filter(([, value]) => value !== null);
+  const line = ([name, value]) =>
+    el("div", {}, el("dt", {}, name.replaceAll("_", " ")), el("dd", {}, lines(value)));
+  byId("explanation").replaceChildren(el("dl", {}, ...entries.map(line)));
+}
+
+const lines = (value) =>
+  Array.isArray(value) && value.some(isObject) ? items(value) : el("span", {}, flat(value));
+
+/** A list of objects, one a line; all but the first few are folded away. */
+function items(values) {
+  const list = (part) => el("ul", {}, ...part.map((item) => el("li", {}, flat(item))));
+  if (values.length <= SHOWN_ITEMS) return list(values);
+  const rest = values.slice(SHOWN_ITEMS);
+  return el(
+    "div",
+    {},
+    list(values.slice(0, SHOWN_ITEMS)),
+    el("details", {}, el("summary", {}, `${rest.length} more`), list(rest)),
   );
 }
 
-function lines(value) {
-  if (Array.isArray(value) && value.some((item) => typeof item === "object")) {
-    return el("ul", {}, ...value.map((item) => el("li", {}, lines(item))));
-  }
-  if (Array.isArray(value)) return el("span", {}, value.map(scalar).join(", "));
-  if (value !== null && typeof value === "object") {
-    const entries = Object.entries(value);
-    return el(
-      "dl",
-      {},
-      ...entries.map(([name, item]) =>
-        el("div", {}, el("dt", {}, name.replaceAll("_", " ")), el("dd", {}, lines(item))),
-      ),
-    );
-  }
-  return el("span", {}, scalar(value));
+const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
+
+/** A value on one line. */
+function flat(value) {
+  if (Array.isArray(value)) return value.map(flat).join(", ");
+  if (!isObject(value)) return scalar(value);
+  return Object.entries(value)
+    .map(([name, item]) => `${name.replaceAll("_", " ")} ${flat(item)}`)
+    .join(" · ");
 }
 
 const scalar = (value) =>

@@ -97,6 +97,8 @@ def test_models_can_be_chosen_where_there_are_several(
     assert seen.asked[-1] == {"query": "whale", "model": "books"}
     again, _ = new_page(page.url)
     expect(again.get_by_label("Model")).to_have_value("books")
+    unknown, _ = new_page(f"{two_models_url}#query=whale&model=nowhere", ready=False)
+    expect(unknown.get_by_role("alert")).to_contain_text("model_unknown")
 
 
 def test_one_model_needs_no_choice(url: str, new_page: Opener) -> None:
