@@ -11,13 +11,14 @@ from typing import Annotated, Any, Final
 from fastapi import FastAPI, Path, Query, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.routing import APIRoute
-from starlette.responses import HTMLResponse, RedirectResponse
+from starlette.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from service.api.admin import add_admin
 from service.api.embed import Embed
 from service.api.follow import Follower
+from service.api.playground import add_playground
 from service.api.problems import PROBLEMS_PATH, ProblemKind, problem_kinds, responses
 from service.api.recommend import Recommend
 from service.api.reports import info_report, models_report
@@ -97,6 +98,7 @@ def add_routes(app: FastAPI, serving: Serving, follower: Follower) -> Bare:
     _add_probes(app, serving)
     _add_problems(app)
     _add_docs(app)
+    add_playground(app)
     if serving.settings.admin_key is not None:
         add_admin(app, serving, follower)
     return bare
@@ -270,10 +272,6 @@ def _add_docs(app: FastAPI) -> None:
             "style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline'"
         )
         return page
-
-    @app.get("/", include_in_schema=False)
-    async def root() -> RedirectResponse:
-        return RedirectResponse("docs")
 
     assets = str(files("fastapi_offline") / "static")
     app.mount(ASSETS_PATH, StaticFiles(directory=assets), name="assets")

@@ -34,11 +34,17 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "service.settings": ("service.bundle", "service.edge_settings", "service.errors"),
     "service.telemetry": ("service.core.types",),
     "service.api": ("service",),
+    "service.client": ("service.remote", "service.version"),
+    "service.remote": ("service.remote",),
     "service": ("service",),
     "models": ("models", "service.core", "service.bundle", "service.errors", "service.version"),
     "loadtest": ("loadtest",),
 }
 HEAVY_IN_SERVICE = ("models", "loadtest", "torch", "transformers")
+HEAVY_IN_CLIENT = (
+    *("torch", "faiss", "onnxruntime", "numpy", "fastapi", "starlette", "uvicorn", "pydantic"),
+    *("service.errors", "service.api", "service.core"),
+)
 NOT_IN_CORE = ("fastapi", "starlette", "uvicorn", "prometheus_client", "pydantic_settings")
 METHODS = "models.methods"
 
@@ -100,6 +106,14 @@ def test_package_inits_are_empty() -> None:
             body = ast.parse(path.read_text(encoding="utf-8")).body
             docstrings = [n for n in body if isinstance(n, ast.Expr)]
             assert len(body) == len(docstrings), f"{name} does something at import"
+
+
+def test_client_import_pulls_neither_the_service_nor_its_libraries() -> None:
+    code = f"import sys, service.client\nprint([m for m in {HEAVY_IN_CLIENT} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
 def test_service_import_pulls_no_torch() -> None:

@@ -73,13 +73,6 @@ async def test_metrics_are_prometheus_text() -> None:
     assert re.search(r'astrolabe_bundle_info\{bundle_id="b{64}",name="tiny"', answer.text)
 
 
-async def test_root_leads_to_the_documentation() -> None:
-    async with running() as service:
-        answer = await service.client.get("/", follow_redirects=True)
-    assert answer.url.path == "/docs"
-    assert answer.status_code == 200
-
-
 async def test_documentation_page_loads_nothing_from_outside() -> None:
     async with running() as service:
         page = await service.client.get("/docs")

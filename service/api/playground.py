@@ -1,0 +1,76 @@
+"""The playground at `/`: one page that asks /v1/recommend as you type, and its own files.
+
+The files lie in service/ui and are read once, when the application is made. The page runs no inline
+script, loads nothing from elsewhere and talks to its own origin only; its headers hold it to that.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Annotated, Final
+
+from fastapi import FastAPI, Header, Response
+
+from service.errors import NotFound
+
+UI_PATH: Final = "/ui/"
+PAGE: Final = "index.html"
+
+_MEDIA_TYPES: Final = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file of the page with the headers that it is served with."""
+
+    content: bytes
+    headers: dict[str, str]
+
+    def answer(self, known: str | None) -> Response:
+        """The file, or 304 where the browser has it already."""
+        if known is not None and self.headers["ETag"] in known:
+            return Response(status_code=304, headers=self.headers)
+        return Response(self.content, headers=self.headers)
+
+
+def add_playground(app: FastAPI) -> None:
+    """Serve the page at / and its files under /ui/."""
+    served = _read()
+
+    @app.get("/", include_in_schema=False)
+    async def page(if_none_match: Annotated[str | None, Header()] = None) -> Response:
+        return served[PAGE].answer(if_none_match)
+
+    @app.get(UI_PATH + "{name}", include_in_schema=False)
+    async def part(name: str, if_none_match: Annotated[str | None, Header()] = None) -> Response:
+        if name not in served:
+            raise NotFound(f"the playground has no file {name[:80]!r}")
+        return served[name].answer(if_none_match)
+
+
+def _read() -> dict[str, _File]:
+    found: dict[str, _File] = {}
+    for path in (files("service") / "ui").iterdir():
+        content = path.read_bytes()
+        found[path.name] = _File(
+            content,
+            {
+                "Content-Type": _MEDIA_TYPES["." + path.name.rpartition(".")[2]],
+                "Content-Security-Policy": _POLICY,
+                "X-Content-Type-Options": "nosniff",
+                "Referrer-Policy": "no-referrer",
+                # Kept, but asked about each time: a new release must not meet an old script.
+                "Cache-Control": "no-cache",
+                "ETag": f'"{hashlib.sha256(content).hexdigest()[:32]}"',
+            },
+        )
+    return found

@@ -1,0 +1,183 @@
+"""One request of each kind, as a value: what to send, how to read the answer, when to send again.
+
+Nothing here does I/O, so the synchronous and the asynchronous client share all of it.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypedDict, TypeVar
+from urllib.parse import quote, urlencode
+
+from service.remote.answers import (
+    Applied,
+    Embeddings,
+    Info,
+    Label,
+    Limits,
+    Recommendation,
+)
+from service.remote.errors import AnswerNotUnderstood
+
+T = TypeVar("T")
+Headers = Mapping[str, str]
+
+
+class Wanted(TypedDict, total=False):
+    """What a recommendation may ask for; what is left out is the service's default.
+
+    The fields are those of POST /v1/recommend (docs/http-api.md).
+    """
+
+    k: int
+    min_score: float | None
+    effort: str
+    effort_strict: bool
+    scores: str
+    include: Sequence[str]
+    allow: Sequence[str]
+    deny: Sequence[str]
+    where: Mapping[str, Any]
+    explain: bool
+    model: str
+
+
+class NewLabel(TypedDict, total=False):
+    """A label to add; `id` and `text` are required by the service."""
+
+    id: str
+    text: str
+    metadata: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """A request: `repeatable` where sending it twice does no more than sending it once."""
+
+    method: str
+    path: str
+    read: Callable[[Any, Headers], T]
+    body: Mapping[str, Any] | None = None
+    repeatable: bool = True
+    admin: bool = False
+
+    def parse(self, content: bytes, headers: Headers) -> T:
+        """The answer; raises AnswerNotUnderstood where it is not one of this API."""
+        try:
+            return self.read(json.loads(content), headers)
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+            raise AnswerNotUnderstood(
+                f"{self.method} /{self.path} answered what this client cannot read ({exc!r}): "
+                "is the address that of an Astrolabe service of this version?"
+            ) from exc
+
+
+def recommend(
+    texts: str | Sequence[str],
+    item_id: str | Sequence[str | None] | None,
+    wanted: Wanted,
+) -> Call[Recommendation]:
+    """POST /v1/recommend."""
+    body: dict[str, Any] = {"query": _plain(texts), **_given(wanted)}
+    if item_id is not None:
+        body["item_id"] = _plain(item_id)
+    return Call("POST", "v1/recommend", Recommendation.parse, body)
+
+
+def recommend_by_embedding(
+    embedding: Sequence[float] | Sequence[Sequence[float]], wanted: Wanted
+) -> Call[Recommendation]:
+    """POST /v1/recommend/by-embedding."""
+    rows = [row if isinstance(row, int | float) else list(row) for row in embedding]
+    body = {"embedding": rows, **_given(wanted)}
+    return Call("POST", "v1/recommend/by-embedding", Recommendation.parse, body)
+
+
+def embed(texts: str | Sequence[str], model: str | None) -> Call[Embeddings]:
+    """POST /v1/embed."""
+    body: dict[str, Any] = {"input": _plain(texts)}
+    if model is not None:
+        body["model"] = model
+    return Call("POST", "v1/embed", lambda raw, _: Embeddings.parse(raw), body)
+
+
+def info(model: str | None) -> Call[Info]:
+    """GET /v1/info."""
+    return Call("GET", "v1/info" + _named(model), lambda raw, _: Info.parse(raw))
+
+
+def ready() -> Call[bool]:
+    """GET /readyz."""
+    return Call("GET", "readyz", lambda raw, _: raw["status"] == "ready")
+
+
+def label(label_id: str, model: str | None) -> Call[Label]:
+    """GET /v1/labels/{id}."""
+    return Call("GET", _label_path(label_id) + _named(model), lambda raw, _: Label.parse(raw))
+
+
+def add_labels(labels: Sequence[NewLabel]) -> Call[Applied]:
+    """POST /v1/labels."""
+    return _change("POST", "v1/labels", {"labels": [dict(label) for label in labels]})
+
+
+def update_label(label_id: str, text: str, metadata: Mapping[str, Any] | None) -> Call[Applied]:
+    """PUT /v1/labels/{id}."""
+    return _change("PUT", _label_path(label_id), {"text": text, "metadata": dict(metadata or {})})
+
+
+def remove_label(label_id: str) -> Call[Applied]:
+    """DELETE /v1/labels/{id}."""
+    return _change("DELETE", _label_path(label_id), None)
+
+
+def _change(method: str, path: str, body: Mapping[str, Any] | None) -> Call[Applied]:
+    # Even PUT and DELETE: between two tries of ours somebody else may have changed the label.
+    return Call(method, path, lambda raw, _: Applied.parse(raw), body, repeatable=False, admin=True)
+
+
+def chunks(
+    texts: Iterable[str], item_ids: Sequence[str | None] | None, limits: Limits, wanted: Wanted
+) -> Iterator[tuple[list[str], list[str | None] | None]]:
+    """Split texts, and their item ids, into requests that the service's limits allow; in order.
+
+    A text that is too long by itself goes alone, so that the service can say so.
+    """
+    overhead = _n_bytes(_given(wanted)) + 64  # the names of the other fields
+    part: list[str] = []
+    ids: list[str | None] | None = None if item_ids is None else []
+    n_bytes = overhead
+    for i, text in enumerate(texts):
+        item_id = None if item_ids is None else item_ids[i]
+        cost = _n_bytes(text) + _n_bytes(item_id) + 2
+        full = len(part) == limits.max_queries or n_bytes + cost > limits.max_body_bytes
+        if part and full:
+            yield part, ids
+            part, ids, n_bytes = [], None if item_ids is None else [], overhead
+        part.append(text)
+        if ids is not None:
+            ids.append(item_id)
+        n_bytes += cost
+    if part:
+        yield part, ids
+
+
+def _n_bytes(value: Any) -> int:
+    """Bytes of a value as the client sends it."""
+    return len(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
+
+
+def _given(wanted: Wanted) -> dict[str, Any]:
+    return {name: value for name, value in wanted.items() if value is not None}
+
+
+def _plain(texts: str | Sequence[Any]) -> str | list[Any]:
+    return texts if isinstance(texts, str) else list(texts)
+
+
+def _label_path(label_id: str) -> str:
+    return "v1/labels/" + quote(label_id, safe="")
+
+
+def _named(model: str | None) -> str:
+    return "" if model is None else "?" + urlencode({"model": model})

@@ -1,0 +1,116 @@
+// The bundle's measured curve, precision against microseconds of search, with what is chosen and
+// what the last answer took. The numbers themselves stand in the table above it.
+
+import { formatUs } from "./format.js";
+
+const WIDTH = 304;
+const HEIGHT = 128;
+const LEFT = 34;
+const RIGHT = 12;
+const TOP = 12;
+const BOTTOM = 30;
+
+/** An SVG drawing of operating points; `searchMs` is null where nothing was answered yet. */
+export function curve(points, chosenName, searchMs) {
+  const x = costScale(points, searchMs);
+  const y = precisionScale(points);
+  const at = (point) => [x(point.search_us_p50), y(point.p_at_1)];
+  const drawing = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, "aria-hidden": "true" });
+  drawing.append(...axes(x, y, points));
+  drawing.append(
+    svg("polyline", {
+      class: "frontier",
+      points: frontier(points)
+        .map((point) => at(point).join(","))
+        .join(" "),
+    }),
+  );
+  if (searchMs !== null) drawing.append(...marker(x(searchMs * 1000)));
+  for (const point of points) {
+    const [cx, cy] = at(point);
+    const chosen = point.name === chosenName;
+    drawing.append(
+      svg("circle", { class: chosen ? "point chosen" : "point", cx, cy, r: chosen ? 5 : 3.5 }),
+    );
+  }
+  return drawing;
+}
+
+/** Where the search of the last answer lies. */
+function marker(x) {
+  const bottom = HEIGHT - BOTTOM;
+  const side = x > WIDTH * 0.65 ? { shift: -4, anchor: "end" } : { shift: 4, anchor: "start" };
+  return [
+    svg("line", { class: "took", x1: x, x2: x, y1: TOP - 4, y2: bottom }),
+    words("took", x + side.shift, bottom - 5, side.anchor, "this answer"),
+  ];
+}
+
+/** Points that no cheaper one equals or beats, cheapest first. */
+function frontier(points) {
+  const byCost = [...points].sort((a, b) => a.search_us_p50 - b.search_us_p50);
+  let best = -Infinity;
+  return byCost.filter((point) => {
+    const better = point.p_at_1 > best;
+    best = Math.max(best, point.p_at_1);
+    return better;
+  });
+}
+
+/** Microseconds to pixels, by powers of ten. */
+function costScale(points, searchMs) {
+  const costs = points.map((point) => point.search_us_p50);
+  if (searchMs !== null) costs.push(searchMs * 1000);
+  const logs = costs.map((cost) => Math.log10(Math.max(cost, 1)));
+  const low = Math.min(...logs) - 0.15;
+  const high = Math.max(...logs) + 0.15;
+  return (cost) =>
+    LEFT + ((Math.log10(Math.max(cost, 1)) - low) / (high - low)) * (WIDTH - LEFT - RIGHT);
+}
+
+/** Percent to pixels, the best on top; less than one point in all is drawn as small as it is. */
+function precisionScale(points) {
+  const found = points.map((point) => point.p_at_1);
+  const high = Math.max(...found);
+  const span = Math.max(high - Math.min(...found), 1);
+  const room = HEIGHT - TOP - BOTTOM - 16;
+  return (precision) => TOP + 6 + ((high - precision) / span) * room;
+}
+
+function axes(x, y, points) {
+  const precisions = ends(
+    points.map((point) => point.p_at_1),
+    y,
+    12,
+  );
+  const costs = ends(
+    points.map((point) => point.search_us_p50),
+    x,
+    56,
+  );
+  const bottom = HEIGHT - BOTTOM;
+  return [
+    svg("path", { class: "axis", d: `M${LEFT} ${TOP - 4}V${bottom}H${WIDTH - RIGHT}` }),
+    ...precisions.map((p) => words("tick", LEFT - 5, y(p) + 4, "end", p.toFixed(1))),
+    ...costs.map((us) => words("tick", x(us), bottom + 13, "middle", formatUs(us))),
+    words("tick", LEFT, HEIGHT - 3, "start", "P@1 over search time, logarithmic"),
+  ];
+}
+
+/** The least and the greatest value, or the greatest alone where both would touch. */
+function ends(values, scale, roomPx) {
+  const [low, high] = [Math.min(...values), Math.max(...values)];
+  return Math.abs(scale(high) - scale(low)) < roomPx ? [high] : [low, high];
+}
+
+function words(kind, x, y, anchor, text) {
+  const made = svg("text", { class: kind, x, y, "text-anchor": anchor });
+  made.textContent = text;
+  return made;
+}
+
+function svg(tag, attributes) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, String(value));
+  return made;
+}
