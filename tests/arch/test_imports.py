@@ -14,13 +14,21 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "service.version": (),
     "service.errors": (),
     "service.cpus": (),
-    "service.bundle": ("service.errors",),
+    "service.manifest_parts": (),
+    "service.bundle": ("service.errors", "service.manifest_parts"),
     "service.core": ("service.core", "service.bundle", "service.errors"),
     "service.settings": ("service.bundle", "service.errors"),
     "service.telemetry": ("service.core.types",),
     "service.api": ("service",),
     "service": ("service",),
-    "models": ("models", "service.core", "service.bundle", "service.errors", "service.version"),
+    "models": (
+        "models",
+        "service.core",
+        "service.bundle",
+        "service.errors",
+        "service.manifest_parts",
+        "service.version",
+    ),
     "loadtest": ("loadtest",),
 }
 HEAVY_IN_SERVICE = ("models", "loadtest", "torch", "transformers")

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import faiss
 import numpy as np
+from numpy.typing import NDArray
 
 from service.core.index.protocol import check_queries
 from service.core.types import Float32Rows, Hits
@@ -88,6 +89,19 @@ class FaissIndex:
             scanned = self._scan(queries[short], k)
             scores[short], rows[short] = scanned.scores, scanned.rows
         return Hits(rows, scores)
+
+    def vectors(self, rows: NDArray[np.int64]) -> Float32Rows:
+        """Stored vectors (n, dim) of rows, as `exact` compares them; ivf-flat reads them all."""
+        if self.kind != "ivf-flat":
+            return np.asarray(self._storage.reconstruct_batch(rows))
+        found = np.empty((self.n_rows, self.dim), np.float32)
+        lists = self._storage.invlists
+        for number in range(self._storage.nlist):
+            if size := lists.list_size(number):
+                theirs = faiss.rev_swig_ptr(lists.get_ids(number), size)
+                codes = faiss.rev_swig_ptr(lists.get_codes(number), size * lists.code_size)
+                found[theirs] = codes.view(np.float16).reshape(size, self.dim)
+        return found[rows]
 
     def _scan(self, queries: Float32Rows, k: int) -> Hits:
         params = None
