@@ -29,6 +29,7 @@ STAGES = {
 PREPARE, DEBIAN = "prepare", "debian"
 COMPARE = "compare"
 TUNE = "tune"
+FOLD = "fold"
 SPREAD = "train"
 """The stage that torchrun may spread over processes."""
 
@@ -85,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--split", default="test", choices=["test", "train"])
     _add_compare(commands)
     _add_tune(commands)
+    _add_fold(commands)
     return parser
 
 
@@ -137,6 +139,15 @@ def _add_tune(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     add("--check", type=Path, metavar="BUNDLE", help="measure a sealed bundle's points again")
 
 
+def _add_fold(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    what = "seal the next bundle: one with the changes to its catalogue folded in, not trained"
+    add = commands.add_parser(FOLD, help=what, description=what).add_argument
+    add("--bundle", type=Path, required=True, help="a sealed bundle, or a folder of bundles")
+    add("--state", type=Path, required=True, metavar="DIR", help="the service's state folder")
+    add("--out", type=Path, metavar="FOLDER", help="default: where the bundle lies")
+    add("--data", type=Path, metavar="FOLDER", help="its data; default: where its config says")
+
+
 def _above_zero(text: str) -> float:
     try:
         value = float(text)
@@ -161,6 +172,9 @@ def _run(args: argparse.Namespace) -> None:
         return
     if args.stage == TUNE:
         _tune(args)
+        return
+    if args.stage == FOLD:
+        print(_fold(args))
         return
     if args.stage == PREPARE and args.source == DEBIAN:
         print(_make_debian(args))
@@ -226,6 +240,13 @@ def _compare(args: argparse.Namespace) -> str:
         command=args.command,
     )
     return as_markdown(compare(request))
+
+
+def _fold(args: argparse.Namespace) -> str:
+    from models.fold import fold
+    from service.bundle import read_manifest
+
+    return _table(read_manifest(fold(args.bundle, args.state, args.out, args.data)))
 
 
 def _tune(args: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@
     ├── RunError       a run folder lacks what a stage needs, or holds something else
     ├── TrainingError  the loss stopped being a number
     ├── ReleaseError   a measured figure is below what the release gate demands
+    ├── FoldError      changes to a catalogue cannot be folded into this bundle, or there are none
     ├── TuneError      no index holds what is asked of it, or a tuned bundle no longer does
     ├── ComparisonError  systems cannot be compared: other data, no markers, nothing to compare
     └── PeerMissing    a peer's package is not installed
@@ -69,6 +70,10 @@ class TrainingError(ModelsError):
 
 class ReleaseError(ModelsError):
     """Raised when the release gate refuses to seal a bundle."""
+
+
+class FoldError(ModelsError):
+    """Raised when changes to a catalogue cannot become part of a bundle."""
 
 
 class TuneError(ModelsError):

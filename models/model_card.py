@@ -21,6 +21,7 @@ def model_card(manifest: Manifest) -> str:
         f"Index: {manifest.index.kind} over {manifest.index.n_rows:,} labels.",
         *_memory(manifest),
         *_filter(manifest),
+        *_folded(manifest),
         "",
         *_quality(manifest),
         *_points(manifest),
@@ -46,6 +47,18 @@ def _filter(manifest: Manifest) -> list[str]:
         return []
     what = "the item itself and pairs left out of the data" if spec.own_item else "pairs left out"
     return [f"Answers that name an item leave out {what} ({spec.n_pairs:,} pairs)."]
+
+
+def _folded(manifest: Manifest) -> list[str]:
+    folded = manifest.folded
+    if folded is None:
+        return []
+    return [
+        f"Folded into {folded.base[:12]}: {folded.n_added:,} labels added, {folded.n_updated:,} "
+        f"updated, {folded.n_removed:,} removed, up to change {folded.seq:,}. "
+        f"All folds so far gave {folded.n_added_in_all:,} labels the vector of their text. "
+        "Quality, precisions and calibration below are those of the bundle that was trained."
+    ]
 
 
 def _quality(manifest: Manifest) -> list[str]:

@@ -6,6 +6,7 @@ The test split is touched here and nowhere else, once, when everything has been 
 import datetime
 import logging
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +45,7 @@ from service.bundle import (
 from service.core.encoder import ATTENTION_MASK, INPUT_IDS, OnnxEncoder
 from service.core.engine import Engine
 from service.core.item_filter import ITEMS_FILE, ROWS_FILE, STARTS_FILE, write_item_filter
+from service.core.label_directory import HASH_ROWS_FILE, HASHES_FILE, write_directory
 from service.core.labels import LABELS_FILE, OFFSETS_FILE, Label, write_labels
 from service.core.text import NORMALISER, NORMALISER_VERSION
 from service.core.types import Query
@@ -53,6 +55,7 @@ log = logging.getLogger(__name__)
 
 MODEL_CARD = "MODEL_CARD.md"
 DEFAULT_EFFORT = "balanced"
+LABEL_FILES = [LABELS_FILE, OFFSETS_FILE, HASHES_FILE, HASH_ROWS_FILE]
 
 
 def release(run: Run, dataset: Dataset, bundles: Path, indexed: Indexed | None = None) -> Path:
@@ -74,6 +77,7 @@ def release(run: Run, dataset: Dataset, bundles: Path, indexed: Indexed | None =
         for name in candidate.memory.files if candidate.memory is not None else ():
             shutil.copyfile(run.require(name, "index"), folder / name)
         write_labels(folder, _labels(dataset))
+        write_directory(folder, dataset.labels.uids)
         info = _write_filter(folder, dataset, config.data.own_item)
         draft = write_manifest(folder, candidate.model_copy(update={"filter": info}))
         engine = Engine.open(folder, device="cpu")
@@ -87,8 +91,12 @@ def release(run: Run, dataset: Dataset, bundles: Path, indexed: Indexed | None =
             metrics.propensity_a,
             metrics.propensity_b,
         )
-        golden = _record_golden(engine, config, dataset)
-        encoder = _with_drifts(draft.encoder, engine, golden, run)
+        golden = record_golden(engine, _golden_texts(config, dataset))
+        precisions = {
+            name: run.require(encoder_file(name), "export")
+            for name in {*draft.encoder.measured, REFERENCE}
+        }
+        encoder = with_drifts(draft.encoder, engine, golden, precisions)
         update = {"encoder": encoder, "quality": quality, "golden": golden}
         final = draft.model_copy(update=update)
         (folder / MODEL_CARD).write_text(model_card(final), encoding="utf-8")
@@ -139,7 +147,7 @@ def _candidate(run: Run, dataset: Dataset, exported: Exported, indexed: Indexed)
             measured={name: found for name, found in exported.measured.items()},
         ),
         index=indexed.info,
-        labels=LabelsInfo(files=[LABELS_FILE, OFFSETS_FILE], n_labels=len(dataset.labels)),
+        labels=LabelsInfo(files=LABEL_FILES, n_labels=len(dataset.labels)),
         calibration=indexed.calibration.model_copy(update={"file": CALIBRATION_FILE}),
         defaults=Defaults(k=config.release.default_k, effort=DEFAULT_EFFORT),
         operating_points=indexed.points,
@@ -183,27 +191,37 @@ def _write_filter(folder: Path, dataset: Dataset, own_item: bool) -> FilterInfo 
     )
 
 
-def _with_drifts(info: EncoderInfo, engine: Engine, golden: list[Golden], run: Run) -> EncoderInfo:
+def with_drifts(
+    info: EncoderInfo, engine: Engine, golden: list[Golden], precisions: Mapping[str, Path]
+) -> EncoderInfo:
     """How far served scores of the golden queries move where a variant runs in place of another.
 
     The served one recorded them, so it is held to fp32 instead: arithmetic in few bits differs
-    between processors, by about as much as it differs from fp32.
+    between processors, by about as much as it differs from fp32. A variant whose file is not among
+    `precisions` keeps what it had.
     """
-    measured = {}
+    measured = dict(info.measured)
     for name, found in info.measured.items():
-        path = run.require(encoder_file(REFERENCE if name == info.served else name), "export")
+        path = precisions.get(REFERENCE if name == info.served else name)
+        if path is None:
+            continue
         other = replace(engine, encoder=OnnxEncoder(path, "cpu"))
         drift = max(other.golden_drifts(golden), default=0.0)
         measured[name] = found.model_copy(update={"golden_drift": round(drift, 6)})
     return info.model_copy(update={"measured": measured})
 
 
-def _record_golden(engine: Engine, config: Config, dataset: Dataset) -> list[Golden]:
-    """Answers to the first validation texts, as they are now."""
+def _golden_texts(config: Config, dataset: Dataset) -> list[str]:
+    """The first validation texts."""
     texts = point_texts(dataset.train, config.data.fields)
     rows = split(config, dataset).validation_rows[: config.release.golden_queries]
+    return [texts[row] for row in rows]
+
+
+def record_golden(engine: Engine, texts: Sequence[str]) -> list[Golden]:
+    """Answers to texts, as they are now."""
     defaults = engine.manifest.defaults
-    queries = [Query(texts[row], defaults.k, defaults.effort) for row in rows]
+    queries = [Query(text, defaults.k, defaults.effort) for text in texts]
     return [
         Golden(
             query=query.text,

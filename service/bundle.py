@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from service.bundle_claims import check_claims
 from service.errors import (
@@ -23,6 +23,7 @@ from service.errors import (
     ManifestInvalid,
     SchemaVersionUnknown,
 )
+from service.manifest_parts import FoldedInfo, Part
 from service.plain_files import open_plain, read_plain
 from service.strict_json import MAX_JSON_BYTES, read_object
 
@@ -46,18 +47,14 @@ Name = Annotated[str, Field(min_length=1, max_length=128)]
 FileNames = Annotated[list[Name], Field(min_length=1, max_length=64)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class CodeInfo(_Part):
+class CodeInfo(Part):
     """Which Astrolabe wrote the bundle."""
 
     version: str
     revision: str
 
 
-class DataInfo(_Part):
+class DataInfo(Part):
     """Which data it was trained on."""
 
     name: str
@@ -65,21 +62,21 @@ class DataInfo(_Part):
     counts: dict[str, int]
 
 
-class TextInfo(_Part):
+class TextInfo(Part):
     """Which text cleaning the tokenizer expects."""
 
     normaliser: str
     version: int
 
 
-class TokenizerInfo(_Part):
+class TokenizerInfo(Part):
     """The tokenizer file and the longest input it may give the encoder, in tokens."""
 
     file: str
     max_tokens: Width
 
 
-class VariantInfo(_Part):
+class VariantInfo(Part):
     """One precision of the encoder, measured on validation queries on a CPU.
 
     The first two figures are against torch, `p_at_1_change` (in points) against fp32, the time is
@@ -96,7 +93,7 @@ class VariantInfo(_Part):
     golden_drift: float | None = None
 
 
-class EncoderInfo(_Part):
+class EncoderInfo(Part):
     """The ONNX encoder; `variants` maps a precision (fp32, fp16, int8) to its file.
 
     `file` is the one that serves where no other is asked for.
@@ -107,7 +104,7 @@ class EncoderInfo(_Part):
     dim: Width
     inputs: list[str]
     opset: int
-    measured: dict[str, VariantInfo] = {}
+    measured: dict[str, VariantInfo] = Field(default_factory=dict)
 
     @property
     def served(self) -> str:
@@ -115,7 +112,7 @@ class EncoderInfo(_Part):
         return next(name for name, file in self.variants.items() if file == self.file)
 
 
-class IndexInfo(_Part):
+class IndexInfo(Part):
     """The label index; `metric` is how its raw scores are made (inner_product)."""
 
     kind: str
@@ -125,7 +122,7 @@ class IndexInfo(_Part):
     n_rows: Annotated[Count, Field(ge=1)]
 
 
-class MemoryInfo(_Part):
+class MemoryInfo(Part):
     """Training queries whose labels are blended into every answer (retrieval augmentation).
 
     `files` are the index over the queries, then the offsets, label rows and values of their labels.
@@ -144,14 +141,14 @@ class MemoryInfo(_Part):
     logit_bias: float | None
 
 
-class LabelsInfo(_Part):
+class LabelsInfo(Part):
     """The label store: row number to label id, text and metadata."""
 
     files: FileNames
     n_labels: Annotated[Count, Field(ge=1)]
 
 
-class FilterInfo(_Part):
+class FilterInfo(Part):
     """The item filter: item id to the label rows that answers about that item leave out.
 
     `own_item`: every label's own row is among an item's of the same id.
@@ -163,7 +160,7 @@ class FilterInfo(_Part):
     n_pairs: Annotated[int, Field(ge=0, lt=2**40)]
 
 
-class CalibrationInfo(_Part):
+class CalibrationInfo(Part):
     """How raw scores become what is served; `ece` is held-out, before and after, in [0, 1]."""
 
     file: str | None
@@ -172,14 +169,14 @@ class CalibrationInfo(_Part):
     ece_after: float | None
 
 
-class Defaults(_Part):
+class Defaults(Part):
     """What a request gets that does not say."""
 
     k: Width
     effort: str
 
 
-class OperatingPoint(_Part):
+class OperatingPoint(Part):
     """One measured point of the precision/latency curve. Shares are in [0, 1], P@k in percent."""
 
     name: Name
@@ -192,7 +189,7 @@ class OperatingPoint(_Part):
     machine: str
 
 
-class GoalInfo(_Part):
+class GoalInfo(Part):
     """What the default effort was chosen to hold on validation queries; None is no constraint.
 
     Microseconds and recall@10 (a share) as an operating point has them; P@1 in points below exact
@@ -205,7 +202,7 @@ class GoalInfo(_Part):
     index_mb: float | None = None
 
 
-class QualityInfo(_Part):
+class QualityInfo(Part):
     """Figures of the split named, through the very code that serves, at the default effort."""
 
     split: str
@@ -216,7 +213,7 @@ class QualityInfo(_Part):
     metrics: dict[str, float]
 
 
-class ParityInfo(_Part):
+class ParityInfo(Part):
     """ONNX against torch on the same inputs; agreement is a share in [0, 1]."""
 
     max_abs_diff: float
@@ -224,7 +221,7 @@ class ParityInfo(_Part):
     n_queries: int
 
 
-class Golden(_Part):
+class Golden(Part):
     """A query with the answer recorded at sealing, at the default effort."""
 
     query: Annotated[str, Field(max_length=1 << 20)]
@@ -232,14 +229,14 @@ class Golden(_Part):
     scores: list[float]
 
 
-class FileEntry(_Part):
+class FileEntry(Part):
     """What a file must be, to the byte."""
 
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     bytes: Bytes
 
 
-class Manifest(_Part):
+class Manifest(Part):
     """The whole of manifest.json."""
 
     schema_version: int
@@ -256,6 +253,7 @@ class Manifest(_Part):
     memory: MemoryInfo | None = None
     labels: LabelsInfo
     filter: FilterInfo | None = None
+    folded: FoldedInfo | None = None
     calibration: CalibrationInfo
     defaults: Defaults
     operating_points: Annotated[list[OperatingPoint], Field(min_length=1, max_length=64)]

@@ -11,8 +11,9 @@ again can help (`retryable`); `service.api.problems` maps by these three and by 
     │   ├── NotFound                404 no such route
     │   ├── ModelUnknown            404 no bundle is served under this name
     │   ├── NoSuchBundle            404 no such bundle is open, or lies where bundles lie
-    │   ├── LabelUnknown            404 no label has this id
     │   ├── MethodNotAllowed        405 the route exists, the method does not
+    │   ├── LabelUnknown            404 no live label of the catalogue has this id
+    │   ├── LabelExists             409 a live label of the catalogue has this id already
     │   ├── PayloadTooLarge         413 the body or the list is over a limit
     │   ├── UnsupportedMediaType    415 the body is not application/json
     │   ├── HeadersTooLarge         431 the request's line and headers are over a limit
@@ -38,6 +39,9 @@ again can help (`retryable`); `service.api.problems` maps by these three and by 
     │   ├── BundleMismatch          two parts disagree on a count or a dimension
     │   ├── VariantMissing          it has no encoder of the precision asked for
     │   └── GoldenMismatch          a recorded query no longer gives its recorded answer
+    ├── CatalogueError              the changes to the catalogue cannot be kept
+    │   ├── CatalogueUnavailable    503 no place for them is set, or the disk or a lock refuses
+    │   └── CatalogueCorrupt        503 their file is damaged, or no file of this catalogue
     ├── DeviceUnavailable           the execution provider asked for cannot be had
     └── SettingsInvalid             the configuration is refused at start
 """
@@ -99,16 +103,22 @@ class NoSuchBundle(RequestError):
     code, title, status = "no_such_bundle", "No such bundle", 404
 
 
-class LabelUnknown(RequestError):
-    """No label has this id."""
-
-    code, title, status = "label_unknown", "Label unknown", 404
-
-
 class MethodNotAllowed(RequestError):
     """The path exists, but not with this method."""
 
     code, title, status = "method_not_allowed", "Method not allowed", 405
+
+
+class LabelUnknown(RequestError):
+    """No live label of the catalogue has this id."""
+
+    code, title, status = "label_unknown", "Label unknown", 404
+
+
+class LabelExists(RequestError):
+    """A live label of the catalogue has this id already."""
+
+    code, title, status = "label_exists", "Label exists", 409
 
 
 class PayloadTooLarge(RequestError):
@@ -257,6 +267,23 @@ class GoldenMismatch(BundleError):
     """A golden query's answer is not the recorded one."""
 
     code, title = "golden_mismatch", "Golden query mismatch"
+
+
+class CatalogueError(AstrolabeError):
+    """Changes to the catalogue cannot be kept."""
+
+
+class CatalogueUnavailable(CatalogueError):
+    """No place for changes is set, or the disk or another process's lock refuses them now."""
+
+    code, title, status = "catalogue_unavailable", "Catalogue unavailable", 503
+    retryable = True
+
+
+class CatalogueCorrupt(CatalogueError):
+    """The file of changes is damaged, or is no file of this catalogue."""
+
+    code, title, status = "catalogue_corrupt", "Catalogue corrupt", 503
 
 
 class DeviceUnavailable(AstrolabeError):

@@ -69,6 +69,7 @@ def open_engine(path: Path, settings: Settings) -> Engine:
         intra_op_threads=settings.intra_op_threads,
         max_batch_tokens=settings.max_batch_tokens,
         variant=settings.encoder_variant,
+        state_dir=settings.state_dir,
     )
     if settings.device == "auto" and engine.encoder.device == "cpu":
         log.warning("no GPU in use: device auto fell back to the CPU")

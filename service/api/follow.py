@@ -1,8 +1,8 @@
 """Follower: keeps a process on the bundles that it should serve.
 
-Looks at two things, a file's time and a pointer's content: what another worker was told by an admin
-request (`service.api.desired`), and a pointer CURRENT that a training job moves. A bundle that is
-refused is not tried again until what points at it changes.
+Looks at what another worker was told by an admin request (`service.api.desired`), at labels that
+another worker changed, and at a pointer CURRENT that a training job moves. A bundle that is refused
+is not tried again until what points at it changes.
 """
 
 import asyncio
@@ -78,6 +78,8 @@ class Follower:
     async def _catch_up(self) -> None:
         async with self._lock:
             await self._follow()
+        for deployment in list(self._deployments):
+            await asyncio.to_thread(deployment.engine.catalogue.poll)
 
     async def _follow(self) -> None:
         assert self._folder is not None

@@ -205,17 +205,17 @@ def _result(deployment: Deployment, request: Wanted, prediction: Prediction) -> 
     if request.min_score is not None:
         kept = bisect_right(scores, -request.min_score, key=operator.neg)  # scores fall
         rows, scores = rows[:kept], scores[:kept]
-    store = deployment.engine.labels
+    label_of = deployment.engine.catalogue.label
     include = request.include
     labels: list[dict[str, Any]]
     if include == ["text"]:  # the default, and the hot path
         labels = [
             {"id": label.label_id, "text": label.text, "score": round(score, SCORE_DECIMALS)}
-            for label, score in zip(map(store.__getitem__, rows), scores, strict=True)
+            for label, score in zip(map(label_of, rows), scores, strict=True)
         ]
     else:
         labels = [
-            _label(store[row], score, include) for row, score in zip(rows, scores, strict=True)
+            _label(label_of(row), score, include) for row, score in zip(rows, scores, strict=True)
         ]
     result: dict[str, Any] = {"labels": labels, "truncated": prediction.truncated}
     if "embedding" in include:

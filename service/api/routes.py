@@ -3,7 +3,6 @@
 The hot route runs as a bare ASGI endpoint (`service.api.recommend`); the others are plain FastAPI.
 """
 
-import asyncio
 from collections.abc import Callable
 from importlib.resources import files
 from typing import Annotated, Any, Final
@@ -18,6 +17,7 @@ from starlette.types import ASGIApp
 from service.api.admin import add_admin
 from service.api.embed import Embed
 from service.api.follow import Follower
+from service.api.labels import add_labels
 from service.api.playground import add_playground
 from service.api.problems import PROBLEMS_PATH, ProblemKind, problem_kinds, responses
 from service.api.recommend import Recommend
@@ -25,7 +25,6 @@ from service.api.reports import info_report, models_report
 from service.api.schemas import (
     EmbedResponse,
     InfoResponse,
-    LabelResponse,
     ModelsResponse,
     RecommendResponse,
     Status,
@@ -35,7 +34,6 @@ from service.errors import (
     DeadlineExceeded,
     InternalError,
     InvalidValue,
-    LabelUnknown,
     MalformedRequest,
     ModelUnknown,
     NoSuchBundle,
@@ -98,6 +96,7 @@ def add_routes(app: FastAPI, serving: Serving, follower: Follower) -> Bare:
     _add_probes(app, serving)
     _add_problems(app)
     _add_docs(app)
+    add_labels(app, serving)
     add_playground(app)
     if serving.settings.admin_key is not None:
         add_admin(app, serving, follower)
@@ -191,29 +190,6 @@ def _add_info(app: FastAPI, serving: Serving) -> None:
     async def models() -> ModelsResponse:
         """Every model and its open bundles."""
         return models_report(deployments)
-
-    @app.get(
-        "/v1/labels/{label_id:path}",
-        tags=["labels"],
-        responses=responses(*_ANY, LabelUnknown, ModelUnknown),
-    )
-    async def label(
-        label_id: str,
-        model: Annotated[str | None, Query(description="Name of the model.")] = None,
-    ) -> LabelResponse:
-        """One label by its id."""
-        deployment = serving.default if model is None else deployments.slot(model).current
-        found = await asyncio.to_thread(deployment.engine.find_label, label_id)
-        if found is None:
-            raise LabelUnknown(f"there is no label {label_id[:200]!r}: ids are case-sensitive")
-        label, added = found
-        return LabelResponse(
-            id=label.label_id,
-            text=label.text,
-            metadata=label.metadata,
-            source="added" if added else "bundle",
-            bundle_id=deployment.bundle_id,
-        )
 
 
 def _add_probes(app: FastAPI, serving: Serving) -> None:

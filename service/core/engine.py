@@ -7,7 +7,7 @@ what is served. It holds no queue: that is `service.core.batcher`.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from service.bundle import Golden, Manifest, resolve, verify
 from service.core.calibration import Calibration, RawScores, load_calibration
+from service.core.catalogue.live import LiveCatalogue
+from service.core.catalogue.store import ChangeStore, store_path
 from service.core.encoder import Encoder, OnnxEncoder
-from service.core.filtered_search import Directory, resolve_filter, search_filtered
+from service.core.filtered_search import resolve_filter, search_filtered
 from service.core.index.augmented import AugmentedIndex, open_augmented
 from service.core.index.opening import open_label_index
 from service.core.index.protocol import LabelIndex
@@ -52,13 +54,13 @@ class Engine:
     tokenizer: Tokenizer
     encoder: Encoder
     index: LabelIndex
+    catalogue: LiveCatalogue
     calibration: Calibration
     labels: LabelStore
     max_batch_tokens: int
     variant: str
     folder: Path | None = None
     item_filter: ItemFilter | None = None
-    directory: Directory | None = None
     clock: Callable[[], float] = time.perf_counter
 
     @classmethod
@@ -70,9 +72,11 @@ class Engine:
         intra_op_threads: int = 1,
         max_batch_tokens: int = 16384,
         variant: str | None = None,
+        state_dir: Path | None = None,
     ) -> "Engine":
         """Verify and open a bundle (or a folder of bundles), warm it, replay its golden queries.
 
+        Changes of labels that `state_dir` holds are then taken over, and it keeps further ones.
         `max_batch_tokens` bounds the padded tokens of one encoder call; `variant` is a precision of
         the encoder, None for the bundle's own choice. Raises BundleError, DeviceUnavailable.
         """
@@ -87,7 +91,22 @@ class Engine:
             raise
         except Exception as exc:  # parts that fit on paper and yet cannot work together
             raise BundleMismatch(f"{folder} opens but cannot answer: {exc}") from exc
-        return engine
+        return engine if state_dir is None else engine._with_changes(folder, state_dir)
+
+    def _with_changes(self, folder: Path, state_dir: Path) -> "Engine":
+        name = self.manifest.name
+        catalogue = LiveCatalogue.of(
+            folder,
+            self.manifest,
+            self.index,
+            self.labels,
+            self.tokenizer,
+            self.encoder,
+            variant=self.variant,
+            max_batch_tokens=self.max_batch_tokens,
+            store=ChangeStore(store_path(state_dir, name), name),
+        )
+        return replace(self, catalogue=catalogue)
 
     @classmethod
     def _wire(
@@ -112,11 +131,23 @@ class Engine:
                 f"{folder} holds {len(labels)} labels, the manifest says {manifest.labels.n_labels}"
             )
         calibration = manifest.calibration.file
+        index = open_index(folder, manifest)
+        tokenizer = Tokenizer(folder / manifest.tokenizer.file, manifest.tokenizer.max_tokens)
         return cls(
             manifest=manifest,
-            tokenizer=Tokenizer(folder / manifest.tokenizer.file, manifest.tokenizer.max_tokens),
+            tokenizer=tokenizer,
             encoder=encoder,
-            index=open_index(folder, manifest),
+            index=index,
+            catalogue=LiveCatalogue.of(
+                folder,
+                manifest,
+                index,
+                labels,
+                tokenizer,
+                encoder,
+                variant=variant,
+                max_batch_tokens=max_batch_tokens,
+            ),
             calibration=(
                 load_calibration(folder / calibration)
                 if calibration
@@ -142,14 +173,15 @@ class Engine:
     @property
     def version(self) -> int:
         """Rises with every change of a label."""
-        return 0
+        return self.catalogue.seq
 
     def find_label(self, label_id: str) -> tuple[Label, bool] | None:
-        """A label by its id, and whether it was added since sealing; None where there is none."""
-        rows, _ = self.directory.rows_of([label_id])
-        if len(rows) == 0:
+        """A label by its id, and whether it was added or changed since the bundle was sealed."""
+        row, snapshot = self.catalogue.row_of(label_id), self.catalogue.snapshot
+        if row is None:
             return None
-        return self.labels[int(rows[0])], int(rows[0]) >= len(self.labels)
+        changed = snapshot is not None and (row >= snapshot.n_base or row in snapshot.overrides)
+        return self.catalogue.label(row), changed
 
     def neighbours(self, embeddings: Float32Rows, effort: str) -> list[list[dict[str, Any]]] | None:
         """The training queries nearest to each embedding (n, dim), with their labels' ids.
@@ -164,7 +196,9 @@ class Engine:
             [
                 {
                     "similarity": round(float(similarity), 6),
-                    "labels": [self.labels[int(row)].label_id for row in index.labels_of(int(j))],
+                    "labels": [
+                        self.catalogue.label(int(row)).label_id for row in index.labels_of(int(j))
+                    ],
                 }
                 for j, similarity in zip(rows, similarities, strict=True)
             ]
@@ -284,12 +318,18 @@ class Engine:
         if depth == 0:
             none = (len(vectors), 0)
             return Hits(np.empty(none, np.int64), np.empty(none, np.float32)), None
+        catalogue = self.catalogue
         if wanted is None:
-            return self.index.search(vectors, depth, effort), None
-        rows = resolve_filter(wanted, self.directory)
+            return catalogue.search(vectors, depth, effort), None
+        # One state of the labels from here on, whatever changes meanwhile.
+        snapshot = catalogue.snapshot
+        rows = resolve_filter(wanted, catalogue)
         if left_out is not None:
             rows = rows.without(left_out)
-        return search_filtered(self.index, vectors, depth, effort, rows)
+        if snapshot is None:
+            rows = rows.among(lambda rows: rows < self.index.n_rows)
+            return search_filtered(self.index, vectors, depth, effort, rows)
+        return search_filtered(snapshot, vectors, depth, effort, rows.among(snapshot.lives))
 
     def _rows_left_out(self, item_id: str) -> NDArray[np.int64]:
         if self.item_filter is None:

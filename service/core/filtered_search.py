@@ -6,14 +6,13 @@ second where most are. Every filtered answer says which plan made it.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.core.index.protocol import LabelIndex
 from service.core.item_filter import NO_ROWS
 from service.core.types import FieldValue, FilterPlan, Float32Rows, Hits, Int64Rows, LabelFilter
 
@@ -31,8 +30,25 @@ class Directory(Protocol):
         """Rising rows of these labels, and the ids that are not known."""
         ...
 
-    def rows_where(self, where: Mapping[str, tuple[FieldValue, ...]]) -> NDArray[np.int64]:
+    def rows_where(self, conditions: Mapping[str, tuple[FieldValue, ...]]) -> NDArray[np.int64]:
         """Rising rows of the labels whose metadata has one of the values in every field."""
+        ...
+
+
+class Searchable(Protocol):
+    """What of a LabelIndex is needed here; also one state of a changed catalogue."""
+
+    @property
+    def n_rows(self) -> int:
+        """Labels that can be answers."""
+        ...
+
+    def search(self, queries: Float32Rows, k: int, effort: str) -> Hits:
+        """Top k of each query."""
+        ...
+
+    def search_among(self, queries: Float32Rows, rows: NDArray[np.int64], k: int) -> Hits:
+        """Top k of `rows` alone."""
         ...
 
 
@@ -43,6 +59,11 @@ class RowFilter:
     allowed: NDArray[np.int64] | None
     denied: NDArray[np.int64]
     unknown: int = 0
+
+    def among(self, lives: Callable[[NDArray[np.int64]], NDArray[np.bool_]]) -> "RowFilter":
+        """The same, without rows that no longer live, or not yet."""
+        allowed = None if self.allowed is None else self.allowed[lives(self.allowed)]
+        return RowFilter(allowed, self.denied[lives(self.denied)], self.unknown)
 
     def without(self, rows: NDArray[np.int64]) -> "RowFilter":
         """The same, with more rows denied."""
@@ -68,24 +89,21 @@ def resolve_filter(wanted: LabelFilter, directory: Directory) -> RowFilter:
 
 
 def search_filtered(
-    index: LabelIndex, queries: Float32Rows, k: int, effort: str, rows: RowFilter
+    index: Searchable, queries: Float32Rows, k: int, effort: str, rows: RowFilter
 ) -> tuple[Hits, FilterPlan]:
     """Top k of the rows that a filter lets through, fewer where it lets fewer through.
 
     An answer does not depend on which queries share its batch.
     """
-    n = index.n_rows
-    n_open = n - len(rows.denied) if rows.allowed is None else len(rows.allowed)
-    kind = plan_kind(n, n_open, k)
+    n, allowed = index.n_rows, rows.allowed
+    n_open = n - len(rows.denied) if allowed is None else len(allowed)
+    kind = "filtered" if allowed is None else plan_kind(n, n_open, k)
     plan = FilterPlan(kind, n_open, n, rows.unknown)
     k = min(k, n_open)
     if k == 0:
         empty = (len(queries), 0)
         return Hits(np.empty(empty, np.int64), np.empty(empty, np.float32)), plan
-    if kind == "exact":
-        allowed = rows.allowed
-        if allowed is None:
-            allowed = _less(np.arange(n), rows.denied)
+    if allowed is not None and kind == "exact":
         return index.search_among(queries, allowed, k), plan
     return _widened(index, queries, k, effort, rows, n_open), plan
 
@@ -103,7 +121,7 @@ def plan_kind(n_rows: int, n_open: int, k: int) -> Literal["exact", "filtered"]:
 
 
 def _widened(
-    index: LabelIndex, queries: Float32Rows, k: int, effort: str, rows: RowFilter, n_open: int
+    index: Searchable, queries: Float32Rows, k: int, effort: str, rows: RowFilter, n_open: int
 ) -> Hits:
     found_rows = np.empty((len(queries), k), np.int64)
     found_scores = np.empty((len(queries), k), np.float32)

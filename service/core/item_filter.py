@@ -6,7 +6,6 @@ rows end to end. A look-up is a binary search; an unknown id costs the same and 
 Written by `models.release`.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.core.arrays import open_array
+from service.core.id_hash import hash_id, hash_ids
 from service.errors import BundleMismatch
 
 ITEMS_FILE: Final = "filter.items.npy"
@@ -54,9 +54,13 @@ class ItemFilter:
         """Pairs of an item and a row."""
         return len(self._rows)
 
+    def pairs(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """Every pair: the item's hash and the row."""
+        return np.repeat(self._items, np.diff(self._starts)), self._rows
+
     def rows_for(self, item_id: str) -> NDArray[np.int64]:
         """The rows to leave out for an item, rising; empty for one that is not known."""
-        wanted = _hash(item_id)
+        wanted = hash_id(item_id)
         place = int(self._items.searchsorted(wanted))
         if place == len(self._items) or self._items[place] != wanted:
             return NO_ROWS
@@ -70,11 +74,17 @@ def write_item_filter(
 
     Repeated pairs are stored once.
     """
-    if len(item_ids) != len(rows):
-        raise ValueError(f"{len(item_ids)} item ids for {len(rows)} rows; give one for each")
-    hashes = np.fromiter(map(_hash, item_ids), np.uint64, len(item_ids))
-    order = np.lexsort((rows, hashes))
-    hashes, kept = hashes[order], np.asarray(rows, np.int64)[order]
+    return write_hashed_item_filter(folder, hash_ids(item_ids), rows)
+
+
+def write_hashed_item_filter(
+    folder: Path, items: NDArray[np.uint64], rows: NDArray[np.integer]
+) -> tuple[int, int]:
+    """The same from the items' hashes."""
+    if len(items) != len(rows):
+        raise ValueError(f"{len(items)} item ids for {len(rows)} rows; give one for each")
+    order = np.lexsort((rows, items))
+    hashes, kept = items[order], np.asarray(rows, np.int64)[order]
     new = np.ones(len(order), np.bool_)
     new[1:] = (hashes[1:] != hashes[:-1]) | (kept[1:] != kept[:-1])
     items, starts = np.unique(hashes[new], return_index=True)
@@ -83,9 +93,3 @@ def write_item_filter(
     np.save(folder / STARTS_FILE, np.append(starts, len(kept)).astype(np.int64), allow_pickle=False)
     np.save(folder / ROWS_FILE, kept, allow_pickle=False)
     return len(items), len(kept)
-
-
-def _hash(item_id: str) -> np.uint64:
-    # Of ten million items, two share 64 bits once in 400,000 bundles; both then lose both's rows.
-    digest = hashlib.blake2b(item_id.encode(errors="surrogatepass"), digest_size=8).digest()
-    return np.uint64(int.from_bytes(digest, "little"))

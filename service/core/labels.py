@@ -6,7 +6,7 @@ pages that nobody asks for are never read.
 """
 
 import mmap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -62,6 +62,10 @@ class LabelStore:
 
     def __getitem__(self, row: int) -> Label:
         return self._cached(row)
+
+    def scan(self) -> Iterator[Label]:
+        """Every label in row order, past the cache: for one pass over all of them."""
+        return (self._read(row) for row in range(len(self)))
 
     def _read(self, row: int) -> Label:
         line = self._bytes[self._offsets[row] : self._offsets[row + 1]]

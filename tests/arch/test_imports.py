@@ -14,12 +14,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "service.version": (),
     "service.errors": (),
     "service.cpus": (),
+    "service.manifest_parts": (),
     "service.plain_files": ("service.errors",),
     "service.strict_json": ("service.errors", "service.plain_files"),
     "service.bundle_claims": ("service.bundle", "service.errors"),
     "service.bundle": (
         "service.bundle_claims",
         "service.errors",
+        "service.manifest_parts",
         "service.plain_files",
         "service.strict_json",
     ),
@@ -37,7 +39,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "service.client": ("service.remote", "service.version"),
     "service.remote": ("service.remote",),
     "service": ("service",),
-    "models": ("models", "service.core", "service.bundle", "service.errors", "service.version"),
+    "models": (
+        "models",
+        "service.core",
+        "service.bundle",
+        "service.errors",
+        "service.manifest_parts",
+        "service.version",
+    ),
     "loadtest": ("loadtest",),
 }
 HEAVY_IN_SERVICE = ("models", "loadtest", "torch", "transformers")

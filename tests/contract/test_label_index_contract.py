@@ -20,10 +20,13 @@ from models.index_kinds.registry import KINDS, build_label_index
 from models.label_graph import LabelGraph
 from models.memory import MEMORY_FILES, remember, write_memory
 from service.bundle import IndexInfo, MemoryInfo
+from service.core.catalogue.delta import DeltaRows
+from service.core.catalogue.snapshot import Snapshot
 from service.core.index.augmented import open_augmented
 from service.core.index.faiss_index import EXACT, FaissIndex
 from service.core.index.opening import open_label_index
 from service.core.index.protocol import LabelIndex
+from service.core.labels import Label, LabelStore, write_labels
 from service.core.types import Hits
 
 DIM, N_LABELS, N_POINTS, N_QUERIES = 16, 600, 900, 150
@@ -128,12 +131,57 @@ def with_a_memory(kind: str) -> Callable[[Path], Opened]:
     return open_it
 
 
+@dataclass(frozen=True)
+class Changed:
+    """A snapshot of a catalogue that holds N_LABELS live labels, as an index."""
+
+    snapshot: Snapshot
+    kind: str = "changed"
+    dim: int = DIM
+    n_rows: int = N_LABELS
+
+    def search(self, queries: np.ndarray, k: int, effort: str) -> Hits:
+        return self.snapshot.search(queries, k, effort)
+
+
+def changed(kind: str, n_added: int, n_removed: int) -> Callable[[Path], Opened]:
+    """The last `n_added` labels are in the delta; behind the others stand removed ones."""
+
+    def open_it(folder: Path) -> Opened:
+        of_base = N_LABELS - n_added
+        removed = MATERIAL.vectors[:n_removed] * np.float32(1.5)  # they would come first
+        vectors = np.concatenate([MATERIAL.vectors[:of_base], removed])
+        config = CONFIG.model_copy(update={"kind": kind})
+        info = build_label_index(replace(MATERIAL, vectors=vectors), config, folder)
+        write_labels(folder, [Label(f"l{row}", "text") for row in range(len(vectors))])
+        efforts = efforts_of(kind)
+        delta = DeltaRows(DIM, len(vectors))
+        delta.append(MATERIAL.vectors[of_base:])
+        snapshot = Snapshot(
+            base=open_label_index(folder, info, DIM, efforts),
+            labels=LabelStore(folder),
+            n_base=len(vectors),
+            tombstones=np.arange(of_base, len(vectors)),
+            overrides={},
+            added=[],
+            delta=delta.view(None),
+        )
+        return Opened(Changed(snapshot), tuple(efforts), inner_products, None)
+
+    return open_it
+
+
 def inner_products(queries: np.ndarray) -> np.ndarray:
     return queries @ MATERIAL.vectors.T
 
 
 CASES = {kind: registered(kind) for kind in KINDS} | {
     f"{kind} with a memory": with_a_memory(kind) for kind in ("hnsw", "pq-fastscan")
+}
+CASES |= {
+    f"{kind} with {what}": changed(kind, *counts)
+    for kind in ("flat", "hnsw")
+    for what, counts in {"added labels": (200, 0), "removed labels": (0, 90)}.items()
 }
 
 

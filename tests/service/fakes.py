@@ -111,6 +111,7 @@ def points_of_cost(**costs_us: float) -> list[OperatingPoint]:
 def fake_engine(predict: FakePredict, **changes: Any) -> Any:
     """What create_app reads of an Engine, around a fake predict."""
     manifest = fake_manifest(**changes)
+    labels = [Label(f"L{i:03d}", f"label {i}", {"i": i}) for i in range(50)]
     return SimpleNamespace(
         manifest=manifest,
         predict=predict,
@@ -121,7 +122,7 @@ def fake_engine(predict: FakePredict, **changes: Any) -> Any:
         raw_score_kind="logit",
         version=0,
         variant="fp32",
-        labels=[Label(f"L{i:03d}", f"label {i}", {"i": i}) for i in range(50)],
+        catalogue=SimpleNamespace(label=labels.__getitem__, poll=lambda: False),
     )
 
 

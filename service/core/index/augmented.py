@@ -54,7 +54,7 @@ class AugmentedIndex:
     ) -> None:
         self.dim = labels.dim
         self.n_rows = labels.n_rows
-        self._labels = labels
+        self.labels = labels
         self._memory = memory
         self._memory_labels = memory_labels
         self.settings = settings
@@ -64,7 +64,7 @@ class AugmentedIndex:
         check_queries(queries, self.dim, k)
         k = min(k, self.n_rows)
         # At least k labels are found, so the pool never runs dry before k.
-        found = self._labels.search(queries, max(k, self.settings.depth), effort)
+        found = self.labels.search(queries, max(k, self.settings.depth), effort)
         recalled = self._memory.search(queries, self.settings.neighbours, effort)
         return blend(found, recalled, self._memory_labels, self.settings, self.n_rows, k)
 
@@ -73,7 +73,7 @@ class AugmentedIndex:
         check_queries(queries, self.dim, k)
         if len(rows) == 0:
             return Hits(np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), "f4"))
-        found = self._labels.search_among(queries, rows, len(rows))
+        found = self.labels.search_among(queries, rows, len(rows))
         recalled = self._memory.search(queries, self.settings.neighbours, EXACT)
         k = min(k, len(rows))
         return blend(found, recalled, self._memory_labels, self.settings, self.n_rows, k, rows)

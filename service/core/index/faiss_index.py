@@ -103,13 +103,26 @@ class FaissIndex:
             params = faiss.SearchParametersIVF(nprobe=self._storage.nlist, sel=selector)
             scores, found = self._storage.search(queries, k, params=params)
             return Hits(found, scores)
-        vectors = self._storage.reconstruct_batch(np.ascontiguousarray(rows, np.int64))
+        vectors = self.vectors(np.ascontiguousarray(rows, np.int64))
         parts = [
             faiss.knn(queries[start : start + _UNTIL_BLAS], vectors, k, faiss.METRIC_INNER_PRODUCT)
             for start in range(0, len(queries), _UNTIL_BLAS)
         ]
         scores, places = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         return Hits(np.asarray(rows[places]), scores)
+
+    def vectors(self, rows: NDArray[np.int64]) -> Float32Rows:
+        """Stored vectors (n, dim) of rows, as `exact` compares them; ivf-flat reads them all."""
+        if self.kind != "ivf-flat":
+            return np.asarray(self._storage.reconstruct_batch(rows))
+        found = np.empty((self.n_rows, self.dim), np.float32)
+        lists = self._storage.invlists
+        for number in range(self._storage.nlist):
+            if size := lists.list_size(number):
+                theirs = faiss.rev_swig_ptr(lists.get_ids(number), size)
+                codes = faiss.rev_swig_ptr(lists.get_codes(number), size * lists.code_size)
+                found[theirs] = codes.view(np.float16).reshape(size, self.dim)
+        return found[rows]
 
     def _scan(self, queries: Float32Rows, k: int) -> Hits:
         params = None

@@ -1,0 +1,153 @@
+"""Routes that look labels up and change them: add, update, remove, one or thousands in a call.
+
+A change is on disk and searchable when the call returns. Changes need the admin key, which the gate
+asks for; looking up does not.
+"""
+
+import asyncio
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.api.deployment import Deployment
+from service.api.problems import responses
+from service.api.request_models import MAX_ID_CHARS
+from service.api.schemas import LabelResponse
+from service.api.serving import Serving
+from service.core.catalogue.changes import Change
+from service.errors import (
+    CatalogueCorrupt,
+    CatalogueUnavailable,
+    InternalError,
+    InvalidValue,
+    LabelExists,
+    LabelUnknown,
+    MalformedRequest,
+    ModelUnknown,
+    PayloadTooLarge,
+    RateLimited,
+    Unauthorized,
+)
+
+MAX_CHANGES = 100_000
+
+_ANY = (Unauthorized, PayloadTooLarge, InvalidValue, InternalError, ModelUnknown, RateLimited)
+_CHANGING = (
+    *_ANY,
+    MalformedRequest,
+    LabelUnknown,
+    LabelExists,
+    CatalogueUnavailable,
+    CatalogueCorrupt,
+)
+
+LabelId = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
+Text = Annotated[str, Field(min_length=1, max_length=65536)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class NewLabel(_Strict):
+    """A label to add."""
+
+    id: LabelId
+    text: Text
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class AddBody(_Strict):
+    """Labels to add, all or none."""
+
+    labels: Annotated[list[NewLabel], Field(min_length=1, max_length=MAX_CHANGES)]
+
+
+class UpdateBody(_Strict):
+    """What to change of a label; what is left out stays."""
+
+    text: Text | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class LabelChange(_Strict):
+    """One change of several."""
+
+    op: Literal["add", "update", "remove"]
+    id: LabelId
+    text: Text | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class ChangesBody(_Strict):
+    """Changes in their order, all or none."""
+
+    changes: Annotated[list[LabelChange], Field(min_length=1, max_length=MAX_CHANGES)]
+
+
+class ChangedResponse(BaseModel):
+    """What a call changed; all of it is on disk, and searched from now on."""
+
+    applied: int
+    sequence: int = Field(description="Number of the last change of this catalogue.")
+    labels: int = Field(description="Labels there are now.")
+
+
+Model = Annotated[str | None, Query(description="Name of the model; the default one if left out.")]
+
+
+def add_labels(app: FastAPI, serving: Serving) -> None:
+    """Add the routes under /v1/labels."""
+    tags: dict[str, Any] = {"tags": ["labels"]}
+
+    @app.post("/v1/labels", **tags, responses=responses(*_CHANGING))
+    async def add(body: AddBody, model: Model = None) -> ChangedResponse:
+        """Add labels by their text, without training; all or none."""
+        changes = [Change("add", label.id, label.text, label.metadata) for label in body.labels]
+        return await _apply(serving, model, changes)
+
+    @app.post("/v1/labels/changes", **tags, responses=responses(*_CHANGING))
+    async def change(body: ChangesBody, model: Model = None) -> ChangedResponse:
+        """Add, update and remove labels, in the order given; all or none."""
+        changes = [Change(one.op, one.id, one.text, one.metadata) for one in body.changes]
+        return await _apply(serving, model, changes)
+
+    @app.put("/v1/labels/{label_id:path}", **tags, responses=responses(*_CHANGING))
+    async def update(label_id: str, body: UpdateBody, model: Model = None) -> ChangedResponse:
+        """Change the text or the metadata of a label; a new text is encoded anew."""
+        change = Change("update", label_id, body.text, body.metadata)
+        return await _apply(serving, model, [change])
+
+    @app.delete("/v1/labels/{label_id:path}", **tags, responses=responses(*_CHANGING))
+    async def remove(label_id: str, model: Model = None) -> ChangedResponse:
+        """Remove a label: no answer holds it from now on."""
+        return await _apply(serving, model, [Change("remove", label_id)])
+
+    @app.get("/v1/labels/{label_id:path}", **tags, responses=responses(*_ANY, LabelUnknown))
+    async def label(label_id: str, model: Model = None) -> LabelResponse:
+        """One label by its id."""
+        deployment = _deployment(serving, model)
+        found = await asyncio.to_thread(deployment.engine.find_label, label_id)
+        if found is None:
+            raise LabelUnknown(f"there is no label {label_id[:200]!r}: ids are case-sensitive")
+        label, added = found
+        return LabelResponse(
+            id=label.label_id,
+            text=label.text,
+            metadata=label.metadata,
+            source="added" if added else "bundle",
+            bundle_id=deployment.bundle_id,
+        )
+
+
+def _deployment(serving: Serving, model: str | None) -> Deployment:
+    deployments = serving.deployments
+    return deployments.default if model is None else deployments.slot(model).current
+
+
+async def _apply(serving: Serving, model: str | None, changes: list[Change]) -> ChangedResponse:
+    """Make changes in a thread: texts are encoded and a disk is waited for."""
+    deployment = _deployment(serving, model)
+    done = await asyncio.to_thread(deployment.engine.catalogue.apply, changes)
+    return ChangedResponse(applied=len(changes), sequence=done.seq, labels=done.n_labels)

@@ -1,0 +1,134 @@
+"""What the changes so far make of a bundle: the writer's side, for one thread at a time.
+
+The state is a function of the newest change to each label, so every process comes to the same:
+
+- a label whose text is the bundle's own keeps its row, its trained vector and its new metadata;
+- any other live label has a row in the delta; the bundle's row of the same id is a tombstone.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.core.catalogue.changes import StoredChange
+from service.core.catalogue.delta import DeltaRows
+from service.core.catalogue.fields import GrowingFieldIndex
+from service.core.catalogue.placement import Placement
+from service.core.catalogue.snapshot import Snapshot
+from service.core.index.protocol import LabelIndex
+from service.core.label_directory import LabelDirectory
+from service.core.labels import Label, LabelStore
+from service.core.text import normalise
+
+Vectors = Mapping[int, NDArray[np.float32]]
+
+
+class CatalogueState:
+    """`rows` has the row of every id that a change names, None where none lives."""
+
+    def __init__(self, base: LabelIndex, labels: LabelStore, directory: LabelDirectory) -> None:
+        self.rows: dict[str, int | None] = {}
+        self.fields = GrowingFieldIndex()
+        self._base = base
+        self._n_base = base.n_rows
+        self._labels = labels
+        self._directory = directory
+        self._delta = DeltaRows(base.dim, base.n_rows)
+        self._added: list[Label] = []
+        self._tombstones: set[int] = set()
+        self._overrides: dict[int, Label] = {}
+
+    def needs_vector(self, label: Label) -> bool:
+        """Whether the text of a label is neither the bundle's for its id nor the delta's."""
+        own_row = self._directory.row_of(label.label_id)
+        if own_row is not None and same_text(self._labels[own_row], label):
+            return False
+        row = self.rows.get(label.label_id)
+        return row is None or row < self._n_base or not same_text(self._of_delta(row), label)
+
+    def take_over(
+        self, changes: Sequence[StoredChange], embeddings: Vectors, placement: Placement | None
+    ) -> None:
+        """Make changes, each to another label; `embeddings` are by seq, where one is needed.
+
+        Without an embedding no `placement` is needed.
+        """
+        fresh: list[tuple[Label, NDArray[np.float32]]] = []
+        for change in changes:
+            label, own_row = change.label, self._directory.row_of(change.label_id)
+            row = self.rows.get(change.label_id, own_row)
+            if (
+                label is not None
+                and own_row is not None
+                and same_text(self._labels[own_row], label)
+            ):
+                self._leave(row, kept=own_row)
+                self._put_back(own_row, label)
+                continue
+            if label is not None:
+                fresh.append((label, self._vector(change.seq, row, embeddings, placement)))
+            self._leave(row)
+            self.rows[change.label_id] = None
+            if own_row is not None:
+                self._overrides.pop(own_row, None)
+        self._append(fresh)
+
+    def snapshot(self, placement: Placement | None) -> Snapshot:
+        """What is there now, for readers."""
+        return Snapshot(
+            base=self._base,
+            labels=self._labels,
+            n_base=self._n_base,
+            tombstones=np.array(sorted(self._tombstones), np.int64),
+            overrides=dict(self._overrides),
+            added=self._added,
+            delta=self._delta.view(placement.to_score if placement is not None else None),
+        )
+
+    def _of_delta(self, row: int) -> Label:
+        return self._added[row - self._n_base]
+
+    def _vector(
+        self, seq: int, row: int | None, embeddings: Vectors, placement: Placement | None
+    ) -> NDArray[np.float32]:
+        """Of a new text, or as it was where the text has not changed."""
+        if seq in embeddings:
+            assert placement is not None
+            return embeddings[seq] * np.float32(placement.scale)
+        assert row is not None
+        return self._delta.vector(row)
+
+    def _leave(self, row: int | None, kept: int | None = None) -> None:
+        """Take a label's row out of later snapshots, unless it is the one that is kept."""
+        if row is None or row == kept:
+            return
+        if row >= self._n_base:
+            self._delta.kill(row)
+        else:
+            self._tombstones.add(row)
+
+    def _put_back(self, row: int, label: Label) -> None:
+        """A bundle's row lives, with the metadata of now."""
+        self._tombstones.discard(row)
+        self.rows[label.label_id] = row
+        if label == self._labels[row]:
+            self._overrides.pop(row, None)
+        else:
+            self._overrides[row] = label
+            self.fields.add(row, label)
+
+    def _append(self, fresh: Sequence[tuple[Label, NDArray[np.float32]]]) -> None:
+        if not fresh:
+            return
+        # labels before vectors: whoever sees a row finds its label
+        self._added.extend(label for label, _ in fresh)
+        first = self._delta.append(np.stack([vector for _, vector in fresh]))
+        for row, (label, _) in enumerate(fresh, first):
+            self.fields.add(row, label)
+            self.rows[label.label_id] = row
+
+
+def same_text(one: Label, other: Label) -> bool:
+    """Whether an encoder gets to see the same of both."""
+    return one.text == other.text or normalise(one.text) == normalise(other.text)

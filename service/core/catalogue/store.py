@@ -1,0 +1,268 @@
+"""The changes of one catalogue on disk: an append-only SQLite file that several processes share.
+
+A call is one transaction, flushed to the disk before it returns: all of it is kept or none, and a
+killed process loses nothing that it acknowledged. Changes belong to the catalogue (a bundle's
+name), so a newer bundle of the name takes over those that are not folded into it. Rules are checked
+inside the transaction, where no other process can write. Beside them lie embeddings of the texts
+for each bundle, so that a restart encodes nothing again.
+"""
+
+import contextlib
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from service.core.catalogue.changes import Change, LabelOf, StoredChange, resolve
+from service.core.labels import Label
+from service.errors import CatalogueCorrupt, CatalogueUnavailable
+
+APPLICATION_ID: Final = 0x41535452
+"""In the header of the file, so that another program's is told apart."""
+VERSION: Final = 1
+BUSY_SECONDS: Final = 10.0
+_TABLES: Final = (
+    "CREATE TABLE IF NOT EXISTS catalogue (name TEXT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS changes (seq INTEGER PRIMARY KEY, label_id TEXT NOT NULL,"
+    " op TEXT NOT NULL, text TEXT, metadata BLOB)",
+    "CREATE INDEX IF NOT EXISTS changes_of_label ON changes (label_id, seq)",
+    "CREATE TABLE IF NOT EXISTS vectors (encoder TEXT NOT NULL, seq INTEGER NOT NULL,"
+    " vector BLOB NOT NULL, PRIMARY KEY (encoder, seq)) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS folds (bundle_id TEXT PRIMARY KEY, seq INTEGER NOT NULL)",
+)
+
+Vectors = Mapping[int, NDArray[np.float32]]
+
+
+def store_path(state_dir: Path, name: str) -> Path:
+    """Where the changes of a catalogue lie."""
+    return state_dir / f"{quote(name, safe='')}.sqlite"
+
+
+class ChangeStore:
+    """An open file. Safe to share by threads; every process opens its own."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        """Open or make the file; raises CatalogueUnavailable, CatalogueCorrupt."""
+        self.path = path
+        self.name = name
+        self._lock = threading.Lock()
+        with self._reported():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new = not path.exists()
+            self._db = sqlite3.connect(
+                path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            try:
+                self._prepare()
+            except BaseException:
+                self._db.close()
+                raise
+            if new:
+                _sync_folder(path.parent)
+        self._version = self._data_version()
+
+    def append(
+        self,
+        changes: Sequence[Change],
+        base: LabelOf,
+        after: int,
+        encoder: str = "",
+        vectors: Vectors | None = None,
+    ) -> list[StoredChange]:
+        """Keep all of the changes, or none; they are on disk when this returns.
+
+        `base` and `after` are the bundle's labels and the last change folded into them; `vectors`
+        are the embeddings by `encoder` of the texts at some places of `changes`. Raises
+        LabelExists, LabelUnknown, InvalidValue, CatalogueUnavailable.
+        """
+        with self._transaction() as db:
+            resolved = resolve(changes, lambda name: self._live(name, base, after))
+            first = 1 + _last_seq(db)
+            stored = [
+                StoredChange(first + place, change.op, change.label_id, label)
+                for place, (change, label) in enumerate(zip(changes, resolved, strict=True))
+            ]
+            db.executemany("INSERT INTO changes VALUES (?, ?, ?, ?, ?)", map(_as_row, stored))
+            if vectors:
+                _keep(db, encoder, {first + place: row for place, row in vectors.items()})
+        return stored
+
+    def resolve(self, changes: Sequence[Change], base: LabelOf, after: int) -> list[Label | None]:
+        """What `append` would leave, by what is known now. Raises as it does."""
+        with self._reading():
+            return resolve(changes, lambda name: self._live(name, base, after))
+
+    def since(self, seq: int) -> list[StoredChange]:
+        """All changes behind `seq`, in order."""
+        with self._reading() as db:
+            rows = db.execute("SELECT * FROM changes WHERE seq > ? ORDER BY seq", (seq,)).fetchall()
+        return [_from_row(row) for row in rows]
+
+    def vectors(self, encoder: str, after: int) -> dict[int, NDArray[np.float32]]:
+        """Kept embeddings by an encoder of changes behind `after`, by their seq."""
+        wanted = "SELECT seq, vector FROM vectors WHERE encoder = ? AND seq > ?"
+        with self._reading() as db:
+            rows = db.execute(wanted, (encoder, after)).fetchall()
+        return {seq: np.frombuffer(raw, np.float32) for seq, raw in rows}
+
+    def keep_vectors(self, encoder: str, vectors: Vectors) -> None:
+        """Keep embeddings for the next start."""
+        with self._transaction() as db:
+            _keep(db, encoder, vectors)
+
+    def changed(self) -> bool:
+        """Whether another process wrote since the last call; a few microseconds."""
+        version = self._data_version()
+        seen, self._version = self._version, version
+        return version != seen
+
+    def last_seq(self) -> int:
+        """Seq of the newest change, 0 if there is none."""
+        with self._reading() as db:
+            return _last_seq(db)
+
+    def mark_folded(self, bundle_id: str, seq: int) -> None:
+        """Say that a bundle holds the changes up to `seq`; embeddings of these are forgotten.
+
+        The changes themselves stay: a bundle that is trained anew does not hold them.
+        """
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO folds VALUES (?, ?)", (bundle_id, seq))
+            db.execute("DELETE FROM vectors WHERE seq <= ?", (seq,))
+
+    def folds(self) -> dict[str, int]:
+        """Bundles that changes were folded into, and the last change in each."""
+        with self._reading() as db:
+            return dict(db.execute("SELECT bundle_id, seq FROM folds").fetchall())
+
+    def close(self) -> None:
+        """Close the file; nothing may be called afterwards."""
+        with self._lock:
+            self._db.close()
+
+    def _live(self, name: str, base: LabelOf, after: int) -> Label | None:
+        """The live label of an id, the newest change deciding; inside a lock."""
+        latest = (
+            "SELECT * FROM changes WHERE label_id = ? AND seq > ? ORDER BY seq DESC LIMIT 1",
+            (name, after),
+        )
+        try:
+            row = self._db.execute(*latest).fetchone()
+        except UnicodeEncodeError:  # a lone surrogate: no label can have it
+            return None
+        return _from_row(row).label if row else base(name)
+
+    def _prepare(self) -> None:
+        db = self._db
+        found = db.execute("PRAGMA application_id").fetchone()[0]
+        if (
+            found != APPLICATION_ID
+            and db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+        ):
+            raise CatalogueCorrupt(
+                f"{self.path} is a database of another program: name another folder for changes"
+            )
+        if db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+            db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        with _rolled_back(db):
+            for table in _TABLES:
+                db.execute(table)
+            if db.execute("SELECT count(*) FROM catalogue").fetchone()[0] == 0:
+                db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                db.execute(f"PRAGMA user_version = {VERSION}")
+                db.execute("INSERT INTO catalogue VALUES (?)", (self.name,))
+        self._check(db)
+
+    def _check(self, db: sqlite3.Connection) -> None:
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        name = db.execute("SELECT name FROM catalogue").fetchone()[0]
+        if version != VERSION:
+            raise CatalogueCorrupt(
+                f"{self.path} is of version {version}, this code reads {VERSION}: open it with the "
+                "Astrolabe that wrote it"
+            )
+        if name != self.name:
+            raise CatalogueCorrupt(
+                f"{self.path} holds the changes of catalogue {name!r}, the bundle is of "
+                f"{self.name!r}: name another folder for changes"
+            )
+        damage = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if damage != "ok":
+            raise CatalogueCorrupt(f"{self.path} is damaged ({damage}): restore it from a backup")
+
+    def _data_version(self) -> int:
+        with self._reading() as db:
+            return int(db.execute("PRAGMA data_version").fetchone()[0])
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._reported(), self._lock:
+            yield self._db
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._reading() as db, _rolled_back(db):
+            yield db
+
+    @contextlib.contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.OperationalError, sqlite3.ProgrammingError, OSError) as exc:
+            raise CatalogueUnavailable(
+                f"{self.path} cannot be used: {exc}: look at the disk, its free space and rights, "
+                "and at other processes that hold the file"
+            ) from exc
+        except sqlite3.DatabaseError as exc:
+            raise CatalogueCorrupt(f"{self.path}: {exc}: restore it from a backup") from exc
+
+
+@contextlib.contextmanager
+def _rolled_back(db: sqlite3.Connection) -> Iterator[None]:
+    """A write transaction, undone where anything raises."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def _last_seq(db: sqlite3.Connection) -> int:
+    return int(db.execute("SELECT COALESCE(MAX(seq), 0) FROM changes").fetchone()[0])
+
+
+def _keep(db: sqlite3.Connection, encoder: str, vectors: Vectors) -> None:
+    rows = ((encoder, seq, row.astype(np.float32).tobytes()) for seq, row in vectors.items())
+    db.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?, ?)", rows)
+
+
+def _as_row(change: StoredChange) -> tuple[Any, ...]:
+    label = change.label
+    text, metadata = (label.text, orjson.dumps(label.metadata)) if label else (None, None)
+    return change.seq, change.label_id, change.op, text, metadata
+
+
+def _from_row(row: tuple[Any, ...]) -> StoredChange:
+    seq, label_id, op, text, metadata = row
+    label = None if text is None else Label(label_id, text, orjson.loads(metadata))
+    return StoredChange(seq, op, label_id, label)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

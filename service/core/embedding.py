@@ -1,0 +1,20 @@
+"""Texts to embedding rows, in batches that hold a token budget."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from service.core.encoder import Encoder
+from service.core.tokenizer import Tokenizer, length_sorted_chunks, pad
+from service.core.types import Float32Rows
+
+
+def embed_texts(
+    tokenizer: Tokenizer, encoder: Encoder, texts: Sequence[str], max_batch_tokens: int
+) -> Float32Rows:
+    """(n, dim) float32, row i for text i; no encoder call gets more padded tokens than allowed."""
+    encodings = tokenizer.tokenize(texts)
+    rows = np.empty((len(texts), encoder.dim), np.float32)
+    for chunk in length_sorted_chunks([len(each) for each in encodings], max_batch_tokens):
+        rows[chunk] = encoder.encode(pad([encodings[place] for place in chunk]))
+    return rows

@@ -1,0 +1,225 @@
+"""The file of changes: whole calls or none, rules inside the transaction, clear errors."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.core.catalogue.changes import Change
+from service.core.catalogue.store import ChangeStore, store_path
+from service.core.labels import Label
+from service.errors import (
+    CatalogueCorrupt,
+    CatalogueUnavailable,
+    InvalidValue,
+    LabelExists,
+    LabelUnknown,
+)
+from tests.service.core.catalogue.shop import add
+
+ROOT = Path(__file__).resolve().parents[4]
+BASE = {"old": Label("old", "an old label", {"year": 1851})}
+
+
+@pytest.fixture
+def store(tmp_path):
+    opened = ChangeStore(tmp_path / "shop.sqlite", "shop")
+    yield opened
+    opened.close()
+
+
+def append(store, *changes, after=0):
+    return store.append(changes, BASE.get, after)
+
+
+def test_changes_come_back_whole_and_in_order_after_reopening(store, tmp_path):
+    append(store, add("a", "one", tags=["x", 1, True]), Change("remove", "old"))
+    append(store, Change("update", "a", text="two"))
+    store.close()
+    again = ChangeStore(tmp_path / "shop.sqlite", "shop")
+    found = [(c.seq, c.op, c.label_id, c.label) for c in again.since(0)]
+    again.close()
+    tags = {"tags": ["x", 1, True]}
+    assert found == [
+        (1, "add", "a", Label("a", "one", tags)),
+        (2, "remove", "old", None),
+        (3, "update", "a", Label("a", "two", tags)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        (add("old", "again"), LabelExists, r"changes\[1\]: label 'old' exists"),
+        (add("a", "twice"), LabelExists, "label 'a' exists"),
+        (Change("update", "b", text="x"), LabelUnknown, "no label 'b' to update"),
+        (Change("remove", "b"), LabelUnknown, "no label 'b' to remove"),
+        (add("b", " \t"), InvalidValue, r"changes\[1\]\.text is blank"),
+        (Change("add", "b"), InvalidValue, "text is blank"),
+        (add("", "text"), InvalidValue, "label_id is blank"),
+        (add("b", "\ud800"), InvalidValue, "lone surrogate"),
+        (add("b", "text", bad=object()), InvalidValue, "metadata is no JSON object"),
+        (Change("remove", "\ud800"), LabelUnknown, "no label"),
+    ],
+)
+def test_a_call_with_one_wrong_change_keeps_nothing(store, change, error, says):
+    with pytest.raises(error, match=says):
+        append(store, add("a", "one"), change)
+    assert store.since(0) == []
+
+
+def test_an_update_leaves_what_it_does_not_name(store):
+    [stored] = append(store, Change("update", "old", metadata={"year": 1852}))
+    assert stored.label == Label("old", "an old label", {"year": 1852})
+    [stored] = append(store, Change("update", "old", text="new text"))
+    assert stored.label == Label("old", "new text", {"year": 1852})
+
+
+def test_a_removed_label_may_be_added_again(store):
+    append(store, Change("remove", "old"))
+    with pytest.raises(LabelUnknown):
+        append(store, Change("remove", "old"))
+    append(store, add("old", "back"))
+
+
+def test_changes_before_a_fold_no_longer_decide(store):
+    append(store, Change("remove", "old"))
+    append(store, Change("update", "old", text="x"), after=1)  # the newer bundle has it again
+
+
+def test_a_writer_sees_what_another_has_just_written(store, tmp_path):
+    other = ChangeStore(tmp_path / "shop.sqlite", "shop")
+    assert not store.changed()
+    append(other, add("a", "one"))
+    assert store.changed()
+    assert not store.changed()
+    with pytest.raises(LabelExists):
+        append(store, add("a", "two"))
+    other.close()
+
+
+def test_embeddings_are_kept_by_encoder_and_forgotten_once_folded(store):
+    row = np.arange(4, dtype=np.float32)
+    store.append([add("a", "x"), add("b", "y")], BASE.get, 0, "e1", {0: row, 1: 2 * row})
+    store.keep_vectors("e2", {1: 3 * row})
+    assert {seq: kept.tolist() for seq, kept in store.vectors("e1", 1).items()} == {
+        2: (2 * row).tolist()
+    }
+    store.mark_folded("bundle", 1)
+    assert list(store.vectors("e1", 0)) == [2]
+    assert store.vectors("e2", 0) == {}
+    assert store.folds() == {"bundle": 1}
+    assert len(store.since(0)) == 2
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path):
+    path = tmp_path / "shop.sqlite"
+    path.write_bytes(b"not a database at all" * 100)
+    with pytest.raises(CatalogueCorrupt, match=r"shop\.sqlite"):
+        ChangeStore(path, "shop")
+    assert path.read_bytes().startswith(b"not a database")
+
+
+def test_a_database_of_another_program_is_refused(tmp_path):
+    path = tmp_path / "shop.sqlite"
+    db = sqlite3.connect(path)
+    db.execute("CREATE TABLE theirs (x)")
+    db.close()
+    with pytest.raises(CatalogueCorrupt, match="another program"):
+        ChangeStore(path, "shop")
+
+
+def test_the_file_of_another_catalogue_is_refused(store, tmp_path):
+    with pytest.raises(CatalogueCorrupt, match="'shop', the bundle is of 'books'"):
+        ChangeStore(tmp_path / "shop.sqlite", "books")
+
+
+def test_a_flipped_page_is_noticed_when_the_file_is_opened(tmp_path):
+    path = tmp_path / "shop.sqlite"
+    store = ChangeStore(path, "shop")
+    append(store, *(add(f"a{i}", f"text {i}") for i in range(2000)))
+    store.close()
+    raw = bytearray(path.read_bytes())
+    raw[8192:12288] = b"\xff" * 4096
+    path.write_bytes(raw)
+    with pytest.raises(CatalogueCorrupt):
+        ChangeStore(path, "shop")
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CatalogueUnavailable, match=r"shop\.sqlite cannot be used"):
+        ChangeStore(tmp_path / "file" / "shop.sqlite", "shop")
+
+
+def test_a_lock_that_does_not_go_away_is_said(store, tmp_path, monkeypatch):
+    other = sqlite3.connect(tmp_path / "shop.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    store._db.execute("PRAGMA busy_timeout = 1")
+    with pytest.raises(CatalogueUnavailable, match="locked"):
+        append(store, add("a", "one"))
+    other.execute("ROLLBACK")
+    other.close()
+    append(store, add("a", "one"))
+
+
+def test_names_of_catalogues_stay_inside_the_folder(tmp_path):
+    assert store_path(tmp_path, "../evil").parent == tmp_path
+    assert store_path(tmp_path, "books").name == "books.sqlite"
+
+
+OPENERS = """
+import sys
+from pathlib import Path
+from service.core.catalogue.store import ChangeStore
+from service.core.catalogue.changes import Change
+store = ChangeStore(Path(sys.argv[1]), "shop")
+for i in range(20):
+    store.append([Change("add", f"{sys.argv[2]}-{i}", "text")], lambda _: None, 0)
+"""
+
+
+def test_several_processes_open_and_write_one_new_file_together(tmp_path):
+    path = tmp_path / "shop.sqlite"
+    writers = [
+        subprocess.Popen([sys.executable, "-c", OPENERS, str(path), str(n)], cwd=ROOT)
+        for n in range(4)
+    ]
+    assert [writer.wait(timeout=60) for writer in writers] == [0] * 4
+    store = ChangeStore(path, "shop")
+    assert len({change.label_id for change in store.since(0)}) == 80
+    store.close()
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from service.core.catalogue.store import ChangeStore
+from service.core.catalogue.changes import Change
+store = ChangeStore(Path(sys.argv[1]), "shop")
+for call in range(10**6):
+    names = [f"{sys.argv[2]}-{call}-{i}" for i in range(7)]
+    store.append([Change("add", name, "text") for name in names], lambda _: None, 0)
+    print(names[-1], flush=True)
+"""
+
+
+def test_a_killed_writer_loses_nothing_that_it_acknowledged(tmp_path):
+    path = tmp_path / "shop.sqlite"
+    acknowledged = []
+    for turn in range(3):
+        command = [sys.executable, "-c", WRITER, str(path), str(turn)]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as writer:
+            acknowledged += [writer.stdout.readline().strip() for _ in range(10 + turn)]
+            os.kill(writer.pid, signal.SIGKILL)
+            acknowledged += [line.strip() for line in writer.stdout if line.endswith("\n")]
+    store = ChangeStore(path, "shop")
+    kept = [change.label_id for change in store.since(0)]
+    store.close()
+    assert set(acknowledged) <= set(kept)
+    assert len(kept) % 7 == 0, "a call was kept in part"

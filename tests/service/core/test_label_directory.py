@@ -1,0 +1,53 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.core import label_directory
+from service.core.label_directory import (
+    HASH_ROWS_FILE,
+    HASHES_FILE,
+    LabelDirectory,
+    write_directory,
+)
+from service.core.labels import Label, LabelStore, write_labels
+from service.errors import BundleMismatch
+
+IDS = [f"id/{i}" for i in range(500)]
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> LabelStore:
+    write_labels(tmp_path, [Label(name, "text") for name in IDS])
+    return LabelStore(tmp_path)
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_every_id_leads_to_its_row_and_no_other_does(labels, tmp_path, sealed) -> None:
+    if sealed:
+        assert write_directory(tmp_path, IDS) == [HASHES_FILE, HASH_ROWS_FILE]
+    directory = LabelDirectory.open(tmp_path, labels)
+    assert [directory.row_of(name) for name in IDS] == list(range(500))
+    assert directory.row_of("id/500") is None
+    assert directory.row_of("") is None
+
+
+def test_ids_that_share_a_hash_are_told_apart(labels, tmp_path, monkeypatch) -> None:
+    few = lambda text: np.uint64(len(text) % 2)  # noqa: E731
+    monkeypatch.setattr(label_directory, "hash_id", few)
+    monkeypatch.setattr(
+        label_directory, "hash_ids", lambda texts: np.array([few(t) for t in texts], np.uint64)
+    )
+    directory = LabelDirectory.of(labels)
+    assert [directory.row_of(name) for name in IDS] == list(range(500))
+    assert directory.row_of("id/5000") is None
+
+
+def test_files_that_do_not_fit_the_labels_are_refused(labels, tmp_path) -> None:
+    write_directory(tmp_path, IDS[:-1])
+    with pytest.raises(BundleMismatch, match="499"):
+        LabelDirectory.open(tmp_path, labels)
+    np.save(tmp_path / HASHES_FILE, np.arange(500, dtype=np.uint64)[::-1].copy())
+    np.save(tmp_path / HASH_ROWS_FILE, np.arange(500))
+    with pytest.raises(BundleMismatch, match="does not rise"):
+        LabelDirectory.open(tmp_path, labels)
