@@ -20,22 +20,30 @@ from service.bundle import POINTER, resolve
 from service.errors import (
     BundleNotFound,
     BundleRefused,
+    Forbidden,
     InternalError,
     InvalidValue,
     MalformedRequest,
     ModelUnknown,
     NoSuchBundle,
     NotFound,
+    NotReady,
     PayloadTooLarge,
+    RateLimited,
+    ShuttingDown,
     Unauthorized,
 )
 from service.settings import Settings
 
-_PART: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_MAX_PARTS: Final = 3
+_PART: Final = "[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+_PATH: Final = f"^{_PART}(/{_PART}){{0,2}}$"
 
 _ERRORS = (
     Unauthorized,
+    Forbidden,
+    RateLimited,
+    NotReady,
+    ShuttingDown,
     PayloadTooLarge,
     MalformedRequest,
     InvalidValue,
@@ -53,8 +61,7 @@ class ActivateBody(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     bundle: str = Field(
-        min_length=1,
-        max_length=512,
+        pattern=_PATH,
         description="Folder of the bundle under `bundle_root`, or of bundles with a pointer.",
         examples=["20261122-1f0c", "gutenberg-bag/20261122-1f0c"],
     )
@@ -134,13 +141,12 @@ def locate(settings: Settings, name: str) -> Path:
     Nothing outside the root can be named, by no path and no link.
     """
     root = bundle_root(settings)
-    parts = name.split("/")
-    if len(parts) > _MAX_PARTS or not all(_PART.fullmatch(part) for part in parts):
+    if not re.fullmatch(_PATH[1:-1], name):
         raise InvalidValue(
             f"bundle is {name[:80]!r}, expected the name of a folder under the bundle root"
         )
     try:
-        found = resolve(root.joinpath(*parts))
+        found = resolve(root / name)
         inside = found.resolve(strict=True).is_relative_to(root.resolve(strict=True))
     except (BundleNotFound, OSError):
         inside = False

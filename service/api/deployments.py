@@ -9,6 +9,7 @@ import asyncio
 import ctypes
 import gc
 import logging
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,8 +35,8 @@ log = logging.getLogger(__name__)
 
 CURRENT: Final = "current"
 CANARY: Final = "canary"
-MIN_ID_CHARS: Final = 8
-"""A bundle may be named by this many of its id's first characters."""
+PINNED: Final = re.compile("(current|canary|[0-9a-f]{8,64})")
+"""What the header X-Bundle may hold; a bundle's id may be cut to its first eight characters."""
 
 
 @dataclass(slots=True)
@@ -254,18 +255,17 @@ class Deployments:
 
 
 def _pinned(slot: Slot, wanted: bytes) -> Deployment:
-    asked = wanted.decode("latin-1").strip().lower()
+    asked = wanted.decode("latin-1")
+    if not PINNED.fullmatch(asked):
+        raise InvalidValue(
+            f"X-Bundle must be {CURRENT}, {CANARY}, or the first 8 to 64 characters of a bundle_id"
+        )
     if asked == CURRENT:
         return slot.current
     if asked == CANARY:
         if slot.canary is None:
             raise NoSuchBundle("there is no canary now: send X-Bundle: current, or no X-Bundle")
         return slot.canary
-    if len(asked) < MIN_ID_CHARS:
-        raise InvalidValue(
-            f"X-Bundle must be {CURRENT}, {CANARY}, or at least {MIN_ID_CHARS} characters of a "
-            "bundle_id"
-        )
     for deployment in (slot.current, slot.canary):
         if deployment is not None and deployment.bundle_id.startswith(asked):
             return deployment

@@ -19,7 +19,7 @@ from service.errors import Forbidden, NotFound, RateLimited, Unauthorized
 OPEN_PATHS: Final = frozenset({"/", "/livez", "/readyz", "/metrics", "/openapi.json"})
 OPEN_PREFIXES: Final = ("/docs", "/problems/", "/ui/")
 ADMIN_PREFIX: Final = "/admin/"
-LABELS_PREFIX: Final = "/v1/labels"
+LABELS_PREFIX: Final = "/v1/label"
 CHANGING_METHODS: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 PROBES: Final = frozenset({"/livez", "/readyz", "/metrics"})
 

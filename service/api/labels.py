@@ -12,13 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.api.deployment import Deployment
 from service.api.problems import responses
-from service.api.request_models import MAX_ID_CHARS
+from service.api.request_models import MAX_ID_CHARS, VISIBLE
 from service.api.schemas import LabelResponse
 from service.api.serving import Serving
 from service.core.catalogue.changes import Change
 from service.errors import (
     CatalogueCorrupt,
     CatalogueUnavailable,
+    Forbidden,
     InternalError,
     InvalidValue,
     LabelExists,
@@ -35,6 +36,7 @@ MAX_CHANGES = 100_000
 _ANY = (Unauthorized, PayloadTooLarge, InvalidValue, InternalError, ModelUnknown, RateLimited)
 _CHANGING = (
     *_ANY,
+    Forbidden,
     MalformedRequest,
     LabelUnknown,
     LabelExists,
@@ -42,8 +44,8 @@ _CHANGING = (
     CatalogueCorrupt,
 )
 
-LabelId = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
-Text = Annotated[str, Field(min_length=1, max_length=65536)]
+LabelId = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS, pattern=VISIBLE)]
+Text = Annotated[str, Field(min_length=1, max_length=65536, pattern=VISIBLE)]
 
 
 class _Strict(BaseModel):
@@ -71,13 +73,27 @@ class UpdateBody(_Strict):
     metadata: dict[str, Any] | None = None
 
 
-class LabelChange(_Strict):
-    """One change of several."""
+class Addition(NewLabel):
+    """Add a label."""
 
-    op: Literal["add", "update", "remove"]
+    op: Literal["add"]
+
+
+class Update(UpdateBody):
+    """Change a label."""
+
+    op: Literal["update"]
     id: LabelId
-    text: Text | None = None
-    metadata: dict[str, Any] | None = None
+
+
+class Removal(_Strict):
+    """Remove a label."""
+
+    op: Literal["remove"]
+    id: LabelId
+
+
+LabelChange = Annotated[Addition | Update | Removal, Field(discriminator="op")]
 
 
 class ChangesBody(_Strict):
@@ -107,11 +123,10 @@ def add_labels(app: FastAPI, serving: Serving) -> None:
         changes = [Change("add", label.id, label.text, label.metadata) for label in body.labels]
         return await _apply(serving, model, changes)
 
-    @app.post("/v1/labels/changes", **tags, responses=responses(*_CHANGING))
+    @app.post("/v1/label-changes", **tags, responses=responses(*_CHANGING))
     async def change(body: ChangesBody, model: Model = None) -> ChangedResponse:
         """Add, update and remove labels, in the order given; all or none."""
-        changes = [Change(one.op, one.id, one.text, one.metadata) for one in body.changes]
-        return await _apply(serving, model, changes)
+        return await _apply(serving, model, [_change(one) for one in body.changes])
 
     @app.put("/v1/labels/{label_id:path}", **tags, responses=responses(*_CHANGING))
     async def update(label_id: str, body: UpdateBody, model: Model = None) -> ChangedResponse:
@@ -139,6 +154,12 @@ def add_labels(app: FastAPI, serving: Serving) -> None:
             source="added" if added else "bundle",
             bundle_id=deployment.bundle_id,
         )
+
+
+def _change(asked: Addition | Update | Removal) -> Change:
+    if isinstance(asked, Removal):
+        return Change("remove", asked.id)
+    return Change(asked.op, asked.id, asked.text, asked.metadata)
 
 
 def _deployment(serving: Serving, model: str | None) -> Deployment:

@@ -15,6 +15,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from service.api.admin import add_admin
+from service.api.deployments import PINNED
 from service.api.embed import Embed
 from service.api.follow import Follower
 from service.api.labels import add_labels
@@ -70,7 +71,7 @@ _PINNED: Final[dict[str, Any]] = {
     "in": "header",
     "required": False,
     "description": "Answer from this open bundle: `current`, `canary`, or the start of its id.",
-    "schema": {"type": "string"},
+    "schema": {"type": "string", "pattern": f"^{PINNED.pattern}$"},
 }
 
 _ANSWER_HEADERS: Final[dict[str, Any]] = {
