@@ -55,9 +55,9 @@ def _folded(manifest: Manifest) -> list[str]:
         return []
     return [
         f"Folded into {folded.base[:12]}: {folded.n_added:,} labels added, {folded.n_updated:,} "
-        f"updated, {folded.n_removed:,} removed, up to change {folded.seq:,}. "
-        f"All folds so far gave {folded.n_added_in_all:,} labels the vector of their text. Quality, "
-        "precisions and calibration below are those of the bundle that was trained."
+        f"updated, {folded.n_removed:,} removed, up to change {folded.seq:,}. All folds so far "
+        f"gave {folded.n_added_in_all:,} labels the vector of their text. Quality, precisions and "
+        "calibration below are those of the bundle that was trained."
     ]
 
 
