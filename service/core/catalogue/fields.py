@@ -32,14 +32,21 @@ class FieldIndex:
 
     def rows_where(self, conditions: Conditions) -> NDArray[np.int64]:
         """Rows that meet every condition, rising; a field meets one by any of its values."""
-        kept: NDArray[np.int64] | None = None
-        for keys in _asked(conditions):
-            rows = [self._rows[key] for key in keys if key in self._rows]
-            of_field = np.unique(np.concatenate(rows)) if rows else NO_ROWS
-            kept = of_field if kept is None else np.intersect1d(kept, of_field, assume_unique=True)
-        if kept is None:
+        of_fields = sorted(map(self._rows_of, _asked(conditions)), key=len)
+        if not of_fields:
             raise ValueError("no condition was given: name at least one field")
+        kept = of_fields[0]  # the fewest, each looked up among the others
+        for rows in of_fields[1:]:
+            places = np.minimum(rows.searchsorted(kept), max(len(rows) - 1, 0))
+            kept = kept[rows[places] == kept] if len(rows) else rows
         return kept
+
+    def _rows_of(self, keys: list[_Key]) -> NDArray[np.int64]:
+        """Rows with any of the values of one field, rising."""
+        found = [self._rows[key] for key in keys if key in self._rows]
+        if len(found) == 1:
+            return found[0]
+        return np.unique(np.concatenate(found)) if found else NO_ROWS
 
 
 class GrowingFieldIndex:

@@ -20,7 +20,7 @@ from service.core.index.protocol import LabelIndex
 from service.core.labels import LabelStore
 from service.core.types import Float32Rows
 
-BOOST: Final = 1.4
+BOOST: Final = 1.5
 SAMPLE: Final = 128
 _DEPTH: Final = 100
 _RANK: Final = 10

@@ -1,0 +1,132 @@
+"""What labels lose that are added by their text: hidden, added, or trained, on the same queries.
+
+    python -m tests.bench.added_labels --bundle PATH [--queries 3000] [--labels 300] [--seeds 3]
+
+Labels that occur in the test split are taken out of a sealed bundle, then added again by their text
+through the live catalogue. P@1 and P@5 are over all queries, recall@10 over the hidden labels of
+theirs; `places` is their share of all first ten places. The boost is what the scale of an added
+label's vector is multiplied by (service.core.catalogue.placement). Run it where the paths of the
+bundle's data lead somewhere.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.config import Config
+from models.data.dataset import Dataset, point_texts
+from models.prepare import open_configured
+from service.bundle import resolve
+from service.core.catalogue import placement
+from service.core.catalogue.changes import Change
+from service.core.catalogue.live import LiveCatalogue
+from service.core.catalogue.store import ChangeStore
+from service.core.embedding import embed_texts
+from service.core.engine import Engine
+
+AT_ONCE = 16384
+K = 10
+
+
+def main() -> None:
+    args = _parser().parse_args()
+    folder = resolve(args.bundle)
+    engine = Engine.open(folder, device="cpu")
+    config = Config.model_validate(engine.manifest.config)
+    dataset = open_configured(config)
+    assert dataset.test is not None
+    texts = point_texts(dataset.test, config.data.fields)[: args.queries]
+    queries = embed_texts(engine.tokenizer, engine.encoder, texts, AT_ONCE)
+    bench = Bench(engine, folder, dataset, queries)
+    boosts = [float(each) for each in args.boosts.split(",")]
+    found: dict[str, list[list[float]]] = {}
+    for seed in range(args.seeds):
+        for name, figures in bench.measure(args.labels, boosts, np.random.default_rng(seed)):
+            found.setdefault(name, []).append(figures)
+    print(f"{engine.manifest.name} {folder.name[:12]}, {len(texts)} queries, {args.seeds} seeds")
+    print(f"{'':<12}{'P@1':>8}{'P@5':>8}{'recall@10':>11}{'places':>8}   percent")
+    for name, rounds in found.items():
+        p1, p5, recall, places = np.mean(rounds, axis=0)
+        print(f"{name:<12}{p1:8.2f}{p5:8.2f}{recall:11.2f}{places:8.2f}")
+
+
+class Bench:
+    """A bundle with queries (n, dim) whose true label rows are known."""
+
+    def __init__(
+        self, engine: Engine, folder: Path, dataset: Dataset, queries: NDArray[np.float32]
+    ) -> None:
+        assert dataset.test is not None
+        self.engine, self.folder, self.queries = engine, folder, queries
+        self.truth = dataset.test.labels[: len(queries)].toarray() > 0
+        self.ids = dataset.labels.uids
+
+    def measure(
+        self, n_labels: int, boosts: list[float], rng: np.random.Generator
+    ) -> Iterator[tuple[str, list[float]]]:
+        """Figures of the bundle, without some labels, and with them added at each boost."""
+        hidden = rng.choice(np.flatnonzero(self.truth.any(axis=0)), n_labels, replace=False)
+        labels = [self.engine.labels[int(row)] for row in hidden]
+        yield "trained", self._figures(self._catalogue(None), hidden)
+        before = placement.BOOST
+        for boost in [0.0, *boosts]:
+            with tempfile.TemporaryDirectory() as state:
+                store = ChangeStore(Path(state) / "bench.sqlite", "bench")
+                placement.BOOST = boost or before  # type: ignore[misc]
+                catalogue = self._catalogue(store)
+                catalogue.apply([Change("remove", label.label_id) for label in labels])
+                if boost:
+                    # Under their own ids they would get their trained vectors back.
+                    catalogue.apply(
+                        [Change("add", f"+{each.label_id}", each.text) for each in labels]
+                    )
+                yield f"boost {boost:g}" if boost else "hidden", self._figures(catalogue, hidden)
+                store.close()
+        placement.BOOST = before  # type: ignore[misc]
+
+    def _catalogue(self, store: ChangeStore | None) -> LiveCatalogue:
+        engine = self.engine
+        return LiveCatalogue.of(
+            self.folder,
+            engine.manifest,
+            engine.index,
+            engine.labels,
+            engine.tokenizer,
+            engine.encoder,
+            variant=engine.variant,
+            max_batch_tokens=AT_ONCE,
+            store=store,
+        )
+
+    def _figures(self, catalogue: LiveCatalogue, hidden: NDArray[np.int64]) -> list[float]:
+        effort = self.engine.manifest.defaults.effort
+        rows = catalogue.search(self.queries, K, effort).rows
+        known = {name: row for row, name in enumerate(self.ids)}
+        columns = {
+            row: known[catalogue.label(row).label_id.removeprefix("+")]
+            for row in np.unique(rows).tolist()
+        }
+        ranked = np.vectorize(columns.__getitem__)(rows)
+        hits = np.take_along_axis(self.truth, ranked, axis=1)
+        among = np.isin(ranked, hidden)
+        recall = (hits & among).sum() / self.truth[:, hidden].sum()
+        shares = hits[:, 0].mean(), hits[:, :5].mean(), recall, among.mean()
+        return [100 * float(share) for share in shares]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--queries", type=int, default=3000)
+    parser.add_argument("--labels", type=int, default=300)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--boosts", default="1,1.2,1.3,1.4,1.5,1.7")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
