@@ -12,6 +12,7 @@ happen on one thread of their own (docs/decisions/0019).
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ class OneThread:
     """
 
     def __init__(self, name: str) -> None:
-        self._calls: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
+        self._calls: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
         threading.Thread(target=self._work, name=name, daemon=True).start()
 
     def call(self, compute: Callable[[], Result]) -> Result:
@@ -70,13 +71,18 @@ class OneThread:
         self._calls.put((compute, future))
         return future.result()
 
+    def stop(self) -> None:
+        """End the thread after the calls that it has."""
+        self._calls.put(None)
+
     def _work(self) -> None:
-        while True:
-            compute, future = self._calls.get()
+        while (given := self._calls.get()) is not None:
+            compute, future = given
             try:
                 future.set_result(compute())
             except BaseException as exc:  # whatever it is belongs to the caller
                 future.set_exception(exc)
+            del given, compute, future  # else the last call would hold the session while it waits
 
 
 class BoundRuns:
@@ -98,6 +104,8 @@ class BoundRuns:
         self._free: dict[Bucket, list[_Buffers]] = {bucket: [] for bucket in buckets}
         self._graph_ids = {bucket: i for i, bucket in enumerate(buckets, 1)} if graphs else {}
         self._thread = OneThread("cuda-graphs") if graphs else None
+        if self._thread is not None:  # a bundle that was swapped out gives its GPU memory back
+            weakref.finalize(self, self._thread.stop)
 
     def encode(self, ids: Int64Rows, mask: Int64Rows) -> Float32Rows:
         """(n, dim) rows for (n, length) token ids; raises ValueError for a text over the largest.

@@ -81,6 +81,24 @@ def test_a_run_that_fails_reaches_its_caller_and_the_next_one_works(
     np.testing.assert_allclose(bound.encode(given.ids, given.mask), plain.encode(given), atol=1e-6)
 
 
+def test_runs_that_nobody_needs_any_more_give_everything_back(tiny_bundle: Path) -> None:
+    session = open_session(tiny_bundle / "encoder.onnx", "cpu", 1)
+    names = (INPUT_IDS, ATTENTION_MASK, "embedding")
+    runs = BoundRuns(session, names, DIM, powers_of_two(1, 8), Place("cpu"), graphs=True)
+    given = batch(1, 8)
+    runs.encode(given.ids, given.mask)
+    thread = next(t for t in threading.enumerate() if t.name == "cuda-graphs" and t.is_alive())
+    gone = weakref.ref(runs)
+    del runs
+    gc.collect()
+    assert gone() is None
+    for thread in threading.enumerate():
+        if thread.name == "cuda-graphs":
+            thread.join(SAFETY_S if thread is not None else 0)
+            break
+    assert thread is not None
+
+
 def test_one_thread_computes_for_all_and_hands_errors_back() -> None:
     thread = OneThread("test")
     with ThreadPoolExecutor(4) as callers:
