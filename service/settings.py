@@ -18,11 +18,12 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 from service.bundle import Manifest
 from service.edge_settings import EdgeSettings
 from service.errors import SettingsInvalid
+from service.gpu_settings import GpuSettings
 
 PREFIX: Final = "ASTROLABE_"
 
 
-class Settings(EdgeSettings):
+class Settings(EdgeSettings, GpuSettings):
     """Serve a sealed bundle over HTTP. A flag wins over its environment variable."""
 
     model_config = SettingsConfigDict(
@@ -205,6 +206,11 @@ class Settings(EdgeSettings):
             raise ValueError(
                 f"request_timeout_ms ({self.request_timeout_ms}) is above request_timeout_max_ms "
                 f"({self.request_timeout_max_ms}): raise the maximum or lower the default"
+            )
+        if self.cuda_graphs and self.device not in ("auto", "cuda"):
+            raise ValueError(
+                f"cuda_graphs does not go with device {self.device}: set the device to cuda, or "
+                "leave graphs off"
             )
         if self.adaptive_effort:
             self._check_adaptive()

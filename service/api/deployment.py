@@ -70,6 +70,7 @@ def open_engine(path: Path, settings: Settings) -> Engine:
         max_batch_tokens=settings.max_batch_tokens,
         variant=settings.encoder_variant,
         state_dir=settings.state_dir,
+        gpu=settings.gpu_options(),
     )
     if settings.device == "auto" and engine.encoder.device == "cpu":
         log.warning("no GPU in use: device auto fell back to the CPU")

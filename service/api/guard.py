@@ -4,6 +4,7 @@ Keys and their names, the admin's key and port, and the rate of each caller. It 
 bodies, deadlines or answers.
 """
 
+import contextlib
 import functools
 import ipaddress
 from collections.abc import Callable
@@ -34,13 +35,14 @@ class Guard:
         if settings.admin_key is not None:
             keys[ADMIN_KEY] = settings.admin_key.get_secret_value()
         self._keys = Keyring(keys)
+        self._known = bool(keys)
         self._admin_port = settings.admin_port
         self._rate = (
             RateLimit(settings.rate_limit_per_s, settings.rate_burst, clock)
             if settings.rate_limit_per_s is not None
             else None
         )
-        self.idle = not self._keys and self._rate is None and self._admin_port is None
+        self.idle = not keys and self._rate is None and self._admin_port is None
         """No rule but one can refuse anything: what needs an admin key is off."""
 
     def admit(self, scope: Scope, authorization: bytes) -> str:
@@ -50,10 +52,11 @@ class Guard:
         """
         path: str = scope["path"]
         admin = needs_admin(scope["method"], path)
-        self._check_port(scope, path, admin)
-        if not admin and is_open(path):
+        if self._admin_port is not None:
+            self._check_port(scope, path, admin)
+        if not admin and (path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)):
             return ""
-        name = self._keys.name_of(authorization) if authorization and self._keys else None
+        name = self._keys.name_of(authorization) if authorization and self._known else None
         if admin:
             self._check_admin(name, scope)
         elif name is None and self._keys_needed:
@@ -63,8 +66,6 @@ class Guard:
         return name or ""
 
     def _check_port(self, scope: Scope, path: str, admin: bool) -> None:
-        if self._admin_port is None:
-            return
         server = scope.get("server")
         on_admin_port = server is not None and server[1] == self._admin_port
         if admin != on_admin_port and path not in PROBES:
@@ -92,11 +93,6 @@ class Guard:
             )
 
 
-def is_open(path: str) -> bool:
-    """Whether a path needs no key and has no rate."""
-    return path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
-
-
 def needs_admin(method: str, path: str) -> bool:
     """Whether a request may be made with the admin key only.
 
@@ -110,16 +106,16 @@ def needs_admin(method: str, path: str) -> bool:
 
 def _client_of(scope: Scope) -> str:
     client = scope.get("client")
-    # A name of a key has no space, so it can never be taken for an address.
-    return f"from {_network(client[0])}" if client else "from nowhere"
+    return _network(client[0]) if client else "from nowhere"
 
 
 @functools.lru_cache(4096)
 def _network(host: str) -> str:
-    """The address, or for IPv6 its first 64 bits: one customer has all the rest."""
-    if ":" not in host:
-        return host
-    try:
-        return str(ipaddress.ip_network((host.partition("%")[0], 64), strict=False))
-    except ValueError:
-        return host
+    """The address, or for IPv6 its first 64 bits: one customer has all the rest.
+
+    A key's name has no space, so it can never be taken for one of these.
+    """
+    if ":" in host:
+        with contextlib.suppress(ValueError):
+            host = str(ipaddress.ip_network((host.partition("%")[0], 64), strict=False))
+    return f"from {host}"

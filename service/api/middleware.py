@@ -105,6 +105,8 @@ class Gate:
     guard: Guard = field(init=False)
 
     def __post_init__(self) -> None:
+        if any(needs_admin(method, path) for method, path in self.bare):
+            raise ValueError("a bare endpoint that needs the admin key would not be asked for it")
         guard = Guard(self.serving.settings, self.serving.clock)
         object.__setattr__(self, "guard", guard)  # the class is frozen
 
@@ -128,12 +130,14 @@ class Gate:
         request_id_of_task.set(request_id)
         telemetry.in_flight += 1
         try:
-            if not self.guard.idle or needs_admin(scope["method"], scope["path"]):
+            endpoint = self.bare.get((scope["method"], scope["path"]))
+            if not self.guard.idle or (
+                endpoint is None and needs_admin(scope["method"], scope["path"])
+            ):
                 exchange.key = self.guard.admit(scope, headers.get(b"authorization", b""))
             _check(exchange, settings)
             if b"transfer-encoding" in headers:
                 receive = _capped(receive, settings.max_body_bytes)
-            endpoint = self.bare.get((scope["method"], scope["path"]))
             if endpoint is not None:
                 exchange.route = scope["path"]
                 await endpoint(scope, receive, send)

@@ -34,7 +34,8 @@ class RateLimit:
     def wait_s(self, caller: str) -> float:
         """Take one token and return 0, or take none and return when there will be one."""
         now = self._clock()
-        full_at = max(self._full_at.get(caller, now), now) + self._interval_s
+        full_at = self._full_at.get(caller, now)
+        full_at = (full_at if full_at > now else now) + self._interval_s
         wait_s = full_at - now - self._ahead_s
         if wait_s > 1e-9:  # what sums of intervals round to
             return wait_s

@@ -1,21 +1,25 @@
 """Token ids to embedding rows: the Encoder seam, and ONNX Runtime behind it.
 
 One session serves every lane: `InferenceSession.run` is thread-safe and computes on the calling
-thread when `intra_op_threads` is 1, so lanes share one copy of the weights.
+thread when `intra_op_threads` is 1, so lanes share one copy of the weights. On a GPU batches go
+through buffers of few shapes (`service.core.bound_runs`).
 """
 
 import importlib.util
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
+from service.bundle import Manifest
+from service.core.bound_runs import BoundRuns, Place
 from service.core.onnx_check import check_onnx
-from service.core.providers import active_device, candidate_providers
+from service.core.providers import CPU, GpuOptions, active_device, candidate_providers
 from service.core.types import Float32Rows, TokenBatch
-from service.errors import BundleMismatch, DeviceUnavailable, ManifestInvalid
+from service.errors import BundleMismatch, DeviceUnavailable, ManifestInvalid, VariantMissing
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -24,6 +28,7 @@ log = logging.getLogger(__name__)
 
 INPUT_IDS = "input_ids"
 ATTENTION_MASK = "attention_mask"
+DEFAULT_GPU: Final = GpuOptions()
 
 
 class Encoder(Protocol):
@@ -40,10 +45,19 @@ class Encoder(Protocol):
 class OnnxEncoder:
     """An ONNX graph from `input_ids` and `attention_mask`, both (n, length), to (n, dim)."""
 
-    def __init__(self, path: Path, device: str = "auto", intra_op_threads: int = 1) -> None:
-        """Open the session; raises DeviceUnavailable, BundleMismatch, ManifestInvalid."""
+    def __init__(
+        self,
+        path: Path,
+        device: str = "auto",
+        intra_op_threads: int = 1,
+        gpu: GpuOptions = DEFAULT_GPU,
+    ) -> None:
+        """Open the session and, on a GPU, warm up every shape that it will be given.
+
+        Raises DeviceUnavailable, BundleMismatch, ManifestInvalid.
+        """
         check_onnx(path)
-        self._session = open_session(path, device, intra_op_threads)
+        self._session = open_session(path, device, intra_op_threads, gpu)
         self.device = active_device(self._session.get_providers())
         inputs = sorted(entry.name for entry in self._session.get_inputs())
         if inputs != [ATTENTION_MASK, INPUT_IDS]:
@@ -55,17 +69,68 @@ class OnnxEncoder:
             raise BundleMismatch(f"{path} has output shape {output.shape}, expected (n, dim)")
         self._output = output.name
         self.dim = int(output.shape[1])
+        self._bound = None if self.device == "cpu" else self._bind(gpu)
+
+    def _bind(self, gpu: GpuOptions) -> BoundRuns:
+        names = (INPUT_IDS, ATTENTION_MASK, self._output)
+        place = Place("cuda", gpu.device_id)
+        graphs = gpu.graphs and self.device == "cuda"
+        bound = BoundRuns(self._session, names, self.dim, gpu.buckets, place, graphs=graphs)
+        try:
+            bound.warm_up()
+        except Exception as exc:  # ONNX Runtime's own exceptions share no public base
+            raise DeviceUnavailable(
+                f"{self.device} opened the encoder but cannot run it: {exc}: see docs/gpu.md"
+            ) from exc
+        return bound
 
     def encode(self, batch: TokenBatch) -> Float32Rows:
         """Run the graph once; raises RuntimeError where it breaks or gives values not finite."""
-        feeds: dict[str, Any] = {INPUT_IDS: batch.ids, ATTENTION_MASK: batch.mask}
-        rows: Float32Rows = self._session.run([self._output], feeds)[0]
+        if self._bound is not None:
+            rows = self._bound.encode(batch.ids, batch.mask)
+        else:
+            feeds: dict[str, Any] = {INPUT_IDS: batch.ids, ATTENTION_MASK: batch.mask}
+            rows = self._session.run([self._output], feeds)[0]
         if rows.shape != (len(batch.ids), self.dim) or not np.isfinite(rows).all():
             raise RuntimeError(f"the encoder gave {rows.shape} or values that are not finite")
         return rows
 
 
-def open_session(path: Path, device: str, threads: int) -> "ort.InferenceSession":
+def open_encoder(
+    folder: Path,
+    manifest: Manifest,
+    variant: str,
+    device: str,
+    threads: int,
+    gpu: GpuOptions = DEFAULT_GPU,
+) -> OnnxEncoder:
+    """The encoder of a precision; raises VariantMissing, BundleMismatch, DeviceUnavailable."""
+    spec = manifest.encoder
+    if variant not in spec.variants:
+        raise VariantMissing(
+            f"encoder variant {variant} was asked for, {folder} has {', '.join(spec.variants)}: "
+            "name one of these, or none for the bundle's own choice"
+        )
+    path = folder / spec.variants[variant]
+    cache = gpu.engine_cache
+    gpu = replace(
+        gpu,
+        half=variant == "fp16",
+        max_tokens=manifest.tokenizer.max_tokens,
+        # An engine fits one graph only, and TensorRT would not notice.
+        engine_cache=cache / manifest.bundle_id / variant if cache else None,
+    )
+    encoder = OnnxEncoder(path, device, threads, gpu)
+    if encoder.dim != spec.dim:
+        raise BundleMismatch(
+            f"{path} gives vectors of {encoder.dim}, the manifest says encoder.dim {spec.dim}"
+        )
+    return encoder
+
+
+def open_session(
+    path: Path, device: str, threads: int, gpu: GpuOptions = DEFAULT_GPU
+) -> "ort.InferenceSession":
     """A graph in ONNX Runtime; raises DeviceUnavailable, ManifestInvalid."""
     # Since 1.29 ONNX Runtime reports usage to its maker unless told not to before its import.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -82,7 +147,10 @@ def open_session(path: Path, device: str, threads: int) -> "ort.InferenceSession
     # protocol buffer and which `check_onnx` has not read.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     options.log_severity_level = 3
-    candidates = candidate_providers(device, ort.get_available_providers())
+    if gpu.engine_cache is not None:
+        gpu.engine_cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    inputs = (INPUT_IDS, ATTENTION_MASK)
+    candidates = candidate_providers(device, ort.get_available_providers(), gpu, inputs)
     if device == "auto":
         # On a machine without CUDA the library writes its own lines to stderr, past our logs; the
         # fallback is said below. Whoever asks for CUDA by name gets to see them.
@@ -91,17 +159,18 @@ def open_session(path: Path, device: str, threads: int) -> "ort.InferenceSession
         try:
             session = ort.InferenceSession(str(path), options, providers=providers)
         except Exception as exc:  # ONNX Runtime's own exceptions share no public base
-            if providers[0] == "CPUExecutionProvider":
+            if providers[0][0] == CPU:
                 raise ManifestInvalid(
                     f"{path} is not a graph ONNX Runtime can open: {exc}"
                 ) from exc
-            log.warning("provider %s failed: %s", providers[0], exc)
+            log.warning("provider %s failed: %s", providers[0][0], exc)
             continue
-        if session.get_providers()[0] == providers[0]:
+        if session.get_providers()[0] == providers[0][0]:
             return session
         # ONNX Runtime falls back by itself where CUDA cannot start: never take that silently.
-        log.warning("asked for %s, got %s", providers[0], session.get_providers()[0])
+        log.warning("asked for %s, got %s", providers[0][0], session.get_providers()[0])
     raise DeviceUnavailable(
-        f"device {device} was asked for, but ONNX Runtime could not start {candidates[0][0]} here: "
-        "check the driver and the CUDA libraries, or set ASTROLABE_DEVICE to cpu or auto"
+        f"device {device} was asked for, but ONNX Runtime could not start {candidates[0][0][0]} "
+        "here: check the driver and the CUDA libraries, or set "
+        "ASTROLABE_DEVICE to cpu or auto (docs/gpu.md)"
     )

@@ -18,13 +18,14 @@ from service.bundle import Golden, Manifest, resolve, verify
 from service.core.calibration import Calibration, RawScores, load_calibration
 from service.core.catalogue.live import LiveCatalogue
 from service.core.catalogue.store import ChangeStore, store_path
-from service.core.encoder import Encoder, OnnxEncoder
+from service.core.encoder import DEFAULT_GPU, Encoder, open_encoder
 from service.core.filtered_search import resolve_filter, search_filtered
 from service.core.index.augmented import AugmentedIndex, open_augmented
 from service.core.index.opening import open_label_index
 from service.core.index.protocol import LabelIndex
 from service.core.item_filter import NO_ROWS, ItemFilter
 from service.core.labels import Label, LabelStore
+from service.core.providers import GpuOptions
 from service.core.text import NORMALISER, NORMALISER_VERSION
 from service.core.tokenizer import Tokenizer, length_sorted_chunks, pad
 from service.core.types import (
@@ -37,7 +38,7 @@ from service.core.types import (
     Query,
     StageTimings,
 )
-from service.errors import BundleError, BundleMismatch, GoldenMismatch, VariantMissing
+from service.errors import BundleError, BundleMismatch, GoldenMismatch
 
 GOLDEN_TOLERANCE: Final = 1e-3
 """Served scores may differ by this much between processors; a wrong file differs by far more.
@@ -73,6 +74,7 @@ class Engine:
         max_batch_tokens: int = 16384,
         variant: str | None = None,
         state_dir: Path | None = None,
+        gpu: GpuOptions = DEFAULT_GPU,
     ) -> "Engine":
         """Verify and open a bundle (or a folder of bundles), warm it, replay its golden queries.
 
@@ -83,7 +85,9 @@ class Engine:
         folder = resolve(path).resolve()
         manifest = verify(folder)
         chosen = manifest.encoder.served if variant is None else variant
-        engine = cls._wire(folder, manifest, chosen, device, intra_op_threads, max_batch_tokens)
+        check_text(folder, manifest)
+        encoder = open_encoder(folder, manifest, chosen, device, intra_op_threads, gpu)
+        engine = cls._wire(folder, manifest, chosen, encoder, max_batch_tokens)
         try:
             engine.warm_up()
             engine.replay_golden()
@@ -114,17 +118,9 @@ class Engine:
         folder: Path,
         manifest: Manifest,
         variant: str,
-        device: str,
-        threads: int,
+        encoder: Encoder,
         max_batch_tokens: int,
     ) -> "Engine":
-        text = manifest.text
-        if (text.normaliser, text.version) != (NORMALISER, NORMALISER_VERSION):
-            raise BundleMismatch(
-                f"{folder}: trained with text cleaning {text.normaliser} {text.version}, this code "
-                f"has {NORMALISER} {NORMALISER_VERSION}: serve it with the Astrolabe that sealed it"
-            )
-        encoder = open_encoder(folder, manifest, variant, device, threads)
         labels = LabelStore(folder)
         if len(labels) != manifest.labels.n_labels:
             raise BundleMismatch(
@@ -354,23 +350,14 @@ def raw_score_kind(manifest: Manifest) -> str:
     return "probability" if probable else "logit"
 
 
-def open_encoder(
-    folder: Path, manifest: Manifest, variant: str, device: str, threads: int
-) -> OnnxEncoder:
-    """The encoder of a precision; raises VariantMissing, BundleMismatch, DeviceUnavailable."""
-    spec = manifest.encoder
-    if variant not in spec.variants:
-        raise VariantMissing(
-            f"encoder variant {variant} was asked for, {folder} has {', '.join(spec.variants)}: "
-            "name one of these, or none for the bundle's own choice"
-        )
-    path = folder / spec.variants[variant]
-    encoder = OnnxEncoder(path, device, threads)
-    if encoder.dim != spec.dim:
+def check_text(folder: Path, manifest: Manifest) -> None:
+    """Raises BundleMismatch where the bundle expects another cleaning of texts."""
+    text = manifest.text
+    if (text.normaliser, text.version) != (NORMALISER, NORMALISER_VERSION):
         raise BundleMismatch(
-            f"{path} gives vectors of {encoder.dim}, the manifest says encoder.dim {spec.dim}"
+            f"{folder}: trained with text cleaning {text.normaliser} {text.version}, this code "
+            f"has {NORMALISER} {NORMALISER_VERSION}: serve it with the Astrolabe that sealed it"
         )
-    return encoder
 
 
 def open_index(folder: Path, manifest: Manifest) -> LabelIndex:

@@ -37,6 +37,7 @@ def test_every_setting_has_a_variable_and_a_flag(
     values |= {"max_queue_tokens": "99999", "request_timeout_max_ms": "99999"}
     values |= {"api_keys": "team=key", "cors_origins": "https://a.example"}
     values |= {"api_keys_file": str(keys_file(tmp_path)), "max_header_bytes": "2048"}
+    values |= {"gpu_memory_mb": "512", "cuda_graphs": "true"}
     values |= {"tls_certfile": __file__, "tls_keyfile": __file__}
     value = values.get(name, "7")
     monkeypatch.setenv("ASTROLABE_BUNDLE", "default")
@@ -195,3 +196,17 @@ def test_no_key_is_in_what_is_logged_at_start(tmp_path: Path) -> None:
     )
     assert "k-" not in str(settings.public())
     assert "k-" not in repr(settings)
+
+
+def test_graphs_are_refused_where_they_cannot_be() -> None:
+    with pytest.raises(ValueError, match="cuda_graphs does not go with device tensorrt"):
+        fake_settings(device="tensorrt", cuda_graphs=True)
+
+
+def test_what_is_set_for_the_gpu_reaches_it(tmp_path: Path) -> None:
+    settings = fake_settings(
+        gpu_device_id=2, gpu_memory_mb=512, gpu_max_rows=16, cuda_graphs=True, tensorrt_cache="c"
+    )
+    options = settings.gpu_options()
+    assert (options.device_id, options.memory_mb, options.max_rows) == (2, 512, 16)
+    assert (options.graphs, options.engine_cache) == (True, Path("c"))

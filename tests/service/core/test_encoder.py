@@ -80,8 +80,8 @@ def test_auto_falls_back_to_the_cpu_aloud(
     listed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     real = onnxruntime.InferenceSession
 
-    def without_driver(path: str, options: object, providers: list[str]) -> object:
-        if providers[0].startswith("CUDA"):
+    def without_driver(path: str, options: object, providers: list[tuple[str, object]]) -> object:
+        if providers[0][0].startswith("CUDA"):
             raise RuntimeError("no driver")
         return real(path, options, providers=providers)
 

@@ -1,0 +1,62 @@
+"""Reads many changed manifests and counts what came of each.
+
+    python -m tests.bench.fuzz_manifest --count 100000
+
+Every outcome must be a verified bundle or a BundleError, in bounded time. A fault prints the seed
+that repeats it and makes the exit code 1.
+"""
+
+import argparse
+import collections
+import json
+import random
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+from service.bundle import MANIFEST, verify
+from service.errors import BundleError
+from tests.service.hostile import changed_manifest
+from tests.tiny_bundle import write_tiny_bundle
+
+SLOW_S = 1.0
+
+
+def main() -> int:
+    """Run the asked number of changes; 0 where none found a fault."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--first-seed", type=int, default=0)
+    args = parser.parse_args()
+    outcomes: collections.Counter[str] = collections.Counter()
+    faults, slowest_s, slowest_seed = 0, 0.0, 0
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = write_tiny_bundle(Path(scratch) / "bundle", memory=True, calibrated=False)
+        sound = json.loads((folder / MANIFEST).read_text())
+        for seed in range(args.first_seed, args.first_seed + args.count):
+            (folder / MANIFEST).write_bytes(changed_manifest(sound, random.Random(seed)))
+            started = time.perf_counter()
+            try:
+                verify(folder)
+                outcomes["sound"] += 1
+            except BundleError as exc:
+                outcomes[type(exc).__name__] += 1
+            except Exception:
+                outcomes["FAULT"] += 1
+                faults += 1
+                print(f"seed {seed}:\n{traceback.format_exc()}")
+            took_s = time.perf_counter() - started
+            if took_s > slowest_s:
+                slowest_s, slowest_seed = took_s, seed
+    seconds = time.perf_counter() - began
+    print(f"{args.count} manifests in {seconds:.0f} s, slowest {slowest_s:.3f} s ({slowest_seed})")
+    for name, count in outcomes.most_common():
+        print(f"{count:8} {name}")
+    return int(faults > 0 or slowest_s > SLOW_S)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
