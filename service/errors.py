@@ -39,7 +39,8 @@ again can help (`retryable`); `service.api.problems` maps by these three and by 
     │   ├── VariantMissing          it has no encoder of the precision asked for
     │   └── GoldenMismatch          a recorded query no longer gives its recorded answer
     ├── DeviceUnavailable           the execution provider asked for cannot be had
-    └── SettingsInvalid             the configuration is refused at start
+    ├── SettingsInvalid             the configuration is refused at start
+    └── WorkersFailed               worker processes die again and again at their start
 """
 
 from typing import ClassVar
@@ -269,3 +270,9 @@ class SettingsInvalid(AstrolabeError):
     """A setting is unknown, out of range or at odds with another one or with the bundle."""
 
     code, title, status = "settings_invalid", "Settings invalid", 500
+
+
+class WorkersFailed(AstrolabeError):
+    """Worker processes ended at their start, again and again."""
+
+    code, title = "workers_failed", "Worker processes keep ending"

@@ -41,6 +41,13 @@ class Settings(EdgeSettings):
     )
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 takes any free one.")
+    workers: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="Worker processes that share the port and, on the CPU with `intra_op_threads` "
+        "1, one copy of the bundle. Queue limits are for each of them.",
+    )
     device: Literal["auto", "cuda", "tensorrt", "cpu"] = Field(
         "auto",
         description="Where the encoder runs. `cuda` and `tensorrt` refuse to start without one; "
@@ -57,7 +64,7 @@ class Settings(EdgeSettings):
         ge=0,
         le=256,
         description="Batches computed at once. 0 means one for every `intra_op_threads` usable "
-        "CPUs (affinity and cgroup quota counted), or two on a GPU.",
+        "CPUs (affinity and cgroup quota counted), or two on a GPU; divided by `workers`.",
     )
     intra_op_threads: int = Field(
         1, ge=1, le=256, description="Threads that one encoder call may use inside its lane."
@@ -205,6 +212,17 @@ class Settings(EdgeSettings):
             raise ValueError(
                 f"request_timeout_ms ({self.request_timeout_ms}) is above request_timeout_max_ms "
                 f"({self.request_timeout_max_ms}): raise the maximum or lower the default"
+            )
+        if self.workers > 1 and self.admin_key is not None and self.state_dir is None:
+            raise ValueError(
+                f"workers ({self.workers}) cannot agree on what admin requests change without "
+                "state_dir: name a folder, or leave out admin_key"
+            )
+        ports = [port for port in (self.admin_port, self.metrics_port) if port is not None]
+        if len({self.port, *ports}) <= len(ports):
+            raise ValueError(
+                f"port ({self.port}), admin_port ({self.admin_port}) and metrics_port "
+                f"({self.metrics_port}) must differ: choose another one"
             )
         if self.adaptive_effort:
             self._check_adaptive()

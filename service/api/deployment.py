@@ -93,14 +93,16 @@ def open_effort(engine: Engine, settings: Settings, clock: Callable[[], float]) 
     return effort
 
 
-def auto_lanes(device: str, intra_op_threads: int) -> int:
-    """Lanes for a device where the settings leave the number open."""
-    return max(1, usable_cpus() // intra_op_threads) if device == "cpu" else GPU_LANES
+def auto_lanes(device: str, intra_op_threads: int, workers: int = 1) -> int:
+    """Lanes of one worker for a device, where the settings leave the number open."""
+    lanes = usable_cpus() // intra_op_threads if device == "cpu" else GPU_LANES
+    return max(1, lanes // workers)
 
 
 def _batch_limits(engine: Engine, settings: Settings) -> BatchLimits:
     return BatchLimits(
-        lanes=settings.lanes or auto_lanes(engine.encoder.device, settings.intra_op_threads),
+        lanes=settings.lanes
+        or auto_lanes(engine.encoder.device, settings.intra_op_threads, settings.workers),
         max_tokens=engine.manifest.tokenizer.max_tokens,
         max_batch_tokens=settings.max_batch_tokens,
         max_queue_tokens=settings.max_queue_tokens,

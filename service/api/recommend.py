@@ -125,6 +125,7 @@ class Recommend:
             deployment.cache.put(asked, CachedAnswer(body, effort, len(queries)), version)
         await exchange.respond(send, 200, headers, body)
         serving.telemetry.answered(effort, len(queries), total_s)
+        serving.telemetry.served(answer.predictions)
 
     async def _repeat(
         self, exchange: Exchange, deployment: Deployment, asked: bytes, send: Send

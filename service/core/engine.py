@@ -6,7 +6,7 @@ what is served. It holds no queue: that is `service.core.batcher`.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -194,7 +194,9 @@ class Engine:
             embeddings[chunk] = self.encoder.encode(batch)
             truncated[chunk] = batch.truncated
         encoded = self.clock()
-        predictions = self._search(queries, embeddings, truncated)
+        predictions = self._search(
+            queries, embeddings, truncated, dict(zip(texts, lengths, strict=True))
+        )
         timings = StageTimings(
             tokenize_s=tokenized - started,
             encode_s=encoded - tokenized,
@@ -238,6 +240,7 @@ class Engine:
         queries: Sequence[Query],
         embeddings: Float32Rows,
         truncated: "np.ndarray[tuple[int], np.dtype[np.bool_]]",
+        n_tokens: Mapping[int, int],
     ) -> list[Prediction]:
         """One index search for each (depth, effort, filter); depth changes a graph search's answer.
 
@@ -268,7 +271,13 @@ class Engine:
                     kept = np.flatnonzero(~np.isin(rows, left_out[position]))[: queries[position].k]
                     rows, served, raw = rows[kept], served[kept], raw[kept]
                 predictions[position] = Prediction(
-                    rows, served, embeddings[position], bool(truncated[position]), raw, plan
+                    rows,
+                    served,
+                    embeddings[position],
+                    bool(truncated[position]),
+                    raw,
+                    plan,
+                    n_tokens.get(position, 0),
                 )
         return [prediction for prediction in predictions if prediction is not None]
 
