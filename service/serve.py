@@ -19,11 +19,13 @@ from service.api.deployment import open_engine
 from service.api.server import ANSWER_GRACE_S, preload, run
 from service.core.engine import Engine
 from service.errors import AstrolabeError
+from service.gpu_metrics import open_gpu_metrics
 from service.processes import group_usage, n_threads, started_s
 from service.settings import Settings
 from service.shared_metrics import MasterTelemetry, forget_worker, share_metrics
 from service.supervisor import Supervisor
 from service.telemetry import Telemetry, configure_logging
+from service.tracing import check_tracing, open_tracer
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +38,12 @@ GPU_FILES: Final = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 def serve_alone(settings: Settings, listeners: Sequence[socket.socket]) -> None:
     """Serve in this process; raises BundleError, DeviceUnavailable."""
     first, *more = open_engines(settings)
-    run(create_app(first, settings, Telemetry(), more=more), listeners)
+    _run(first, more, settings, Telemetry(), listeners)
 
 
 def serve_with_workers(settings: Settings, listeners: Sequence[socket.socket]) -> None:
     """Serve in `settings.workers` processes; raises BundleError, WorkersFailed."""
+    check_tracing(settings)
     engines = open_engines(settings) if _survives_a_fork(settings) else []
     if (threads := n_threads()) > 1:
         log.warning("%d threads run before the fork: each worker opens its own bundles", threads)
@@ -106,11 +109,30 @@ def _work(
     share_metrics(metrics, str(number))
     try:
         first, *more = engines or open_engines(settings)
-        app = create_app(first, settings, Telemetry(metrics), more=more)
+        _run(first, more, settings, Telemetry(metrics), listeners, lifeline)
     except AstrolabeError as exc:
         log.error("cannot serve: %s", exc.detail)
         sys.exit(1)
-    run(app, listeners, lifeline)
+
+
+def _run(
+    first: Engine,
+    more: Sequence[Engine],
+    settings: Settings,
+    telemetry: Telemetry,
+    listeners: Sequence[socket.socket],
+    lifeline: int | None = None,
+) -> None:
+    """Serve open engines until a signal, traced and with the GPU's metrics where these are."""
+    telemetry.tracer = open_tracer(settings)
+    gpu = open_gpu_metrics(first.encoder.device)
+    if gpu is not None:
+        telemetry.show_beside(gpu)
+    try:
+        run(create_app(first, settings, telemetry, more=more), listeners, lifeline)
+    finally:
+        if telemetry.tracer is not None:
+            telemetry.tracer.shutdown()
 
 
 def _survives_a_fork(settings: Settings) -> bool:

@@ -179,6 +179,25 @@ class Settings(EdgeSettings):
         ge=0,
         description="After that: how long requests already accepted may take to finish.",
     )
+    live_recall_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of answered queries, drawn at random, that is searched again exactly in "
+        "the background, to measure the recall of the served answers. 0 is off.",
+    )
+    otel_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="Where OpenTelemetry traces go, by OTLP over HTTP, such as "
+        "`http://collector:4318`. Needs the extra `otel`. Not set, nothing is traced.",
+    )
+    otel_sample_ratio: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of traces that is kept, where the caller has not decided.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe level that is logged."
     )

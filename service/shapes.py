@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.utils import floatToGoString
 
 from service.core.drift import Drift
 from service.core.types import Prediction
@@ -63,7 +64,7 @@ class _Shape:
     ) -> None:
         self.waiting: list[Any] = []
         self._bounds = np.array(bounds, np.float64)
-        self._buckets = [counts.labels(name, str(float(b))) for b in (*bounds, float("inf"))]
+        self._buckets = [counts.labels(name, floatToGoString(b)) for b in (*bounds, float("inf"))]
         self._sum = sums.labels(name)
         self._drift = Drift()
         self._bins = [

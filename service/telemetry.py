@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Final, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Final, Literal, TextIO
 
 from prometheus_client import (
     CollectorRegistry,
@@ -26,11 +26,15 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from service.core.live_recall import Window
 from service.core.types import Prediction, StageTimings
 from service.exposition import Exposition
 from service.shapes import Shapes
+
+if TYPE_CHECKING:
+    from service.tracing import RequestTracer
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 STAGES: Final = ("queue", "tokenize", "encode", "search", "total")
@@ -71,6 +75,7 @@ class Telemetry:
         self.registry = CollectorRegistry()
         self.registry.register(self._exposition)
         self.in_flight = 0
+        self.tracer: RequestTracer | None = None
         self._watched: dict[Gauge, Callable[[], float]] = {}
         self._pending: list[tuple[Callable[[float], None], float]] = []
         self._requests: dict[tuple[str, int], Any] = {}
@@ -87,15 +92,7 @@ class Telemetry:
             ["stage"],
         )
         self._stage = {name: stages.labels(name) for name in STAGES}
-        self._batch_queries = self._histogram("batch_queries", "Texts in a batch.", QUERIES_BUCKETS)
-        self._batch_tokens = self._histogram(
-            "batch_tokens", "Tokens in a batch, padding not counted.", TOKENS_BUCKETS
-        )
-        self._batch_padding_ratio = self._histogram(
-            "batch_padding_ratio",
-            "Share of a batch's padded tokens that is padding.",
-            RATIO_BUCKETS,
-        )
+        self._make_batch_metrics()
         self._queue_tokens = self._gauge("queue_tokens", "Estimated tokens that wait for a lane.")
         self._watch(
             self._gauge("inflight_requests", "Requests being answered."), lambda: self.in_flight
@@ -133,6 +130,17 @@ class Telemetry:
         self._shapes = Shapes(self._own)
         if shared is None:
             ProcessCollector(registry=self._own)
+
+    def _make_batch_metrics(self) -> None:
+        self._batch_queries = self._histogram("batch_queries", "Texts in a batch.", QUERIES_BUCKETS)
+        self._batch_tokens = self._histogram(
+            "batch_tokens", "Tokens in a batch, padding not counted.", TOKENS_BUCKETS
+        )
+        self._batch_padding_ratio = self._histogram(
+            "batch_padding_ratio",
+            "Share of a batch's padded tokens that is padding.",
+            RATIO_BUCKETS,
+        )
 
     def _describe_bundles(self) -> Gauge:
         return self._gauge(
@@ -233,6 +241,10 @@ class Telemetry:
         """The registry in Prometheus' text format."""
         self.refresh()
         return generate_latest(self.registry)
+
+    def show_beside(self, collector: Collector) -> None:
+        """Let scrapes also see what this collector finds in the machine."""
+        self._exposition.beside.append(collector)
 
     def tick(self) -> None:
         """Let the other workers' scrapes see this one; called twice a second on the loop."""

@@ -165,7 +165,7 @@ class Deployments:
             slot = self.slots.get(fresh.name)
             if slot is None or fresh is slot.current:
                 if slot is None:
-                    await fresh.batcher.drain(0.0)
+                    await fresh.drain(0.0)
                 raise BundleRefused(
                     f"{path.name} is of model {fresh.name}, which "
                     + ("nothing serves: activate it" if slot is None else "it serves already")
@@ -202,7 +202,7 @@ class Deployments:
 
     async def drain(self, timeout_s: float) -> None:
         """Stop intake everywhere and finish or fail what was accepted."""
-        drains = [deployment.batcher.drain(timeout_s) for deployment in self]
+        drains = [deployment.drain(timeout_s) for deployment in self]
         await asyncio.gather(*drains, *self._leaving)
 
     async def _fresh(self, path: Path, result: str) -> Deployment:
@@ -247,7 +247,7 @@ class Deployments:
         task.add_done_callback(self._leaving.discard)
 
     async def _leave(self, deployment: Deployment) -> None:
-        await deployment.batcher.drain(self._settings.drain_timeout_s)
+        await deployment.drain(self._settings.drain_timeout_s)
         del deployment
         # A thread: collecting takes a tenth of a second that no request should wait for.
         await asyncio.to_thread(_give_back_memory)

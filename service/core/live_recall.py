@@ -70,7 +70,7 @@ class LiveRecall:
         share: float,
         observer: RecallObserver,
         *,
-        seed: int | None = None,
+        seed: int = 0,
         window: int = WINDOW_SAMPLES,
         queue_size: int = QUEUE_SIZE,
     ) -> None:
@@ -84,11 +84,6 @@ class LiveRecall:
         self._last: dict[str, deque[tuple[int, int]]] = {}
         self._windows: dict[str, Window] = {}
         self._thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        """Start the thread that searches."""
-        self._thread = threading.Thread(target=self._run, name="live-recall", daemon=True)
-        self._thread.start()
 
     def stop(self, timeout_s: float = 1.0) -> None:
         """End the thread; what still waits is not measured."""
@@ -110,6 +105,9 @@ class LiveRecall:
         """
         if self._random.random() >= self._share or effort == EXACT:
             return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="live-recall", daemon=True)
+            self._thread.start()
         try:
             self._queue.put_nowait(_Sample(embedding, rows, effort, k))
         except Full:
