@@ -1,4 +1,4 @@
-"""python -m service: settings, logs, engine, then uvicorn until a signal.
+"""python -m service: settings, logs, ports, then serving until a signal.
 
 The port is bound first and listened on last: a taken port is known at once, and a client that
 comes while the bundle is still being verified and warmed is refused by the kernel instead of
@@ -36,19 +36,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(settings: "Settings") -> int:
-    from service.api.app import create_app
-    from service.api.deployment import open_engine
-    from service.api.server import bind, run
-    from service.telemetry import Telemetry, configure_logging
+    if settings.workers > 1:
+        # NumPy's own threads, started at its import, would not survive the fork.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from service.api.server import bind
+    from service.serve import serve_alone, serve_with_workers
+    from service.telemetry import configure_logging
 
     configure_logging(settings.log_level, settings.log_format)
     log.info("starting", extra={"fields": {"pid": os.getpid(), "settings": settings.public()}})
-    with contextlib.ExitStack() as ports:
-        ports_wanted = [settings.port, *([settings.admin_port] if settings.admin_port else [])]
-        listeners = [ports.enter_context(bind(settings.host, port)) for port in ports_wanted]
-        engine = open_engine(settings.bundle, settings)
-        more = [open_engine(path, settings) for path in settings.more_bundles]
-        run(create_app(engine, settings, Telemetry(), more=more), *listeners)
+    ports = [settings.port, *filter(None, (settings.admin_port, settings.metrics_port))]
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(bind(settings.host, port)) for port in ports]
+        serve = serve_with_workers if settings.workers > 1 else serve_alone
+        serve(settings, listeners)
     log.info("stopped")
     return 0
 

@@ -50,6 +50,13 @@ class EdgeSettings(BaseSettings):
         description="Second port on the same address that alone answers what needs the admin key; "
         "there it answers nothing else but probes and metrics.",
     )
+    metrics_port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="Another port on the same address that alone answers `/metrics`; the probes "
+        "are on every port. Not set, metrics are on `port`.",
+    )
     rate_limit_per_s: float | None = Field(
         None,
         gt=0,

@@ -43,7 +43,8 @@ again can help (`retryable`); `service.api.problems` maps by these three and by 
     │   ├── CatalogueUnavailable    503 no place for them is set, or the disk or a lock refuses
     │   └── CatalogueCorrupt        503 their file is damaged, or no file of this catalogue
     ├── DeviceUnavailable           the execution provider asked for cannot be had
-    └── SettingsInvalid             the configuration is refused at start
+    ├── SettingsInvalid             the configuration is refused at start
+    └── WorkersFailed               worker processes die again and again at their start
 """
 
 from typing import ClassVar
@@ -296,3 +297,9 @@ class SettingsInvalid(AstrolabeError):
     """A setting is unknown, out of range or at odds with another one or with the bundle."""
 
     code, title, status = "settings_invalid", "Settings invalid", 500
+
+
+class WorkersFailed(AstrolabeError):
+    """Worker processes ended at their start, again and again."""
+
+    code, title = "workers_failed", "Worker processes keep ending"

@@ -42,6 +42,13 @@ class Settings(EdgeSettings, GpuSettings):
     )
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 takes any free one.")
+    workers: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="Worker processes that share the port and, on the CPU with `intra_op_threads` "
+        "1, one copy of the bundle. Queue limits are for each of them.",
+    )
     device: Literal["auto", "cuda", "tensorrt", "cpu"] = Field(
         "auto",
         description="Where the encoder runs. `cuda` and `tensorrt` refuse to start without one; "
@@ -58,7 +65,7 @@ class Settings(EdgeSettings, GpuSettings):
         ge=0,
         le=256,
         description="Batches computed at once. 0 means one for every `intra_op_threads` usable "
-        "CPUs (affinity and cgroup quota counted), or two on a GPU.",
+        "CPUs (affinity and cgroup quota counted), or two on a GPU; divided by `workers`.",
     )
     intra_op_threads: int = Field(
         1, ge=1, le=256, description="Threads that one encoder call may use inside its lane."
@@ -173,6 +180,25 @@ class Settings(EdgeSettings, GpuSettings):
         ge=0,
         description="After that: how long requests already accepted may take to finish.",
     )
+    live_recall_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of answered queries, drawn at random, that is searched again exactly in "
+        "the background, to measure the recall of the served answers. 0 is off.",
+    )
+    otel_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="Where OpenTelemetry traces go, by OTLP over HTTP, such as "
+        "`http://collector:4318`. Needs the extra `otel`. Not set, nothing is traced.",
+    )
+    otel_sample_ratio: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of traces that is kept, where the caller has not decided.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe level that is logged."
     )
@@ -211,6 +237,17 @@ class Settings(EdgeSettings, GpuSettings):
             raise ValueError(
                 f"cuda_graphs does not go with device {self.device}: set the device to cuda, or "
                 "leave graphs off"
+            )
+        if self.workers > 1 and self.admin_key is not None and self.state_dir is None:
+            raise ValueError(
+                f"workers ({self.workers}) cannot agree on what admin requests change without "
+                "state_dir: name a folder, or leave out admin_key"
+            )
+        ports = [port for port in (self.admin_port, self.metrics_port) if port is not None]
+        if len({self.port, *ports}) <= len(ports):
+            raise ValueError(
+                f"port ({self.port}), admin_port ({self.admin_port}) and metrics_port "
+                f"({self.metrics_port}) must differ: choose another one"
             )
         if self.adaptive_effort:
             self._check_adaptive()

@@ -2,6 +2,9 @@
 
 One `Telemetry` owns one registry, so two services can live in a process and tests see only their
 own counts. It is fed from the event loop's thread; children of labelled metrics are looked up once.
+
+Where several worker processes serve, their metrics live in files of one folder
+(`service.shared_metrics`), and a scrape of any worker adds up what all of them wrote.
 """
 
 import json
@@ -9,9 +12,10 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any, Final, TextIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, TextIO
 
 from prometheus_client import (
     CollectorRegistry,
@@ -21,8 +25,16 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
-from service.core.types import StageTimings
+from service.core.live_recall import Window
+from service.core.types import Prediction, StageTimings
+from service.exposition import Exposition
+from service.shapes import Shapes
+
+if TYPE_CHECKING:
+    from service.tracing import RequestTracer
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 STAGES: Final = ("queue", "tokenize", "encode", "search", "total")
@@ -36,59 +48,54 @@ SECONDS_BUCKETS: Final = (
 QUERIES_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 TOKENS_BUCKETS: Final = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 RATIO_BUCKETS: Final = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-
 FLUSH_AT: Final = 64
 """Observations kept back and then made together: made one by one, between other work and on cold
 processor caches, they took a seventh of the service's CPU at one connection. A scrape sees all."""
 
+GaugeMode = Literal["livesum", "livemax"]
+"""How the gauges of several workers become one; `live` leaves out those of dead workers."""
+
 request_id_of_task: ContextVar[str] = ContextVar("request_id", default="")
 """The id of the request that the current task answers; every log line inside carries it."""
+
+trace_id_of_task: ContextVar[str] = ContextVar("trace_id", default="")
+"""The trace that the current task belongs to, where requests are traced."""
 
 
 class Telemetry:
     """The metrics of one service; `service.core.batcher` and `service.api` report to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, shared: Path | None = None) -> None:
+        """`shared` is the folder given to `share_metrics`, where workers share their metrics."""
+        self._shared = shared
+        self._own = CollectorRegistry()
+        self._exposition = Exposition(
+            self._own if shared is None else MultiProcessCollector(None, path=str(shared))
+        )
         self.registry = CollectorRegistry()
+        self.registry.register(self._exposition)
         self.in_flight = 0
+        self.tracer: RequestTracer | None = None
+        self._watched: dict[Gauge, Callable[[], float]] = {}
         self._pending: list[tuple[Callable[[float], None], float]] = []
         self._requests: dict[tuple[str, int], Any] = {}
-        self._request_seconds = Histogram(
-            "astrolabe_request_seconds",
+        self._request_seconds = self._histogram(
+            "request_seconds",
             "Time from the request's arrival to its answer's last byte, by route and status.",
+            SECONDS_BUCKETS,
             ["route", "status"],
-            buckets=SECONDS_BUCKETS,
-            registry=self.registry,
         )
-        stages = Histogram(
-            "astrolabe_stage_seconds",
+        stages = self._histogram(
+            "stage_seconds",
             "Time in a stage: queue and total once a request, the others once a batch.",
+            SECONDS_BUCKETS,
             ["stage"],
-            buckets=SECONDS_BUCKETS,
-            registry=self.registry,
         )
         self._stage = {name: stages.labels(name) for name in STAGES}
-        self._batch_queries = Histogram(
-            "astrolabe_batch_queries",
-            "Texts in a batch.",
-            buckets=QUERIES_BUCKETS,
-            registry=self.registry,
-        )
-        self._batch_tokens = Histogram(
-            "astrolabe_batch_tokens",
-            "Tokens in a batch, padding not counted.",
-            buckets=TOKENS_BUCKETS,
-            registry=self.registry,
-        )
-        self._batch_padding_ratio = Histogram(
-            "astrolabe_batch_padding_ratio",
-            "Share of a batch's padded tokens that is padding.",
-            buckets=RATIO_BUCKETS,
-            registry=self.registry,
-        )
+        self._make_batch_metrics()
         self._queue_tokens = self._gauge("queue_tokens", "Estimated tokens that wait for a lane.")
-        self._gauge("inflight_requests", "Requests being answered.").set_function(
-            lambda: self.in_flight
+        self._watch(
+            self._gauge("inflight_requests", "Requests being answered."), lambda: self.in_flight
         )
         self._rejected = self._counter(
             "rejected", "Requests refused at admission, by reason (an error code).", "reason"
@@ -107,18 +114,40 @@ class Telemetry:
         self._effort_steps_down = self._gauge(
             "effort_steps_down",
             "Steps by which the ceiling on effort is lowered; 0 where it is not.",
+            "livemax",
         )
         self._bundle_info = self._describe_bundles()
         self._cache = self._counter("cache", "Look-ups in the cache of answers.", "result")
         self._swaps = self._counter("bundle_swap", "Changes of bundles, by result.", "result")
-        ProcessCollector(registry=self.registry)
+        self._live_recall_dropped = Counter(
+            "astrolabe_live_recall_dropped",
+            "Sampled answers that were not measured: the queue was full, or the search failed.",
+            registry=self._own,
+        )
+        self._live_recall = self._gauge(
+            "internal_recall", "Sums over samples.", "livesum", ["point", "what"]
+        )
+        self._shapes = Shapes(self._own)
+        if shared is None:
+            ProcessCollector(registry=self._own)
+
+    def _make_batch_metrics(self) -> None:
+        self._batch_queries = self._histogram("batch_queries", "Texts in a batch.", QUERIES_BUCKETS)
+        self._batch_tokens = self._histogram(
+            "batch_tokens", "Tokens in a batch, padding not counted.", TOKENS_BUCKETS
+        )
+        self._batch_padding_ratio = self._histogram(
+            "batch_padding_ratio",
+            "Share of a batch's padded tokens that is padding.",
+            RATIO_BUCKETS,
+        )
 
     def _describe_bundles(self) -> Gauge:
-        return Gauge(
-            "astrolabe_bundle_info",
+        return self._gauge(
+            "bundle_info",
             "1 for a bundle being served, with the version that serves it; 0 once it is not.",
+            "livemax",
             ["bundle_id", "name", "version"],
-            registry=self.registry,
         )
 
     def request_finished(self, route: str, status: int, seconds: float) -> None:
@@ -142,6 +171,19 @@ class Telemetry:
         if child is None:
             child = self._key_children[name] = self._key_requests.labels(name)
         self._note((child.inc, 1))
+
+    def served(self, predictions: Sequence[Prediction]) -> None:
+        """Record what answers look like: their best scores and how long their texts were."""
+        self._shapes.add(predictions)
+
+    def live_recall(self, point: str, window: Window) -> None:
+        """Record the sums of the last samples of one operating point; from any thread."""
+        for what in ("found", "wanted", "samples"):
+            self._live_recall.labels(point, what).set(getattr(window, what))
+
+    def live_recall_dropped(self) -> None:
+        """Count a sampled answer that was not measured; from any thread."""
+        self._live_recall_dropped.inc()
 
     def queued(self, seconds: float) -> None:
         """Record how long one job waited for its lane."""
@@ -170,11 +212,11 @@ class Telemetry:
 
     def watch_queue(self, tokens: Callable[[], int]) -> None:
         """Read the queue gauge from here at every scrape."""
-        self._queue_tokens.set_function(tokens)
+        self._watch(self._queue_tokens, tokens)
 
     def watch_effort(self, steps_down: Callable[[], int]) -> None:
         """Read the gauge of the ceiling on effort from here at every scrape."""
-        self._effort_steps_down.set_function(steps_down)
+        self._watch(self._effort_steps_down, steps_down)
 
     def describe_bundle(
         self, *, bundle_id: str, name: str, version: str, serving: bool = True
@@ -197,8 +239,24 @@ class Telemetry:
 
     def render(self) -> bytes:
         """The registry in Prometheus' text format."""
-        self._flush()
+        self.refresh()
         return generate_latest(self.registry)
+
+    def show_beside(self, collector: Collector) -> None:
+        """Let scrapes also see what this collector finds in the machine."""
+        self._exposition.beside.append(collector)
+
+    def tick(self) -> None:
+        """Let the other workers' scrapes see this one; called twice a second on the loop."""
+        if self._shared is not None:
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Bring every metric up to date."""
+        self._flush()
+        self._shapes.flush()
+        for gauge, read in self._watched.items():
+            gauge.set(read())
 
     def _note(self, *notes: tuple[Callable[[float], None], float]) -> None:
         self._pending += notes
@@ -210,45 +268,80 @@ class Telemetry:
         for record, value in pending:
             record(value)
 
-    def _gauge(self, name: str, help_text: str) -> Gauge:
-        return Gauge(f"astrolabe_{name}", help_text, registry=self.registry)
+    def _watch(self, gauge: Gauge, read: Callable[[], float]) -> None:
+        # Set and not `set_function`: metrics in files cannot call anything.
+        self._watched[gauge] = read
+
+    def _gauge(
+        self,
+        name: str,
+        help_text: str,
+        mode: GaugeMode = "livesum",
+        labels: Sequence[str] = (),
+    ) -> Gauge:
+        return Gauge(
+            f"astrolabe_{name}", help_text, labels, registry=self._own, multiprocess_mode=mode
+        )
+
+    def _histogram(
+        self, name: str, help_text: str, buckets: Sequence[float], labels: Sequence[str] = ()
+    ) -> Histogram:
+        return Histogram(
+            f"astrolabe_{name}", help_text, labels, buckets=buckets, registry=self._own
+        )
 
     def _counter(self, name: str, help_text: str, label: str) -> Counter:
         # prometheus_client appends _total itself
-        return Counter(f"astrolabe_{name}", help_text, [label], registry=self.registry)
+        return Counter(f"astrolabe_{name}", help_text, [label], registry=self._own)
 
     def _info(self, name: str, help_text: str, labels: dict[str, str]) -> None:
-        gauge = Gauge(f"astrolabe_{name}", help_text, list(labels), registry=self.registry)
-        gauge.labels(**labels).set(1)
+        self._gauge(name, help_text, "livemax", list(labels)).labels(**labels).set(1)
 
 
-class JsonFormatter(logging.Formatter):
+class _EntryFormatter(logging.Formatter):
+    """`common` are members of every entry of this process."""
+
+    def __init__(self, **common: object) -> None:
+        super().__init__()
+        self._common = common
+
+    def _entry(self, record: logging.LogRecord) -> dict[str, Any]:
+        return _entry_of(record, self._common)
+
+
+class JsonFormatter(_EntryFormatter):
     """One JSON object a line; `extra={"fields": {...}}` of a log call becomes members of it."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as JSON; a newline in a value can never start a second line."""
-        entry = _entry_of(record)
+        entry = self._entry(record)
         if record.exc_info:
             entry["exception"] = _exception_of(record)
         return json.dumps(entry, default=str)
 
 
-class TextFormatter(logging.Formatter):
+class TextFormatter(_EntryFormatter):
     """`time level logger message key=value ...`, for a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line, a traceback below it where there is one."""
-        entry = _entry_of(record)
+        entry = self._entry(record)
         head = " ".join(str(entry.pop(key)) for key in ("time", "level", "logger", "message"))
         line = " ".join([head, *(f"{key}={value!r}" for key, value in entry.items())])
         line = line.replace("\r", "\\r").replace("\n", "\\n")
         return f"{line}\n{_exception_of(record)}" if record.exc_info else line
 
 
-def configure_logging(level: str, style: str, stream: TextIO | None = None) -> None:
-    """Send every log line of the process, uvicorn's too, to standard error in one format."""
+def configure_logging(
+    level: str, style: str, stream: TextIO | None = None, worker: int | None = None
+) -> None:
+    """Send every log line of the process, uvicorn's too, to standard error in one format.
+
+    Where there are several workers, `worker` is this one's number and stands in every line.
+    """
     handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
+    common = {} if worker is None else {"worker": worker}
+    handler.setFormatter(JsonFormatter(**common) if style == "json" else TextFormatter(**common))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # uvicorn's start and stop lines at info repeat ours.
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))
@@ -277,15 +370,18 @@ def _exception_of(record: logging.LogRecord) -> str:
     return "\n".join(reversed(parts))
 
 
-def _entry_of(record: logging.LogRecord) -> dict[str, Any]:
+def _entry_of(record: logging.LogRecord, common: Mapping[str, object]) -> dict[str, Any]:
     moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
     entry: dict[str, Any] = {
         "time": f"{moment}.{int(record.msecs):03d}Z",
         "level": record.levelname.lower(),
         "logger": record.name,
         "message": record.getMessage(),
+        **common,
     }
     if request_id := request_id_of_task.get():
         entry["request_id"] = request_id
+    if trace_id := trace_id_of_task.get():
+        entry["trace_id"] = trace_id
     fields = getattr(record, "fields", None)
     return entry | fields if isinstance(fields, dict) else entry

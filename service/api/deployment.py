@@ -14,6 +14,7 @@ from service.bundle import read_manifest, resolve
 from service.core.adaptive_effort import AdaptiveEffort, EffortPolicy
 from service.core.batcher import BatchLimits, MicroBatcher
 from service.core.engine import Engine
+from service.core.live_recall import EXACT, LiveRecall
 from service.cpus import usable_cpus
 from service.settings import Settings
 from service.telemetry import Telemetry
@@ -30,7 +31,17 @@ class Deployment:
     `effort` is None where effort is not adapted to the load, `cache` where answers are not kept.
     """
 
-    __slots__ = ("batcher", "bundle_id", "cache", "effort", "engine", "folder", "models", "name")
+    __slots__ = (
+        "batcher",
+        "bundle_id",
+        "cache",
+        "effort",
+        "engine",
+        "folder",
+        "live_recall",
+        "models",
+        "name",
+    )
 
     def __init__(
         self,
@@ -46,10 +57,17 @@ class Deployment:
         self.bundle_id = manifest.bundle_id
         self.effort = open_effort(engine, settings, clock) if settings.adaptive_effort else None
         self.cache = AnswerCache(settings.cache_entries) if settings.cache_entries else None
+        self.live_recall = open_live_recall(engine, settings, telemetry)
         self.models: RequestModels = request_models(_limits(engine, settings))
         self.batcher = MicroBatcher(
             engine.predict, _batch_limits(engine, settings), telemetry, clock, self.effort
         )
+
+    async def drain(self, timeout_s: float) -> None:
+        """Finish or fail what was accepted, and measure nothing any more."""
+        await self.batcher.drain(timeout_s)
+        if self.live_recall is not None:
+            self.live_recall.stop()
 
     def effort_steps_down(self) -> int:
         """Steps by which the ceiling on effort is lowered now."""
@@ -69,12 +87,32 @@ def open_engine(path: Path, settings: Settings) -> Engine:
         intra_op_threads=settings.intra_op_threads,
         max_batch_tokens=settings.max_batch_tokens,
         variant=settings.encoder_variant,
-        state_dir=settings.state_dir,
         gpu=settings.gpu_options(),
     )
     if settings.device == "auto" and engine.encoder.device == "cpu":
         log.warning("no GPU in use: device auto fell back to the CPU")
     return engine
+
+
+def with_changes(engine: Engine, settings: Settings) -> Engine:
+    """The engine with the changes of labels that `state_dir` keeps; raises CatalogueError."""
+    return engine if settings.state_dir is None else engine.with_changes(settings.state_dir)
+
+
+def open_changed_engine(path: Path, settings: Settings) -> Engine:
+    """As `open_engine`, with changes; raises CatalogueError too."""
+    return with_changes(open_engine(path, settings), settings)
+
+
+def open_live_recall(engine: Engine, settings: Settings, telemetry: Telemetry) -> LiveRecall | None:
+    """The measuring of live recall, where it is wanted and the bundle can search exactly."""
+    share = settings.live_recall_share
+    if not share:
+        return None
+    if EXACT not in engine.efforts:
+        log.warning("live recall is off: this bundle has no operating point %s", EXACT)
+        return None
+    return LiveRecall(engine.catalogue.search, share, telemetry)
 
 
 def open_effort(engine: Engine, settings: Settings, clock: Callable[[], float]) -> AdaptiveEffort:
@@ -95,14 +133,16 @@ def open_effort(engine: Engine, settings: Settings, clock: Callable[[], float]) 
     return effort
 
 
-def auto_lanes(device: str, intra_op_threads: int) -> int:
-    """Lanes for a device where the settings leave the number open."""
-    return max(1, usable_cpus() // intra_op_threads) if device == "cpu" else GPU_LANES
+def auto_lanes(device: str, intra_op_threads: int, workers: int = 1) -> int:
+    """Lanes of one worker for a device, where the settings leave the number open."""
+    lanes = usable_cpus() // intra_op_threads if device == "cpu" else GPU_LANES
+    return max(1, lanes // workers)
 
 
 def _batch_limits(engine: Engine, settings: Settings) -> BatchLimits:
     return BatchLimits(
-        lanes=settings.lanes or auto_lanes(engine.encoder.device, settings.intra_op_threads),
+        lanes=settings.lanes
+        or auto_lanes(engine.encoder.device, settings.intra_op_threads, settings.workers),
         max_tokens=engine.manifest.tokenizer.max_tokens,
         max_batch_tokens=settings.max_batch_tokens,
         max_queue_tokens=settings.max_queue_tokens,

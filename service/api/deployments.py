@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from service.api.deployment import Deployment, open_engine
+from service.api.deployment import Deployment, open_changed_engine
 from service.core.engine import Engine
 from service.errors import (
     BundleError,
     BundleRefused,
+    CatalogueError,
     DeviceUnavailable,
     InvalidValue,
     ModelUnknown,
@@ -62,7 +63,7 @@ class Deployments:
         settings: Settings,
         telemetry: Telemetry,
         clock: Callable[[], float],
-        open_: Callable[[Path, Settings], Engine] = open_engine,
+        open_: Callable[[Path, Settings], Engine] = open_changed_engine,
     ) -> None:
         first, *more = (Deployment(engine, settings, telemetry, clock) for engine in engines)
         self.slots = {first.name: Slot(first)}
@@ -166,7 +167,7 @@ class Deployments:
             slot = self.slots.get(fresh.name)
             if slot is None or fresh is slot.current:
                 if slot is None:
-                    await fresh.batcher.drain(0.0)
+                    await fresh.drain(0.0)
                 raise BundleRefused(
                     f"{path.name} is of model {fresh.name}, which "
                     + ("nothing serves: activate it" if slot is None else "it serves already")
@@ -203,7 +204,7 @@ class Deployments:
 
     async def drain(self, timeout_s: float) -> None:
         """Stop intake everywhere and finish or fail what was accepted."""
-        drains = [deployment.batcher.drain(timeout_s) for deployment in self]
+        drains = [deployment.drain(timeout_s) for deployment in self]
         await asyncio.gather(*drains, *self._leaving)
 
     async def _fresh(self, path: Path, result: str) -> Deployment:
@@ -214,7 +215,7 @@ class Deployments:
                 return self._counted(deployment, result)
         try:
             engine = await asyncio.to_thread(self._open, path, self._settings)
-        except (BundleError, DeviceUnavailable, SettingsInvalid) as exc:
+        except (BundleError, CatalogueError, DeviceUnavailable, SettingsInvalid) as exc:
             self._telemetry.swapped("failed")
             log.error("bundle refused", extra={"fields": {"path": str(path), "code": exc.code}})
             raise BundleRefused(f"{exc.code}: {exc.detail}; nothing has changed") from exc
@@ -248,7 +249,7 @@ class Deployments:
         task.add_done_callback(self._leaving.discard)
 
     async def _leave(self, deployment: Deployment) -> None:
-        await deployment.batcher.drain(self._settings.drain_timeout_s)
+        await deployment.drain(self._settings.drain_timeout_s)
         del deployment
         # A thread: collecting takes a tenth of a second that no request should wait for.
         await asyncio.to_thread(_give_back_memory)

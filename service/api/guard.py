@@ -22,7 +22,8 @@ OPEN_PREFIXES: Final = ("/docs", "/problems/", "/ui/")
 ADMIN_PREFIX: Final = "/admin/"
 LABELS_PREFIX: Final = "/v1/label"
 CHANGING_METHODS: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
-PROBES: Final = frozenset({"/livez", "/readyz", "/metrics"})
+METRICS_PATH: Final = "/metrics"
+PROBES: Final = frozenset({"/livez", "/readyz", METRICS_PATH})
 
 
 class Guard:
@@ -37,12 +38,14 @@ class Guard:
         self._keys = Keyring(keys)
         self._known = bool(keys)
         self._admin_port = settings.admin_port
+        self._metrics_port = settings.metrics_port
         self._rate = (
             RateLimit(settings.rate_limit_per_s, settings.rate_burst, clock)
             if settings.rate_limit_per_s is not None
             else None
         )
-        self.idle = not keys and self._rate is None and self._admin_port is None
+        self._ports_differ = not (settings.admin_port is settings.metrics_port is None)
+        self.idle = not keys and self._rate is None and not self._ports_differ
         """No rule but one can refuse anything: what needs an admin key is off."""
 
     def admit(self, scope: Scope, authorization: bytes) -> str:
@@ -52,7 +55,7 @@ class Guard:
         """
         path: str = scope["path"]
         admin = needs_admin(scope["method"], path)
-        if self._admin_port is not None:
+        if self._ports_differ:
             self._check_port(scope, path, admin)
         if not admin and (path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)):
             return ""
@@ -67,8 +70,16 @@ class Guard:
 
     def _check_port(self, scope: Scope, path: str, admin: bool) -> None:
         server = scope.get("server")
-        on_admin_port = server is not None and server[1] == self._admin_port
-        if admin != on_admin_port and path not in PROBES:
+        port = server[1] if server is not None else None
+        if path == METRICS_PATH and self._metrics_port is not None:
+            right = port == self._metrics_port
+        elif path in PROBES:
+            right = True
+        elif self._admin_port is not None and admin:
+            right = port == self._admin_port
+        else:
+            right = port is None or port not in (self._admin_port, self._metrics_port)
+        if not right:
             raise NotFound(f"there is no route {path[:200]!r} on this port")
 
     def _check_admin(self, name: str | None, scope: Scope) -> None:

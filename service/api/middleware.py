@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.guard import Guard, needs_admin
 from service.api.problems import Headers, as_error, problem_body, problem_headers
 from service.api.serving import Serving
+from service.core.batcher import Answer
 from service.errors import (
     Abandoned,
     AstrolabeError,
@@ -27,7 +28,8 @@ from service.errors import (
     RateLimited,
 )
 from service.settings import Settings
-from service.telemetry import request_id_of_task
+from service.telemetry import request_id_of_task, trace_id_of_task
+from service.tracing import RequestTrace
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +61,8 @@ class Exchange:
     code: str = ""
     route: str = ""
     queries: list[str] | None = None
+    answer: Answer | None = None
+    trace: RequestTrace | None = None
     key: str = ""
 
     async def respond(self, send: Send, status: int, headers: Headers, body: bytes) -> None:
@@ -128,6 +132,9 @@ class Gate:
         )
         scope[EXCHANGE] = exchange
         request_id_of_task.set(request_id)
+        if telemetry.tracer is not None:
+            exchange.trace = telemetry.tracer.begin(scope["method"], scope["path"], headers)
+            trace_id_of_task.set(exchange.trace.trace_id if exchange.trace else "")
         telemetry.in_flight += 1
         try:
             endpoint = self.bare.get((scope["method"], scope["path"]))
@@ -157,6 +164,8 @@ class Gate:
         seconds = self.serving.clock() - exchange.started_s
         route = exchange.route or getattr(scope.get("route"), "path", UNMATCHED)
         telemetry.request_finished(route, status, seconds)
+        if exchange.trace is not None and telemetry.tracer is not None:
+            telemetry.tracer.finish(exchange.trace, scope["method"], route, status, exchange.answer)
         if exchange.key:
             telemetry.key_used(exchange.key)
         if exchange.code == RateLimited.code:

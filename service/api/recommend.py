@@ -25,6 +25,7 @@ from service.api.serving import Serving
 from service.api.watch import Watch
 from service.core.batcher import Answer
 from service.core.labels import Label
+from service.core.live_recall import LiveRecall
 from service.core.types import FilterPlan, LabelFilter, Prediction, Query
 from service.errors import InvalidValue
 
@@ -97,7 +98,7 @@ class Recommend:
         serving, engine = self._serving, deployment.engine
         version = engine.version
         future = deployment.batcher.submit(queries, exchange.started_s + exchange.timeout_s)
-        answer = await watch.answer(future)
+        answer = exchange.answer = await watch.answer(future)
         effort = answer.queries[0].effort
         raw = request.scores == "raw"
         results = [_result(deployment, request, item) for item in answer.predictions]
@@ -125,6 +126,9 @@ class Recommend:
             deployment.cache.put(asked, CachedAnswer(body, effort, len(queries)), version)
         await exchange.respond(send, 200, headers, body)
         serving.telemetry.answered(effort, len(queries), total_s)
+        serving.telemetry.served(answer.predictions)
+        if deployment.live_recall is not None:
+            _offer(deployment.live_recall, answer)
 
     async def _repeat(
         self, exchange: Exchange, deployment: Deployment, asked: bytes, send: Send
@@ -223,6 +227,12 @@ def _result(deployment: Deployment, request: Wanted, prediction: Prediction) -> 
     if prediction.plan is not None:
         result["plan"] = _plan(prediction.plan)
     return result
+
+
+def _offer(live_recall: LiveRecall, answer: Answer) -> None:
+    for query, prediction in zip(answer.queries, answer.predictions, strict=True):
+        if query.label_filter is None and query.item_id is None:
+            live_recall.offer(prediction.embedding, prediction.rows, query.effort, query.k)
 
 
 def _plan(plan: FilterPlan) -> dict[str, Any]:

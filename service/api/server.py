@@ -13,10 +13,11 @@ import logging
 import math
 import signal
 import socket
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
 
 import uvicorn
+from fastapi import FastAPI
 
 from service.api.connection import BoundedConnection, ConnectionLimits
 from service.api.cors import with_cors
@@ -29,6 +30,18 @@ log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ANSWER_GRACE_S = 1.0
 """Time for the last answers to leave after the batcher has settled every request."""
+
+PARTS: Final[dict[str, Any]] = {
+    "loop": "uvloop",
+    "ws": "none",
+    "lifespan": "on",
+    "log_config": None,
+}
+
+LAST_REQUESTS_S = 0.1
+"""Time for requests to arrive on connections that were opened just before the port closed."""
+
+TICKS_BETWEEN_REFRESHES = 5
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -44,27 +57,32 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def run(app: Gate, *listeners: socket.socket) -> None:
-    """Serve on bound sockets until a signal ends it; a second one is the admin's."""
+def run(app: Gate, listeners: Sequence[socket.socket], lifeline: int | None = None) -> None:
+    """Serve on bound sockets until a signal ends it, or until `lifeline` can be read.
+
+    `lifeline` is a file descriptor of a worker process: its end of file says that the master died.
+    """
     # What lives now lives for ever: the collector need not walk it again and again under load.
     gc.collect()
     gc.freeze()
-    DrainingServer(app).run(sockets=list(listeners))
+    DrainingServer(app, lifeline).run(sockets=list(listeners))
+
+
+def preload() -> None:
+    """Import what serving would import later: before a fork, so that workers share it."""
+    uvicorn.Config(FastAPI(), **PARTS).load()
 
 
 class DrainingServer(uvicorn.Server):
     """Drains on the first signal instead of stopping on it."""
 
-    def __init__(self, app: Gate) -> None:
+    def __init__(self, app: Gate, lifeline: int | None = None) -> None:
         settings = app.serving.settings
         super().__init__(
             uvicorn.Config(
                 with_cors(app, settings.allowed_origins()),
                 http=_protocol(app),  # type: ignore[arg-type]
-                loop="uvloop",
-                ws="none",
-                lifespan="on",
-                log_config=None,
+                **PARTS,
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
@@ -75,6 +93,11 @@ class DrainingServer(uvicorn.Server):
         )
         _load(self.config)
         self._serving = app.serving
+        self._lifeline = lifeline
+        self._names = {
+            settings.admin_port: "serving admin",
+            settings.metrics_port: "serving metrics",
+        }
         self._signals_seen = 0
         self._cut: asyncio.Task[None] | None = None
 
@@ -84,7 +107,8 @@ class DrainingServer(uvicorn.Server):
         for listener in sockets or []:
             host, port = listener.getsockname()[:2]
             scheme = "https" if self.config.is_ssl else "http"
-            log.info("serving", extra={"fields": {"url": f"{scheme}://{host}:{port}"}})
+            what = self._names.get(port, "serving")
+            log.info(what, extra={"fields": {"url": f"{scheme}://{host}:{port}"}})
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -92,11 +116,15 @@ class DrainingServer(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
             loop.add_signal_handler(number, self.on_signal)
+        if self._lifeline is not None:
+            loop.add_reader(self._lifeline, self._on_master_gone, loop, self._lifeline)
         try:
             yield
         finally:
             for number in SIGNALS:
                 loop.remove_signal_handler(number)
+            if self._lifeline is not None:
+                loop.remove_reader(self._lifeline)
 
     def on_signal(self) -> None:
         """One step further towards the end with each signal."""
@@ -112,11 +140,46 @@ class DrainingServer(uvicorn.Server):
             self.force_exit = True
             self._cut = asyncio.create_task(self._serving.deployments.drain(0.0))
 
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second: let other workers' scrapes see this one's metrics."""
+        if counter % TICKS_BETWEEN_REFRESHES == 0:
+            self._serving.telemetry.tick()
+        return await super().on_tick(counter)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain the batcher while uvicorn waits for the answers to leave."""
+        await self._close_ports(sockets or [])
         drain = asyncio.create_task(self._serving.drain())
         await super().shutdown(sockets)
         await drain
+
+    async def _close_ports(self, listeners: Sequence[socket.socket]) -> None:
+        """Stop listening without hanging up on anybody.
+
+        Closing a port resets the connections that the kernel has made and nobody has accepted yet,
+        and uvicorn hangs up on those that have not sent a request yet. So the former are accepted,
+        and both get a moment to send it.
+        """
+        accepted = [one for listener in listeners for one in _accept_all(listener)]
+        for server in self.servers:
+            server.close()
+        for listener in listeners:
+            listener.close()
+        loop = asyncio.get_running_loop()
+        for connection in accepted:
+            await loop.connect_accepted_socket(self._connection, connection)
+        await asyncio.sleep(LAST_REQUESTS_S)
+
+    def _connection(self) -> asyncio.Protocol:
+        config = self.config
+        return config.http_protocol_class(  # type: ignore[call-arg]
+            config=config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+
+    def _on_master_gone(self, loop: asyncio.AbstractEventLoop, lifeline: int) -> None:
+        loop.remove_reader(lifeline)
+        log.error("the master process has died: this worker drains and ends")
+        self.on_signal()
 
     def _stop(self) -> None:
         self.should_exit = True
@@ -156,3 +219,10 @@ def _load(config: uvicorn.Config) -> None:
             f"tls_certfile {config.ssl_certfile} and its key cannot be used ({exc}): they must be "
             "PEM, belong together, and a locked key needs tls_keyfile_password"
         ) from exc
+
+
+def _accept_all(listener: socket.socket) -> Iterator[socket.socket]:
+    """Connections that wait to be accepted right now."""
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            yield listener.accept()[0]

@@ -6,7 +6,7 @@ what is served. It holds no queue: that is `service.core.batcher`.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -73,12 +73,10 @@ class Engine:
         intra_op_threads: int = 1,
         max_batch_tokens: int = 16384,
         variant: str | None = None,
-        state_dir: Path | None = None,
         gpu: GpuOptions = DEFAULT_GPU,
     ) -> "Engine":
         """Verify and open a bundle (or a folder of bundles), warm it, replay its golden queries.
 
-        Changes of labels that `state_dir` holds are then taken over, and it keeps further ones.
         `max_batch_tokens` bounds the padded tokens of one encoder call; `variant` is a precision of
         the encoder, None for the bundle's own choice. Raises BundleError, DeviceUnavailable.
         """
@@ -95,10 +93,16 @@ class Engine:
             raise
         except Exception as exc:  # parts that fit on paper and yet cannot work together
             raise BundleMismatch(f"{folder} opens but cannot answer: {exc}") from exc
-        return engine if state_dir is None else engine._with_changes(folder, state_dir)
+        return engine
 
-    def _with_changes(self, folder: Path, state_dir: Path) -> "Engine":
-        name = self.manifest.name
+    def with_changes(self, state_dir: Path) -> "Engine":
+        """The same parts with the changes of labels that a folder keeps, and further ones.
+
+        Not before a fork: an open SQLite file must not cross one. Raises CatalogueError.
+        """
+        if self.folder is None:
+            raise ValueError("an engine without a folder cannot have changes")
+        name, folder = self.manifest.name, self.folder
         catalogue = LiveCatalogue.of(
             folder,
             self.manifest,
@@ -224,7 +228,9 @@ class Engine:
             embeddings[chunk] = self.encoder.encode(batch)
             truncated[chunk] = batch.truncated
         encoded = self.clock()
-        predictions = self._search(queries, embeddings, truncated)
+        predictions = self._search(
+            queries, embeddings, truncated, dict(zip(texts, lengths, strict=True))
+        )
         timings = StageTimings(
             tokenize_s=tokenized - started,
             encode_s=encoded - tokenized,
@@ -268,6 +274,7 @@ class Engine:
         queries: Sequence[Query],
         embeddings: Float32Rows,
         truncated: "np.ndarray[tuple[int], np.dtype[np.bool_]]",
+        n_tokens: Mapping[int, int],
     ) -> list[Prediction]:
         """One index search for each (depth, effort, filter); depth changes a graph search's answer.
 
@@ -298,7 +305,13 @@ class Engine:
                     kept = np.flatnonzero(~np.isin(rows, left_out[position]))[: queries[position].k]
                     rows, served, raw = rows[kept], served[kept], raw[kept]
                 predictions[position] = Prediction(
-                    rows, served, embeddings[position], bool(truncated[position]), raw, plan
+                    rows,
+                    served,
+                    embeddings[position],
+                    bool(truncated[position]),
+                    raw,
+                    plan,
+                    n_tokens.get(position, 0),
                 )
         return [prediction for prediction in predictions if prediction is not None]
 

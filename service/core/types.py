@@ -97,6 +97,7 @@ class Prediction:
     """Answer to one query, best first: `rows` (k,) int64, `scores` (k,) float32 as served.
 
     `raw_scores` (k,) are what the index gave, before calibration. A filtered one has a `plan`.
+    `n_tokens` is what the text became after truncation, special tokens counted.
     """
 
     rows: NDArray[np.int64]
@@ -105,6 +106,7 @@ class Prediction:
     truncated: bool
     raw_scores: NDArray[np.float32] | None = None
     plan: FilterPlan | None = None
+    n_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

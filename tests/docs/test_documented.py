@@ -22,7 +22,8 @@ def metric_names() -> list[str]:
     suffix = {"counter": "_total"}
     families = telemetry.registry.collect()
     names = [family.name + suffix.get(family.type, "") for family in families]
-    return [name for name in names if name.startswith("astrolabe_")]
+    of_the_master = ["astrolabe_workers", "astrolabe_worker_restarts_total"]
+    return [name for name in names if name.startswith("astrolabe_")] + of_the_master
 
 
 def routes() -> list[str]:

@@ -42,7 +42,7 @@ class Served:
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self.process = process
         self.entries: list[dict[str, object]] = []
-        self._read_until("serving")
+        self.wait_for("serving")
         self.port = int(str(self.entries[-1]["url"]).rpartition(":")[2])
 
     def ask(self, method: str, path: str, body: str | None = None) -> int:
@@ -57,7 +57,17 @@ class Served:
         finally:
             connection.close()
 
-    def _read_until(self, message: str) -> None:
+    def scrape(self, port: int | None = None) -> dict[str, float]:
+        """Series and values of /metrics."""
+        connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=START_S)
+        connection.request("GET", "/metrics")
+        lines = connection.getresponse().read().decode().splitlines()
+        connection.close()
+        pairs = (line.rpartition(" ") for line in lines if not line.startswith("#"))
+        return {series: float(value) for series, _, value in pairs}
+
+    def wait_for(self, message: str) -> None:
+        """Return once it has logged this message anew."""
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.entries.append(json.loads(line))
@@ -165,3 +175,66 @@ def test_sigint_twice_stops_at_once_with_exit_code_0(tiny_bundle: Path) -> None:
         service.process.send_signal(signal.SIGINT)
         service.process.wait(START_S)
     assert service.process.returncode == 0
+
+
+def children(pid: int) -> list[int]:
+    return [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_two_workers_count_together_replace_a_dead_one_and_end_together(tiny_bundle: Path) -> None:
+    arguments = ("--workers", "2", "--device", "cpu", "--drain-delay-s", "0")
+    with served(tiny_bundle, *arguments) as service:
+        service.wait_for("serving")
+        assert {entry.get("worker") for entry in service.entries[1:]} == {0, 1}
+        for _ in range(20):
+            assert service.ask("POST", "/v1/recommend", BODY) == 200
+        answered = 'astrolabe_effort_total{point="balanced"}'
+        while service.scrape().get(answered, 0.0) < 20:  # a worker shows the others its own late
+            pass
+        os.kill(children(service.process.pid)[0], signal.SIGKILL)
+        service.wait_for("serving")
+        assert service.ask("POST", "/v1/recommend", BODY) == 200
+        while service.scrape()[answered] < 21:
+            pass
+        seen = service.scrape()
+        assert seen["astrolabe_worker_restarts_total"] == 1
+        assert seen["astrolabe_workers"] == 2
+        assert seen["process_resident_memory_bytes"] > 1 << 24
+        assert not [name for name in seen if "internal" in name]
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(START_S) == 0
+
+
+@pytest.mark.slow
+def test_workers_whose_master_was_killed_drain_and_end(tiny_bundle: Path) -> None:
+    arguments = ("--workers", "2", "--device", "cpu", "--drain-delay-s", "0")
+    with served(tiny_bundle, *arguments) as service:
+        service.wait_for("serving")
+        service.process.kill()
+        for _ in range(2):
+            service.wait_for("the master process has died: this worker drains and ends")
+        assert service.process.stderr is not None
+        service.process.stderr.read()  # ends where no process holds it any more
+        with pytest.raises(ConnectionRefusedError):
+            service.ask("GET", "/livez")
+
+
+@pytest.mark.slow
+def test_metrics_on_a_port_of_their_own_are_there_and_nowhere_else(tiny_bundle: Path) -> None:
+    port = free_port()
+    with served(tiny_bundle, "--metrics-port", str(port), "--drain-delay-s", "0") as service:
+        service.wait_for("serving metrics")
+        assert service.ask("GET", "/metrics") == 404
+        assert service.ask("GET", "/readyz") == 200
+        assert service.scrape(port)["astrolabe_queue_tokens"] == 0
+        service.port = port
+        assert service.ask("GET", "/readyz") == 200
+        assert service.ask("GET", "/v1/info") == 404
+        assert service.ask("POST", "/v1/recommend", BODY) == 404

@@ -39,6 +39,9 @@ def test_every_setting_has_a_variable_and_a_flag(
     values |= {"api_keys_file": str(keys_file(tmp_path)), "max_header_bytes": "2048"}
     values |= {"gpu_memory_mb": "512", "cuda_graphs": "true"}
     values |= {"tls_certfile": __file__, "tls_keyfile": __file__}
+    values |= {"live_recall_share": "0.5", "otel_sample_ratio": "0.5"}
+    values |= {"otel_endpoint": "http://collector:4318"}
+    monkeypatch.setenv("ASTROLABE_STATE_DIR", "default")
     value = values.get(name, "7")
     monkeypatch.setenv("ASTROLABE_BUNDLE", "default")
     # what other settings cannot do without

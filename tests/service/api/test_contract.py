@@ -68,7 +68,7 @@ def live_url(
     bundle = tiny_bundle
     if config == FILTERED:
         bundle = write_filtered_bundle(bundle, tmp_path_factory.mktemp("filtered") / "bundle")
-    engine = Engine.open(bundle, device="cpu", state_dir=limits.state_dir)
+    engine = Engine.open(bundle, device="cpu").with_changes(limits.state_dir)
     server = ThreadServer(create_app(engine, limits, Telemetry()))
     with bind("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]

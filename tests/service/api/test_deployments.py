@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from service.api.app import create_app
-from service.api.deployment import open_engine
+from service.api.deployment import open_changed_engine
 from service.bundle import MANIFEST, POINTER
 from service.telemetry import Telemetry
 from tests.service.fakes import SAFETY_S, FakePredict, Running, fake_settings
@@ -45,7 +45,7 @@ def root(tiny_bundle: Path, tiny_flat_bundle: Path, tmp_path: Path) -> Path:
 @asynccontextmanager
 async def served(root: Path, **changes: Any) -> AsyncIterator[Running]:
     settings = fake_settings(bundle=root, device="cpu", admin_key="admin", **changes)
-    app = create_app(open_engine(root, settings), settings, Telemetry())
+    app = create_app(open_changed_engine(root, settings), settings, Telemetry())
     async with app.app.router.lifespan_context(app.app):
         service = Running(app, FakePredict())
         async with service.client:
@@ -202,7 +202,7 @@ async def test_a_state_that_cannot_be_followed_leaves_the_configured_bundle(
 
 async def test_nothing_may_be_changed_without_an_admin_key(root: Path) -> None:
     settings = fake_settings(bundle=root, device="cpu")
-    app = create_app(open_engine(root, settings), settings, Telemetry())
+    app = create_app(open_changed_engine(root, settings), settings, Telemetry())
     async with app.app.router.lifespan_context(app.app):
         service = Running(app, FakePredict())
         assert (await admin(service, "activate", bundle="two")).status_code == 403

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from service.api.app import create_app
-from service.api.deployment import open_engine
+from service.api.deployment import open_changed_engine
 from service.telemetry import Telemetry
 from tests.service.fakes import FakePredict, Running, fake_settings
 
@@ -24,7 +24,7 @@ async def served(bundle: Path, state: Path | None, **changes: Any) -> AsyncItera
     settings = fake_settings(
         bundle=bundle, device="cpu", admin_key="admin", state_dir=state, **changes
     )
-    app = create_app(open_engine(bundle, settings), settings, Telemetry())
+    app = create_app(open_changed_engine(bundle, settings), settings, Telemetry())
     async with app.app.router.lifespan_context(app.app):
         service = Running(app, FakePredict())
         async with service.client:
