@@ -80,8 +80,9 @@ class Exchange:
                 self.status = message["status"]
                 headers = list(message["headers"])
                 self._add_common(headers)
-                if any(n == b"content-type" and v.startswith(b"text/html") for n, v in headers):
-                    headers += PAGE_HEADERS
+                names = dict(headers)
+                if names.get(b"content-type", b"").startswith(b"text/html"):
+                    headers += [header for header in PAGE_HEADERS if header[0] not in names]
                 message["headers"] = headers
             await send(message)
 
