@@ -119,15 +119,7 @@ class Telemetry:
         self._bundle_info = self._describe_bundles()
         self._cache = self._counter("cache", "Look-ups in the cache of answers.", "result")
         self._swaps = self._counter("bundle_swap", "Changes of bundles, by result.", "result")
-        self._live_recall_dropped = Counter(
-            "astrolabe_live_recall_dropped",
-            "Sampled answers that were not measured: the queue was full, or the search failed.",
-            registry=self._own,
-        )
-        self._live_recall = self._gauge(
-            "internal_recall", "Sums over samples.", "livesum", ["point", "what"]
-        )
-        self._shapes = Shapes(self._own)
+        self._make_quality_metrics()
         if shared is None:
             ProcessCollector(registry=self._own)
 
@@ -141,6 +133,17 @@ class Telemetry:
             "Share of a batch's padded tokens that is padding.",
             RATIO_BUCKETS,
         )
+
+    def _make_quality_metrics(self) -> None:
+        self._live_recall_dropped = Counter(
+            "astrolabe_live_recall_dropped",
+            "Sampled answers that were not measured: the queue was full, or the search failed.",
+            registry=self._own,
+        )
+        self._live_recall = self._gauge(
+            "internal_recall", "Sums over samples.", "livesum", ["point", "what"]
+        )
+        self._shapes = Shapes(self._own)
 
     def _describe_bundles(self) -> Gauge:
         return self._gauge(

@@ -43,7 +43,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "service.exposition": (),
     "service.shapes": ("service.core", "service.exposition"),
     "service.shared_metrics": (),
-    "service.telemetry": ("service.core", "service.exposition", "service.shapes"),
+    "service.telemetry": (
+        "service.core",
+        "service.exposition",
+        "service.shapes",
+        "service.tracing",
+    ),
     "service.api": ("service",),
     "service.client": ("service.remote", "service.version"),
     "service.remote": ("service.remote",),

@@ -4,10 +4,13 @@ import shutil
 import subprocess
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
-from service.core.types import StageTimings
+from service.core.drift import REFERENCE_SIZE
+from service.core.live_recall import Window
+from service.core.types import Prediction, StageTimings
 from service.telemetry import Telemetry
 from tests.deploy.dockerfile import ROOT
 
@@ -16,6 +19,8 @@ GRAFANA = ROOT / "deploy" / "grafana"
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]
 CONFIG = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text(encoding="utf-8"))
 DASHBOARD = json.loads((GRAFANA / "dashboards" / "astrolabe.json").read_text(encoding="utf-8"))
+
+ONE = np.ones(1, np.float32)
 
 BY_PROMETHEUS = {"instance", "job", "le"}
 OPERATORS = {"and", "or", "unless", "bool", "offset", "inf", "nan"}
@@ -49,8 +54,12 @@ def series_of_the_service() -> dict[str, set[str]]:
     telemetry.queued(0.001)
     telemetry.batch_done(1, StageTimings(0.001, 0.001, 0.001, 1, 1))
     telemetry.dropped("expired")
+    telemetry.live_recall("fast", Window(1, 1, 1))
+    telemetry.served([Prediction(ONE, ONE, ONE, False, n_tokens=1)] * (REFERENCE_SIZE + 1000))
+    telemetry.served([Prediction(ONE, ONE, ONE, False, n_tokens=1)] * 1000)
     telemetry.rejected("queue_full")
-    found: dict[str, set[str]] = {}
+    # of the master of several workers
+    found: dict[str, set[str]] = {"astrolabe_worker_restarts_total": set()}
     for line in telemetry.render().decode().splitlines():
         if line and not line.startswith("#"):
             name, _, labels = line.rpartition(" ")[0].partition("{")

@@ -6,6 +6,7 @@ import pytest
 
 from service.api.app import create_app
 from service.api.problems import problem_kinds
+from service.gpu_metrics import FAMILIES
 from service.settings import Settings, documentation, variable_of
 from service.telemetry import Telemetry
 from tests.service.fakes import FakePredict, fake_engine, fake_settings
@@ -23,6 +24,7 @@ def metric_names() -> list[str]:
     families = telemetry.registry.collect()
     names = [family.name + suffix.get(family.type, "") for family in families]
     of_the_master = ["astrolabe_workers", "astrolabe_worker_restarts_total"]
+    of_the_master += [f"astrolabe_{name}" for name in FAMILIES]  # and of a GPU
     return [name for name in names if name.startswith("astrolabe_")] + of_the_master
 
 

@@ -63,7 +63,10 @@ async def test_a_request_is_one_span_with_its_stages_end_to_end_below_it() -> No
     assert "secret" not in "".join(span.to_json() for span in spans.values())
 
 
-async def test_the_callers_trace_goes_on_and_is_named_in_the_log() -> None:
+async def test_the_callers_trace_goes_on_and_is_named_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter())
