@@ -43,7 +43,7 @@ PAGE_HEADERS: Final[Headers] = [
     (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-opener-policy", b"same-origin"),
 ]
-"""What every HTML page carries; its Content-Security-Policy is the page's own."""
+"""What every HTML page carries that says nothing else; its Content-Security-Policy is its own."""
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
@@ -80,8 +80,9 @@ class Exchange:
                 self.status = message["status"]
                 headers = list(message["headers"])
                 self._add_common(headers)
-                if any(n == b"content-type" and v.startswith(b"text/html") for n, v in headers):
-                    headers += PAGE_HEADERS
+                found = dict(headers)
+                if found.get(b"content-type", b"").startswith(b"text/html"):
+                    headers += [header for header in PAGE_HEADERS if header[0] not in found]
                 message["headers"] = headers
             await send(message)
 
