@@ -142,7 +142,8 @@ class Gate:
             if not self.guard.idle or (
                 endpoint is None and needs_admin(scope["method"], scope["path"])
             ):
-                exchange.key = self.guard.admit(scope, headers.get(b"authorization", b""))
+                exchange.key = self.guard.name_of(headers.get(b"authorization", b""))
+                self.guard.admit(scope, exchange.key)
             _check(exchange, settings)
             if b"transfer-encoding" in headers:
                 receive = _capped(receive, settings.max_body_bytes)
