@@ -48,8 +48,14 @@ class Guard:
         self.idle = not keys and self._rate is None and not self._ports_differ
         """No rule but one can refuse anything: what needs an admin key is off."""
 
-    def admit(self, scope: Scope, authorization: bytes) -> str:
-        """The name of the caller's key, "" without one.
+    def name_of(self, authorization: bytes) -> str:
+        """The name of the caller's key, "" without one that is known."""
+        if authorization and self._known:
+            return self._keys.name_of(authorization) or ""
+        return ""
+
+    def admit(self, scope: Scope, name: str) -> None:
+        """Return where the caller of this key, "" for none, may ask for this now.
 
         Raises Unauthorized, Forbidden, NotFound, RateLimited.
         """
@@ -58,15 +64,13 @@ class Guard:
         if self._ports_differ:
             self._check_port(scope, path, admin)
         if not admin and (path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)):
-            return ""
-        name = self._keys.name_of(authorization) if authorization and self._known else None
+            return
         if admin:
             self._check_admin(name, scope)
-        elif name is None and self._keys_needed:
+        elif not name and self._keys_needed:
             self._refuse_key(scope)
         if self._rate is not None:
             self._spend(name or _client_of(scope))
-        return name or ""
 
     def _check_port(self, scope: Scope, path: str, admin: bool) -> None:
         server = scope.get("server")
@@ -82,10 +86,10 @@ class Guard:
         if not right:
             raise NotFound(f"there is no route {path[:200]!r} on this port")
 
-    def _check_admin(self, name: str | None, scope: Scope) -> None:
+    def _check_admin(self, name: str, scope: Scope) -> None:
         if not self._admin_key_set:
             raise Forbidden("this needs an admin key, and none is set: set ASTROLABE_ADMIN_KEY")
-        if name is None:
+        if not name:
             self._refuse_key(scope)
         if name != ADMIN_KEY:
             raise Forbidden("this needs the admin key: the one sent is another caller's")

@@ -43,7 +43,7 @@ PAGE_HEADERS: Final[Headers] = [
     (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-opener-policy", b"same-origin"),
 ]
-"""What every HTML page carries; its Content-Security-Policy is the page's own."""
+"""What every HTML page carries that says nothing else; its Content-Security-Policy is its own."""
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
@@ -80,9 +80,9 @@ class Exchange:
                 self.status = message["status"]
                 headers = list(message["headers"])
                 self._add_common(headers)
-                names = dict(headers)
-                if names.get(b"content-type", b"").startswith(b"text/html"):
-                    headers += [header for header in PAGE_HEADERS if header[0] not in names]
+                found = dict(headers)
+                if found.get(b"content-type", b"").startswith(b"text/html"):
+                    headers += [header for header in PAGE_HEADERS if header[0] not in found]
                 message["headers"] = headers
             await send(message)
 
@@ -142,7 +142,8 @@ class Gate:
             if not self.guard.idle or (
                 endpoint is None and needs_admin(scope["method"], scope["path"])
             ):
-                exchange.key = self.guard.admit(scope, headers.get(b"authorization", b""))
+                exchange.key = self.guard.name_of(headers.get(b"authorization", b""))
+                self.guard.admit(scope, exchange.key)
             _check(exchange, settings)
             if b"transfer-encoding" in headers:
                 receive = _capped(receive, settings.max_body_bytes)

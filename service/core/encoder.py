@@ -157,7 +157,10 @@ def open_session(
         ort.set_default_logger_severity(4)
     for providers in candidates:
         try:
-            session = ort.InferenceSession(str(path), options, providers=providers)
+            # Its own fallback would try the CPU next, and print that to standard output.
+            session = ort.InferenceSession(
+                str(path), options, providers=providers, enable_fallback=0
+            )
         except Exception as exc:  # ONNX Runtime's own exceptions share no public base
             if providers[0][0] == CPU:
                 raise ManifestInvalid(

@@ -47,8 +47,16 @@ class Tokenizer:
         return int(self._fast.get_vocab_size(with_added_tokens=True))
 
     def tokenize(self, texts: Sequence[str]) -> list[Encoding]:
-        """Normalise and split; special tokens are added, so no text comes out empty."""
-        return self._fast.encode_batch_fast([normalise(text) for text in texts])
+        """Normalise and split; special tokens are added, so no text comes out empty.
+
+        Raises RuntimeError where the library breaks.
+        """
+        try:
+            return self._fast.encode_batch_fast([normalise(text) for text in texts])
+        except BaseException as exc:
+            if isinstance(exc, Exception | KeyboardInterrupt | SystemExit):
+                raise
+            raise RuntimeError(f"the tokenizer broke: {exc}") from exc  # a panic of Rust
 
 
 def pad(encodings: Sequence[Encoding]) -> TokenBatch:

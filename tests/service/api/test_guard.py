@@ -24,6 +24,13 @@ def scope(path: str, method: str = "GET", client: str = "10.0.0.1", port: int = 
     return {"path": path, "method": method, "client": (client, 5), "server": ("h", port)}
 
 
+def admit(guard: Guard, asked: Any, authorization: bytes) -> str:
+    """As the gate does it; the name of the key."""
+    name = guard.name_of(authorization)
+    guard.admit(asked, name)
+    return name
+
+
 def test_a_key_is_known_by_its_name_and_kept_only_as_a_hash() -> None:
     ring = Keyring({"web": "one", "batch": "two"})
     assert ring.name_of(b"Bearer two") == "batch"
@@ -69,37 +76,37 @@ async def test_what_needs_the_admin_key_is_off_without_one() -> None:
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
 def test_changes_to_labels_need_the_admin_key_and_reading_does_not(method: str) -> None:
     guard = Guard(fake_settings(admin_key="boss", **KEYS), FakeClock())
-    assert guard.admit(scope("/v1/labels/a", method), b"Bearer boss") == "admin"
+    assert admit(guard, scope("/v1/labels/a", method), b"Bearer boss") == "admin"
     with pytest.raises(Forbidden, match="another caller's"):
-        guard.admit(scope("/v1/labels/a", method), b"Bearer one")
+        admit(guard, scope("/v1/labels/a", method), b"Bearer one")
     with pytest.raises(Unauthorized):
-        guard.admit(scope("/v1/labels/a", method), b"Bearer guess")
-    assert guard.admit(scope("/v1/labels/a"), b"Bearer one") == "web"
+        admit(guard, scope("/v1/labels/a", method), b"Bearer guess")
+    assert admit(guard, scope("/v1/labels/a"), b"Bearer one") == "web"
 
 
 def test_the_admin_key_alone_leaves_other_routes_open() -> None:
     guard = Guard(fake_settings(admin_key="boss"), FakeClock())
-    assert guard.admit(scope("/v1/info"), b"") == ""
+    assert admit(guard, scope("/v1/info"), b"") == ""
     with pytest.raises(Unauthorized):
-        guard.admit(scope("/admin/x"), b"")
+        admit(guard, scope("/admin/x"), b"")
 
 
 def test_with_an_admin_port_each_port_answers_its_own() -> None:
     guard = Guard(fake_settings(admin_key="boss", admin_port=9000), FakeClock())
-    assert guard.admit(scope("/admin/x", port=9000), b"Bearer boss") == "admin"
-    assert guard.admit(scope("/v1/info", port=8000), b"") == ""
+    assert admit(guard, scope("/admin/x", port=9000), b"Bearer boss") == "admin"
+    assert admit(guard, scope("/v1/info", port=8000), b"") == ""
     for path, port in (("/admin/x", 8000), ("/v1/info", 9000), ("/docs", 9000)):
         with pytest.raises(NotFound, match="on this port"):
-            guard.admit(scope(path, port=port), b"Bearer boss")
+            admit(guard, scope(path, port=port), b"Bearer boss")
     for port in (8000, 9000):
-        assert guard.admit(scope("/livez", port=port), b"") == ""
+        assert admit(guard, scope("/livez", port=port), b"") == ""
 
 
 @pytest.mark.parametrize("path", ["/admin//x", "/v1/labelsx", "/v1/labels%2fa", "/v1/labels/../a"])
 def test_odd_spellings_of_a_change_still_need_the_admin_key(path: str) -> None:
     guard = Guard(fake_settings(), FakeClock())
     with pytest.raises(Forbidden):
-        guard.admit(scope(path, "DELETE"), b"")
+        admit(guard, scope(path, "DELETE"), b"")
 
 
 async def test_more_than_the_rate_is_429_with_the_time_to_wait() -> None:
@@ -118,26 +125,40 @@ async def test_more_than_the_rate_is_429_with_the_time_to_wait() -> None:
 
 def test_each_key_has_a_rate_of_its_own_wherever_it_comes_from() -> None:
     guard = Guard(fake_settings(rate_limit_per_s=1, rate_burst=1, **KEYS), FakeClock())
-    guard.admit(scope("/v1/info", client="10.0.0.1"), b"Bearer one")
-    guard.admit(scope("/v1/info", client="10.0.0.1"), b"Bearer two")
+    admit(guard, scope("/v1/info", client="10.0.0.1"), b"Bearer one")
+    admit(guard, scope("/v1/info", client="10.0.0.1"), b"Bearer two")
     with pytest.raises(RateLimited):
-        guard.admit(scope("/v1/info", client="10.0.0.2"), b"Bearer one")
+        admit(guard, scope("/v1/info", client="10.0.0.2"), b"Bearer one")
+
+
+async def test_refused_requests_count_for_the_key_that_made_them(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with running(rate_limit_per_s=1, rate_burst=1, clock=FakeClock(), **KEYS) as service:
+        for _ in range(3):
+            await service.client.get("/v1/info", headers=bearer("one"))
+        await service.client.post("/admin/x", headers=bearer("two"))
+        assert await service.metric('astrolabe_key_requests_total{key="web"}') == 3
+    lines = [r.fields for r in caplog.records if r.message == "request"]  # type: ignore[attr-defined]
+    asked = [(line["key"], line["status"]) for line in lines]
+    assert asked == [("web", 429), ("web", 429), ("batch", 403)]
 
 
 def test_guessing_keys_is_limited_by_address() -> None:
     guard = Guard(fake_settings(rate_limit_per_s=1, rate_burst=1, **KEYS), FakeClock())
     with pytest.raises(Unauthorized):
-        guard.admit(scope("/v1/info"), b"Bearer guess")
+        admit(guard, scope("/v1/info"), b"Bearer guess")
     with pytest.raises(RateLimited):
-        guard.admit(scope("/v1/info"), b"Bearer guess again")
+        admit(guard, scope("/v1/info"), b"Bearer guess again")
 
 
 def test_addresses_of_one_customer_count_as_one() -> None:
     guard = Guard(fake_settings(rate_limit_per_s=1, rate_burst=1), FakeClock())
-    guard.admit(scope("/v1/info", client="2001:db8:1:2::1"), b"")
+    admit(guard, scope("/v1/info", client="2001:db8:1:2::1"), b"")
     with pytest.raises(RateLimited):
-        guard.admit(scope("/v1/info", client="2001:db8:1:2:ffff::9"), b"")
-    guard.admit(scope("/v1/info", client="2001:db8:1:3::1"), b"")
+        admit(guard, scope("/v1/info", client="2001:db8:1:2:ffff::9"), b"")
+    admit(guard, scope("/v1/info", client="2001:db8:1:3::1"), b"")
 
 
 async def test_without_keys_or_rates_nothing_is_asked_of_anyone() -> None:

@@ -1,3 +1,5 @@
+import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from service.core.encoder import ATTENTION_MASK, INPUT_IDS, OnnxEncoder, open_se
 from service.core.providers import GpuOptions
 from service.core.types import TokenBatch
 from service.errors import DeviceUnavailable
+from tests.service.fakes import SAFETY_S
 from tests.tiny_bundle import DIM, MAX_TOKENS, SPECIALS, WORDS
 
 VOCABULARY = len(SPECIALS) + len(WORDS)
@@ -84,19 +87,16 @@ def test_a_run_that_fails_reaches_its_caller_and_the_next_one_works(
 def test_runs_that_nobody_needs_any_more_give_everything_back(tiny_bundle: Path) -> None:
     session = open_session(tiny_bundle / "encoder.onnx", "cpu", 1)
     names = (INPUT_IDS, ATTENTION_MASK, "embedding")
+    others = set(threading.enumerate())
     runs = BoundRuns(session, names, DIM, powers_of_two(1, 8), Place("cpu"), graphs=True)
+    [thread] = set(threading.enumerate()) - others
     given = batch(1, 8)
     runs.encode(given.ids, given.mask)
-    thread = next(t for t in threading.enumerate() if t.name == "cuda-graphs" and t.is_alive())
     gone = weakref.ref(runs)
     del runs
-    gc.collect()
+    thread.join(SAFETY_S)
+    assert not thread.is_alive()
     assert gone() is None
-    for thread in threading.enumerate():
-        if thread.name == "cuda-graphs":
-            thread.join(SAFETY_S if thread is not None else 0)
-            break
-    assert thread is not None
 
 
 def test_one_thread_computes_for_all_and_hands_errors_back() -> None:
@@ -110,8 +110,6 @@ def test_one_thread_computes_for_all_and_hands_errors_back() -> None:
 
 
 def current_thread_name() -> str:
-    import threading
-
     return threading.current_thread().name
 
 

@@ -46,6 +46,11 @@ def test_batched_equals_one_by_one(encoder: OnnxEncoder, tiny_bundle: Path) -> N
     np.testing.assert_allclose(together, apart, atol=1e-6)
 
 
+def test_onnx_runtime_never_falls_back_by_itself(encoder: OnnxEncoder) -> None:
+    # it would go on on the CPU after one failed run on a GPU, with a line on standard output
+    assert not encoder._session._enable_fallback
+
+
 def test_device_in_use_is_reported(encoder: OnnxEncoder) -> None:
     assert (encoder.device, encoder.dim) == ("cpu", DIM)
 
@@ -68,7 +73,9 @@ def test_provider_that_exists_but_cannot_start_is_refused_not_replaced(
     monkeypatch.setattr(
         onnxruntime,
         "InferenceSession",
-        lambda path, options, providers: real(path, options, providers=["CPUExecutionProvider"]),
+        lambda path, options, providers, **_: real(
+            path, options, providers=["CPUExecutionProvider"]
+        ),
     )
     with pytest.raises(DeviceUnavailable, match="could not start CUDAExecutionProvider"):
         OnnxEncoder(tiny_bundle / "encoder.onnx", "cuda")
@@ -80,7 +87,9 @@ def test_auto_falls_back_to_the_cpu_aloud(
     listed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     real = onnxruntime.InferenceSession
 
-    def without_driver(path: str, options: object, providers: list[tuple[str, object]]) -> object:
+    def without_driver(
+        path: str, options: object, providers: list[tuple[str, object]], **_: object
+    ) -> object:
         if providers[0][0].startswith("CUDA"):
             raise RuntimeError("no driver")
         return real(path, options, providers=providers)

@@ -1,5 +1,6 @@
 import itertools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from service.core.index.faiss_index import open_faiss
 from service.core.index.memory_labels import open_memory_labels
 from service.core.types import Hits, Query
 from service.errors import (
+    BundleError,
     BundleMismatch,
     DeviceUnavailable,
     FileCorrupt,
@@ -241,4 +243,15 @@ def test_memory_that_does_not_fit_the_labels_is_refused(
     damage(folder)
     reseal(folder, change)
     with pytest.raises(BundleMismatch, match=words):
+        Engine.open(folder, device="cpu")
+
+
+def test_a_tokenizer_that_panics_is_a_bundle_error(tiny_flat_bundle: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_flat_bundle, tmp_path / "copy"))
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["post_processor"]["special_tokens"] = {}  # which its template asks for
+    path.write_text(json.dumps(tokenizer))
+    seal(folder, json.loads((folder / MANIFEST).read_text()))
+    with pytest.raises(BundleError):
         Engine.open(folder, device="cpu")
