@@ -12,7 +12,7 @@ from models.tune.candidate import Build, Candidate, Measurement
 from models.tune.goal import Goal
 from models.tune.subject import Judge, Searched, Subject, has_own_scores, size_of
 from service.bundle import OperatingPoint, resolve, verify
-from service.core.engine import open_index
+from service.core.parts import open_index
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ limits that requests are validated against. What the process has once is `servic
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 
 from service.api.answer_cache import AnswerCache
 from service.api.request_models import RequestLimits, RequestModels, request_models
@@ -62,6 +63,13 @@ class Deployment:
         self.batcher = MicroBatcher(
             engine.predict, _batch_limits(engine, settings), telemetry, clock, self.effort
         )
+
+    def start(self) -> None:
+        """Start the lanes, in the loop that serves; metadata is indexed beside them."""
+        self.batcher.start()
+        catalogue = self.engine.catalogue
+        # Otherwise the first filter would wait for it: 0.2 s for 12,000 labels.
+        Thread(target=lambda: catalogue.fields, name="fields", daemon=True).start()
 
     async def drain(self, timeout_s: float) -> None:
         """Finish or fail what was accepted, and measure nothing any more."""

@@ -122,7 +122,7 @@ class Deployments:
     def start(self) -> None:
         """Start the lanes of what is open, inside the loop that serves."""
         for deployment in self:
-            deployment.batcher.start()
+            deployment.start()
 
     async def activate(self, path: Path) -> Deployment:
         """Serve the bundle at a path under its own name, in place of what serves there now.
@@ -223,7 +223,7 @@ class Deployments:
             if deployment.bundle_id == engine.manifest.bundle_id:
                 return self._counted(deployment, result)
         fresh = Deployment(engine, self._settings, self._telemetry, self._clock)
-        fresh.batcher.start()
+        fresh.start()
         return self._counted(fresh, result)
 
     def _counted(self, deployment: Deployment, result: str) -> Deployment:

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from service.bundle import MANIFEST, verify
-from service.core.engine import Engine, open_index
+from service.core.engine import Engine
 from service.core.index.augmented import Blend
 from service.core.index.faiss_index import open_faiss
 from service.core.index.memory_labels import open_memory_labels
+from service.core.parts import open_index
 from service.core.types import Hits, Query
 from service.errors import (
     BundleError,
