@@ -24,7 +24,7 @@ class Redirected(httpx.HTTPTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         request.url = request.url.copy_with(host="127.0.0.1", port=self._port)
-        return _agreed(request) or super().handle_request(request)
+        return super().handle_request(request)
 
 
 class RedirectedAsync(httpx.AsyncHTTPTransport):
@@ -39,21 +39,10 @@ class RedirectedAsync(httpx.AsyncHTTPTransport):
         return await super().handle_async_request(request)
 
 
-def _agreed(request: httpx.Request) -> httpx.Response | None:
-    """Answers of the routes that the service of this test does not have, in their agreed shape."""
-    label = {"id": "L013", "text": "war whale", "metadata": {}}
-    answers = {
-        "/v1/labels/L013": label | {"source": "bundle", "bundle_id": "b"},
-        "/v1/labels": APPLIED,
-        "/v1/labels/N1": APPLIED,
-    }
-    answer = answers.get(request.url.path)
-    return None if answer is None else httpx.Response(200, json=answer)
-
-
 @pytest.fixture
-def port(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    with served(tiny_bundle, "--log-requests", "none") as process:
+def port(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    options = ("--admin-key", "sesame", "--state-dir", str(tmp_path), "--log-requests", "none")
+    with served(tiny_bundle, *options) as process:
         for name, kind in (("Client", Redirected), ("AsyncClient", RedirectedAsync)):
             client = getattr(service.client, name)
             monkeypatch.setattr(service.client, name, partial(client, transport=kind(process.port)))

@@ -60,16 +60,6 @@ def altered(page: Page, path: str, alter: Alter) -> None:
     page.route(f"**{path}", handle)
 
 
-def answered_without(route: Route, fields: tuple[str, ...], alter: Alter) -> None:
-    """Let the service answer a question without fields that it does not know yet."""
-    body = json.loads(route.request.post_data or "{}")
-    kept = {name: value for name, value in body.items() if name not in fields}
-    answer = route.fetch(post_data=json.dumps(kept))
-    content = answer.json()
-    alter(content)
-    route.fulfill(response=answer, json=content)
-
-
 def refusing(status: int, detail: str, **headers: str) -> Callable[[Route], None]:
     """A handler that answers with a problem document."""
     problem = {"title": "Refused", "detail": detail, "code": "some_code", "request_id": "r-1"}
