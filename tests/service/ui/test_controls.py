@@ -1,6 +1,5 @@
 """What the controls send, and that the address and the copied command carry them."""
 
-
 import pytest
 from playwright.sync_api import expect
 
