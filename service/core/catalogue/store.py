@@ -11,7 +11,8 @@ import contextlib
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -47,27 +48,27 @@ def store_path(state_dir: Path, name: str) -> Path:
 
 
 class ChangeStore:
-    """An open file. Safe to share by threads; every process opens its own."""
+    """An open file. Safe to share by threads, and by processes that are forked from this one.
+
+    SQLite must not be carried through a fork: files are closed before one, and opened anew by
+    whoever needs them afterwards.
+    """
 
     def __init__(self, path: Path, name: str) -> None:
         """Open or make the file; raises CatalogueUnavailable, CatalogueCorrupt."""
         self.path = path
         self.name = name
         self._lock = threading.Lock()
+        self._db: sqlite3.Connection | None = None
+        self._closed = False
         with self._reported():
             path.parent.mkdir(parents=True, exist_ok=True)
             new = not path.exists()
-            self._db = sqlite3.connect(
-                path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            try:
-                self._prepare()
-            except BaseException:
-                self._db.close()
-                raise
+            self._db = self._connect(self._prepare)
             if new:
                 _sync_folder(path.parent)
-        self._version = self._data_version()
+        self._version: int | None = self._data_version()
+        _OPEN.add(self)
 
     def append(
         self,
@@ -84,7 +85,7 @@ class ChangeStore:
         LabelExists, LabelUnknown, InvalidValue, CatalogueUnavailable.
         """
         with self._transaction() as db:
-            resolved = resolve(changes, lambda name: self._live(name, base, after))
+            resolved = resolve(changes, lambda name: _live(db, name, base, after))
             first = 1 + _last_seq(db)
             stored = [
                 StoredChange(first + place, change.op, change.label_id, label)
@@ -97,8 +98,8 @@ class ChangeStore:
 
     def resolve(self, changes: Sequence[Change], base: LabelOf, after: int) -> list[Label | None]:
         """What `append` would leave, by what is known now. Raises as it does."""
-        with self._reading():
-            return resolve(changes, lambda name: self._live(name, base, after))
+        with self._reading() as db:
+            return resolve(changes, lambda name: _live(db, name, base, after))
 
     def since(self, seq: int) -> list[StoredChange]:
         """All changes behind `seq`, in order."""
@@ -146,22 +147,36 @@ class ChangeStore:
     def close(self) -> None:
         """Close the file; nothing may be called afterwards."""
         with self._lock:
-            self._db.close()
+            self._closed = True
+            self._release()
 
-    def _live(self, name: str, base: LabelOf, after: int) -> Label | None:
-        """The live label of an id, the newest change deciding; inside a lock."""
-        latest = (
-            "SELECT * FROM changes WHERE label_id = ? AND seq > ? ORDER BY seq DESC LIMIT 1",
-            (name, after),
+    def hold_for_fork(self) -> None:
+        """Wait until nobody uses the file, close it, and keep others waiting."""
+        self._lock.acquire()
+        self._release()
+
+    def go_on_after_fork(self) -> None:
+        """Let others use the file again, in the parent and in the child."""
+        self._lock.release()
+
+    def _release(self) -> None:
+        if self._db is not None:
+            self._db.close()
+        self._db = self._version = None  # what another connection counted says nothing
+
+    def _connect(self, prepare: Callable[[sqlite3.Connection], None]) -> sqlite3.Connection:
+        db = sqlite3.connect(
+            self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
         try:
-            row = self._db.execute(*latest).fetchone()
-        except UnicodeEncodeError:  # a lone surrogate: no label can have it
-            return None
-        return _from_row(row).label if row else base(name)
+            prepare(db)
+            db.execute("PRAGMA synchronous = FULL")
+        except BaseException:
+            db.close()
+            raise
+        return db
 
-    def _prepare(self) -> None:
-        db = self._db
+    def _prepare(self, db: sqlite3.Connection) -> None:
         found = db.execute("PRAGMA application_id").fetchone()[0]
         if (
             found != APPLICATION_ID
@@ -172,7 +187,6 @@ class ChangeStore:
             )
         if db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
             db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
         with _rolled_back(db):
             for table in _TABLES:
                 db.execute(table)
@@ -184,20 +198,23 @@ class ChangeStore:
 
     def _check(self, db: sqlite3.Connection) -> None:
         version = db.execute("PRAGMA user_version").fetchone()[0]
-        name = db.execute("SELECT name FROM catalogue").fetchone()[0]
         if version != VERSION:
             raise CatalogueCorrupt(
                 f"{self.path} is of version {version}, this code reads {VERSION}: open it with the "
                 "Astrolabe that wrote it"
             )
+        self._check_name(db)
+        damage = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if damage != "ok":
+            raise CatalogueCorrupt(f"{self.path} is damaged ({damage}): restore it from a backup")
+
+    def _check_name(self, db: sqlite3.Connection) -> None:
+        name = db.execute("SELECT name FROM catalogue").fetchone()[0]
         if name != self.name:
             raise CatalogueCorrupt(
                 f"{self.path} holds the changes of catalogue {name!r}, the bundle is of "
                 f"{self.name!r}: name another folder for changes"
             )
-        damage = db.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if damage != "ok":
-            raise CatalogueCorrupt(f"{self.path} is damaged ({damage}): restore it from a backup")
 
     def _data_version(self) -> int:
         with self._reading() as db:
@@ -206,6 +223,10 @@ class ChangeStore:
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         with self._reported(), self._lock:
+            if self._closed:
+                raise sqlite3.ProgrammingError("it has been closed")
+            if self._db is None:
+                self._db = self._connect(self._check_name)
             yield self._db
 
     @contextlib.contextmanager
@@ -224,6 +245,16 @@ class ChangeStore:
             ) from exc
         except sqlite3.DatabaseError as exc:
             raise CatalogueCorrupt(f"{self.path}: {exc}: restore it from a backup") from exc
+
+
+def _live(db: sqlite3.Connection, name: str, base: LabelOf, after: int) -> Label | None:
+    """The live label of an id, the newest change deciding."""
+    latest = "SELECT * FROM changes WHERE label_id = ? AND seq > ? ORDER BY seq DESC LIMIT 1"
+    try:
+        row = db.execute(latest, (name, after)).fetchone()
+    except UnicodeEncodeError:  # a lone surrogate: no label can have it
+        return None
+    return _from_row(row).label if row else base(name)
 
 
 @contextlib.contextmanager
@@ -266,3 +297,21 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+_OPEN: "weakref.WeakSet[ChangeStore]" = weakref.WeakSet()
+_HELD: list[ChangeStore] = []
+
+
+def _before_fork() -> None:
+    _HELD.extend(_OPEN)
+    for store in _HELD:
+        store.hold_for_fork()
+
+
+def _after_fork() -> None:
+    while _HELD:
+        _HELD.pop().go_on_after_fork()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

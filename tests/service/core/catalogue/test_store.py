@@ -196,6 +196,27 @@ def test_several_processes_open_and_write_one_new_file_together(tmp_path):
     store.close()
 
 
+def test_a_forked_process_opens_the_file_anew(store):
+    append(store, add("a", "one"))
+    before = store._db
+    if (child := os.fork()) == 0:  # this process has one thread
+        seen = store.changed() and len(store.since(0)) == 1
+        append(store, add("b", "two"))
+        os._exit(0 if seen else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert store._db is not before
+    assert store.changed()
+    assert [change.label_id for change in store.since(0)] == ["a", "b"]
+    with pytest.raises(LabelExists):
+        append(store, add("b", "again"))
+
+
+def test_a_closed_store_says_so(store):
+    store.close()
+    with pytest.raises(CatalogueUnavailable, match="closed"):
+        store.since(0)
+
+
 WRITER = """
 import sys
 from pathlib import Path
