@@ -126,6 +126,9 @@ class Settings(EdgeSettings, GpuSettings):
         30000, ge=1, description="Longest deadline that X-Request-Timeout-Ms may name."
     )
     max_body_bytes: int = Field(1 << 20, ge=1, description="Largest request body; more is 413.")
+    max_changes_bytes: int = Field(
+        32 << 20, ge=1, description="Largest body of a request that needs the admin key."
+    )
     max_queries: int = Field(64, ge=1, description="Most texts in one request; more is 413.")
     max_text_chars: int = Field(8192, ge=1, description="Longest text; a longer one is 413.")
     max_k: int = Field(100, ge=1, description="Most labels that one query may ask for.")

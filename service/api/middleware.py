@@ -139,14 +139,14 @@ class Gate:
         telemetry.in_flight += 1
         try:
             endpoint = self.bare.get((scope["method"], scope["path"]))
-            if not self.guard.idle or (
-                endpoint is None and needs_admin(scope["method"], scope["path"])
-            ):
+            changing = endpoint is None and needs_admin(scope["method"], scope["path"])
+            if changing or not self.guard.idle:
                 exchange.key = self.guard.name_of(headers.get(b"authorization", b""))
                 self.guard.admit(scope, exchange.key)
-            _check(exchange, settings)
+            max_bytes = settings.max_changes_bytes if changing else settings.max_body_bytes
+            _check(exchange, settings, max_bytes)
             if b"transfer-encoding" in headers:
-                receive = _capped(receive, settings.max_body_bytes)
+                receive = _capped(receive, max_bytes)
             if endpoint is not None:
                 exchange.route = scope["path"]
                 await endpoint(scope, receive, send)
@@ -208,7 +208,7 @@ async def _answer_failure(exchange: Exchange, exc: Exception, send: Send) -> Non
     await exchange.respond(send, error.status, headers, body)
 
 
-def _check(exchange: Exchange, settings: Settings) -> None:
+def _check(exchange: Exchange, settings: Settings, max_bytes: int) -> None:
     """Refuse what no route needs to see; raises RequestError."""
     headers = exchange.headers
     if (asked := headers.get(b"x-request-timeout-ms")) is not None:
@@ -216,9 +216,9 @@ def _check(exchange: Exchange, settings: Settings) -> None:
     # The server enforces that the body has this length; only chunked bodies must be counted.
     length = headers.get(b"content-length")
     if length is not None and not (
-        length.isdigit() and len(length) < 16 and int(length) <= settings.max_body_bytes
+        length.isdigit() and len(length) < 16 and int(length) <= max_bytes
     ):
-        raise _too_large(settings.max_body_bytes)
+        raise _too_large(max_bytes)
 
 
 def request_ids() -> Iterator[str]:

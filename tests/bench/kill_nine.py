@@ -1,25 +1,27 @@
 """Kills a writer in the middle of its work, again and again, and counts what is left.
 
-    python -m tests.bench.kill_nine [--rounds 20] [--labels 10000]
+    python -m tests.bench.kill_nine [--rounds 20] [--labels 10000] [--http]
 
 Each round a process opens the catalogue of a bundle of tests and adds labels, in calls of many and
 of few; it is killed with SIGKILL at a random moment. The catalogue is then opened anew: every label
-whose call was acknowledged must be there, and no call may be there in part. To try it over HTTP,
-give `--writer` a command that takes a state folder, a prefix and a number of labels as its last
-three arguments, adds labels named PREFIX-CALL-SIZE-I, and prints one line of ids, comma-separated,
-for each acknowledged call.
+whose call was acknowledged must be there, and no call may be there in part. With `--http` that
+process is the service, and the calls are POST /v1/labels; a hundred of the labels acknowledged in
+earlier rounds are then also asked for, one by one, of the service that was started again.
 """
 
 import argparse
 import os
 import random
-import shlex
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import httpx
 
 from service.core.catalogue.changes import Change
 from service.core.catalogue.store import ChangeStore, store_path
@@ -29,6 +31,8 @@ from tests.tiny_bundle import WORDS, write_tiny_bundle
 
 CALLS = (1, 10, 100, 1000)
 SEED = 1
+PORT = 18461
+KEY = "kill"
 
 
 def main() -> int:
@@ -41,10 +45,12 @@ def main() -> int:
         bundle = write_tiny_bundle(Path(folder) / "bundle", kind="flat")
         state = Path(folder) / "state"
         own = [sys.executable, "-m", "tests.bench.kill_nine", "--write", str(bundle)]
-        command = shlex.split(args.writer) if args.writer else own
         acknowledged: set[str] = set()
         for turn in range(args.rounds):
-            acknowledged |= killed(command, state, f"r{turn}", args.labels)
+            if args.http:
+                acknowledged |= killed_service(bundle, state, turn, args.labels, acknowledged)
+            else:
+                acknowledged |= killed(own, state, f"r{turn}", args.labels)
             if not check(bundle, state, acknowledged, turn):
                 return 1
     return 0
@@ -62,6 +68,46 @@ def killed(command: list[str], state: Path, prefix: str, n_labels: int) -> set[s
     return {name for line in lines if line.endswith("\n") for name in line.strip().split(",")}
 
 
+def killed_service(
+    bundle: Path, state: Path, turn: int, n_labels: int, earlier: set[str]
+) -> set[str]:
+    """Ids that a service acknowledged before it was killed; it must know the earlier ones."""
+    command = [sys.executable, "-m", "service", "--bundle", str(bundle), "--port", str(PORT)]
+    command += ["--admin-key", KEY, "--state-dir", str(state), "--log-level", "error"]
+    found: set[str] = set()
+    with (
+        subprocess.Popen([*command, "--max-changes-bytes", "10000000"]) as server,
+        httpx.Client(
+            base_url=f"http://127.0.0.1:{PORT}", headers={"Authorization": f"Bearer {KEY}"}
+        ) as client,
+    ):
+        try:
+            _wait(client)
+            for name in random.sample(sorted(earlier), min(100, len(earlier))):
+                assert client.get(f"/v1/labels/{name}").status_code == 200, name
+            killer = threading.Timer(0.3 + 2 * random.random(), server.kill)
+            killer.start()
+            for names, texts in calls(f"r{turn}", n_labels):
+                labels = [{"id": i, "text": text} for i, text in zip(names, texts, strict=True)]
+                client.post("/v1/labels", json={"labels": labels}).raise_for_status()
+                found |= set(names)
+        except httpx.TransportError:
+            pass  # it has been killed
+        finally:
+            server.kill()
+    return found
+
+
+def _wait(client: httpx.Client) -> None:
+    for _ in range(600):
+        try:
+            if client.get("/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.1)
+    raise SystemExit("the service did not become ready within a minute")
+
+
 def check(bundle: Path, state: Path, acknowledged: set[str], turn: int) -> bool:
     """Whether all that was acknowledged is there, and of every call all or nothing."""
     started = time.perf_counter()
@@ -70,10 +116,10 @@ def check(bundle: Path, state: Path, acknowledged: set[str], turn: int) -> bool:
     catalogue = catalogue_of(engine, bundle, store)
     seconds = time.perf_counter() - started
     kept = {change.label_id for change in store.since(0)}
-    calls: dict[str, set[str]] = {}
+    of_call: dict[str, set[str]] = {}
     for name in kept:
-        calls.setdefault(name.rsplit("-", 1)[0], set()).add(name)
-    parts = [call for call, names in calls.items() if len(names) != int(call.rsplit("-", 1)[1])]
+        of_call.setdefault(name.rsplit("-", 1)[0], set()).add(name)
+    parts = [call for call, names in of_call.items() if len(names) != int(call.rsplit("-", 1)[1])]
     lost = [name for name in acknowledged if catalogue.row_of(name) is None]
     store.close()
     print(
@@ -87,21 +133,26 @@ def check(bundle: Path, state: Path, acknowledged: set[str], turn: int) -> bool:
 def write(bundle: Path, state: Path, prefix: str, n_labels: int) -> None:
     """Add labels until killed, or until all are added; one line for each acknowledged call."""
     with opened(bundle, state) as (_, catalogue):
-        done = call = 0
-        while done < n_labels:
-            size = min(CALLS[call % len(CALLS)], n_labels - done)
-            names = [f"{prefix}-{call}-{size}-{i}" for i in range(size)]
-            texts = [f"{WORDS[i % len(WORDS)]} {WORDS[call % len(WORDS)]}" for i in range(size)]
+        for names, texts in calls(prefix, n_labels):
             catalogue.apply([Change("add", *pair) for pair in zip(names, texts, strict=True)])
             print(",".join(names), flush=True)
-            done, call = done + size, call + 1
+
+
+def calls(prefix: str, n_labels: int) -> Iterator[tuple[list[str], list[str]]]:
+    """Ids PREFIX-CALL-SIZE-I and texts of one call after the other."""
+    done = call = 0
+    while done < n_labels:
+        size = min(CALLS[call % len(CALLS)], n_labels - done)
+        names = [f"{prefix}-{call}-{size}-{i}" for i in range(size)]
+        yield names, [f"{WORDS[i % len(WORDS)]} {WORDS[call % len(WORDS)]}" for i in range(size)]
+        done, call = done + size, call + 1
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--labels", type=int, default=10_000)
-    parser.add_argument("--writer", help="a command in place of the built-in writer")
+    parser.add_argument("--http", action="store_true", help="kill a service, and ask it by HTTP")
     parser.add_argument("--write", nargs=4, help=argparse.SUPPRESS)
     return parser
 
