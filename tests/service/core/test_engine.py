@@ -256,3 +256,12 @@ def test_a_tokenizer_that_panics_is_a_bundle_error(tiny_flat_bundle: Path, tmp_p
     seal(folder, json.loads((folder / MANIFEST).read_text()))
     with pytest.raises(BundleError):
         Engine.open(folder, device="cpu")
+
+
+def test_k_of_zero_gives_the_embedding_and_searches_nothing(engine: Engine) -> None:
+    only, both = engine.predict(
+        [Query("the white whale", 0, "fast"), Query("the white whale", 3, "fast")]
+    ).predictions
+    assert (len(only.rows), len(only.scores)) == (0, 0)
+    assert np.array_equal(only.embedding, both.embedding)
+    assert len(both.rows) == 3
