@@ -74,10 +74,11 @@ class Deployment:
         Thread(target=lambda: catalogue.fields, name="fields", daemon=True).start()
 
     async def drain(self, timeout_s: float) -> None:
-        """Finish or fail what was accepted, and measure nothing any more."""
+        """Finish or fail what was accepted, then measure nothing and keep no change any more."""
         await self.batcher.drain(timeout_s)
         if self.live_recall is not None:
             self.live_recall.stop()
+        self.engine.catalogue.close()
 
     def effort_steps_down(self) -> int:
         """Steps by which the ceiling on effort is lowered now."""

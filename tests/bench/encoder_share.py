@@ -23,7 +23,14 @@ from service.core.engine import Engine
 from service.core.types import Query
 from tests.bench.web_overhead import Client, Target, _wait_until_up
 
-WORDS = ["history", "whale", "captain", "garden", "music", "science", "river", "mountain", "letter", "kingdom", "winter", "travel", "poem", "stories", "children", "ancient", "modern", "island", "teacher", "doctor", "painter", "railway", "church", "village"]
+WORDS = tuple(
+    word
+    for line in (
+        "history whale captain garden music science river mountain letter kingdom winter travel",
+        "poem stories children ancient modern island teacher doctor painter railway church village",
+    )
+    for word in line.split()
+)
 PORT = 18471
 
 

@@ -122,7 +122,9 @@ def fake_engine(predict: FakePredict, **changes: Any) -> Any:
         raw_score_kind="logit",
         version=0,
         variant="fp32",
-        catalogue=SimpleNamespace(label=labels.__getitem__, poll=lambda: False, fields=None),
+        catalogue=SimpleNamespace(
+            label=labels.__getitem__, poll=lambda: False, close=lambda: None, fields=None
+        ),
     )
 
 

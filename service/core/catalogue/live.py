@@ -211,6 +211,11 @@ class LiveCatalogue:
         with self._writing:
             return self._catch_up(store, {})
 
+    def close(self) -> None:
+        """Let go of the file of changes; searching goes on."""
+        if self._store is not None:
+            self._store.close()
+
     def _base_label(self, label_id: str) -> Label | None:
         row = self.directory.row_of(label_id)
         return None if row is None else self._labels[row]
