@@ -19,11 +19,12 @@ from service.bundle import Manifest
 from service.edge_settings import EdgeSettings
 from service.errors import SettingsInvalid
 from service.gpu_settings import GpuSettings
+from service.observing_settings import ObservingSettings
 
 PREFIX: Final = "ASTROLABE_"
 
 
-class Settings(EdgeSettings, GpuSettings):
+class Settings(EdgeSettings, GpuSettings, ObservingSettings):
     """Serve a sealed bundle over HTTP. A flag wins over its environment variable."""
 
     model_config = SettingsConfigDict(
@@ -195,37 +196,6 @@ class Settings(EdgeSettings, GpuSettings):
         20.0,
         ge=0,
         description="After that: how long requests already accepted may take to finish.",
-    )
-    live_recall_share: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="Share of answered queries, drawn at random, that is searched again exactly in "
-        "the background, to measure the recall of the served answers. 0 is off.",
-    )
-    otel_endpoint: str | None = Field(
-        None,
-        pattern=r"^https?://",
-        description="Where OpenTelemetry traces go, by OTLP over HTTP, such as "
-        "`http://collector:4318`. Needs the extra `otel`. Not set, nothing is traced.",
-    )
-    otel_sample_ratio: float = Field(
-        1.0,
-        ge=0,
-        le=1,
-        description="Share of traces that is kept, where the caller has not decided.",
-    )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least severe level that is logged."
-    )
-    log_format: Literal["json", "text"] = Field(
-        "json", description="One JSON object a line, or plain text for a terminal."
-    )
-    log_requests: Literal["all", "errors", "none"] = Field(
-        "errors", description="Which requests get a log line; `errors` is status 400 and up."
-    )
-    log_queries: bool = Field(
-        False, description="Put query texts into request log lines. They may be personal data."
     )
 
     @field_validator("more_bundles", mode="before")

@@ -55,6 +55,11 @@ class Shapes:
         self._top_score.flush()
         self._tokens.flush()
 
+    def show_drift(self) -> None:
+        """Let scrapes see the windows as they are now; too dear to do at every flush."""
+        self._top_score.show_drift()
+        self._tokens.show_drift()
+
 
 class _Shape:
     """One quantity."""
@@ -66,27 +71,26 @@ class _Shape:
         self._bounds = np.array(bounds, np.float64)
         self._buckets = [counts.labels(name, floatToGoString(b)) for b in (*bounds, float("inf"))]
         self._sum = sums.labels(name)
-        self._drift = Drift()
+        self._drift = Drift(len(self._buckets))
         self._bins = [
-            [gauge.labels(name, str(number)) for number in range(len(self._drift.window))]
+            [gauge.labels(name, f"{number:02}") for number in range(len(self._buckets))]
             for gauge in drifts
         ]
-        self._reference_told = False
 
     def flush(self) -> None:
         if not self.waiting:
             return
         values, self.waiting = np.array(self.waiting, np.float64), []
         bins = np.searchsorted(self._bounds, values, side="left")
-        for bucket, count in enumerate(np.bincount(bins)):
-            if count:
-                self._buckets[bucket].inc(int(count))
+        counts = np.bincount(bins, minlength=len(self._buckets))
+        for bucket in np.flatnonzero(counts):
+            self._buckets[bucket].inc(int(counts[bucket]))
         self._sum.inc(float(values.sum()))
-        self._drift.add(values)
-        window, reference = self._bins
-        for gauge, value in zip(window, self._drift.window, strict=True):
-            gauge.set(float(value))
-        if not self._reference_told and self._drift.reference.any():
-            self._reference_told = True
-            for gauge, value in zip(reference, self._drift.reference, strict=True):
-                gauge.set(float(value))
+        self._drift.add(counts)
+
+    def show_drift(self) -> None:
+        for gauges, now in zip(
+            self._bins, (self._drift.window, self._drift.reference), strict=True
+        ):
+            for gauge, value in zip(gauges, now.tolist(), strict=True):
+                gauge.set(value)

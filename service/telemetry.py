@@ -262,6 +262,7 @@ class Telemetry:
         """Bring every metric up to date."""
         self._flush()
         self._shapes.flush()
+        self._shapes.show_drift()
         for gauge, read in self._watched.items():
             gauge.set(read())
 
