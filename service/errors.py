@@ -21,6 +21,7 @@ again can help (`retryable`); `service.api.problems` maps by these three and by 
     │   └── BundleRefused           422 a bundle that was to be served failed a check
     ├── OverloadError               the caller may try again
     │   ├── QueueFull               429 admission refused
+    │   ├── DeadlineUnreachable     429 admission refused: the answer would come too late
     │   ├── RateLimited             429 this caller asks more often than it may
     │   ├── TooManyConnections      503 as many connections are open as may be
     │   ├── NotReady                503 no bundle is open, or the lanes are dead
@@ -139,6 +140,12 @@ class InvalidValue(RequestError):
 
     code, title, status = "invalid_value", "Invalid value", 422
 
+    def __init__(
+        self, detail: str, *, retry_after_s: float | None = None, field: str | None = None
+    ) -> None:
+        super().__init__(detail, retry_after_s=retry_after_s)
+        self.field = field
+
 
 class BundleRefused(RequestError):
     """A bundle that was to be served failed a check; what was served before still is."""
@@ -162,6 +169,12 @@ class QueueFull(OverloadError):
     """Admission: the queue holds as many tokens as it may."""
 
     code, title, status = "queue_full", "Queue full", 429
+
+
+class DeadlineUnreachable(OverloadError):
+    """Admission: by the measured pace the answer would come after the deadline."""
+
+    code, title, status = "deadline_unreachable", "Deadline unreachable", 429
 
 
 class RateLimited(OverloadError):

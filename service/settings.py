@@ -81,6 +81,19 @@ class Settings(EdgeSettings, GpuSettings):
         description="Most estimated tokens that may wait; more is answered 429. At least "
         "max_batch_tokens.",
     )
+    bulk_queue_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Share of max_queue_tokens that requests with `X-Request-Priority: bulk` may "
+        "fill; interactive ones may fill all of it, and take the place of bulk ones.",
+    )
+    max_queue_wait_ms: float = Field(
+        0.0,
+        ge=0,
+        description="An interactive request that would wait longer for a lane, by the measured "
+        "pace, is answered 429. 0 leaves it to max_queue_tokens and the request's deadline.",
+    )
     batch_wait_ms: float = Field(
         0.0,
         ge=0,

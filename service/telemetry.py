@@ -107,6 +107,7 @@ class Telemetry:
             "effort", "Texts answered, by the operating point that answered them.", "point"
         )
         self._effort_children: dict[str, Any] = {}
+        self._rejected_children: dict[str, Any] = {}
         self._key_requests = self._counter(
             "key_requests", "Requests that came with a known key, by the key's name.", "key"
         )
@@ -203,12 +204,15 @@ class Telemetry:
         )
 
     def dropped(self, reason: str) -> None:
-        """Count a job dropped before compute: expired, abandoned or shutting_down."""
+        """Count a job dropped before compute: expired, evicted, abandoned or shutting_down."""
         self._dropped.labels(reason).inc()
 
     def rejected(self, reason: str) -> None:
         """Count a request refused at admission, by its error code."""
-        self._rejected.labels(reason).inc()
+        child = self._rejected_children.get(reason)
+        if child is None:
+            child = self._rejected_children[reason] = self._rejected.labels(reason)
+        child.inc()
 
     def watch_queue(self, tokens: Callable[[], int]) -> None:
         """Read the queue gauge from here at every scrape."""

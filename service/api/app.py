@@ -80,8 +80,8 @@ async def _answer(request: Request, exc: Exception) -> Response:
             f"{path[:200]} takes {' and '.join(allowed)}, not {request.method}"
         )
         extra["allow"] = ", ".join(allowed)
-    headers, body = answer_error(error, request.scope[EXCHANGE])
-    response = Response(body, error.status, extra)
+    status, headers, body = answer_error(error, request.scope[EXCHANGE])
+    response = Response(body, status, extra)
     response.raw_headers = headers + [h for h in response.raw_headers if h[0] == b"allow"]
     return response
 

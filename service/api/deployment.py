@@ -5,6 +5,7 @@ limits that requests are validated against. What the process has once is `servic
 """
 
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from service.api.answer_cache import AnswerCache
 from service.api.request_models import RequestLimits, RequestModels, request_models
 from service.bundle import read_manifest, resolve
 from service.core.adaptive_effort import AdaptiveEffort, EffortPolicy
-from service.core.batcher import BatchLimits, MicroBatcher
+from service.core.admission import BatchLimits
+from service.core.batcher import MicroBatcher
 from service.core.engine import Engine
 from service.core.live_recall import EXACT, LiveRecall
 from service.cpus import usable_cpus
@@ -148,6 +150,8 @@ def _batch_limits(engine: Engine, settings: Settings) -> BatchLimits:
         max_queue_tokens=settings.max_queue_tokens,
         batch_wait_s=settings.batch_wait_ms / 1000,
         stuck_after_s=settings.stuck_after_s,
+        bulk_queue_share=settings.bulk_queue_share,
+        max_wait_s=settings.max_queue_wait_ms / 1000 or math.inf,
     )
 
 

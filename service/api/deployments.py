@@ -89,6 +89,13 @@ class Deployments:
         """What answers a request that names no model."""
         return self._default.current
 
+    @property
+    def only(self) -> Deployment | None:
+        """What answers every request, whatever it says; None where there is a choice."""
+        if len(self.slots) > 1 or self._default.canary is not None:
+            return None
+        return self._default.current
+
     def __iter__(self) -> Iterator[Deployment]:
         """Every open deployment, canaries too."""
         for slot in self.slots.values():

@@ -7,7 +7,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.api.bodies import check_json, parse, read_body, validate
 from service.api.middleware import EXCHANGE, Exchange
-from service.api.recommend import chosen, server_timing
+from service.api.recommend import check_room, chosen, server_timing
 from service.api.serving import Serving
 from service.api.watch import Watch
 from service.core.types import Query
@@ -24,6 +24,7 @@ class Embed:
         exchange: Exchange = scope[EXCHANGE]
         serving = self._serving
         check_json(exchange.headers.get(b"content-type", b""))
+        check_room(serving, exchange)
         with Watch(receive, exchange.timeout_s) as watch:
             raw = parse(await read_body(receive))
             deployment = chosen(serving, exchange, raw)
@@ -32,8 +33,9 @@ class Embed:
             exchange.queries = texts
             manifest = deployment.engine.manifest
             queries = [Query(text, 0, manifest.defaults.effort, None, True) for text in texts]
-            deadline_s = exchange.started_s + exchange.timeout_s
-            answer = await watch.answer(deployment.batcher.submit(queries, deadline_s))
+            answer = await watch.answer(
+                deployment.batcher.submit(queries, exchange.deadline_s, exchange.bulk)
+            )
         content: dict[str, Any] = {
             "embeddings": [item.embedding for item in answer.predictions],
             "dim": manifest.encoder.dim,

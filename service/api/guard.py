@@ -18,7 +18,7 @@ from service.edge_settings import ADMIN_KEY, EdgeSettings
 from service.errors import Forbidden, NotFound, RateLimited, Unauthorized
 
 OPEN_PATHS: Final = frozenset({"/", "/livez", "/readyz", "/metrics", "/openapi.json"})
-OPEN_PREFIXES: Final = ("/docs", "/problems/", "/ui/")
+OPEN_PREFIXES: Final = ("/docs", "/problems/", "/ui/", "/v2/health/")
 ADMIN_PREFIX: Final = "/admin/"
 LABELS_PREFIX: Final = "/v1/label"
 CHANGING_METHODS: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})

@@ -16,8 +16,11 @@ from typing import Any, Final
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.envelopes import envelope
 from service.api.guard import Guard, needs_admin
-from service.api.problems import Headers, as_error, problem_body, problem_headers
+from service.api.overload_log import STATUSES as OVERLOAD_STATUSES
+from service.api.overload_log import OverloadLog
+from service.api.problems import Headers, as_error
 from service.api.serving import Serving
 from service.core.batcher import Answer
 from service.errors import (
@@ -45,6 +48,9 @@ PAGE_HEADERS: Final[Headers] = [
 ]
 """What every HTML page carries; its Content-Security-Policy is the page's own."""
 
+PRIORITY_NAMES: Final = ("interactive", "bulk")
+PRIORITIES: Final = frozenset(name.encode() for name in PRIORITY_NAMES)
+
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
@@ -53,6 +59,7 @@ class Exchange:
     """One request on its way through: what the gate found out, and what became of it."""
 
     request_id: str
+    path: str
     started_s: float
     headers: dict[bytes, bytes]
     timeout_s: float
@@ -64,6 +71,12 @@ class Exchange:
     answer: Answer | None = None
     trace: RequestTrace | None = None
     key: str = ""
+    bulk: bool = False
+
+    @property
+    def deadline_s(self) -> float:
+        """When the answer is due, on the batcher's clock."""
+        return self.started_s + self.timeout_s
 
     async def respond(self, send: Send, status: int, headers: Headers, body: bytes) -> None:
         """Answer in one go, with the headers that every answer carries."""
@@ -107,6 +120,7 @@ class Gate:
     serving: Serving
     new_request_id: Callable[[], str]
     guard: Guard = field(init=False)
+    overload_log: OverloadLog = field(default_factory=OverloadLog)
 
     def __post_init__(self) -> None:
         if any(needs_admin(method, path) for method, path in self.bare):
@@ -125,6 +139,7 @@ class Gate:
         request_id = _given_request_id(headers) or self.new_request_id()
         exchange = Exchange(
             request_id,
+            scope["path"],
             serving.clock(),
             headers,
             settings.request_timeout_ms / 1000,
@@ -160,7 +175,7 @@ class Gate:
         """Count and log the request; the only place that does."""
         # No status means that the task was cancelled before it could answer.
         status = exchange.status or Abandoned.status
-        telemetry, settings = self.serving.telemetry, self.serving.settings
+        telemetry = self.serving.telemetry
         seconds = self.serving.clock() - exchange.started_s
         route = exchange.route or getattr(scope.get("route"), "path", UNMATCHED)
         telemetry.request_finished(route, status, seconds)
@@ -170,9 +185,18 @@ class Gate:
             telemetry.key_used(exchange.key)
         if exchange.code == RateLimited.code:
             telemetry.rejected(exchange.code)
+        self._log(scope, exchange, status, seconds)
+
+    def _log(self, scope: Scope, exchange: Exchange, status: int, seconds: float) -> None:
+        settings = self.serving.settings
         wanted = settings.log_requests
         if wanted == "none" or (wanted == "errors" and status < 400):
             return
+        unlogged = 0
+        if status in OVERLOAD_STATUSES:
+            unlogged = self.overload_log.due(self.serving.clock())
+            if unlogged < 0:
+                return
         fields: dict[str, Any] = {
             "method": scope["method"],
             "path": scope["path"],
@@ -181,6 +205,8 @@ class Gate:
         }
         if exchange.code:
             fields["code"] = exchange.code
+        if unlogged:
+            fields["like_it_unlogged"] = unlogged
         if exchange.key:
             fields["key"] = exchange.key
         if settings.log_queries and exchange.queries is not None:
@@ -188,11 +214,10 @@ class Gate:
         log.info("request", extra={"fields": fields})
 
 
-def answer_error(error: AstrolabeError, exchange: Exchange) -> tuple[Headers, bytes]:
-    """Headers and body that answer an error, which the log will name by its code."""
+def answer_error(error: AstrolabeError, exchange: Exchange) -> tuple[int, Headers, bytes]:
+    """Status, headers and body that answer an error, which the log will name by its code."""
     exchange.code = error.code
-    body = problem_body(error, exchange.request_id)
-    return problem_headers(error, body), body
+    return envelope(error, exchange.path, exchange.request_id)
 
 
 async def _answer_failure(exchange: Exchange, exc: Exception, send: Send) -> None:
@@ -202,8 +227,8 @@ async def _answer_failure(exchange: Exchange, exc: Exception, send: Send) -> Non
         log.error("unhandled exception", exc_info=exc, extra=private)
     if exchange.status:
         return  # the answer has begun, so it cannot become a problem document any more
-    headers, body = answer_error(error, exchange)
-    await exchange.respond(send, error.status, headers, body)
+    status, headers, body = answer_error(error, exchange)
+    await exchange.respond(send, status, headers, body)
 
 
 def _check(exchange: Exchange, settings: Settings) -> None:
@@ -211,6 +236,8 @@ def _check(exchange: Exchange, settings: Settings) -> None:
     headers = exchange.headers
     if (asked := headers.get(b"x-request-timeout-ms")) is not None:
         exchange.timeout_s = _timeout_s(asked, settings.request_timeout_max_ms)
+    if (priority := headers.get(b"x-request-priority")) is not None:
+        exchange.bulk = _is_bulk(priority)
     # The server enforces that the body has this length; only chunked bodies must be counted.
     length = headers.get(b"content-length")
     if length is not None and not (
@@ -239,6 +266,12 @@ def _timeout_s(asked: bytes, max_ms: int) -> float:
             f"X-Request-Timeout-Ms must be a whole number of milliseconds from 1 to {max_ms}"
         )
     return int(asked) / 1000
+
+
+def _is_bulk(priority: bytes) -> bool:
+    if priority not in PRIORITIES:
+        raise InvalidValue(f"X-Request-Priority must be one of {', '.join(PRIORITY_NAMES)}")
+    return priority == b"bulk"
 
 
 def _too_large(limit: int) -> PayloadTooLarge:

@@ -109,10 +109,10 @@ def problem_body(error: AstrolabeError, request_id: str) -> bytes:
     )
 
 
-def problem_headers(error: AstrolabeError, body: bytes) -> Headers:
-    """Headers that go with a problem document."""
+def problem_headers(error: AstrolabeError, body: bytes, media_type: str = MEDIA_TYPE) -> Headers:
+    """Headers that go with the body of an error answer."""
     headers = [
-        (b"content-type", MEDIA_TYPE.encode()),
+        (b"content-type", media_type.encode()),
         (b"content-length", str(len(body)).encode()),
     ]
     if error.retry_after_s is not None:

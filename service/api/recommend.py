@@ -43,6 +43,7 @@ class Recommend:
         """Answer POST /v1/recommend."""
         exchange: Exchange = scope[EXCHANGE]
         check_json(exchange.headers.get(b"content-type", b""))
+        check_room(self._serving, exchange)
         with Watch(receive, exchange.timeout_s) as watch:
             asked = await read_body(receive)
             raw = parse(asked)
@@ -58,6 +59,7 @@ class Recommend:
     async def get(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer GET /v1/recommend."""
         exchange: Exchange = scope[EXCHANGE]
+        check_room(self._serving, exchange)
         raw = query_string(scope["query_string"])
         deployment = chosen(self._serving, exchange, raw)
         given = validate(deployment.models.parameters, raw)
@@ -75,6 +77,7 @@ class Recommend:
         """Answer POST /v1/recommend/by-embedding."""
         exchange: Exchange = scope[EXCHANGE]
         check_json(exchange.headers.get(b"content-type", b""))
+        check_room(self._serving, exchange)
         with Watch(receive, exchange.timeout_s) as watch:
             raw = parse(await read_body(receive))
             deployment = chosen(self._serving, exchange, raw)
@@ -97,7 +100,7 @@ class Recommend:
     ) -> None:
         serving, engine = self._serving, deployment.engine
         version = engine.version
-        future = deployment.batcher.submit(queries, exchange.started_s + exchange.timeout_s)
+        future = deployment.batcher.submit(queries, exchange.deadline_s, exchange.bulk)
         answer = exchange.answer = await watch.answer(future)
         effort = answer.queries[0].effort
         raw = request.scores == "raw"
@@ -149,6 +152,16 @@ class Recommend:
         await exchange.respond(send, 200, headers, found.body)
         serving.telemetry.answered(found.effort, found.n_queries, total_s)
         return True
+
+
+def check_room(serving: Serving, exchange: Exchange) -> None:
+    """Refuse before the body is read, where that is sure to have no room; raises OverloadError.
+
+    Not where the body could choose another bundle, or be known to the cache of answers.
+    """
+    only = serving.deployments.only
+    if only is not None and only.cache is None:
+        only.batcher.check_room(exchange.deadline_s, exchange.bulk)
 
 
 def chosen(serving: Serving, exchange: Exchange, raw: Any) -> Deployment:

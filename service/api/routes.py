@@ -15,9 +15,9 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from service.api.admin import add_admin
-from service.api.deployments import PINNED
 from service.api.embed import Embed
 from service.api.follow import Follower
+from service.api.headers import request_headers
 from service.api.labels import add_labels
 from service.api.playground import add_playground
 from service.api.problems import PROBLEMS_PATH, ProblemKind, problem_kinds, responses
@@ -33,6 +33,7 @@ from service.api.schemas import (
 from service.api.serving import Serving
 from service.errors import (
     DeadlineExceeded,
+    DeadlineUnreachable,
     InternalError,
     InvalidValue,
     MalformedRequest,
@@ -58,6 +59,7 @@ _RECOMMEND = (
     MalformedRequest,
     UnsupportedMediaType,
     QueueFull,
+    DeadlineUnreachable,
     PredictFailed,
     NotReady,
     ShuttingDown,
@@ -65,14 +67,6 @@ _RECOMMEND = (
     ModelUnknown,
     NoSuchBundle,
 )
-
-_PINNED: Final[dict[str, Any]] = {
-    "name": "X-Bundle",
-    "in": "header",
-    "required": False,
-    "description": "Answer from this open bundle: `current`, `canary`, or the start of its id.",
-    "schema": {"type": "string", "pattern": f"^{PINNED.pattern}$"},
-}
 
 _ANSWER_HEADERS: Final[dict[str, Any]] = {
     "X-Request-Id": {
@@ -137,7 +131,7 @@ def _add_recommend(app: FastAPI, serving: Serving) -> Bare:
         ),
         ("POST", "/v1/embed", embed, embed_endpoints.post),
     )
-    extra = {"parameters": [_timeout_header(serving.settings.request_timeout_max_ms), _PINNED]}
+    extra = {"parameters": request_headers(serving.settings.request_timeout_max_ms)}
     for method, path, description, endpoint in described:
         _document(app, method, path, description, endpoint, extra)
     return {(method, path): endpoint for method, path, _, endpoint in described}
@@ -164,16 +158,6 @@ def _document(
     )
     route.app = endpoint
     app.router.routes.append(route)
-
-
-def _timeout_header(max_ms: int) -> dict[str, Any]:
-    return {
-        "name": "X-Request-Timeout-Ms",
-        "in": "header",
-        "required": False,
-        "description": "Deadline of this request in milliseconds.",
-        "schema": {"type": "integer", "minimum": 1, "maximum": max_ms},
-    }
 
 
 def _add_info(app: FastAPI, serving: Serving) -> None:

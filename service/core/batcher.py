@@ -4,6 +4,10 @@ Greedy: whenever a lane is free it takes whatever waits, up to a token budget, s
 adds no wait. One job is one request. All state belongs to the event loop's thread; a lane is a
 thread that only computes and posts its outcome back, so every future is touched on the loop alone.
 
+Overload: a request is refused at the door where the queue is full, or where by the measured pace it
+could not be answered before its deadline. A free lane takes whatever comes, so a service with
+nothing to do refuses nobody, and a wrong estimate is corrected by the next batch.
+
 It does not time its callers out: a waiter bounds its own wait, settles or cancels its future, and
 the batcher then drops the job. Used by `service.api`, whose waiter is `service.api.watch`.
 """
@@ -14,7 +18,6 @@ import contextvars
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -22,14 +25,15 @@ from threading import Thread
 from typing import Final, Protocol
 
 from service.core.adaptive_effort import AdaptiveEffort
+from service.core.admission import Admission, BatchLimits
+from service.core.job_queue import Job, JobQueue
+from service.core.pace import LAG_TURNS, Pace
 from service.core.types import PredictedBatch, Prediction, Query, StageTimings
 from service.errors import (
     AstrolabeError,
     DeadlineExceeded,
     NotReady,
-    PayloadTooLarge,
     PredictFailed,
-    QueueFull,
     ShuttingDown,
 )
 
@@ -39,22 +43,7 @@ BYTES_PER_TOKEN: Final = 3
 """A little below English word pieces (about 4), and right for scripts of one token a character."""
 
 SPECIAL_TOKENS: Final = 2
-MAX_RETRY_AFTER_S: Final = 60.0
-RATE_SMOOTHING: Final = 0.2
-
 PredictFn = Callable[[Sequence[Query]], PredictedBatch]
-
-
-@dataclass(frozen=True, slots=True)
-class BatchLimits:
-    """What bounds a batcher; `max_tokens` is the longest one text can become."""
-
-    lanes: int
-    max_tokens: int
-    max_batch_tokens: int
-    max_queue_tokens: int
-    batch_wait_s: float = 0.0
-    stuck_after_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,21 +69,12 @@ class BatchObserver(Protocol):
         ...
 
     def dropped(self, reason: str) -> None:
-        """One job was dropped before compute: expired, abandoned or shutting_down."""
+        """One job was dropped before compute: expired, evicted, abandoned or shutting_down."""
         ...
 
     def rejected(self, reason: str) -> None:
         """One job was refused at admission, with this error code."""
         ...
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    queries: Sequence[Query]
-    tokens: int
-    submitted_s: float
-    deadline_s: float
-    future: "asyncio.Future[Answer]"
 
 
 class _Lane:
@@ -108,7 +88,7 @@ class _Lane:
 
     def __init__(self, name: str, body: Callable[["_Lane"], None]) -> None:
         self.inbox: SimpleQueue[list[Query] | None] = SimpleQueue()
-        self.jobs: list[_Job] = []
+        self.jobs: list[Job] = []
         self.since_s = math.inf
         self.died = False
         self.thread = Thread(target=body, args=(self,), name=name, daemon=True)
@@ -135,19 +115,20 @@ class MicroBatcher:
         effort: AdaptiveEffort | None = None,
     ) -> None:
         self.limits = limits
-        self.waiting_tokens = 0
         self._predict = predict
         self._observer = observer
         self._clock = clock
         self._effort = effort
-        self._queue: deque[_Job] = deque()
+        self._queue = JobQueue(limits.max_batch_tokens)
+        self._pace = Pace(limits.lanes)
+        self._admission = Admission(limits, self._queue, self._pace)
+        self._job_tokens = 0.0  # of a job in the newest batch, on average
         self._lanes: list[_Lane] = []
         self._free: list[_Lane] = []
         self._dispatch_scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._closed: type[AstrolabeError] | None = NotReady
         self._settled = asyncio.Event()
-        self._tokens_per_s = 0.0
         self._moved_s = 0.0
 
     def start(self) -> None:
@@ -161,24 +142,29 @@ class MicroBatcher:
             lane.thread.start()
         self._closed = None
 
-    def submit(self, queries: Sequence[Query], deadline_s: float) -> "asyncio.Future[Answer]":
+    @property
+    def waiting_tokens(self) -> int:
+        """Estimated tokens that wait for a lane."""
+        return self._queue.tokens
+
+    def submit(
+        self, queries: Sequence[Query], deadline_s: float, bulk: bool = False
+    ) -> "asyncio.Future[Answer]":
         """Admit one request's queries; the one place where work is accepted or refused.
 
         `deadline_s` is on this batcher's clock. The caller bounds its own wait for the future.
-        Raises QueueFull, PayloadTooLarge, NotReady, ShuttingDown.
+        Raises QueueFull, DeadlineUnreachable, PayloadTooLarge, NotReady, ShuttingDown.
         """
         max_tokens = self.limits.max_tokens
         tokens = sum([estimate_tokens(query.text, max_tokens) for query in queries])
-        if self._closed is not None or self.waiting_tokens + tokens > self.limits.max_queue_tokens:
-            refusal = self._refusal(tokens)
-            self._observer.rejected(refusal.code)
-            raise refusal
-        now = self._clock()
-        if not self._queue:
+        now, queue = self._clock(), self._queue
+        at_once = self._at_once(tokens, now)
+        if self._closed is not None or not at_once:
+            self._admit(tokens, now, deadline_s, bulk)
+        if not queue:
             self._moved_s = now
-        job = _Job(queries, tokens, now, deadline_s, self._loop.create_future())
-        self._queue.append(job)
-        self.waiting_tokens += tokens
+        job = Job(queries, tokens, now, deadline_s, self._loop.create_future(), bulk, at_once)
+        queue.append(job)
         if self._free and not self._dispatch_scheduled:
             # Not at once: requests that arrived in the same turn of the loop share the batch.
             self._dispatch_scheduled = True
@@ -186,9 +172,19 @@ class MicroBatcher:
             self._loop.call_soon(self._dispatch, context=self._context)
         return job.future
 
+    def check_room(self, deadline_s: float, bulk: bool = False) -> None:
+        """Refuse, before its body is read, what `submit` would refuse; raises as that does.
+
+        Such a request is taken to be as large as those of the newest batch.
+        """
+        tokens, now = int(self._job_tokens), self._clock()
+        if self._closed is not None or not self._at_once(tokens, now):
+            self._refuse_where_due(tokens, now, deadline_s, bulk)
+
     def oldest_wait_s(self) -> float:
-        """How long the oldest job that waits has waited; 0 where none does."""
-        return self._clock() - self._queue[0].submitted_s if self._queue else 0.0
+        """How long the oldest interactive job that waits has waited; 0 where none does."""
+        waiting = self._queue.interactive
+        return self._clock() - waiting[0].submitted_s if waiting else 0.0
 
     def health(self) -> str | None:
         """None while work moves, else one sentence that says what does not."""
@@ -221,19 +217,34 @@ class MicroBatcher:
                 lane.thread.join(timeout=1.0)
         self._settled.set()  # a drain that still waits has nothing left to wait for
 
-    def _refusal(self, tokens: int) -> AstrolabeError:
-        limit = self.limits.max_queue_tokens
-        if self._closed is not None:
-            return self._closed("the service takes no new work now", retry_after_s=1.0)
-        if tokens > limit:
-            return PayloadTooLarge(
-                f"the texts make about {tokens} tokens, the queue holds {limit}: send fewer at once"
-            )
-        wait_s = self.waiting_tokens / self._tokens_per_s if self._tokens_per_s else 1.0
-        return QueueFull(
-            f"{self.waiting_tokens} tokens wait already, {limit} may: try again later",
-            retry_after_s=min(MAX_RETRY_AFTER_S, max(1.0, wait_s)),
+    def _at_once(self, tokens: int, now: float) -> bool:
+        """Whether a lane is free for this, beside what waits for the same turn of the loop."""
+        return (
+            bool(self._free)
+            and self._queue.tokens + tokens <= self.limits.max_batch_tokens
+            and not self._pace.loop_is_late(now)
         )
+
+    def _admit(self, tokens: int, now: float, deadline_s: float, bulk: bool) -> None:
+        """Refuse a job that has to wait, or make room for it."""
+        self._refuse_where_due(tokens, now, deadline_s, bulk)
+        over = self._queue.tokens + tokens - self.limits.max_queue_tokens
+        if over > 0:
+            for job in self._queue.evict(over):
+                self._drop(job, now, "evicted", self._admission.full(bulk=True))
+
+    def _refuse_where_due(self, tokens: int, now: float, deadline_s: float, bulk: bool) -> None:
+        refusal: AstrolabeError | None
+        if self._closed is not None:
+            refusal = self._closed("the service takes no new work now", retry_after_s=1.0)
+        else:
+            lag_s = LAG_TURNS * self._pace.lag_s(now)
+            refusal = self._admission.refusal(
+                tokens, deadline_s - now, bulk, lane_free=bool(self._free), lag_s=lag_s
+            )
+        if refusal is not None:
+            self._observer.rejected(refusal.code)
+            raise refusal
 
     def _dispatch(self) -> None:
         """Give waiting work to free lanes."""
@@ -246,8 +257,8 @@ class MicroBatcher:
                 self._timer = self._loop.call_later(wait_s, self._dispatch)
                 return
             now = self._clock()
-            jobs = self._take(now)
-            if not jobs:
+            if not (jobs := self._take(now)):
+                self._pace.doubt()
                 continue
             lane = self._free.pop()
             lane.jobs, lane.since_s = jobs, now
@@ -263,33 +274,51 @@ class MicroBatcher:
             return 0.0
         if self._closed is not None:
             return 0.0
-        return self._queue[0].submitted_s + limits.batch_wait_s - self._clock()
+        waiting, _ = self._queue.turn()
+        return waiting[0].submitted_s + limits.batch_wait_s - self._clock()
 
-    def _take(self, now: float) -> list[_Job]:
-        """The oldest jobs that fit the token budget, at least one; the dead are dropped."""
-        jobs: list[_Job] = []
-        budget = self.limits.max_batch_tokens
+    def _take(self, now: float) -> list[Job]:
+        """The oldest jobs of one class that fit its token budget, at least one.
+
+        Dropped are those that nobody waits for, and those that could not be done in time. No job
+        joins a batch that would thereby take so long that one in it comes too late.
+        """
+        jobs: list[Job] = []
         queue, effort = self._queue, self._effort
-        if effort is not None:
-            effort.waited(now - queue[0].submitted_s)  # also where it is dropped for having waited
-        while queue and (not jobs or queue[0].tokens <= budget):
-            job = queue.popleft()
-            self.waiting_tokens -= job.tokens
-            if job.future.done() or now >= job.deadline_s:
-                self._drop(job, now)
+        waiting, budget = queue.turn()
+        if effort is not None and not waiting[0].bulk:  # bulk work waits by design
+            effort.waited(
+                now - waiting[0].submitted_s
+            )  # also where it is dropped for having waited
+        done_s = now + self._pace.least_compute_s
+        taken = 0
+        while waiting and (not jobs or taken + waiting[0].tokens <= budget):
+            job = queue.pop(waiting)
+            if job.future.done() or (now if job.at_once else done_s) >= job.deadline_s:
+                self._drop_late(job, now)
                 continue
-            budget -= job.tokens
+            taken += job.tokens
+            budget = min(budget, self._pace.tokens_within(job.deadline_s - now))
             if effort is not None:
                 job.queries = effort.capped(job.queries)
             jobs.append(job)
+        if jobs:
+            self._job_tokens = taken / len(jobs)
+            queue.taken(waiting, taken)
         self._moved_s = now
         return jobs
 
-    def _drop(self, job: _Job, now: float) -> None:
-        expired = now >= job.deadline_s
-        self._observer.dropped("expired" if expired else "abandoned")
-        if not job.future.done():
-            job.future.set_exception(DeadlineExceeded("the deadline passed while this waited"))
+    def _drop_late(self, job: Job, now: float) -> None:
+        why = "the deadline passed" if now >= job.deadline_s else "it became too late to compute"
+        self._drop(job, now, "expired", DeadlineExceeded(f"{why} while it waited"))
+
+    def _drop(self, job: Job, now: float, reason: str, error: AstrolabeError) -> None:
+        """Answer a job that will not be computed, if anybody still waits for it."""
+        if job.future.done():
+            reason = "expired" if now >= job.deadline_s else "abandoned"
+        else:
+            job.future.set_exception(error)
+        self._observer.dropped(reason)
 
     def _run_lane(self, lane: _Lane) -> None:
         """Body of a lane's thread: compute, post the outcome, never touch a future."""
@@ -297,11 +326,10 @@ class MicroBatcher:
         try:
             while (queries := lane.inbox.get()) is not None:
                 try:
-                    outcome = self._checked(queries)
+                    outcome: PredictedBatch | BaseException = self._checked(queries)
                 except BaseException as exc:  # a lane outlives whatever a batch raises
-                    post(self._finish, lane, exc)
-                else:
-                    post(self._finish, lane, outcome)
+                    outcome = exc
+                post(self._finish, lane, outcome, self._clock())
         except RuntimeError:
             log.debug("the loop closed before lane %s", lane.thread.name)
         finally:
@@ -314,12 +342,18 @@ class MicroBatcher:
             raise RuntimeError(f"{len(batch.predictions)} predictions for {len(queries)} queries")
         return batch
 
-    def _finish(self, lane: _Lane, outcome: PredictedBatch | BaseException) -> None:
+    def _finish(
+        self, lane: _Lane, outcome: PredictedBatch | BaseException, finished_s: float
+    ) -> None:
         """Free the lane, give it the next batch, then wake the callers of the last one."""
         jobs, started_s = lane.jobs, lane.since_s
         lane.jobs, lane.since_s = [], math.inf
         self._free.append(lane)
-        self._measure_rate(jobs, self._clock() - started_s)
+        tokens = sum([job.tokens for job in jobs])
+        left_behind = bool(self._queue.bulk if jobs and jobs[0].bulk else self._queue.interactive)
+        now = self._clock()
+        self._pace.noticed(now, now - finished_s)
+        self._pace.measured(tokens, now - started_s, left_behind)
         self._dispatch()
         if isinstance(outcome, BaseException):
             texts = {"private": [query.text for job in jobs for query in job.queries]}
@@ -350,23 +384,16 @@ class MicroBatcher:
             self._fail_waiting(NotReady("every lane has died: the service must be restarted"))
 
     def _fail_waiting(self, error: AstrolabeError) -> None:
-        for _ in self._queue:
+        waiting = self._queue.clear()
+        for _ in waiting:
             self._observer.dropped(error.code)
-        self._fail(self._queue, error)
-        self._queue.clear()
-        self.waiting_tokens = 0
+        self._fail(waiting, error)
 
-    def _fail(self, jobs: "Sequence[_Job] | deque[_Job]", error: AstrolabeError) -> None:
+    def _fail(self, jobs: Sequence[Job], error: AstrolabeError) -> None:
         for job in jobs:
             if not job.future.done():
                 # One exception object each: raising it writes a traceback into it.
                 job.future.set_exception(type(error)(error.detail, retry_after_s=1.0))
-
-    def _measure_rate(self, jobs: list[_Job], seconds: float) -> None:
-        rate = sum(job.tokens for job in jobs) * len(self._lanes) / max(seconds, 1e-6)
-        if self._tokens_per_s:
-            rate = self._tokens_per_s + RATE_SMOOTHING * (rate - self._tokens_per_s)
-        self._tokens_per_s = rate
 
     def _settle_if_idle(self) -> None:
         if self._closed and not self._queue and not any(lane.jobs for lane in self._lanes):

@@ -103,7 +103,7 @@ async def test_client_that_hangs_up_is_noticed_through_the_real_server() -> None
         while not batcher.waiting_tokens:
             await asyncio.sleep(0.001)
         writer.close()
-        while not batcher._queue[0].future.done():
+        while not batcher._queue.interactive[0].future.done():
             await asyncio.sleep(0.001)
         run.predict.release()
         assert (await busy).status_code == 200

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from service.core.adaptive_effort import AdaptiveEffort, EffortPolicy
-from service.core.batcher import BatchLimits, MicroBatcher, estimate_tokens
+from service.core.admission import BatchLimits
+from service.core.batcher import MicroBatcher, estimate_tokens
 from service.core.types import Query, StageTimings
 from service.errors import (
     DeadlineExceeded,
@@ -63,9 +64,11 @@ class Bench:
             predict, BatchLimits(**(values | limits)), self.recorder, self.clock, self.effort
         )
 
-    def submit(self, *texts: str, within_s: float = FAR_S) -> "asyncio.Future[Any]":
+    def submit(
+        self, *texts: str, within_s: float = FAR_S, bulk: bool = False
+    ) -> "asyncio.Future[Any]":
         queries = [Query(text, 3, "balanced") for text in texts]
-        return self.batcher.submit(queries, self.clock.now + within_s)
+        return self.batcher.submit(queries, self.clock.now + within_s, bulk)
 
     async def occupy_lane(self, text: str = "busy") -> "asyncio.Future[Any]":
         """Hold the lane with a first job, so that what follows waits."""

@@ -1,0 +1,239 @@
+"""Overload through the batcher: who is refused, who goes first, and that the door opens again."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from service.core.admission import Admission, BatchLimits
+from service.core.job_queue import Job, JobQueue
+from service.core.pace import Pace
+from service.errors import DeadlineExceeded, DeadlineUnreachable, PayloadTooLarge, QueueFull
+from tests.service.core.test_batcher import FAR_S, Bench, started
+
+pytestmark = pytest.mark.anyio
+
+FULL = "x" * 90  # 32 tokens by estimate, half of a batch
+
+
+async def measure(bench: Bench, seconds: float, text: str = FULL) -> None:
+    """Let one batch take this long, so that the pace is known."""
+    first = await bench.occupy_lane(text)
+    bench.clock.advance(seconds)
+    bench.predict.release()
+    await first
+
+
+def bulk(bench: Bench, text: str, within_s: float = FAR_S) -> "asyncio.Future[Any]":
+    return bench.submit(text, within_s=within_s, bulk=True)
+
+
+async def test_what_could_not_be_answered_in_time_is_refused_at_once() -> None:
+    async with started(max_queue_tokens=1024) as bench:
+        await measure(bench, 8.0)  # 4 tokens a second, 8 s a batch
+        busy = await bench.occupy_lane()
+        waiting = [bench.submit(FULL) for _ in range(3)]
+        # The lane is busy for 8 s, then a batch of 64 tokens goes first, then one as large with it.
+        with pytest.raises(DeadlineUnreachable) as refusal:
+            bench.submit(FULL, within_s=20.0)
+        assert refusal.value.retry_after_s == pytest.approx(8 + 64 / 4 + 64 / 4 - 20)
+        waiting.append(bench.submit(FULL, within_s=40.0))
+        bench.predict.release()
+        await asyncio.gather(busy, *waiting)
+    assert bench.recorder.rejections == {"deadline_unreachable": 1}
+
+
+async def test_nobody_is_refused_before_a_batch_was_measured() -> None:
+    async with started(max_queue_tokens=1024) as bench:
+        busy = await bench.occupy_lane()
+        waiting = bench.submit(FULL, within_s=0.001)
+        bench.predict.release()
+        await asyncio.gather(busy, waiting)
+
+
+async def test_idle_service_refuses_nobody_and_one_slow_batch_locks_no_door() -> None:
+    async with started(max_queue_tokens=1024) as bench:
+        for _ in range(5):
+            await measure(bench, 100.0)
+        for _ in range(60):  # each deadline is far below what was measured
+            await bench.submit("a", within_s=0.5)
+        busy = await bench.occupy_lane()
+        behind = bench.submit("a", within_s=60.0)  # by now the slow ones are forgotten
+        bench.predict.release()
+        await asyncio.gather(busy, behind)
+    assert bench.recorder.rejections == {}
+    assert bench.recorder.drops == {}
+
+
+async def test_what_cannot_finish_any_more_is_dropped_before_compute() -> None:
+    async with started(max_queue_tokens=1024) as bench:
+        for _ in range(3):
+            await measure(bench, 8.0)
+        busy = await bench.occupy_lane()
+        late, kept = bench.submit("late", within_s=17.0), bench.submit("kept")
+        bench.clock.advance(10.0)  # 7 s are left of 17, and a batch takes 8
+        bench.predict.release()
+        await asyncio.gather(busy, kept)
+        with pytest.raises(DeadlineExceeded, match="too late to compute"):
+            await late
+    assert "late" not in bench.predict.texts()
+    assert bench.recorder.drops == {"expired": 1}
+
+
+async def test_giving_up_on_all_that_waits_makes_the_estimate_doubted() -> None:
+    async with started(max_queue_tokens=1024) as bench:
+        for _ in range(3):
+            await measure(bench, 8.0)
+        busy = await bench.occupy_lane()
+        late = bench.submit("late", within_s=17.0)
+        bench.clock.advance(10.0)
+        bench.predict.release()
+        await asyncio.gather(busy, late, return_exceptions=True)
+        assert bench.batcher._pace.least_compute_s < 8.0
+    assert bench.recorder.drops == {"expired": 1}
+
+
+async def test_bound_on_the_wait_refuses_before_the_queue_is_full() -> None:
+    async with started(max_queue_tokens=1024, max_wait_s=20.0) as bench:
+        await measure(bench, 8.0)
+        busy = await bench.occupy_lane()
+        waiting = [bench.submit(FULL) for _ in range(3)]
+        with pytest.raises(QueueFull):
+            bench.submit(FULL)
+        waiting.append(bulk(bench, FULL))  # bulk work has time
+        bench.predict.release()
+        await asyncio.gather(busy, *waiting)
+
+
+async def test_interactive_goes_before_bulk_and_shares_no_batch_with_it() -> None:
+    async with started() as bench:
+        busy = await bench.occupy_lane()
+        waiting = [bulk(bench, "bulk"), bench.submit("a"), bench.submit("b")]
+        bench.predict.release()
+        await asyncio.gather(busy, *waiting)
+    assert bench.predict.batches == [["busy"], ["a", "b"], ["bulk"]]
+
+
+async def test_bulk_batches_are_short() -> None:
+    async with started(max_batch_tokens=64, max_queue_tokens=1024) as bench:
+        busy = await bench.occupy_lane()
+        waiting = [bulk(bench, text) for text in "abcdef"]  # 2 tokens each, of 64 / 8
+        bench.predict.release()
+        await asyncio.gather(busy, *waiting)
+    assert bench.predict.batches == [["busy"], ["a", "b", "c", "d"], ["e", "f"]]
+
+
+async def test_bulk_is_not_starved() -> None:
+    async with started(max_queue_tokens=1024) as bench:
+        busy = await bench.occupy_lane()
+        waiting = [bulk(bench, "bulk"), *(bench.submit(FULL) for _ in range(30))]
+        bench.predict.release()
+        await asyncio.gather(busy, *waiting)
+    # Each batch holds two of the interactive ones.
+    assert bench.predict.batches.index(["bulk"]) == 1 + 8
+
+
+async def test_interactive_takes_the_place_of_the_newest_bulk_work() -> None:
+    async with started(max_queue_tokens=96, bulk_queue_share=0.7) as bench:
+        busy = await bench.occupy_lane()
+        older, newer, left = bulk(bench, FULL), bulk(bench, FULL + "y"), bench.submit(FULL)
+        taking = bench.submit(FULL + "z")
+        with pytest.raises(QueueFull):
+            await newer
+        bench.predict.release()
+        await asyncio.gather(busy, older, left, taking)
+    assert bench.recorder.drops == {"evicted": 1}
+    assert bench.recorder.rejections == {}
+
+
+async def test_evicted_job_that_was_abandoned_counts_as_abandoned() -> None:
+    async with started(max_queue_tokens=64, bulk_queue_share=0.5) as bench:
+        busy = await bench.occupy_lane()
+        gone = bulk(bench, FULL)
+        gone.cancel()
+        waiting = [bench.submit(FULL), bench.submit(FULL)]
+        bench.predict.release()
+        await asyncio.gather(busy, *waiting)
+    assert bench.recorder.drops == {"abandoned": 1}
+
+
+async def test_bulk_has_its_own_bound_and_evicts_nobody() -> None:
+    async with started(max_queue_tokens=128, bulk_queue_share=0.5) as bench:
+        busy = await bench.occupy_lane()
+        waiting = [bulk(bench, FULL), bulk(bench, FULL)]
+        with pytest.raises(QueueFull):
+            bulk(bench, "one more")
+        waiting += [bench.submit(FULL), bench.submit(FULL)]
+        with pytest.raises(PayloadTooLarge, match="send fewer"):
+            bench.submit(FULL, FULL, FULL, bulk=True)
+        bench.predict.release()
+        await asyncio.gather(busy, *waiting)
+    assert bench.recorder.drops == {}
+
+
+def test_retry_after_of_bulk_counts_what_interactive_work_leaves_it() -> None:
+    queue, pace = JobQueue(max_batch_tokens=64), Pace(lanes=1)
+    limits = BatchLimits(1, 32, 64, max_queue_tokens=128)
+    pace.measured(32, 8.0, left_behind=True)  # 4 tokens a second
+    future: asyncio.Future[Any] = asyncio.Future(loop=asyncio.new_event_loop())
+    for _ in range(2):
+        queue.append(Job([], 32, 0.0, FAR_S, future, bulk=True))
+    admission = Admission(limits, queue, pace)
+    assert admission.full(bulk=True).retry_after_s == pytest.approx(64 / 4)
+    for _ in range(3):
+        queue.taken(queue.interactive, 64)
+    queue.taken(queue.bulk, 64)
+    share = queue.bulk_share
+    assert 0.25 < share < 0.3
+    assert admission.full(bulk=True).retry_after_s == pytest.approx(64 / (4 * share))
+    future.get_loop().close()
+
+
+async def test_abandoned_bulk_jobs_never_reach_the_encoder() -> None:
+    async with started() as bench:
+        busy = await bench.occupy_lane()
+        abandoned, kept = bulk(bench, "gone"), bulk(bench, "kept")
+        abandoned.cancel()
+        bench.predict.release()
+        await asyncio.gather(busy, kept)
+    assert bench.predict.texts() == ["busy", "kept"]
+    assert bench.recorder.drops == {"abandoned": 1}
+
+
+async def test_bulk_work_that_waits_lowers_nobodys_effort() -> None:
+    async with started() as bench:
+        busy = await bench.occupy_lane()
+        waiting = [bulk(bench, "bulk")]
+        for _ in range(3):
+            bench.clock.advance(10.0)
+            assert bench.batcher.oldest_wait_s() == 0.0
+        bench.predict.release()
+        await asyncio.gather(busy, *waiting)
+        assert (await waiting[0]).queries[0].effort == "balanced"
+
+
+async def test_room_is_judged_by_the_size_of_recent_requests() -> None:
+    async with started(max_queue_tokens=64) as bench:
+        bench.batcher.check_room(0.0)  # idle: whatever the deadline
+        await measure(bench, 0.01)
+        busy = await bench.occupy_lane(FULL)
+        waiting = [bench.submit(FULL)]
+        bench.batcher.check_room(bench.clock.now + FAR_S)
+        waiting.append(bench.submit("x" * 30))
+        with pytest.raises(QueueFull):  # 20 tokens are free, requests have 32
+            bench.batcher.check_room(bench.clock.now + FAR_S)
+        bench.predict.release()
+        await asyncio.gather(busy, *waiting)
+    assert bench.recorder.rejections == {"queue_full": 1}
+
+
+async def test_no_job_joins_a_batch_that_would_make_another_late() -> None:
+    async with started(max_batch_tokens=1024, max_queue_tokens=1024) as bench:
+        await measure(bench, 8.0)  # 4 tokens a second
+        busy = await bench.occupy_lane(FULL)
+        waiting = [bench.submit(FULL, within_s=60.0) for _ in range(2)]
+        waiting += [bench.submit("x" * 90 + str(i)) for i in range(3)]
+        bench.clock.advance(10.0)  # in the 50 s left, 200 tokens are computed, with a margin 140
+        bench.predict.release()
+        await asyncio.gather(busy, *waiting)
+    assert [len(batch) for batch in bench.predict.batches] == [1, 1, 4, 1]
