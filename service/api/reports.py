@@ -1,5 +1,6 @@
 """What /v1/info, /v1/models and the admin routes say of the open bundles."""
 
+from datetime import datetime
 from typing import Literal
 
 from service.api.deployment import Deployment
@@ -11,6 +12,7 @@ from service.api.schemas import (
     EncoderReport,
     InfoResponse,
     LimitsReport,
+    ModelObject,
     ModelReport,
     ModelsResponse,
 )
@@ -30,8 +32,15 @@ def models_report(deployments: Deployments) -> ModelsResponse:
                 can_roll_back=slot.previous is not None,
             )
             for name, slot in deployments.slots.items()
-        ]
+        ],
+        data=[model_object(slot.current) for slot in deployments.slots.values()],
     )
+
+
+def model_object(deployment: Deployment) -> ModelObject:
+    """One model, in the form of OpenAI's API."""
+    created = datetime.fromisoformat(deployment.engine.manifest.created)
+    return ModelObject(id=deployment.name, created=int(created.timestamp()))
 
 
 def _bundles(slot: Slot) -> list[BundleReport]:

@@ -19,6 +19,8 @@ from service.api.embed import Embed
 from service.api.follow import Follower
 from service.api.headers import request_headers
 from service.api.labels import add_labels
+from service.api.oip import add_oip
+from service.api.openai import add_openai
 from service.api.playground import add_playground
 from service.api.problems import PROBLEMS_PATH, ProblemKind, problem_kinds, responses
 from service.api.recommend import Recommend
@@ -87,6 +89,8 @@ Bare = dict[tuple[str, str], ASGIApp]
 def add_routes(app: FastAPI, serving: Serving, follower: Follower) -> Bare:
     """Add every route to the application; returns those that the gate may call directly."""
     bare = _add_recommend(app, serving)
+    bare |= add_openai(app, serving)
+    add_oip(app, serving)
     _add_info(app, serving)
     _add_probes(app, serving)
     _add_problems(app)

@@ -130,10 +130,21 @@ class ModelReport(BaseModel):
     can_roll_back: bool
 
 
+class ModelObject(BaseModel):
+    """One model, in the form of OpenAI's API."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = Field(description="When its bundle was sealed, in seconds since 1970.")
+    owned_by: Literal["astrolabe"] = "astrolabe"
+
+
 class ModelsResponse(BaseModel):
-    """Everything that is being served."""
+    """Everything that is being served: in full, and in the form of OpenAI's API."""
 
     models: list[ModelReport]
+    object: Literal["list"] = "list"
+    data: list[ModelObject]
 
 
 class DeviceReport(BaseModel):

@@ -242,3 +242,12 @@ def test_memory_that_does_not_fit_the_labels_is_refused(
     reseal(folder, change)
     with pytest.raises(BundleMismatch, match=words):
         Engine.open(folder, device="cpu")
+
+
+def test_k_of_zero_gives_the_embedding_and_searches_nothing(engine: Engine) -> None:
+    only, both = engine.predict(
+        [Query("the white whale", 0, "fast"), Query("the white whale", 3, "fast")]
+    ).predictions
+    assert (len(only.rows), len(only.scores)) == (0, 0)
+    assert np.array_equal(only.embedding, both.embedding)
+    assert len(both.rows) == 3

@@ -1,0 +1,212 @@
+"""What the Open Inference Protocol tells of the server and its models: metadata, health, readiness.
+
+`config` and `repository/index` are Triton's extensions, as far as its clients ask for them; loading
+and unloading by a client is not offered.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from fastapi import FastAPI
+from pydantic import BaseModel, Field
+
+from service.api.deployments import Slot
+from service.api.envelopes import OipError
+from service.api.protocol_requests import at_version, open_bundles, version_of
+from service.api.serving import Serving
+from service.version import __version__
+
+TAG: Final = "open inference protocol"
+PLATFORM: Final = "astrolabe"
+ANY_SIZE: Final = -1
+ERRORS: Final[dict[int | str, dict[str, Any]]] = {
+    status: {"model": OipError, "description": what}
+    for status, what in (("4XX", "The request is at fault."), ("5XX", "The service is."))
+}
+
+
+class ServerMetadata(BaseModel):
+    """The server and what it knows beyond the protocol."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class TensorMetadata(BaseModel):
+    """A tensor that a model takes or gives; -1 stands for any size."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ModelMetadata(BaseModel):
+    """A model, its versions and its tensors. Input `k` may be left out."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class ConfigTensor(BaseModel):
+    """A tensor as Triton's model configuration has it."""
+
+    name: str
+    data_type: str
+    dims: list[int]
+    optional: bool = False
+
+
+class ModelConfig(BaseModel):
+    """The part of Triton's model configuration that holds here."""
+
+    name: str
+    platform: str
+    backend: str
+    max_batch_size: int = Field(0, description="0: the first dimension is a tensor's own.")
+    input: list[ConfigTensor]
+    output: list[ConfigTensor]
+
+
+class IndexEntry(BaseModel):
+    """One model that is served."""
+
+    name: str
+    version: str
+    state: str
+    reason: str
+
+
+class Alive(BaseModel):
+    """Answer of a probe that found nothing wrong."""
+
+    live: bool
+
+
+class Ready(BaseModel):
+    """Answer of a probe that found nothing wrong."""
+
+    ready: bool
+
+
+class AnswerTensor(BaseModel):
+    """One tensor of an answer; with binary data, `parameters` says how many bytes it has."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    parameters: dict[str, Any] | None = None
+    data: list[Any] | None = None
+
+
+class InferResponse(BaseModel):
+    """The JSON of an answer."""
+
+    model_name: str
+    model_version: str
+    id: str | None = None
+    outputs: list[AnswerTensor]
+
+
+def add_oip_metadata(app: FastAPI, serving: Serving) -> None:
+    """Add the routes that answer without computing."""
+    _add_server(app, serving)
+    _add_model(app, serving, "", _metadata, ModelMetadata)
+    _add_model(app, serving, "/ready", lambda _: _ready(serving), Ready)
+    _add_model(app, serving, "/config", _config, ModelConfig)
+
+
+def _add_server(app: FastAPI, serving: Serving) -> None:
+    @app.get("/v2", tags=[TAG], responses=ERRORS)
+    async def server_metadata() -> ServerMetadata:
+        """The server, its version and the extensions that it knows."""
+        return ServerMetadata(
+            name=PLATFORM,
+            version=__version__,
+            extensions=["binary_tensor_data", "model_configuration", "model_repository(index)"],
+        )
+
+    @app.get("/v2/health/live", tags=[TAG], responses=ERRORS)
+    async def server_live() -> Alive:
+        """Whether the process runs."""
+        return Alive(live=True)
+
+    @app.get("/v2/health/ready", tags=[TAG], responses=ERRORS)
+    async def server_ready() -> Ready:
+        """Whether requests are answered, as /readyz."""
+        return _ready(serving)
+
+    @app.post("/v2/repository/index", tags=[TAG], responses=ERRORS)
+    async def repository_index() -> list[IndexEntry]:
+        """Every model that is served."""
+        return [
+            IndexEntry(name=name, version=version_of(deployment), state="READY", reason="")
+            for name, slot in serving.deployments.slots.items()
+            for deployment in open_bundles(slot)
+        ]
+
+
+def _add_model(
+    app: FastAPI,
+    serving: Serving,
+    suffix: str,
+    answer: Callable[[Slot], BaseModel],
+    kind: type[BaseModel],
+) -> None:
+    """Add a route about one model, and the same about one version of it."""
+    described: dict[str, Any] = {"tags": [TAG], "responses": ERRORS, "response_model": kind}
+
+    @app.get("/v2/models/{name}" + suffix, description=kind.__doc__, **described)
+    async def model(name: str) -> BaseModel:
+        return answer(serving.deployments.slot(name))
+
+    @app.get("/v2/models/{name}/versions/{version}" + suffix, description=kind.__doc__, **described)
+    async def model_version(name: str, version: str) -> BaseModel:
+        return answer(Slot(at_version(serving.deployments.slot(name), version)))
+
+
+def _ready(serving: Serving) -> Ready:
+    serving.check_ready()
+    return Ready(ready=True)
+
+
+def _metadata(slot: Slot) -> ModelMetadata:
+    manifest = slot.current.engine.manifest
+    labels = [ANY_SIZE, ANY_SIZE]
+    return ModelMetadata(
+        name=manifest.name,
+        versions=[version_of(deployment) for deployment in open_bundles(slot)],
+        platform=PLATFORM,
+        inputs=[
+            TensorMetadata(name="text", datatype="BYTES", shape=[ANY_SIZE]),
+            TensorMetadata(name="k", datatype="INT32", shape=[1]),
+        ],
+        outputs=[
+            TensorMetadata(name="label_id", datatype="BYTES", shape=labels),
+            TensorMetadata(name="label_text", datatype="BYTES", shape=labels),
+            TensorMetadata(name="score", datatype="FP32", shape=labels),
+            TensorMetadata(
+                name="embedding", datatype="FP32", shape=[ANY_SIZE, manifest.encoder.dim]
+            ),
+        ],
+    )
+
+
+def _config(slot: Slot) -> ModelConfig:
+    metadata = _metadata(slot)
+    return ModelConfig(
+        name=metadata.name,
+        platform=PLATFORM,
+        backend=PLATFORM,
+        max_batch_size=0,
+        input=[_config_tensor(tensor, optional=tensor.name == "k") for tensor in metadata.inputs],
+        output=[_config_tensor(tensor) for tensor in metadata.outputs],
+    )
+
+
+def _config_tensor(tensor: TensorMetadata, optional: bool = False) -> ConfigTensor:
+    data_type = "TYPE_STRING" if tensor.datatype == "BYTES" else f"TYPE_{tensor.datatype}"
+    return ConfigTensor(name=tensor.name, data_type=data_type, dims=tensor.shape, optional=optional)
