@@ -33,7 +33,7 @@ class Embed:
             exchange.queries = texts
             manifest = deployment.engine.manifest
             queries = [Query(text, 0, manifest.defaults.effort, None, True) for text in texts]
-            answer = await watch.answer(
+            answer = exchange.answer = await watch.answer(
                 deployment.batcher.submit(queries, exchange.deadline_s, exchange.bulk)
             )
         content: dict[str, Any] = {

@@ -34,6 +34,11 @@ positive_data_acceptance.expected-statuses = ["2xx", 404, 409, 504]
 [[operations]]
 include-path-regex = "^/v2/|^/v1/embeddings$"
 checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 404, 413, 504]
+
+# Neither are that numbers fit 32 or 64 bits, and that the default model stays.
+[[operations]]
+include-path-regex = "^/v1/recommend/by-embedding$|^/v1/labels$|^/admin/models/"
+checks.positive_data_acceptance.expected-statuses = ["2xx", 404, 409, 422, 504]
 """
 
 
