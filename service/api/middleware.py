@@ -51,9 +51,6 @@ PAGE_HEADERS: Final[Headers] = [
 PRIORITY_NAMES: Final = ("interactive", "bulk")
 PRIORITIES: Final = frozenset(name.encode() for name in PRIORITY_NAMES)
 
-PRIORITY_NAMES: Final = ("interactive", "bulk")
-PRIORITIES: Final = frozenset(name.encode() for name in PRIORITY_NAMES)
-
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
