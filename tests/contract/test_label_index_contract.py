@@ -143,6 +143,9 @@ class Changed:
     def search(self, queries: np.ndarray, k: int, effort: str) -> Hits:
         return self.snapshot.search(queries, k, effort)
 
+    def search_among(self, queries: np.ndarray, rows: np.ndarray, k: int) -> Hits:
+        return self.snapshot.search_among(queries, rows, k)
+
 
 def changed(kind: str, n_added: int, n_removed: int) -> Callable[[Path], Opened]:
     """The last `n_added` labels are in the delta; behind the others stand removed ones."""
@@ -343,12 +346,13 @@ def test_a_handful_of_labels_is_enough(kind: str, n_labels: int, tmp_path: Path)
 def test_among_some_rows_the_best_are_found_as_an_exhaustive_search_ranks_them(
     opened: Opened, n: int, size: int
 ) -> None:
-    rows = np.sort(np.random.default_rng(size).permutation(N_LABELS)[:size])
     queries = QUERIES[:n]
+    ranked = opened.index.search(queries, N_LABELS, EXACT)
+    held = np.sort(opened.index.search(QUERIES[:1], N_LABELS, EXACT).rows[0])
+    rows = np.sort(np.random.default_rng(size).permutation(held)[:size])
     found = opened.index.search_among(queries, rows, 5)
     width = min(5, size)
     assert found.rows.shape == found.scores.shape == (n, width)
-    ranked = opened.index.search(queries, N_LABELS, EXACT)
     for i in range(n):
         kept = np.isin(ranked.rows[i], rows)
         assert set(found.rows[i]) <= set(rows)

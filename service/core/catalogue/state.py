@@ -9,6 +9,7 @@ The state is a function of the newest change to each label, so every process com
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from service.core.catalogue.changes import StoredChange
@@ -112,7 +113,7 @@ class CatalogueState:
         """A bundle's row lives, with the metadata of now."""
         self._tombstones.discard(row)
         self.rows[label.label_id] = row
-        if label == self._labels[row]:
+        if _same_to_the_letter(label, self._labels[row]):
             self._overrides.pop(row, None)
         else:
             self._overrides[row] = label
@@ -127,6 +128,14 @@ class CatalogueState:
         for row, (label, _) in enumerate(fresh, first):
             self.fields.add(row, label)
             self.rows[label.label_id] = row
+
+
+def _same_to_the_letter(one: Label, other: Label) -> bool:
+    """Not `==`, to which 1 and true are the same metadata."""
+    return one.text == other.text and (
+        orjson.dumps(one.metadata, option=orjson.OPT_SORT_KEYS)
+        == orjson.dumps(other.metadata, option=orjson.OPT_SORT_KEYS)
+    )
 
 
 def same_text(one: Label, other: Label) -> bool:

@@ -254,6 +254,15 @@ def check_same(catalogue: LiveCatalogue, hits: Hits, expected: list[dict[str, fl
         assert sure <= set(found)
 
 
+def test_metadata_that_python_takes_for_the_same_is_another(flat, tmp_path):
+    with opened(flat, tmp_path) as (engine, catalogue):
+        assert engine.labels[15].metadata == {"shelf": 1}
+        catalogue.apply([Change("update", "L015", None, {"shelf": True})])
+        assert catalogue.label(15).metadata["shelf"] is True
+        assert 15 in catalogue.rows_where({"shelf": True})
+        assert 15 not in catalogue.rows_where({"shelf": 1})
+
+
 def test_each_process_sees_what_the_other_changed(flat, tmp_path):
     with opened(flat, tmp_path) as (engine, catalogue):
         other = (
