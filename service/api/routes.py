@@ -187,10 +187,16 @@ def _add_probes(app: FastAPI, serving: Serving) -> None:
         """Whether the process runs; says nothing about the bundle."""
         return Status(status="alive")
 
-    @app.get("/readyz", tags=["probes"], responses=responses(*_ANY, NotReady, ShuttingDown))
-    async def readyz() -> Status:
+    unready = (NotReady, ShuttingDown, QueueFull, DeadlineUnreachable, DeadlineExceeded)
+
+    @app.get("/readyz", tags=["probes"], responses=responses(*_ANY, *unready, PredictFailed))
+    async def readyz(
+        deep: Annotated[bool, Query(description="Also have a text answered.")] = False,
+    ) -> Status:
         """Whether requests are answered: bundle open, lanes alive, queue moving, not draining."""
         serving.check_ready()
+        if deep:
+            await serving.check_answers()
         return Status(status="ready")
 
     @app.get(

@@ -5,15 +5,21 @@ way out. It does no HTTP.
 """
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from service.api.deployment import Deployment
 from service.api.deployments import Deployments
 from service.core.engine import Engine
+from service.core.types import Query
 from service.errors import NotReady, ShuttingDown
 from service.settings import Settings
 from service.telemetry import Telemetry
+
+DEEP_TIMEOUT_S: Final = 2.0
+DEEP_EVERY_S: Final = 1.0
 
 
 @dataclass(slots=True)
@@ -25,6 +31,7 @@ class Serving:
     telemetry: Telemetry
     clock: Callable[[], float]
     draining: bool = False
+    _answered_s: float = -math.inf
     _drain: "asyncio.Task[None] | None" = None
 
     @property
@@ -42,6 +49,25 @@ class Serving:
             raise ShuttingDown("the service is shutting down: use another replica")
         if fault := self.deployments.health():
             raise NotReady(fault, retry_after_s=1.0)
+
+    async def check_answers(self) -> None:
+        """Have the default model answer a text; raises NotReady, OverloadError where it does not.
+
+        By the same queue, encoder and index as any request, so it says what they would meet. Once
+        a second at most, since probes need no key.
+        """
+        self.check_ready()
+        if self.clock() - self._answered_s < DEEP_EVERY_S:
+            return
+        deployment, deadline_s = self.default, self.clock() + DEEP_TIMEOUT_S
+        query = Query("ready", 1, deployment.engine.manifest.defaults.effort)
+        try:
+            async with asyncio.timeout(DEEP_TIMEOUT_S):
+                await deployment.batcher.submit([query], deadline_s)
+        except TimeoutError:
+            detail = f"no answer to a text within {DEEP_TIMEOUT_S:g} s"
+            raise NotReady(detail, retry_after_s=1.0) from None
+        self._answered_s = self.clock()
 
     async def drain(self) -> None:
         """Stop intake and finish or fail what was accepted; a second call joins the first."""

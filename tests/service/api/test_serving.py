@@ -2,7 +2,7 @@ import pytest
 
 from service.api.deployment import GPU_LANES, auto_lanes
 from service.errors import NotReady, ShuttingDown
-from tests.service.fakes import running
+from tests.service.fakes import FakeClock, FakePredict, running
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,19 @@ async def test_draining_twice_drains_once() -> None:
         await service.app.serving.drain()
         await service.app.serving.drain()
     assert service.app.serving.draining
+
+
+@pytest.mark.anyio
+async def test_a_deep_probe_has_a_text_answered_once_a_second() -> None:
+    clock, predict = FakeClock(), FakePredict()
+    async with running(predict, clock=clock) as service:
+        assert (await service.client.get("/readyz")).status_code == 200
+        assert predict.texts() == []
+        for _ in range(3):
+            assert (await service.client.get("/readyz?deep=true")).status_code == 200
+        assert predict.texts() == ["ready"]
+        clock.advance(2)
+        predict.error = RuntimeError("the device is gone")
+        failed = await service.client.get("/readyz?deep=true")
+        assert (failed.status_code, failed.json()["code"]) == (500, "predict_failed")
+        assert (await service.client.get("/readyz")).status_code == 200
