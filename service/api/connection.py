@@ -20,7 +20,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from service.api.problems import problem_body, problem_headers
-from service.errors import AstrolabeError, HeadersTooLarge, MalformedRequest, TooManyConnections
+from service.errors import (
+    AstrolabeError,
+    HeadersTooLarge,
+    MalformedRequest,
+    OverloadError,
+    TooManyConnections,
+)
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +36,17 @@ RETRY_AFTER_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """What one connection may take; `refused` is told the code of every refusal."""
+    """What one connection may take; `refused` is told the code of every refusal.
+
+    `shed` says of a request's URL and headers why it is refused unread, if it is.
+    """
 
     header_bytes: int
     header_timeout_s: float
     connections: int | None
     new_request_id: Callable[[], str]
     refused: Callable[[str], None]
+    shed: Callable[[bytes, list[tuple[bytes, bytes]]], OverloadError | None]
 
 
 class BoundedConnection(HttpToolsProtocol):
@@ -57,6 +67,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._head_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._refusal: AstrolabeError | None = None
+        self._shed: OverloadError | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock of the first request, or refuse the connection."""
@@ -112,7 +123,29 @@ class BoundedConnection(HttpToolsProtocol):
         ):
             self._refusal = self._too_large()
             raise self._refusal  # ends the parser, which calls send_400_response
+        if self.cycle is None or self.cycle.response_complete:
+            self._shed = self._limits.shed(self.url, self.headers)
+            if self._shed is not None:
+                return
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """More of a body; that of a request that is shed is read and dropped."""
+        if self._shed is None:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """A request is whole: where it is shed, the answer goes out here, and the next may come."""
+        if self._shed is None:
+            super().on_message_complete()
+            return
+        error, self._shed = self._shed, None
+        keeps = self.parser.should_keep_alive()
+        self.transport.write(self._answer(error, keeps))
+        if keeps:
+            self.on_response_complete()
+        else:
+            self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP, or what was refused within the parser."""
@@ -153,10 +186,18 @@ class BoundedConnection(HttpToolsProtocol):
             # A client that sent its next request early would take this for the answer to its last.
             self.transport.close()
             return
-        body = problem_body(error, self._limits.new_request_id())
+        self.transport.write(self._answer(error, keeps=False))
+        self.transport.close()
+
+    def _answer(self, error: AstrolabeError, keeps: bool) -> bytes:
+        """A problem document as it goes over the wire."""
+        request_id = self._limits.new_request_id()
+        body = problem_body(error, request_id)
         phrase = HTTPStatus(error.status).phrase.encode()
         head = b"HTTP/1.1 %d %s\r\n" % (error.status, phrase)
-        headers = [*problem_headers(error, body), (b"connection", b"close")]
-        lines = [b"%s: %s\r\n" % header for header in dict(headers).items()]
-        self.transport.write(b"".join([head, *lines, b"\r\n", body]))
-        self.transport.close()
+        headers = dict(problem_headers(error, body))
+        headers[b"x-request-id"] = request_id.encode()
+        if not keeps:
+            headers[b"connection"] = b"close"
+        lines = [b"%s: %s\r\n" % header for header in headers.items()]
+        return b"".join([head, *lines, b"\r\n", body])

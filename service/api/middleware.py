@@ -229,6 +229,9 @@ async def _answer_failure(exchange: Exchange, exc: Exception, send: Send) -> Non
         log.error("unhandled exception", exc_info=exc, extra=private)
     if exchange.status:
         return  # the answer has begun, so it cannot become a problem document any more
+    serving = exchange.serving
+    if not exchange.bulk and serving.deployments.only is not None:
+        serving.shedding.begin(error, exchange.timeout_s)
     status, headers, body = answer_error(error, exchange)
     await exchange.respond(send, status, headers, body)
 

@@ -193,6 +193,7 @@ def _protocol(app: Gate) -> "functools.partial[BoundedConnection]":
         settings.max_connections,
         app.new_request_id,
         app.serving.telemetry.rejected,
+        app.serving.shedding.refusal,
     )
     return functools.partial(BoundedConnection, limits=limits)
 

@@ -12,9 +12,10 @@ from typing import Final
 
 from service.api.deployment import Deployment
 from service.api.deployments import Deployments
+from service.api.shedding import PATH, Shedding
 from service.core.engine import Engine
 from service.core.types import Query
-from service.errors import NotReady, ShuttingDown
+from service.errors import NotReady, OverloadError, ShuttingDown
 from service.settings import Settings
 from service.telemetry import Telemetry
 
@@ -30,6 +31,7 @@ class Serving:
     settings: Settings
     telemetry: Telemetry
     clock: Callable[[], float]
+    shedding: Shedding
     draining: bool = False
     _answered_s: float = -math.inf
     _drain: "asyncio.Task[None] | None" = None
@@ -87,7 +89,13 @@ def open_serving(
 ) -> Serving:
     """Wire a deployment around each engine, the first being the default."""
     deployments = Deployments(engines, settings, telemetry, clock)
-    serving = Serving(deployments, settings, telemetry, clock)
+
+    def count(error: OverloadError) -> None:
+        telemetry.rejected(error.code)
+        telemetry.request_finished(PATH.decode(), error.status, 0.0)
+
+    shedding = Shedding(clock, settings.request_timeout_ms / 1000, count)
+    serving = Serving(deployments, settings, telemetry, clock, shedding)
     telemetry.watch_queue(lambda: sum(open_.batcher.waiting_tokens for open_ in deployments))
     telemetry.describe_device(requested=settings.device, active=engines[0].encoder.device)
     telemetry.watch_effort(serving.effort_steps_down)
