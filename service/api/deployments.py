@@ -138,11 +138,11 @@ class Deployments:
         old bundle then goes on serving.
         """
         async with self._lock:
-            fresh = await self._fresh(path, "activated")
+            fresh = await self._fresh(path)
             slot = self.slots.get(fresh.name)
             if slot is None:
                 self.slots[fresh.name] = Slot(fresh)
-                return fresh
+                return self._counted(fresh, "activated")
             old, canary = slot.current, slot.canary
             if fresh is old:
                 return fresh
@@ -151,7 +151,7 @@ class Deployments:
             self._retire(old)
             if canary is not None and canary is not fresh:
                 self._retire(canary)
-            return fresh
+            return self._counted(fresh, "activated")
 
     async def rollback(self, name: str) -> Deployment:
         """Serve the bundle before the current one again; raises NoSuchBundle, BundleRefused."""
@@ -159,10 +159,12 @@ class Deployments:
             slot = self.slot(name)
             if slot.previous is None:
                 raise NoSuchBundle(f"model {name} has no earlier bundle to go back to")
-            back = await self._fresh(slot.previous, "rolled_back")
+            back = await self._fresh(slot.previous)
+            if back is slot.canary:
+                slot.canary, slot.canary_percent = None, 0.0
             old, slot.current, slot.previous = slot.current, back, slot.current.folder
             self._retire(old)
-            return back
+            return self._counted(back, "rolled_back")
 
     async def canary(self, path: Path, percent: float) -> Deployment:
         """Give a bundle a share of the requests of its name; raises ModelUnknown, BundleRefused.
@@ -170,11 +172,11 @@ class Deployments:
         Asked again for the same bundle, only the share changes.
         """
         async with self._lock:
-            fresh = await self._fresh(path, "canary")
+            fresh = await self._fresh(path)
             slot = self.slots.get(fresh.name)
             if slot is None or fresh is slot.current:
                 if slot is None:
-                    await fresh.drain(0.0)
+                    self._retire(fresh)
                 raise BundleRefused(
                     f"{path.name} is of model {fresh.name}, which "
                     + ("nothing serves: activate it" if slot is None else "it serves already")
@@ -182,7 +184,7 @@ class Deployments:
             old, slot.canary, slot.canary_percent = slot.canary, fresh, percent
             if old is not None and old is not fresh:
                 self._retire(old)
-            return fresh
+            return self._counted(fresh, "canary")
 
     async def end_canary(self, name: str) -> None:
         """Send every request to the current bundle again; raises ModelUnknown, NoSuchBundle."""
@@ -214,12 +216,12 @@ class Deployments:
         drains = [deployment.drain(timeout_s) for deployment in self]
         await asyncio.gather(*drains, *self._leaving)
 
-    async def _fresh(self, path: Path, result: str) -> Deployment:
+    async def _fresh(self, path: Path) -> Deployment:
         """A started deployment of the bundle at a path: an open one, or a new one."""
         path = path.resolve()
         for deployment in self:
             if deployment.folder == path:
-                return self._counted(deployment, result)
+                return deployment
         try:
             engine = await asyncio.to_thread(self._open, path, self._settings)
         except (BundleError, CatalogueError, DeviceUnavailable, SettingsInvalid) as exc:
@@ -228,10 +230,10 @@ class Deployments:
             raise BundleRefused(f"{exc.code}: {exc.detail}; nothing has changed") from exc
         for deployment in self:
             if deployment.bundle_id == engine.manifest.bundle_id:
-                return self._counted(deployment, result)
+                return deployment
         fresh = Deployment(engine, self._settings, self._telemetry, self._clock)
         fresh.start()
-        return self._counted(fresh, result)
+        return fresh
 
     def _counted(self, deployment: Deployment, result: str) -> Deployment:
         self._telemetry.swapped(result)

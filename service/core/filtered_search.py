@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from service.core.item_filter import NO_ROWS
 from service.core.types import FieldValue, FilterPlan, Float32Rows, Hits, Int64Rows, LabelFilter
 
-SCANNED_PER_FOUND: Final = 16.0
-"""Rows that can be scored in the time in which a search finds one more; docs/results.md has it."""
+SCANNED_PER_FOUND: Final = 1.0
+"""Rows that can be scored in the time in which a search finds one more (docs/decisions/0021)."""
 
 _SPARE: Final = 1.25
 _WIDEN: Final = 4

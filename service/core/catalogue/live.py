@@ -68,7 +68,7 @@ class LiveCatalogue:
         self._encoder_key = encoder_key
         self._folded_seq = self._seq = folded_seq
         self._writing = threading.Lock()
-        self._behind = False
+        self._behind = self._closed = False
         self._snapshot: Snapshot | None = None
         if store is not None:
             self._catch_up(store, {})
@@ -206,13 +206,14 @@ class LiveCatalogue:
     def poll(self) -> bool:
         """Take over what other processes changed; whether there was anything. Cheap if not."""
         store = self._store
-        if store is None or not (store.changed() or self._behind):
+        if store is None or self._closed or not (store.changed() or self._behind):
             return False
         with self._writing:
             return self._catch_up(store, {})
 
     def close(self) -> None:
-        """Let go of the file of changes; searching goes on."""
+        """Let go of the file of changes; searching goes on, and nothing new is polled for."""
+        self._closed = True
         if self._store is not None:
             self._store.close()
 

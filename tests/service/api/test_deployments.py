@@ -135,6 +135,23 @@ async def test_a_canary_gets_its_share_by_request_id_or_by_header(root: Path) ->
         assert (gone.status_code, gone.json()["code"]) == (404, "no_such_bundle")
 
 
+async def test_rolling_back_to_the_canary_ends_it_and_a_stranger_is_no_canary(root: Path) -> None:
+    one, two = bundle_id(root / "one"), bundle_id(root / "two")
+    async with served(root) as service:
+        await admin(service, "activate", bundle="two")
+        await admin(service, "canary", bundle="one", percent=50)
+        report = (await admin(service, "rollback")).json()["models"][0]
+        assert [(b["bundle_id"], b["role"]) for b in report["bundles"]] == [(one, "current")]
+        assert {(await ask(service))["bundle_id"] for _ in range(10)} == {one}
+        refused = await admin(service, "canary", bundle="other", percent=50)
+        assert (refused.status_code, refused.json()["code"]) == (422, "bundle_refused")
+        stranger = bundle_id(root / "other")
+        sample = f'astrolabe_bundle_info{{bundle_id="{stranger}",name="other",version="0.1.0"}}'
+        assert await service.metric(sample) == 0
+        assert await service.metric('astrolabe_bundle_swap_total{result="canary"}') == 1
+        assert two != one
+
+
 @pytest.mark.parametrize("name", ["../one", "/etc", "one/../two", "", "a/b/c/d", "..", "."])
 async def test_nothing_outside_the_bundle_root_can_be_named(root: Path, name: str) -> None:
     async with served(root) as service:

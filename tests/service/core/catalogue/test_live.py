@@ -254,6 +254,14 @@ def check_same(catalogue: LiveCatalogue, hits: Hits, expected: list[dict[str, fl
         assert sure <= set(found)
 
 
+def test_a_closed_catalogue_searches_on_and_polls_for_nothing(flat, tmp_path):
+    with opened(flat, tmp_path) as (engine, catalogue):
+        catalogue.apply([add("n1", "whale opera")])
+        catalogue.close()
+        assert not catalogue.poll()
+        assert "n1" in [name for name, _ in answer(engine, catalogue, "whale opera", k=5)]
+
+
 def test_metadata_that_python_takes_for_the_same_is_another(flat, tmp_path):
     with opened(flat, tmp_path) as (engine, catalogue):
         assert engine.labels[15].metadata == {"shelf": 1}
