@@ -34,7 +34,7 @@ from models.prepare import open_configured, split
 from models.release import LABEL_FILES, MODEL_CARD, record_golden, with_drifts
 from models.runs import code_revision
 from service.bundle import FilterInfo, IndexInfo, Manifest, OperatingPoint, resolve
-from service.core.catalogue.live import LiveCatalogue, measure_placement
+from service.core.catalogue.live import measure_placement
 from service.core.catalogue.snapshot import Snapshot
 from service.core.catalogue.store import ChangeStore, store_path
 from service.core.embedding import embed_texts
@@ -112,17 +112,7 @@ def _check_kind(manifest: Manifest) -> None:
 
 def _plan(engine: Engine, store: ChangeStore, folder: Path) -> _Plan:
     manifest = engine.manifest
-    catalogue = LiveCatalogue.of(
-        folder,
-        manifest,
-        engine.index,
-        engine.labels,
-        engine.tokenizer,
-        engine.encoder,
-        variant=engine.variant,
-        max_batch_tokens=_TOKENS_AT_ONCE,
-        store=store,
-    )
+    catalogue = engine.with_store(store).catalogue
     snapshot = catalogue.snapshot
     if snapshot is None:
         raise FoldError(f"{store.path} has no change that {folder.name[:12]} does not hold already")

@@ -230,6 +230,7 @@ class Deployments:
             raise BundleRefused(f"{exc.code}: {exc.detail}; nothing has changed") from exc
         for deployment in self:
             if deployment.bundle_id == engine.manifest.bundle_id:
+                engine.catalogue.close()
                 return deployment
         fresh = Deployment(engine, self._settings, self._telemetry, self._clock)
         fresh.start()
@@ -279,7 +280,7 @@ def _pinned(slot: Slot, wanted: bytes) -> Deployment:
     for deployment in (slot.current, slot.canary):
         if deployment is not None and deployment.bundle_id.startswith(asked):
             return deployment
-    raise NoSuchBundle(f"no bundle {asked[:64]!r} is open under this name: GET /v1/info lists them")
+    raise NoSuchBundle(f"no bundle {asked[:64]!r} is open under this name: see /v1/models")
 
 
 def _drawn(request_id: str, percent: float) -> bool:

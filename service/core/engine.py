@@ -99,11 +99,15 @@ class Engine:
 
         Not before a fork: an open SQLite file must not cross one. Raises CatalogueError.
         """
+        name = self.manifest.name
+        return self.with_store(ChangeStore(store_path(state_dir, name), name))
+
+    def with_store(self, store: ChangeStore) -> "Engine":
+        """The same parts with the changes that a store holds; raises CatalogueError."""
         if self.folder is None:
             raise ValueError("an engine without a folder cannot have changes")
-        name, folder = self.manifest.name, self.folder
         catalogue = LiveCatalogue.of(
-            folder,
+            self.folder,
             self.manifest,
             self.index,
             self.labels,
@@ -111,7 +115,7 @@ class Engine:
             self.encoder,
             variant=self.variant,
             max_batch_tokens=self.max_batch_tokens,
-            store=ChangeStore(store_path(state_dir, name), name),
+            store=store,
         )
         return replace(self, catalogue=catalogue)
 

@@ -41,7 +41,7 @@ def main() -> None:
     assert dataset.test is not None
     texts = point_texts(dataset.test, config.data.fields)[: args.queries]
     queries = embed_texts(engine.tokenizer, engine.encoder, texts, AT_ONCE)
-    bench = Bench(engine, folder, dataset, queries)
+    bench = Bench(engine, dataset, queries)
     boosts = [float(each) for each in args.boosts.split(",")]
     found: dict[str, list[list[float]]] = {}
     for seed in range(args.seeds):
@@ -57,11 +57,9 @@ def main() -> None:
 class Bench:
     """A bundle with queries (n, dim) whose true label rows are known."""
 
-    def __init__(
-        self, engine: Engine, folder: Path, dataset: Dataset, queries: NDArray[np.float32]
-    ) -> None:
+    def __init__(self, engine: Engine, dataset: Dataset, queries: NDArray[np.float32]) -> None:
         assert dataset.test is not None
-        self.engine, self.folder, self.queries = engine, folder, queries
+        self.engine, self.queries = engine, queries
         self.truth = dataset.test.labels[: len(queries)].toarray() > 0
         self.ids = dataset.labels.uids
 
@@ -89,18 +87,7 @@ class Bench:
         placement.BOOST = before  # type: ignore[misc]
 
     def _catalogue(self, store: ChangeStore | None) -> LiveCatalogue:
-        engine = self.engine
-        return LiveCatalogue.of(
-            self.folder,
-            engine.manifest,
-            engine.index,
-            engine.labels,
-            engine.tokenizer,
-            engine.encoder,
-            variant=engine.variant,
-            max_batch_tokens=AT_ONCE,
-            store=store,
-        )
+        return self.engine.catalogue if store is None else self.engine.with_store(store).catalogue
 
     def _figures(self, catalogue: LiveCatalogue, hidden: NDArray[np.int64]) -> list[float]:
         effort = self.engine.manifest.defaults.effort

@@ -50,7 +50,7 @@ def searches(bundle: Path, state: Path) -> None:
     texts = [f"{one} {two}" for one, two in zip(names[:10_000], names[10_000:], strict=True)]
     queries = embed_texts(engine.tokenizer, engine.encoder, names[:300], 16384)
     store = ChangeStore(state / "cost.sqlite", "cost")
-    catalogue = catalogue_of(engine, bundle, store)
+    catalogue = catalogue_of(engine, store)
     done = 0
     for size in DELTAS:
         new = [Change("add", f"new-{i}", texts[i]) for i in range(done, size)]
@@ -66,12 +66,12 @@ def searches(bundle: Path, state: Path) -> None:
     print(
         f"a poll that finds nothing: {1e6 * min(timed(catalogue.poll) for _ in range(999)):.1f} us"
     )
-    print(f"opened again: {timed(lambda: catalogue_of(engine, bundle, store)):.2f} s")
+    print(f"opened again: {timed(lambda: catalogue_of(engine, store)):.2f} s")
     size = store.path.stat().st_size / 1e6
     store.close()
     print(f"file: {size:.1f} MB without its journal")
     removed = ChangeStore(state / "removed.sqlite", "removed")
-    catalogue = catalogue_of(engine, bundle, removed)
+    catalogue = catalogue_of(engine, removed)
     for upto in (100, 1000, 6000):
         gone = [Change("remove", engine.labels[i].label_id) for i in range(upto)]
         gone = [each for each in gone if catalogue.row_of(each.label_id) is not None]

@@ -113,7 +113,7 @@ def check(bundle: Path, state: Path, acknowledged: set[str], turn: int) -> bool:
     started = time.perf_counter()
     engine = Engine.open(bundle, device="cpu")
     store = ChangeStore(store_path(state, engine.manifest.name), engine.manifest.name)
-    catalogue = catalogue_of(engine, bundle, store)
+    catalogue = catalogue_of(engine, store)
     seconds = time.perf_counter() - started
     kept = {change.label_id for change in store.since(0)}
     of_call: dict[str, set[str]] = {}

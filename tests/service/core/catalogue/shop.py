@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from service.bundle import resolve
 from service.core.catalogue.changes import Change
 from service.core.catalogue.live import LiveCatalogue
 from service.core.catalogue.store import ChangeStore, store_path
@@ -16,19 +15,9 @@ from service.core.engine import Engine
 MAX_TOKENS = 2048
 
 
-def catalogue_of(engine: Engine, folder: Path, store: ChangeStore | None) -> LiveCatalogue:
+def catalogue_of(engine: Engine, store: ChangeStore | None) -> LiveCatalogue:
     """The live catalogue of an open bundle."""
-    return LiveCatalogue.of(
-        resolve(folder),
-        engine.manifest,
-        engine.index,
-        engine.labels,
-        engine.tokenizer,
-        engine.encoder,
-        variant=engine.variant,
-        max_batch_tokens=MAX_TOKENS,
-        store=store,
-    )
+    return engine.catalogue if store is None else engine.with_store(store).catalogue
 
 
 @contextmanager
@@ -37,7 +26,7 @@ def opened(folder: Path, state: Path) -> Iterator[tuple[Engine, LiveCatalogue]]:
     engine = Engine.open(folder, device="cpu")
     store = ChangeStore(store_path(state, engine.manifest.name), engine.manifest.name)
     try:
-        yield engine, catalogue_of(engine, folder, store)
+        yield engine, catalogue_of(engine, store)
     finally:
         store.close()
 

@@ -50,7 +50,7 @@ def with_memory(tmp_path_factory):
 
 
 def test_without_a_change_it_is_the_bundles_own_search(engine, flat, monkeypatch):
-    catalogue = catalogue_of(engine, flat, None)
+    catalogue = catalogue_of(engine, None)
     asked = embed(engine, ["whale"])
     found = object()
     monkeypatch.setattr(FaissIndex, "search", lambda *_: found)
@@ -60,7 +60,7 @@ def test_without_a_change_it_is_the_bundles_own_search(engine, flat, monkeypatch
 
 
 def test_without_a_place_to_keep_them_changes_are_refused(engine, flat):
-    catalogue = catalogue_of(engine, flat, None)
+    catalogue = catalogue_of(engine, None)
     with pytest.raises(CatalogueUnavailable, match="ASTROLABE_STATE_DIR"):
         catalogue.apply([add("a", "whale")])
     assert not catalogue.poll()
@@ -218,12 +218,12 @@ def test_a_changed_bundle_answers_as_one_built_from_scratch(flat, engine, calls,
     queries = embed(engine, ["whale sea", "rome", "a rose", "star moon planet", "zzz"])
     with tempfile.TemporaryDirectory() as folder:
         store = ChangeStore(store_path(Path(folder), "tiny"), "tiny")
-        catalogue = catalogue_of(engine, flat, store)
+        catalogue = catalogue_of(engine, store)
         reference = Reference(engine, catalogue._placement.scale)
         for call in calls:
             kept = [change for change in call if reference.change(change)]
             catalogue.apply(kept)
-        again = catalogue_of(engine, flat, store)
+        again = catalogue_of(engine, store)
         store.close()
     expected = reference.search(queries, k)
     for each in (catalogue, again):
