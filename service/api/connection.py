@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from service.api.problems import problem_body, problem_headers
+from service.api.reply import REPLY, Reply
 from service.errors import (
     AstrolabeError,
     HeadersTooLarge,
@@ -38,7 +39,8 @@ RETRY_AFTER_S: Final = 1.0
 class ConnectionLimits:
     """What one connection may take; `refused` is told the code of every refusal.
 
-    `shed` says of a request's URL and headers why it is refused unread, if it is.
+    `shed` says of a request's URL and headers why it is refused unread, if it is. With `whole`
+    answers go out past ASGI's messages, which nothing may want to see then.
     """
 
     header_bytes: int
@@ -47,6 +49,7 @@ class ConnectionLimits:
     new_request_id: Callable[[], str]
     refused: Callable[[str], None]
     shed: Callable[[bytes, list[tuple[bytes, bytes]]], OverloadError | None]
+    whole: bool
 
 
 class BoundedConnection(HttpToolsProtocol):
@@ -128,6 +131,8 @@ class BoundedConnection(HttpToolsProtocol):
             if self._shed is not None:
                 return
         super().on_headers_complete()
+        if self._limits.whole:
+            self.scope[REPLY] = Reply(self.cycle)  # type: ignore[typeddict-unknown-key]
 
     def on_body(self, body: bytes) -> None:
         """More of a body; that of a request that is shed is read and dropped."""

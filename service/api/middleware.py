@@ -21,6 +21,7 @@ from service.api.guard import Guard, needs_admin
 from service.api.overload_log import STATUSES as OVERLOAD_STATUSES
 from service.api.overload_log import OverloadLog
 from service.api.problems import Headers, as_error
+from service.api.reply import REPLY, Reply
 from service.api.serving import Serving
 from service.core.batcher import Answer
 from service.errors import (
@@ -72,6 +73,7 @@ class Exchange:
     trace: RequestTrace | None = None
     key: str = ""
     bulk: bool = False
+    reply: Reply | None = None
 
     @property
     def deadline_s(self) -> float:
@@ -82,6 +84,8 @@ class Exchange:
         """Answer in one go, with the headers that every answer carries."""
         self.status = status
         self._add_common(headers)
+        if self.reply is not None and self.reply(status, headers, body):
+            return
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
@@ -145,6 +149,7 @@ class Gate:
             headers,
             settings.request_timeout_ms / 1000,
             serving,
+            reply=scope.get(REPLY),
         )
         scope[EXCHANGE] = exchange
         request_id_of_task.set(request_id)

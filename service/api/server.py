@@ -43,6 +43,9 @@ LAST_REQUESTS_S = 0.1
 
 TICKS_BETWEEN_REFRESHES = 5
 
+YOUNG_OBJECTS = 20_000
+"""Allocations that outlive their turn before the collector looks for cycles among them."""
+
 
 def bind(host: str, port: int) -> socket.socket:
     """A bound socket that does not listen yet; raises OSError with the address in it."""
@@ -65,6 +68,9 @@ def run(app: Gate, listeners: Sequence[socket.socket], lifeline: int | None = No
     # What lives now lives for ever: the collector need not walk it again and again under load.
     gc.collect()
     gc.freeze()
+    # The default of 700 is reached by the requests of one turn, which then are walked for nothing:
+    # what an answer is made of dies by its reference count.
+    gc.set_threshold(YOUNG_OBJECTS)
     DrainingServer(app, lifeline).run(sockets=list(listeners))
 
 
@@ -194,6 +200,7 @@ def _protocol(app: Gate) -> "functools.partial[BoundedConnection]":
         app.new_request_id,
         app.serving.telemetry.rejected,
         app.serving.shedding.refusal,
+        whole=not settings.allowed_origins(),  # CORS adds headers to what is sent
     )
     return functools.partial(BoundedConnection, limits=limits)
 

@@ -1,0 +1,97 @@
+"""Whole answers over the wire: one write each, in turn, the connection kept or closed as told."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from service.api.app import create_app
+from service.api.server import DrainingServer
+from service.telemetry import Telemetry
+from tests.service.api.test_connection import raw
+from tests.service.api.test_server import served
+from tests.service.fakes import FakePredict, fake_engine, fake_settings
+
+pytestmark = pytest.mark.anyio
+
+PAGE = "https://app.example"
+
+
+def request(query: str, *headers: bytes, version: bytes = b"1.1", method: bytes = b"POST") -> bytes:
+    body = b'{"query":"%s"}' % query.encode()
+    lines = [
+        b"%s /v1/recommend HTTP/%s" % (method, version),
+        b"host: x",
+        b"content-type: application/json",
+        b"content-length: %d" % len(body),
+        *headers,
+    ]
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+class Pipe(asyncio.Transport):
+    """What was written, write by write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[bytes] = []
+        self.written = asyncio.Event()
+
+    def write(self, data: Any) -> None:
+        self.writes.append(bytes(data))
+        self.written.set()
+
+    def is_closing(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+
+async def test_an_answer_is_one_write() -> None:
+    app = create_app(fake_engine(FakePredict()), fake_settings(), Telemetry())
+    server = DrainingServer(app)
+    pipe = Pipe()
+    async with app.app.router.lifespan_context(app.app):
+        connection = server.config.http_protocol_class(  # type: ignore[call-arg]
+            config=server.config, server_state=server.server_state, app_state={}
+        )
+        connection.connection_made(pipe)
+        connection.data_received(request("moby dick"))
+        await pipe.written.wait()
+        connection.connection_lost(None)
+    [answer] = pipe.writes
+    head, body = answer.split(b"\r\n\r\n", 1)
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"\r\nx-request-id: " in head
+    assert b"\r\ncontent-length: %d" % len(body) in head
+
+
+async def test_requests_sent_ahead_are_answered_in_turn_on_a_kept_connection() -> None:
+    async with served() as run, raw(run) as client:
+        await client.says(request("one", b"x-request-id: 1") + request("two", b"x-request-id: 2"))
+        answers = [await client.hears(), await client.hears()]
+        await client.says(request("three", b"x-request-id: 3", b"connection: close"))
+        answers.append(await client.hears())
+        assert await client.is_cut()
+    assert [status for status, _, _ in answers] == [200, 200, 200]
+    assert [headers["x-request-id"] for _, headers, _ in answers] == ["1", "2", "3"]
+    assert [headers.get("connection") for _, headers, _ in answers] == [None, None, "close"]
+
+
+async def test_an_older_client_is_told_that_the_connection_ends() -> None:
+    async with served() as run, raw(run) as client:
+        await client.says(request("one", version=b"1.0"))
+        status, headers, _ = await client.hears()
+        assert await client.is_cut()
+    assert (status, headers["connection"]) == (200, "close")
+
+
+async def test_pages_of_listed_origins_may_read_whole_answers() -> None:
+    async with served(cors_origins=PAGE) as run:
+        body = {"query": "moby dick"}
+        answer = await run.client.post("/v1/recommend", json=body, headers={"origin": PAGE})
+    assert answer.headers["access-control-allow-origin"] == PAGE
