@@ -119,6 +119,7 @@ def fake_engine(predict: FakePredict, **changes: Any) -> Any:
         calibration=SimpleNamespace(score_kind="probability"),
         encoder=SimpleNamespace(device="cpu"),
         folder=None,
+        rules=None,
         raw_score_kind="logit",
         version=0,
         variant="fp32",

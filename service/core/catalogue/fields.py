@@ -88,6 +88,16 @@ def keys_of(metadata: Mapping[str, Any]) -> Iterator[_Key]:
     return iter(found)
 
 
+def meets(metadata: Mapping[str, Any], conditions: Conditions) -> bool:
+    """Whether one label's metadata meets every condition, as `FieldIndex` would find it.
+
+    >>> meets({"year": 1851, "tags": ["sea"]}, {"tags": ["land", "sea"]})
+    True
+    """
+    found = set(keys_of(metadata))
+    return all(not found.isdisjoint(keys) for keys in _asked(conditions))
+
+
 def _asked(conditions: Conditions) -> Iterator[list[_Key]]:
     for field, wanted in conditions.items():
         values = [wanted] if isinstance(wanted, str | int | float) else wanted
