@@ -124,7 +124,12 @@ def fake_engine(predict: FakePredict, **changes: Any) -> Any:
         version=0,
         variant="fp32",
         catalogue=SimpleNamespace(
-            label=labels.__getitem__, poll=lambda: False, close=lambda: None, fields=None
+            label=labels.__getitem__,
+            poll=lambda: False,
+            close=lambda: None,
+            fields=None,
+            n_delta=0,
+            n_tombstones=0,
         ),
     )
 
