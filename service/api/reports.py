@@ -117,6 +117,7 @@ def info_report(serving: Serving, deployment: Deployment) -> InfoResponse:
             max_body_bytes=settings.max_body_bytes,
             max_batch_tokens=settings.max_batch_tokens,
             max_queue_tokens=settings.max_queue_tokens,
+            bulk_queue_share=settings.bulk_queue_share,
             request_timeout_ms=settings.request_timeout_ms,
             request_timeout_max_ms=settings.request_timeout_max_ms,
         ),

@@ -189,6 +189,9 @@ class LimitsReport(BaseModel):
     max_body_bytes: int
     max_batch_tokens: int
     max_queue_tokens: int
+    bulk_queue_share: float = Field(
+        description="Share of max_queue_tokens that requests of priority bulk may fill."
+    )
     request_timeout_ms: int
     request_timeout_max_ms: int
 
