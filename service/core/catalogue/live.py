@@ -190,7 +190,7 @@ class LiveCatalogue:
     @cached_property
     def fields(self) -> FieldIndex:
         """The metadata of the bundle's own labels: one pass over all of them, at first need."""
-        return FieldIndex(self._labels.scan())
+        return FieldIndex(self._labels.scan_metadata())
 
     def apply(self, changes: Sequence[Change]) -> Applied:
         """Keep the changes, all or none, and show them to every later search.
