@@ -148,7 +148,7 @@ class Telemetry:
         self._live_recall = self._gauge(
             "internal_recall", "Sums over samples.", "livesum", ["point", "what"]
         )
-        self._shapes = Shapes(self._own)
+        self.shapes = Shapes(self._own)
 
     def _describe_bundles(self) -> Gauge:
         return self._gauge(
@@ -182,7 +182,7 @@ class Telemetry:
 
     def served(self, predictions: Sequence[Prediction]) -> None:
         """Record what answers look like: their best scores and how long their texts were."""
-        self._shapes.add(predictions)
+        self.shapes.add(predictions)
 
     def live_recall(self, point: str, window: Window) -> None:
         """Record the sums of the last samples of one operating point; from any thread."""
@@ -262,8 +262,8 @@ class Telemetry:
     def refresh(self) -> None:
         """Bring every metric up to date."""
         self._flush()
-        self._shapes.flush()
-        self._shapes.show_drift()
+        self.shapes.flush()
+        self.shapes.show_drift()
         for gauge, read in self._watched.items():
             gauge.set(read())
 
