@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from models.bundle_writer import publish, staging_folder, write_manifest
 from models.config import Config
 from models.data.dataset import Dataset, point_texts
@@ -42,6 +44,7 @@ from service.bundle import (
     TextInfo,
     TokenizerInfo,
 )
+from service.core.drift import LENGTH_BOUNDS, REFERENCE_SIZE, SCORE_BOUNDS, histogram_counts
 from service.core.encoder import ATTENTION_MASK, INPUT_IDS, OnnxEncoder
 from service.core.engine import Engine
 from service.core.item_filter import ITEMS_FILE, ROWS_FILE, STARTS_FILE, write_item_filter
@@ -49,12 +52,14 @@ from service.core.label_directory import HASH_ROWS_FILE, HASHES_FILE, write_dire
 from service.core.labels import LABELS_FILE, OFFSETS_FILE, Label, write_labels
 from service.core.text import NORMALISER, NORMALISER_VERSION
 from service.core.types import Query
+from service.manifest_parts import HistogramInfo, ReferenceInfo
 from service.version import __version__
 
 log = logging.getLogger(__name__)
 
 MODEL_CARD = "MODEL_CARD.md"
 DEFAULT_EFFORT = "balanced"
+TEXTS_AT_ONCE = 256
 LABEL_FILES = [LABELS_FILE, OFFSETS_FILE, HASHES_FILE, HASH_ROWS_FILE]
 
 
@@ -91,13 +96,20 @@ def release(run: Run, dataset: Dataset, bundles: Path, indexed: Indexed | None =
             metrics.propensity_a,
             metrics.propensity_b,
         )
-        golden = record_golden(engine, _golden_texts(config, dataset))
+        n_golden = config.release.golden_queries
+        golden = record_golden(engine, _validation_texts(config, dataset, n_golden))
         precisions = {
             name: run.require(encoder_file(name), "export")
             for name in {*draft.encoder.measured, REFERENCE}
         }
         encoder = with_drifts(draft.encoder, engine, golden, precisions)
-        update = {"encoder": encoder, "quality": quality, "golden": golden}
+        reference = record_reference(engine, _validation_texts(config, dataset, REFERENCE_SIZE))
+        update = {
+            "encoder": encoder,
+            "quality": quality,
+            "golden": golden,
+            "reference": reference,
+        }
         final = draft.model_copy(update=update)
         (folder / MODEL_CARD).write_text(model_card(final), encoding="utf-8")
         sealed = write_manifest(folder, final)
@@ -211,11 +223,34 @@ def with_drifts(
     return info.model_copy(update={"measured": measured})
 
 
-def _golden_texts(config: Config, dataset: Dataset) -> list[str]:
+def _validation_texts(config: Config, dataset: Dataset, n: int) -> list[str]:
     """The first validation texts."""
     texts = point_texts(dataset.train, config.data.fields)
-    rows = split(config, dataset).validation_rows[: config.release.golden_queries]
-    return [texts[row] for row in rows]
+    return [texts[row] for row in split(config, dataset).validation_rows[:n]]
+
+
+def record_reference(engine: Engine, texts: Sequence[str]) -> ReferenceInfo | None:
+    """What answers to validation texts look like; None where there is no text."""
+    if not texts:
+        return None
+    defaults = engine.manifest.defaults
+    scores, lengths = [], []
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        some = [Query(text, 1, defaults.effort) for text in texts[start : start + TEXTS_AT_ONCE]]
+        for answer in engine.predict(some).predictions:
+            scores.append(float(answer.scores[0]))
+            lengths.append(answer.n_tokens)
+    return ReferenceInfo(
+        split="validation",
+        n_queries=len(texts),
+        top_score=_histogram(scores, SCORE_BOUNDS),
+        query_tokens=_histogram(lengths, LENGTH_BOUNDS),
+    )
+
+
+def _histogram(values: Sequence[float], bounds: Sequence[float]) -> HistogramInfo:
+    counts = histogram_counts(np.array(values, np.float64), bounds)
+    return HistogramInfo(bounds=[float(bound) for bound in bounds], counts=counts.tolist())
 
 
 def record_golden(engine: Engine, texts: Sequence[str]) -> list[Golden]:

@@ -23,7 +23,7 @@ from service.errors import (
     ManifestInvalid,
     SchemaVersionUnknown,
 )
-from service.manifest_parts import FoldedInfo, Part
+from service.manifest_parts import FoldedInfo, Part, ReferenceInfo
 from service.plain_files import open_plain, read_plain
 from service.strict_json import MAX_JSON_BYTES, read_object
 
@@ -259,6 +259,7 @@ class Manifest(Part):
     operating_points: Annotated[list[OperatingPoint], Field(min_length=1, max_length=64)]
     goal: GoalInfo | None = None
     quality: QualityInfo | None
+    reference: ReferenceInfo | None = None
     parity: ParityInfo
     golden: Annotated[list[Golden], Field(max_length=10_000)]
     files: dict[str, FileEntry]

@@ -3,8 +3,10 @@
     python -m service.check BUNDLE [--query TEXT ...] [--k N] [--effort NAME]
 
 Verifies every file, opens and warms the parts and replays the golden queries, as the service does
-at its start; then answers the texts by the code that serves. One JSON object a line on standard
-output. The exit code is 0, or 1 with a sentence where the bundle would not be served.
+at its start; then answers the texts by the code that serves, without changes of labels and label
+rules. Settings are the service's: its variables, and its flags of the encoder and the GPU. One JSON
+object a line on standard output. The exit code is 0, or 1 with a sentence where the bundle would
+not be served.
 """
 
 import argparse
@@ -12,6 +14,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
+
+OPENING: Final = (
+    *("device", "encoder-variant", "intra-op-threads", "max-batch-tokens"),
+    *("gpu-device-id", "gpu-memory-mb", "gpu-max-rows", "cuda-graphs", "tensorrt-cache"),
+)
+"""Flags of the service that say how a bundle is opened."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,17 +30,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--query", action="append", default=[], metavar="TEXT")
     parser.add_argument("--k", type=int, help="labels wanted (the bundle's own default)")
     parser.add_argument("--effort", help="operating point (the bundle's own default)")
-    parser.add_argument("--device", default="cpu", help="default: %(default)s")
-    parser.add_argument("--variant", help="precision of the encoder (the bundle's own choice)")
+    for name in OPENING:
+        parser.add_argument(f"--{name}", metavar="VALUE", help="as of python -m service")
     options = parser.parse_args(arguments)
+    flags = [f"--bundle={options.bundle}"]
+    for name in OPENING:
+        if (value := getattr(options, name.replace("-", "_"))) is not None:
+            flags.append(f"--{name}={value}")
 
     # Nothing heavy above: --help must not wait for ONNX Runtime and FAISS.
-    from service.core.engine import Engine
+    from service.api.deployment import open_engine
     from service.core.types import Query
     from service.errors import AstrolabeError
+    from service.settings import load_settings
 
     try:
-        engine = Engine.open(options.bundle, device=options.device, variant=options.variant)
+        engine = open_engine(options.bundle, load_settings(flags))
     except AstrolabeError as exc:
         print(f"python -m service.check: {exc.code}: {exc.detail}", file=sys.stderr)
         return 1

@@ -1,8 +1,8 @@
-"""The base of every part of a bundle's manifest, and the part that a fold adds to it."""
+"""The base of every part of a bundle's manifest, and the parts that a bundle may lack."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Part(BaseModel):
@@ -28,3 +28,30 @@ class FoldedInfo(Part):
     n_updated: int
     n_added_in_all: int
     """Labels that all folds so far gave the vector of their text; some may be gone since."""
+
+
+class HistogramInfo(Part):
+    """How many values lie up to each bound, which rise, and above the last one."""
+
+    bounds: Annotated[list[float], Field(min_length=1, max_length=256)]
+    counts: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=257)]
+
+    @model_validator(mode="after")
+    def _check_fit(self) -> Self:
+        if len(self.counts) != len(self.bounds) + 1:
+            raise ValueError(
+                f"{len(self.counts)} counts for {len(self.bounds)} bounds: one more is needed"
+            )
+        return self
+
+
+class ReferenceInfo(Part):
+    """What answers looked like when the bundle was sealed, at its defaults: drift is from there.
+
+    `top_score` is of the best served scores, `query_tokens` of the lengths after truncation.
+    """
+
+    split: str
+    n_queries: Annotated[int, Field(ge=1, lt=2**31)]
+    top_score: HistogramInfo
+    query_tokens: HistogramInfo

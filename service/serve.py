@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from service.api.app import create_app
-from service.api.deployment import open_engine, with_changes
+from service.api.deployment import check_ruled_models, open_engine, with_changes
 from service.api.server import ANSWER_GRACE_S, preload, run
 from service.core.engine import Engine
 from service.errors import AstrolabeError
@@ -64,8 +64,14 @@ def serve_with_workers(settings: Settings, listeners: Sequence[socket.socket]) -
 
 
 def open_engines(settings: Settings) -> list[Engine]:
-    """Every bundle that the settings name, opened; raises BundleError, DeviceUnavailable."""
-    return [open_engine(path, settings) for path in (settings.bundle, *settings.more_bundles)]
+    """Every bundle that the settings name, opened.
+
+    Raises BundleError, DeviceUnavailable, SettingsInvalid.
+    """
+    paths = (settings.bundle, *settings.more_bundles)
+    engines = [open_engine(path, settings) for path in paths]
+    check_ruled_models(engines, settings)
+    return engines
 
 
 class MasterWatcher:

@@ -155,6 +155,11 @@ class Settings(EdgeSettings, GpuSettings, ObservingSettings):
     max_filter_ids: int = Field(
         10000, ge=1, description="Most ids in `allow` or `deny`, and most values in `where`."
     )
+    label_rules: Path | None = Field(
+        None,
+        description="JSON file of labels that every answer of a model leaves out, or that alone "
+        "may answer: docs/operations.md, Label rules. Read at start and for every new bundle.",
+    )
     more_bundles: Annotated[tuple[Path, ...], NoDecode] = Field(
         (),
         description="Further bundles to serve beside the first, each under its own name: paths, "

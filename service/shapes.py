@@ -12,19 +12,15 @@ import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.utils import floatToGoString
 
-from service.core.drift import Drift
+from service.core.drift import LENGTH_BOUNDS, SCORE_BOUNDS, Drift, histogram_counts
 from service.core.types import Prediction
 from service.exposition import COUNTS, REFERENCE, SUM, WINDOW
+from service.manifest_parts import HistogramInfo, ReferenceInfo
 
 GROUP: Final = 64
 
-SCORE_BUCKETS: Final = (
-    *(0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5),
-    *(0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.99, 1.0, 2.0, 5.0, 10.0),
-)
-"""Fine where probabilities and cosines lie; the last three are for raw logits."""
-
-LENGTH_BUCKETS: Final = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024)
+LEAST_REFERENCE: Final = 500
+"""A bundle's reference of fewer texts says too little; then the first ones served are it."""
 
 
 class Shapes:
@@ -35,10 +31,19 @@ class Shapes:
         sums = Gauge(SUM, "Sum of the values.", ["of"], registry=registry, multiprocess_mode="sum")
         drifts = [
             Gauge(name, text, ["of", "bin"], registry=registry, multiprocess_mode="livesum")
-            for name, text in ((WINDOW, "Recent values."), (REFERENCE, "Values at first."))
+            for name, text in ((WINDOW, "Recent values."), (REFERENCE, "Values to compare with."))
         ]
-        self._top_score = _Shape("top_score", SCORE_BUCKETS, counts, sums, drifts)
-        self._tokens = _Shape("query_tokens", LENGTH_BUCKETS, counts, sums, drifts)
+        self._top_score = _Shape("top_score", SCORE_BOUNDS, counts, sums, drifts)
+        self._tokens = _Shape("query_tokens", LENGTH_BOUNDS, counts, sums, drifts)
+
+    def expect(self, reference: ReferenceInfo | None) -> None:
+        """Compare what is answered from now on with a bundle's reference; None: with the first.
+
+        Asked again for the same, nothing begins anew.
+        """
+        self.flush()
+        self._top_score.expect(None if reference is None else reference.top_score)
+        self._tokens.expect(None if reference is None else reference.query_tokens)
 
     def add(self, predictions: Sequence[Prediction]) -> None:
         """Note what one answer looks like."""
@@ -68,7 +73,8 @@ class _Shape:
         self, name: str, bounds: Sequence[float], counts: Counter, sums: Gauge, drifts: list[Gauge]
     ) -> None:
         self.waiting: list[Any] = []
-        self._bounds = np.array(bounds, np.float64)
+        self._bounds = bounds
+        self._expected: HistogramInfo | None = None
         self._buckets = [counts.labels(name, floatToGoString(b)) for b in (*bounds, float("inf"))]
         self._sum = sums.labels(name)
         self._drift = Drift(len(self._buckets))
@@ -81,12 +87,21 @@ class _Shape:
         if not self.waiting:
             return
         values, self.waiting = np.array(self.waiting, np.float64), []
-        bins = np.searchsorted(self._bounds, values, side="left")
-        counts = np.bincount(bins, minlength=len(self._buckets))
+        counts = histogram_counts(values, self._bounds)
         for bucket in np.flatnonzero(counts):
             self._buckets[bucket].inc(int(counts[bucket]))
         self._sum.inc(float(values.sum()))
         self._drift.add(counts)
+
+    def expect(self, expected: HistogramInfo | None) -> None:
+        if expected is not None and (
+            expected.bounds != list(self._bounds) or sum(expected.counts) < LEAST_REFERENCE
+        ):
+            expected = None  # other bins cannot be compared
+        if expected != self._expected:
+            counts = None if expected is None else np.array(expected.counts, np.int64)
+            self._drift = Drift(len(self._buckets), reference=counts)
+            self._expected = expected
 
     def show_drift(self) -> None:
         for gauges, now in zip(

@@ -55,6 +55,15 @@ processor caches, they took a seventh of the service's CPU at one connection. A 
 GaugeMode = Literal["livesum", "livemax"]
 """How the gauges of several workers become one; `live` leaves out those of dead workers."""
 
+WATCHED: Final[Mapping[str, tuple[str, GaugeMode]]] = {
+    "queue_tokens": ("Estimated tokens that wait for a lane.", "livesum"),
+    "effort_steps_down": ("Steps that the ceiling on effort is lowered by, 0 if not.", "livemax"),
+    # Workers share a catalogue, so these are no sums.
+    "delta_labels": ("Labels that are not in the index, of the model with most.", "livemax"),
+    "tombstones": ("Rows of the index that do not count, of the model with most.", "livemax"),
+}
+"""Gauges that are read at a scrape: what they say, and how those of several workers become one."""
+
 request_id_of_task: ContextVar[str] = ContextVar("request_id", default="")
 """The id of the request that the current task answers; every log line inside carries it."""
 
@@ -93,7 +102,7 @@ class Telemetry:
         )
         self._stage = {name: stages.labels(name) for name in STAGES}
         self._make_batch_metrics()
-        self._queue_tokens = self._gauge("queue_tokens", "Estimated tokens that wait for a lane.")
+        self._gauges = {name: self._gauge(name, *about) for name, about in WATCHED.items()}
         self._watch(
             self._gauge("inflight_requests", "Requests being answered."), lambda: self.in_flight
         )
@@ -112,11 +121,6 @@ class Telemetry:
             "key_requests", "Requests that came with a known key, by the key's name.", "key"
         )
         self._key_children: dict[str, Any] = {}
-        self._effort_steps_down = self._gauge(
-            "effort_steps_down",
-            "Steps by which the ceiling on effort is lowered; 0 where it is not.",
-            "livemax",
-        )
         self._bundle_info = self._describe_bundles()
         self._cache = self._counter("cache", "Look-ups in the cache of answers.", "result")
         self._swaps = self._counter("bundle_swap", "Changes of bundles, by result.", "result")
@@ -144,7 +148,7 @@ class Telemetry:
         self._live_recall = self._gauge(
             "internal_recall", "Sums over samples.", "livesum", ["point", "what"]
         )
-        self._shapes = Shapes(self._own)
+        self.shapes = Shapes(self._own)
 
     def _describe_bundles(self) -> Gauge:
         return self._gauge(
@@ -178,7 +182,7 @@ class Telemetry:
 
     def served(self, predictions: Sequence[Prediction]) -> None:
         """Record what answers look like: their best scores and how long their texts were."""
-        self._shapes.add(predictions)
+        self.shapes.add(predictions)
 
     def live_recall(self, point: str, window: Window) -> None:
         """Record the sums of the last samples of one operating point; from any thread."""
@@ -217,13 +221,10 @@ class Telemetry:
             child = self._rejected_children[reason] = self._rejected.labels(reason)
         child.inc()
 
-    def watch_queue(self, tokens: Callable[[], int]) -> None:
-        """Read the queue gauge from here at every scrape."""
-        self._watch(self._queue_tokens, tokens)
-
-    def watch_effort(self, steps_down: Callable[[], int]) -> None:
-        """Read the gauge of the ceiling on effort from here at every scrape."""
-        self._watch(self._effort_steps_down, steps_down)
+    def watch(self, **reads: Callable[[], int]) -> None:
+        """Read these gauges of WATCHED from here at every scrape."""
+        for name, read in reads.items():
+            self._watch(self._gauges[name], read)
 
     def describe_bundle(
         self, *, bundle_id: str, name: str, version: str, serving: bool = True
@@ -261,8 +262,8 @@ class Telemetry:
     def refresh(self) -> None:
         """Bring every metric up to date."""
         self._flush()
-        self._shapes.flush()
-        self._shapes.show_drift()
+        self.shapes.flush()
+        self.shapes.show_drift()
         for gauge, read in self._watched.items():
             gauge.set(read())
 

@@ -250,6 +250,9 @@ class Deployments:
             version=__version__,
             serving=serving,
         )
+        # Only what one bundle answers can be compared with its own reference.
+        only = self.only
+        self._telemetry.shapes.expect(None if only is None else only.engine.manifest.reference)
 
     def _retire(self, deployment: Deployment) -> None:
         """Let a deployment that nothing chooses any more finish, and give its memory back."""

@@ -11,12 +11,14 @@ from service.api.schemas import (
     DeviceReport,
     EncoderReport,
     InfoResponse,
+    LabelRulesReport,
     LimitsReport,
     ModelObject,
     ModelReport,
     ModelsResponse,
 )
 from service.api.serving import Serving
+from service.core.engine import Engine
 from service.version import __version__
 
 
@@ -68,6 +70,12 @@ def _adaptive_effort(deployment: Deployment) -> AdaptiveEffortReport | None:
     return AdaptiveEffortReport(ceiling=steps[-1 - steps_down], steps_down=steps_down, steps=steps)
 
 
+def _label_rules(engine: Engine) -> LabelRulesReport | None:
+    if engine.rules is None:
+        return None
+    return LabelRulesReport(open=engine.rules.n_open, labels=engine.catalogue.n_rows)
+
+
 def info_report(serving: Serving, deployment: Deployment) -> InfoResponse:
     """What one deployment serves, how good it was measured to be, and within which limits."""
     engine, settings = deployment.engine, serving.settings
@@ -90,6 +98,7 @@ def info_report(serving: Serving, deployment: Deployment) -> InfoResponse:
         calibration=manifest.calibration,
         memory=manifest.memory,
         item_filter=manifest.filter,
+        label_rules=_label_rules(engine),
         adaptive_effort=_adaptive_effort(deployment),
         encoder=EncoderReport(
             variant=engine.variant,
@@ -108,6 +117,7 @@ def info_report(serving: Serving, deployment: Deployment) -> InfoResponse:
             max_body_bytes=settings.max_body_bytes,
             max_batch_tokens=settings.max_batch_tokens,
             max_queue_tokens=settings.max_queue_tokens,
+            bulk_queue_share=settings.bulk_queue_share,
             request_timeout_ms=settings.request_timeout_ms,
             request_timeout_max_ms=settings.request_timeout_max_ms,
         ),

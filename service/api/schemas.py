@@ -171,6 +171,13 @@ class AdaptiveEffortReport(BaseModel):
     steps: list[str] = Field(description="What the ceiling may be, cheapest first.")
 
 
+class LabelRulesReport(BaseModel):
+    """What the operator's rules leave of the labels, whatever a request asks for."""
+
+    open: int = Field(description="Labels that may answer.")
+    labels: int = Field(description="Labels there are.")
+
+
 class LimitsReport(BaseModel):
     """Limits in force."""
 
@@ -182,6 +189,9 @@ class LimitsReport(BaseModel):
     max_body_bytes: int
     max_batch_tokens: int
     max_queue_tokens: int
+    bulk_queue_share: float = Field(
+        description="Share of max_queue_tokens that requests of priority bulk may fill."
+    )
     request_timeout_ms: int
     request_timeout_max_ms: int
 
@@ -209,6 +219,9 @@ class InfoResponse(BaseModel):
     )
     item_filter: FilterInfo | None = Field(
         description="What `item_id` leaves out; null where the bundle has no item filter."
+    )
+    label_rules: LabelRulesReport | None = Field(
+        description="Null where the operator pins no labels of this model."
     )
     adaptive_effort: AdaptiveEffortReport | None = Field(
         description="Null where every query is answered at the effort that it asks for."

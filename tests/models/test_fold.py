@@ -71,6 +71,7 @@ def test_the_manifest_and_the_card_say_what_was_folded(folded, sealed):
     assert (told.n_added, told.n_updated, told.n_removed, told.n_added_in_all) == (2, 2, 2, 3)
     assert manifest.labels.n_labels == N_LABELS
     assert manifest.quality == base.quality
+    assert manifest.reference == base.reference
     assert len(manifest.golden) == len(base.golden)
     card = (after / "MODEL_CARD.md").read_text()
     assert "2 labels added, 2 updated, 2 removed" in card

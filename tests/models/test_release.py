@@ -3,12 +3,16 @@
 import errno
 import os
 
+import numpy as np
 import pytest
 
 from models import stages
+from models.data.dataset import point_texts
 from models.errors import ReleaseError
+from models.prepare import split
 from models.release import check_parity
 from service.bundle import ParityInfo, read_manifest, verify
+from service.core.drift import histogram_counts
 from service.core.engine import Engine
 from service.core.types import Query
 from tests.models.tiny import N_LABELS
@@ -31,6 +35,23 @@ def test_recorded_quality_is_what_evaluating_again_finds(sealed, tiny_job):
     assert recorded.split == "test"
     assert recorded.metrics["p1"] > 60
     assert recorded.metrics["p1"] >= recorded.metrics["p3"] >= recorded.metrics["p5"]
+
+
+def test_the_reference_is_what_validation_texts_get_from_the_sealed_bundle(sealed, tiny_job):
+    reference = read_manifest(sealed).reference
+    train, fields = tiny_job.dataset.train, tiny_job.run.config.data.fields
+    rows = split(tiny_job.run.config, tiny_job.dataset).validation_rows
+    assert (reference.split, reference.n_queries) == ("validation", len(rows))
+    texts = point_texts(train, fields)
+    answers = Engine.open(sealed, device="cpu").predict(
+        [Query(texts[row], 1, "balanced") for row in rows]
+    )
+    scores = np.array([answer.scores[0] for answer in answers.predictions], np.float64)
+    lengths = np.array([answer.n_tokens for answer in answers.predictions], np.float64)
+    seen = reference.top_score
+    np.testing.assert_allclose(seen.counts, histogram_counts(scores, seen.bounds), atol=1)
+    seen = reference.query_tokens
+    assert seen.counts == histogram_counts(lengths, seen.bounds).tolist()
 
 
 def test_the_card_states_the_figures_of_the_manifest(sealed):

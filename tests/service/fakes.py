@@ -119,11 +119,17 @@ def fake_engine(predict: FakePredict, **changes: Any) -> Any:
         calibration=SimpleNamespace(score_kind="probability"),
         encoder=SimpleNamespace(device="cpu"),
         folder=None,
+        rules=None,
         raw_score_kind="logit",
         version=0,
         variant="fp32",
         catalogue=SimpleNamespace(
-            label=labels.__getitem__, poll=lambda: False, close=lambda: None, fields=None
+            label=labels.__getitem__,
+            poll=lambda: False,
+            close=lambda: None,
+            fields=None,
+            n_delta=0,
+            n_tombstones=0,
         ),
     )
 

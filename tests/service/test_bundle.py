@@ -189,11 +189,20 @@ def test_manifest_changed_after_sealing_is_refused(bundle: Path) -> None:
     refused(bundle, ManifestInvalid, MANIFEST, "changed after sealing")
 
 
+REFERENCE_OF_ONE_BIN = {
+    "split": "validation",
+    "n_queries": 9,
+    "top_score": {"bounds": [0.5], "counts": [9]},
+    "query_tokens": {"bounds": [8.0], "counts": [9, 0]},
+}
+
+
 @pytest.mark.parametrize(
     ("change", "place"),
     [
         (lambda m: m.update(surprise=1), "surprise"),
         (lambda m: m.pop("parity"), "parity"),
+        (lambda m: m.update(reference=REFERENCE_OF_ONE_BIN), "reference.top_score"),
         (lambda m: m["encoder"].update(dim="16"), "encoder.dim"),
         (lambda m: m["operating_points"][1].update(p_at_1=None), "operating_points.1.p_at_1"),
         (lambda m: m["files"].update({"../evil": {"sha256": "0" * 64, "bytes": 0}}), "../evil"),

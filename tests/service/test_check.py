@@ -32,6 +32,21 @@ def test_a_broken_bundle_is_named(
     assert "bundle_file_corrupt" in capsys.readouterr().err
 
 
+def test_settings_are_those_of_the_service(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ASTROLABE_DEVICE", "cuda")
+    assert main([str(tiny_bundle)]) == 1
+    assert "device_unavailable" in capsys.readouterr().err
+    assert main([str(tiny_bundle), "--device", "cpu", "--max-batch-tokens", "8"]) == 1
+    assert "max_batch_tokens (8) is below the bundle's max_tokens" in capsys.readouterr().err
+    assert main([str(tiny_bundle), "--device", "cpu", "--cuda-graphs", "true"]) == 1
+    assert "cuda_graphs does not go with device cpu" in capsys.readouterr().err
+    assert main([str(tiny_bundle), "--device", "cpu", "--encoder-variant", "fp8"]) == 1
+    assert "fp8" in capsys.readouterr().err
+    assert main([str(tiny_bundle), "--device", "cpu", "--gpu-max-rows", "8"]) == 0
+
+
 @pytest.mark.parametrize("wrong", [["--effort", "best"], ["--k", "-1"]])
 def test_wrong_options_are_told(tiny_bundle: Path, wrong: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:

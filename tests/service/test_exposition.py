@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from service.core.drift import LENGTH_BOUNDS, SCORE_BOUNDS, histogram_counts
 from service.core.live_recall import Window
 from service.core.types import Prediction
 from service.exposition import stability_index, wilson_interval
+from service.manifest_parts import ReferenceInfo
 from service.telemetry import Telemetry
 
 
@@ -48,6 +50,53 @@ def test_drift_is_small_for_the_same_traffic_and_large_for_other() -> None:
     assert other is not None
     assert other > 0.5
     assert (sample(telemetry, "score_drift", of="query_tokens") or 0) > 0.5
+
+
+def reference(scores: np.ndarray, lengths: np.ndarray) -> ReferenceInfo:
+    parts = {
+        name: {
+            "bounds": [float(bound) for bound in bounds],
+            "counts": histogram_counts(values, bounds).tolist(),
+        }
+        for name, values, bounds in (
+            ("top_score", scores, SCORE_BOUNDS),
+            ("query_tokens", lengths, LENGTH_BOUNDS),
+        )
+    }
+    return ReferenceInfo.model_validate({"split": "validation", "n_queries": len(scores), **parts})
+
+
+def test_drift_is_from_the_reference_of_the_bundle_where_there_is_one() -> None:
+    rng = np.random.default_rng(2)
+    telemetry = Telemetry()
+    sealed = reference(rng.uniform(0.2, 0.8, 1000), np.full(1000, 5.0))
+    telemetry.shapes.expect(sealed)
+    telemetry.served(answers(rng.uniform(0.1, 0.4, 600), n_tokens=40))
+    assert (sample(telemetry, "score_drift", of="top_score") or 0) > 0.5
+    assert (sample(telemetry, "score_drift", of="query_tokens") or 0) > 0.5
+    telemetry.shapes.expect(sealed)  # the same again: nothing is forgotten
+    assert sample(telemetry, "score_drift", of="top_score") is not None
+    telemetry.shapes.expect(reference(rng.uniform(0.1, 0.4, 1000), np.full(1000, 40.0)))
+    assert sample(telemetry, "score_drift", of="top_score") is None
+    telemetry.served(answers(rng.uniform(0.1, 0.4, 600), n_tokens=40))
+    assert (sample(telemetry, "score_drift", of="top_score") or 0) < 0.1
+
+
+@pytest.mark.parametrize("unfit", ["too few", "other bounds"])
+def test_a_reference_that_cannot_be_used_leaves_the_first_answers(unfit: str) -> None:
+    rng = np.random.default_rng(3)
+    telemetry = Telemetry()
+    sealed = reference(rng.uniform(0.2, 0.8, 1000), np.full(1000, 5.0))
+    if unfit == "too few":
+        sealed = reference(rng.uniform(0.2, 0.8, 100), np.full(100, 5.0))
+    else:
+        other = sealed.top_score.model_copy(update={"bounds": [0.0, *sealed.top_score.bounds[1:]]})
+        sealed = sealed.model_copy(update={"top_score": other})
+    telemetry.shapes.expect(sealed)
+    telemetry.served(answers(rng.uniform(0.1, 0.4, 2600)))
+    assert sample(telemetry, "score_drift", of="top_score") is None
+    telemetry.served(answers(rng.uniform(0.1, 0.4, 1000)))
+    assert (sample(telemetry, "score_drift", of="top_score") or 0) < 0.1
 
 
 def test_stability_index_is_zero_for_equal_shares_and_grows_with_the_distance() -> None:

@@ -56,7 +56,7 @@ def test_batch_feeds_stages_sizes_and_padding() -> None:
 
 def test_queue_gauge_is_read_at_scrape_time() -> None:
     telemetry, waiting = Telemetry(), [5]
-    telemetry.watch_queue(lambda: waiting[0])
+    telemetry.watch(queue_tokens=lambda: waiting[0])
     waiting[0] = 9
     assert sample(telemetry, "queue_tokens") == 9
 
@@ -64,7 +64,7 @@ def test_queue_gauge_is_read_at_scrape_time() -> None:
 def test_ceiling_on_effort_is_read_at_scrape_time() -> None:
     telemetry, steps_down = Telemetry(), [0]
     assert sample(telemetry, "effort_steps_down") == 0
-    telemetry.watch_effort(lambda: steps_down[0])
+    telemetry.watch(effort_steps_down=lambda: steps_down[0])
     steps_down[0] = 2
     assert sample(telemetry, "effort_steps_down") == 2
 

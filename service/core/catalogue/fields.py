@@ -4,7 +4,10 @@ Values are texts, numbers and booleans; a list stands for each of its members. W
 holds (objects, null) cannot be asked for. `1` and `1.0` are one value, `1` and `true` are two.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, count, islice
+from types import NoneType
 from typing import Any, Final
 
 import numpy as np
@@ -18,17 +21,25 @@ _Key = tuple[str, bool, Value]
 
 NO_ROWS: Final = np.empty(0, np.int64)
 
+GROUP: Final = 512
+"""Labels entered together, a field at a time; more of them no longer fit a processor's cache."""
+SPARSE: Final = 4
+"""Above so many places for each value, most labels lack most fields: then they go one by one."""
+
 
 class FieldIndex:
     """The labels of a bundle; built in one pass, then only read."""
 
-    def __init__(self, labels: Iterable[Label]) -> None:
-        found: dict[_Key, list[int]] = {}
-        for row, label in enumerate(labels):
-            if label.metadata:
-                for key in keys_of(label.metadata):
-                    found.setdefault(key, []).append(row)
-        self._rows = {key: np.unique(np.array(rows, np.int64)) for key, rows in found.items()}
+    def __init__(self, metadata: Iterable[Mapping[str, Any]]) -> None:
+        """`metadata` is every label's, in row order."""
+        columns: dict[tuple[str, bool], _Column] = defaultdict(_Column)
+        left, first = iter(metadata), 0
+        while group := list(islice(left, GROUP)):
+            _enter(columns, group, first)
+            first += len(group)
+        for column in columns.values():
+            column.seal()
+        self._columns = dict(columns)
 
     def rows_where(self, conditions: Conditions) -> NDArray[np.int64]:
         """Rows that meet every condition, rising; a field meets one by any of its values."""
@@ -43,10 +54,48 @@ class FieldIndex:
 
     def _rows_of(self, keys: list[_Key]) -> NDArray[np.int64]:
         """Rows with any of the values of one field, rising."""
-        found = [self._rows[key] for key in keys if key in self._rows]
+        found = [rows for key in keys if len(rows := self._rows_with(key))]
         if len(found) == 1:
             return found[0]
         return np.unique(np.concatenate(found)) if found else NO_ROWS
+
+    def _rows_with(self, key: _Key) -> NDArray[np.int64]:
+        field, is_bool, value = key
+        column = self._columns.get((field, is_bool))
+        return NO_ROWS if column is None else column.rows_with(value)
+
+
+class _Column:
+    """The values of one field, booleans or all others: each has a number, in order of coming."""
+
+    def __init__(self) -> None:
+        self.numbers: defaultdict[Any, int] = defaultdict(count().__next__)
+        self._parts: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+        self._rows = self._starts = NO_ROWS
+
+    def add(self, rows: NDArray[np.int64], values: Sequence[Any]) -> None:
+        """A value of each row (n,); rows do not fall, also from call to call."""
+        numbers = np.fromiter(map(self.numbers.__getitem__, values), np.int64, len(values))
+        self._parts.append((rows, numbers))
+
+    def seal(self) -> None:
+        """Put the rows of each value side by side; nothing may be added any more."""
+        rows = np.concatenate([part[0] for part in self._parts])
+        numbers = np.concatenate([part[1] for part in self._parts])
+        order = np.argsort(numbers, kind="stable")
+        rows, numbers = rows[order], numbers[order]
+        new = np.ones(len(rows), np.bool_)  # a list may hold a value twice
+        new[1:] = (rows[1:] != rows[:-1]) | (numbers[1:] != numbers[:-1])
+        self._rows = rows[new]
+        self._starts = numbers[new].searchsorted(np.arange(len(self.numbers) + 1))
+        self._parts.clear()
+
+    def rows_with(self, value: Value) -> NDArray[np.int64]:
+        """Rows that have a value, rising."""
+        number = self.numbers.get(value)
+        if number is None:
+            return NO_ROWS
+        return self._rows[self._starts[number] : self._starts[number + 1]]
 
 
 class GrowingFieldIndex:
@@ -74,6 +123,50 @@ class GrowingFieldIndex:
         return list((kept or {}).values())
 
 
+def _enter(
+    columns: Mapping[tuple[str, bool], _Column], group: Sequence[Mapping[str, Any]], first: int
+) -> None:
+    """Add some labels, the first of them in row `first`: whole fields at once where that pays."""
+    fields = list(dict.fromkeys(chain.from_iterable(group)))
+    if len(fields) * len(group) > SPARSE * sum(map(len, group)):
+        _enter_singly(columns, group, first, None)
+        return
+    rows = np.arange(first, first + len(group))
+    for field in fields:
+        values = [metadata.get(field) for metadata in group]
+        of_field, kinds = rows, set(map(type, values))
+        if list in kinds and kinds <= {list, NoneType}:
+            lists = [value or () for value in values]
+            of_field = np.repeat(rows, list(map(len, lists)))
+            values = list(chain.from_iterable(lists))
+            kinds = set(map(type, values))
+        # Who lacks the field is under None, which nobody can ask for.
+        if kinds <= {str, int, float, NoneType}:
+            columns[field, False].add(of_field, values)
+        elif kinds <= {bool, NoneType}:
+            columns[field, True].add(of_field, values)
+        else:
+            _enter_singly(columns, group, first, field)
+
+
+def _enter_singly(
+    columns: Mapping[tuple[str, bool], _Column],
+    group: Sequence[Mapping[str, Any]],
+    first: int,
+    field: str | None,
+) -> None:
+    """The same value by value, for one field or for all."""
+    found: dict[tuple[str, bool], tuple[list[int], list[Value]]] = {}
+    for row, metadata in enumerate(group, first):
+        some = metadata if field is None else {field: metadata.get(field)}
+        for name, is_bool, value in keys_of(some):
+            rows, values = found.setdefault((name, is_bool), ([], []))
+            rows.append(row)
+            values.append(value)
+    for column, (rows, values) in found.items():
+        columns[column].add(np.array(rows, np.int64), values)
+
+
 def keys_of(metadata: Mapping[str, Any]) -> Iterator[_Key]:
     """What a label is found by.
 
@@ -86,6 +179,16 @@ def keys_of(metadata: Mapping[str, Any]) -> Iterator[_Key]:
             if isinstance(each, str | int | float):
                 found.add((field, isinstance(each, bool), each))
     return iter(found)
+
+
+def meets(metadata: Mapping[str, Any], conditions: Conditions) -> bool:
+    """Whether one label's metadata meets every condition, as `FieldIndex` would find it.
+
+    >>> meets({"year": 1851, "tags": ["sea"]}, {"tags": ["land", "sea"]})
+    True
+    """
+    found = set(keys_of(metadata))
+    return all(not found.isdisjoint(keys) for keys in _asked(conditions))
 
 
 def _asked(conditions: Conditions) -> Iterator[list[_Key]]:

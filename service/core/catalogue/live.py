@@ -108,6 +108,11 @@ class LiveCatalogue:
         return self._base.n_rows if snapshot is None else snapshot.n_live
 
     @property
+    def n_base(self) -> int:
+        """The bundle's own labels."""
+        return self._base.n_rows
+
+    @property
     def n_delta(self) -> int:
         """Live labels that are compared one by one: what a fold would put into the index."""
         snapshot = self._snapshot
@@ -147,6 +152,11 @@ class LiveCatalogue:
             return self._state.rows[label_id]
         return self.directory.row_of(label_id)
 
+    def knows(self, label_id: str) -> bool:
+        """Whether a label has this id, or had it before a change removed it."""
+        known = self._snapshot is not None and label_id in self._state.rows
+        return known or self.directory.row_of(label_id) is not None
+
     def rows_of(self, label_ids: Iterable[str]) -> tuple[NDArray[np.int64], list[str]]:
         """Rows of live labels, rising and each once; and the ids that none has."""
         found = {label_id: self.row_of(label_id) for label_id in label_ids}
@@ -180,7 +190,7 @@ class LiveCatalogue:
     @cached_property
     def fields(self) -> FieldIndex:
         """The metadata of the bundle's own labels: one pass over all of them, at first need."""
-        return FieldIndex(self._labels.scan())
+        return FieldIndex(self._labels.scan_metadata())
 
     def apply(self, changes: Sequence[Change]) -> Applied:
         """Keep the changes, all or none, and show them to every later search.

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from service.api.app import create_app
 from service.api.deployment import open_changed_engine
 from service.bundle import MANIFEST, POINTER
+from service.core.drift import LENGTH_BOUNDS, SCORE_BOUNDS, histogram_counts
 from service.telemetry import Telemetry
 from tests.service.fakes import SAFETY_S, FakePredict, Running, fake_settings
 from tests.tiny_bundle import seal
@@ -231,3 +233,34 @@ async def test_a_caller_s_own_key_changes_nothing(root: Path) -> None:
         refused = await service.client.post("/admin/bundles/activate", json=body, headers=headers)
         assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
         assert (await admin(service, "activate", bundle="two")).status_code == 200
+
+
+def a_reference(best_score: float) -> dict[str, Any]:
+    """Of a thousand texts, five tokens long, that all got the same best score."""
+    values = {"top_score": (best_score, SCORE_BOUNDS), "query_tokens": (5.0, LENGTH_BOUNDS)}
+    parts = {
+        name: {
+            "bounds": [float(bound) for bound in bounds],
+            "counts": histogram_counts(np.full(1000, value), bounds).tolist(),
+        }
+        for name, (value, bounds) in values.items()
+    }
+    return {"split": "validation", "n_queries": 1000, **parts}
+
+
+async def test_drift_is_from_the_reference_of_the_one_bundle_that_answers(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    reseal(tiny_bundle, tmp_path / "b" / "one", reference=a_reference(0.001))
+    reseal(tiny_bundle, tmp_path / "b" / "two")
+    (tmp_path / "b" / POINTER).write_text("one")
+    async with served(tmp_path / "b") as service:
+        for _ in range(10):
+            await service.recommend({"query": ["the white whale"] * 60})
+        drift = 'astrolabe_score_drift{of="top_score"}'
+        assert await service.metric(drift) > 0.25
+        done = await admin(service, "canary", bundle="two", percent=1)
+        assert done.status_code == 200, done.text
+        await service.recommend({"query": ["the white whale"] * 60})
+        scraped = (await service.client.get("/metrics")).text
+        assert drift not in scraped

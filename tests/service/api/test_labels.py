@@ -182,3 +182,13 @@ async def test_explanations_say_why(tiny_memory_bundle: Path) -> None:
         assert why["point"]["name"] == answer["effort"] == "balanced"
         assert [neighbour["labels"] for neighbour in why["neighbours"]]
         assert set(why["stages_ms"]) == {"queue", "tokenize", "encode", "search"}
+
+
+async def test_metrics_say_how_much_waits_for_a_fold(tiny_bundle: Path, tmp_path: Path) -> None:
+    async with served(tiny_bundle, tmp_path) as service:
+        await change(service, "POST", "", {"labels": [NEW, NEW | {"id": "N2"}]})
+        await change(service, "DELETE", "/L000")
+        await change(service, "PUT", "/L001", {"text": "garden storm"})
+        scraped = (await service.client.get("/metrics")).text
+        assert "astrolabe_delta_labels 3.0" in scraped
+        assert "astrolabe_tombstones 2.0" in scraped

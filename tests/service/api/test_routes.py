@@ -32,6 +32,7 @@ async def test_info_says_what_is_served_and_within_which_limits() -> None:
     assert info["device"] == {"requested": "auto", "active": "cpu"}
     assert info["lanes"] == 3
     assert info["limits"]["max_k"] == 77
+    assert info["limits"]["bulk_queue_share"] == 0.5
     assert info["operating_points"][0]["name"] == "fast"
     assert info["quality"]["metrics"] == {"p@1": 50.0}
     assert info["calibration"]["ece_after"] == 0.05

@@ -98,3 +98,31 @@ def test_no_labels_at_all_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / OFFSETS_FILE, np.array([0, 0], np.int64))
     with pytest.raises(BundleMismatch, match=r"labels\.jsonl"):
         LabelStore(tmp_path)
+
+
+def test_metadata_is_scanned_as_each_label_has_it(tmp_path: Path) -> None:
+    labels = [
+        Label(f"L{i}", 'a\n"line"', {"n": i, "text": "x\ny"} if i % 3 else {}) for i in range(1500)
+    ]
+    write_labels(tmp_path, labels)
+    assert list(LabelStore(tmp_path).scan_metadata()) == [label.metadata for label in labels]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (b'{"id": "b", "text": ""', "row 1 is no label"),
+        (b'{"id": "b", "text": ""}, {"id": "b"}', "row 1 is no label"),
+        (b'{"id": "b", "text": "", "metadata": [1]}', "row 1: metadata must be an object"),
+        (b"7", "row 1 is no label"),
+    ],
+)
+def test_a_scan_of_metadata_names_the_row_that_is_wrong(
+    tmp_path: Path, row: bytes, said: str
+) -> None:
+    lines = [b'{"id": "a", "text": "a"}', row, b'{"id": "c", "text": "c"}']
+    (tmp_path / LABELS_FILE).write_bytes(b"\n".join([*lines, b""]))
+    ends = np.cumsum([0, *(len(line) + 1 for line in lines)])
+    np.save(tmp_path / OFFSETS_FILE, ends.astype(np.int64))
+    with pytest.raises(BundleMismatch, match=said):
+        list(LabelStore(tmp_path).scan_metadata())

@@ -1,0 +1,171 @@
+"""Label rules: which labels an operator lets answer at all, whatever a request asks for.
+
+A file holds the rules of each model; `RuledLabels` turns them into the rows that are open in one
+state of a catalogue. A label that is added or changed meanwhile falls under them at once.
+"""
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError, model_validator
+
+from service.core.catalogue.fields import meets
+from service.core.catalogue.live import LiveCatalogue
+from service.core.catalogue.snapshot import Snapshot
+from service.core.filtered_search import RowFilter, are_open
+from service.core.item_filter import NO_ROWS
+from service.core.labels import Label
+from service.core.types import FieldValue
+from service.errors import BundleError, SettingsInvalid
+from service.strict_json import read_object
+
+NAMED: Final = 5
+"""Ids that a message names; a file of the wrong catalogue has thousands."""
+
+_Values = Annotated[tuple[FieldValue, ...], Field(min_length=1)]
+_STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Selection(BaseModel):
+    """Labels by id, and those whose metadata has one of the values in every field of `where`."""
+
+    model_config = _STRICT
+
+    ids: tuple[str, ...] = ()
+    where: Mapping[str, FieldValue | _Values] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_any(self) -> Self:
+        if not self.ids and not self.where:
+            raise ValueError("names no label: give ids, where, or both")
+        return self
+
+
+class LabelRules(BaseModel):
+    """What one model leaves out of every answer, and what alone may be in one."""
+
+    model_config = _STRICT
+
+    exclude: Selection | None = None
+    only: Selection | None = None
+
+
+class _RulesFile(RootModel[dict[str, LabelRules]]):
+    """Model name to its rules."""
+
+
+def read_label_rules(path: Path) -> dict[str, LabelRules]:
+    """The rules of each model by its name; raises SettingsInvalid that names file and place."""
+    try:
+        # Links are followed: Kubernetes mounts the files of a ConfigMap as such.
+        return _RulesFile.model_validate(read_object(path.resolve())).root
+    except BundleError as exc:
+        raise SettingsInvalid(f"label_rules: {exc.detail}") from exc
+    except ValidationError as exc:
+        fault = exc.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in fault["loc"][:4])
+        raise SettingsInvalid(
+            f'label_rules: {path}: {place}: {fault["msg"]}; write {{"MODEL": {{"exclude": '
+            '{"ids": [...], "where": {"FIELD": [...]}}, "only": {...}}}'
+        ) from exc
+
+
+class RuledLabels:
+    """The rules of one model over its catalogue. Safe to share by threads."""
+
+    def __init__(self, rules: LabelRules, catalogue: LiveCatalogue) -> None:
+        """Look every id up; raises SettingsInvalid for one that no label has or had.
+
+        Also where no label is left. Metadata is indexed first where a rule asks for some.
+        """
+        self._catalogue = catalogue
+        self._exclude = _selected(rules.exclude, catalogue, "exclude")
+        self._only = _selected(rules.only, catalogue, "only")
+        self._lock = threading.Lock()
+        self._last: tuple[Snapshot | None, RowFilter] | None = None
+        if self.n_open == 0:
+            raise SettingsInvalid(
+                "label_rules leave no label of this model open: widen `only`, or shorten `exclude`"
+            )
+
+    @property
+    def n_open(self) -> int:
+        """Labels that may answer now."""
+        snapshot = self._catalogue.snapshot
+        n_rows = self._catalogue.n_base if snapshot is None else snapshot.n_live
+        rows = self.rows(snapshot)
+        return n_rows - len(rows.denied) if rows.allowed is None else len(rows.allowed)
+
+    def rows(self, snapshot: Snapshot | None) -> RowFilter:
+        """The rules as rows of one state of the labels, all of them alive in it."""
+        last = self._last
+        if last is not None and last[0] is snapshot:
+            return last[1]
+        with self._lock:
+            denied = NO_ROWS if self._exclude is None else self._exclude.rows(snapshot)
+            found = RowFilter(None, denied)
+            if self._only is not None:
+                found = RowFilter(self._only.rows(snapshot), NO_ROWS).without(denied)
+            self._last = (snapshot, found)
+        return found
+
+    def are_open(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether each row (n,) may answer now."""
+        return are_open(rows, self.rows(self._catalogue.snapshot))
+
+
+class _Selected:
+    """The rows of a selection: found once for the bundle's labels, and label by label for others.
+
+    Ids and metadata of later labels are compared here and not asked of the catalogue, whose
+    look-ups may be a change ahead of the snapshot that a search holds.
+    """
+
+    def __init__(self, selection: Selection, catalogue: LiveCatalogue) -> None:
+        self._ids = frozenset(selection.ids)
+        self._where = selection.where
+        found = [catalogue.directory.row_of(label_id) for label_id in sorted(self._ids)]
+        rows = np.array([row for row in found if row is not None], np.int64)
+        if self._where:
+            rows = np.concatenate([rows, catalogue.fields.rows_where(self._where)])
+        self._of_base = np.unique(rows)
+        self._of_delta: list[int] = []
+        self._n_seen = 0
+
+    def rows(self, snapshot: Snapshot | None) -> NDArray[np.int64]:
+        """Rising rows that live; one thread at a time."""
+        if snapshot is None:
+            return self._of_base
+        added: Sequence[Label] = snapshot.added
+        for place in range(self._n_seen, len(added)):  # rows never change their label
+            self._n_seen = place + 1
+            if self._has(added[place]):
+                self._of_delta.append(snapshot.n_base + place)
+        overrides = snapshot.overrides
+        kept = self._of_base[~np.isin(self._of_base, list(overrides))]
+        changed = [row for row, label in overrides.items() if self._has(label)]
+        rows = np.union1d(kept, np.array([*changed, *self._of_delta], np.int64))
+        return rows[snapshot.lives(rows)]
+
+    def _has(self, label: Label) -> bool:
+        return label.label_id in self._ids or (
+            bool(self._where) and meets(label.metadata, self._where)
+        )
+
+
+def _selected(selection: Selection | None, catalogue: LiveCatalogue, name: str) -> _Selected | None:
+    if selection is None:
+        return None
+    unknown = [label_id for label_id in selection.ids if not catalogue.knows(label_id)]
+    if unknown:
+        named = ", ".join(repr(label_id[:80]) for label_id in unknown[:NAMED])
+        more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
+        raise SettingsInvalid(
+            f"label_rules: {name}.ids: this model has no label {named}{more}: correct the ids, or "
+            "take them out of the file"
+        )
+    return _Selected(selection, catalogue)
