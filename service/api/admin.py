@@ -108,7 +108,10 @@ def add_admin(app: FastAPI, serving: Serving, follower: Follower) -> None:
     """Add the routes under /admin/."""
     deployments, settings = serving.deployments, serving.settings
     options: dict[str, Any] = {"tags": ["admin"], "responses": responses(*_ERRORS)}
-    Model = Annotated[str | None, Query(description="Name of the model; the default one if left.")]
+    named = Query(
+        description="Name of the model; the default one if left.", examples=["gutenberg-bag"]
+    )
+    Model = Annotated[str | None, named]
 
     @app.get("/admin/bundles", **options)
     async def bundles() -> ModelsResponse:
