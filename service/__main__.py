@@ -39,7 +39,7 @@ def _serve(settings: "Settings") -> int:
     if settings.workers > 1:
         # NumPy's own threads, started at its import, would not survive the fork.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from service.api.server import bind
+    from service.api.ports import bind
     from service.serve import serve_alone, serve_with_workers
     from service.telemetry import configure_logging
 

@@ -6,16 +6,18 @@ a pool of threads does not survive a fork: then each worker opens an engine of i
 """
 
 import logging
+import mmap
 import os
 import socket
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 from service.api.app import create_app
 from service.api.deployment import check_ruled_models, open_engine, with_changes
+from service.api.middleware import Gate
 from service.api.server import ANSWER_GRACE_S, preload, run
 from service.core.engine import Engine
 from service.errors import AstrolabeError
@@ -38,7 +40,7 @@ GPU_FILES: Final = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 def serve_alone(settings: Settings, listeners: Sequence[socket.socket]) -> None:
     """Serve in this process; raises BundleError, DeviceUnavailable."""
     first, *more = open_engines(settings)
-    _run(first, more, settings, Telemetry(), listeners)
+    _run(first, more, settings, Telemetry(), lambda app: run(app, listeners))
 
 
 def serve_with_workers(settings: Settings, listeners: Sequence[socket.socket]) -> None:
@@ -54,13 +56,15 @@ def serve_with_workers(settings: Settings, listeners: Sequence[socket.socket]) -
         create_app(engines[0], settings, Telemetry(), more=engines[1:])
     with tempfile.TemporaryDirectory(prefix="astrolabe-metrics-") as folder:
         metrics = Path(folder)
+        all_end = mmap.mmap(-1, 1)  # shared by what is forked; not 0 once the master stops
 
         def work(number: int, lifeline: int) -> None:
-            _work(number, lifeline, engines, settings, listeners, metrics)
+            _work(number, lifeline, engines, settings, listeners, metrics, all_end)
 
         kill_after_s = settings.drain_delay_s + settings.drain_timeout_s
         kill_after_s += ANSWER_GRACE_S + KILL_GRACE_S
-        Supervisor(settings.workers, work, MasterWatcher(metrics, listeners), kill_after_s).run()
+        watcher = MasterWatcher(metrics, listeners, all_end)
+        Supervisor(settings.workers, work, watcher, kill_after_s).run()
 
 
 def open_engines(settings: Settings) -> list[Engine]:
@@ -77,9 +81,13 @@ def open_engines(settings: Settings) -> list[Engine]:
 class MasterWatcher:
     """Keeps the metrics of the master and clears up behind dead workers."""
 
-    def __init__(self, folder: Path, listeners: Sequence[socket.socket]) -> None:
+    def __init__(
+        self, folder: Path, listeners: Sequence[socket.socket], all_end: mmap.mmap
+    ) -> None:
+        """`all_end` is one byte of memory that the workers see too."""
         self._folder = folder
         self._listeners = listeners
+        self._all_end = all_end
         self._telemetry = MasterTelemetry(folder, started_s(os.getpid()))
 
     def running(self, pids: list[int]) -> None:
@@ -97,7 +105,11 @@ class MasterWatcher:
         self._telemetry.restarted()
 
     def stopping(self) -> None:
-        """Let go of the ports: after the last worker, clients are refused and not left waiting."""
+        """Let go of the ports: after the last worker, clients are refused and not left waiting.
+
+        The workers are let know that no other takes what they leave.
+        """
+        self._all_end[0] = 1
         for listener in self._listeners:
             listener.close()
 
@@ -109,13 +121,20 @@ def _work(
     settings: Settings,
     listeners: Sequence[socket.socket],
     metrics: Path,
+    all_end: mmap.mmap,
 ) -> None:
     """A worker's life, in its own process."""
     configure_logging(settings.log_level, settings.log_format, worker=number)
     share_metrics(metrics, str(number))
     try:
         first, *more = engines or open_engines(settings)
-        _run(first, more, settings, Telemetry(metrics), listeners, lifeline)
+        _run(
+            first,
+            more,
+            settings,
+            Telemetry(metrics),
+            lambda app: run(app, listeners, lifeline, lambda: all_end[0] != 0),
+        )
     except AstrolabeError as exc:
         log.error("cannot serve: %s", exc.detail)
         sys.exit(1)
@@ -126,17 +145,16 @@ def _run(
     more: Sequence[Engine],
     settings: Settings,
     telemetry: Telemetry,
-    listeners: Sequence[socket.socket],
-    lifeline: int | None = None,
+    serve: Callable[[Gate], None],
 ) -> None:
-    """Serve open engines until a signal, traced and with the GPU's metrics where these are."""
+    """Let `serve` serve open engines, traced and with the GPU's metrics where these are."""
     telemetry.tracer = open_tracer(settings)
     gpu = open_gpu_metrics(first.encoder.device)
     if gpu is not None:
         telemetry.show_beside(gpu)
     first, *more = (with_changes(engine, settings) for engine in (first, *more))
     try:
-        run(create_app(first, settings, telemetry, more=more), listeners, lifeline)
+        serve(create_app(first, settings, telemetry, more=more))
     finally:
         if telemetry.tracer is not None:
             telemetry.tracer.shutdown()

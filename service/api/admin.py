@@ -4,14 +4,15 @@ The gate lets nobody through without the admin key. A change answers once it is 
 where several workers serve, the others follow within a second and what opening takes.
 """
 
+import pathlib
 import re
-from pathlib import Path
 from typing import Annotated, Any, Final
 
-from fastapi import FastAPI, Query
+from fastapi import FastAPI, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.api.follow import Follower
+from service.api.links import link, links
 from service.api.problems import responses
 from service.api.reports import models_report
 from service.api.schemas import ModelsResponse
@@ -54,23 +55,45 @@ _ERRORS = (
     BundleRefused,
 )
 
+_NAME: Final = "$response.body#/models/0/name"
+_ACTIVATED: Final = links(
+    rollBack=link("post", "/admin/bundles/rollback", {}, {"model": _NAME}),
+    remove=link("delete", "/admin/models/{name}", {"name": "$response.body#/models/1/name"}),
+)
+_CANARY: Final = links(
+    promote=link("post", "/admin/bundles/activate", {}, {"bundle": "$request.body#/bundle"}),
+    end=link("delete", "/admin/bundles/canary", {"model": _NAME}),
+)
+
+
+BundlePath = Annotated[
+    str,
+    Field(
+        pattern=_PATH,
+        description="Folder of the bundle under `bundle_root`, or of bundles with a pointer.",
+    ),
+]
+
 
 class ActivateBody(BaseModel):
     """Which bundle to serve under its own name."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    bundle: str = Field(
-        pattern=_PATH,
-        description="Folder of the bundle under `bundle_root`, or of bundles with a pointer.",
-        examples=["20261122-1f0c", "gutenberg-bag/20261122-1f0c"],
+    bundle: BundlePath = Field(
+        examples=["20261122-1f0c", "gutenberg-bag/20261122-1f0c", "gutenberg-best/20261122-1f0c"]
     )
 
 
-class CanaryBody(ActivateBody):
+class CanaryBody(BaseModel):
     """Which bundle gets a share of its name's requests."""
 
-    percent: float = Field(ge=0, le=100, description="Share of the requests that it answers.")
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    bundle: BundlePath = Field(examples=["gutenberg-bag/20261122-1f0c"])
+    percent: float = Field(
+        ge=0, le=100, description="Share of the requests that it answers.", examples=[5.0]
+    )
 
 
 class RollbackBody(BaseModel):
@@ -85,14 +108,17 @@ def add_admin(app: FastAPI, serving: Serving, follower: Follower) -> None:
     """Add the routes under /admin/."""
     deployments, settings = serving.deployments, serving.settings
     options: dict[str, Any] = {"tags": ["admin"], "responses": responses(*_ERRORS)}
-    Model = Annotated[str | None, Query(description="Name of the model; the default one if left.")]
+    named = Query(
+        description="Name of the model; the default one if left.", examples=["gutenberg-bag"]
+    )
+    Model = Annotated[str | None, named]
 
     @app.get("/admin/bundles", **options)
     async def bundles() -> ModelsResponse:
         """Every model and its open bundles."""
         return models_report(deployments)
 
-    @app.post("/admin/bundles/activate", **options)
+    @app.post("/admin/bundles/activate", **_with(options, _ACTIVATED))
     async def activate(body: ActivateBody) -> ModelsResponse:
         """Serve a bundle in place of the one of its name; promotes it where it is the canary."""
         async with follower.changing():
@@ -106,7 +132,7 @@ def add_admin(app: FastAPI, serving: Serving, follower: Follower) -> None:
             await deployments.rollback(body.model or deployments.default.name)
         return models_report(deployments)
 
-    @app.post("/admin/bundles/canary", **options)
+    @app.post("/admin/bundles/canary", **_with(options, _CANARY))
     async def canary(body: CanaryBody) -> ModelsResponse:
         """Let a bundle answer a share of its name's requests; asked again, change the share."""
         async with follower.changing():
@@ -121,21 +147,27 @@ def add_admin(app: FastAPI, serving: Serving, follower: Follower) -> None:
         return models_report(deployments)
 
     @app.delete("/admin/models/{name}", **options)
-    async def remove(name: str) -> ModelsResponse:
+    async def remove(
+        name: Annotated[str, Path(examples=["gutenberg-best"])],
+    ) -> ModelsResponse:
         """Stop serving a model that is not the default one."""
         async with follower.changing():
             await deployments.remove(name)
         return models_report(deployments)
 
 
-def bundle_root(settings: Settings) -> Path:
+def _with(options: dict[str, Any], more: dict[int | str, dict[str, Any]]) -> dict[str, Any]:
+    return {**options, "responses": options["responses"] | more}
+
+
+def bundle_root(settings: Settings) -> pathlib.Path:
     """The folder that admin requests name bundles in."""
     if settings.bundle_root is not None:
         return settings.bundle_root
     return settings.bundle if (settings.bundle / POINTER).is_file() else settings.bundle.parent
 
 
-def locate(settings: Settings, name: str) -> Path:
+def locate(settings: Settings, name: str) -> pathlib.Path:
     """The bundle folder that a request names; raises NoSuchBundle, InvalidValue.
 
     Nothing outside the root can be named, by no path and no link.

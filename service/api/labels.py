@@ -11,6 +11,7 @@ from fastapi import FastAPI, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.api.deployment import Deployment
+from service.api.links import link, links
 from service.api.problems import responses
 from service.api.request_models import MAX_ID_CHARS, VISIBLE
 from service.api.schemas import LabelResponse
@@ -43,6 +44,22 @@ _CHANGING = (
     CatalogueUnavailable,
     CatalogueCorrupt,
 )
+
+_LABEL = "/v1/labels/{label_id}"
+
+
+def _to_label(label_id: str) -> dict[int | str, dict[str, Any]]:
+    """Links of an answer to all that can be done next with a label."""
+    given = {"label_id": label_id}
+    return links(
+        lookUp=link("get", _LABEL, given),
+        change=link("put", _LABEL, given),
+        remove=link("delete", _LABEL, given),
+    )
+
+
+_ADDED = _to_label("$request.body#/labels/0/id")
+_CHANGED = _to_label("$request.path.label_id")
 
 LabelId = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS, pattern=VISIBLE)]
 Text = Annotated[str, Field(min_length=1, max_length=65536, pattern=VISIBLE)]
@@ -117,7 +134,7 @@ def add_labels(app: FastAPI, serving: Serving) -> None:
     """Add the routes under /v1/labels."""
     tags: dict[str, Any] = {"tags": ["labels"]}
 
-    @app.post("/v1/labels", **tags, responses=responses(*_CHANGING))
+    @app.post("/v1/labels", **tags, responses=responses(*_CHANGING) | _ADDED)
     async def add(body: AddBody, model: Model = None) -> ChangedResponse:
         """Add labels by their text, without training; all or none."""
         changes = [Change("add", label.id, label.text, label.metadata) for label in body.labels]
@@ -128,7 +145,7 @@ def add_labels(app: FastAPI, serving: Serving) -> None:
         """Add, update and remove labels, in the order given; all or none."""
         return await _apply(serving, model, [_change(one) for one in body.changes])
 
-    @app.put("/v1/labels/{label_id:path}", **tags, responses=responses(*_CHANGING))
+    @app.put("/v1/labels/{label_id:path}", **tags, responses=responses(*_CHANGING) | _CHANGED)
     async def update(label_id: str, body: UpdateBody, model: Model = None) -> ChangedResponse:
         """Change the text or the metadata of a label; a new text is encoded anew."""
         change = Change("update", label_id, body.text, body.metadata)

@@ -17,7 +17,7 @@ from service.api.deployment import Deployment
 from service.api.documented import document
 from service.api.headers import request_headers
 from service.api.middleware import EXCHANGE, Exchange
-from service.api.oip_models import ERRORS, InferResponse, add_oip_metadata
+from service.api.oip_models import ERRORS, InferResponse, Name, add_oip_metadata
 from service.api.oip_tensors import (
     InferRequest,
     InputTensor,
@@ -94,10 +94,10 @@ def add_oip(app: FastAPI, serving: Serving) -> None:
     add_oip_metadata(app, serving)
     endpoint = Infer(serving).post
 
-    def infer(name: str, body: InferRequest) -> None:
+    def infer(name: Name, body: InferRequest) -> None:
         """The best labels for texts, and their vectors, in the Open Inference Protocol."""
 
-    def infer_version(name: str, version: str, body: InferRequest) -> None:
+    def infer_version(name: Name, version: str, body: InferRequest) -> None:
         """The same, of one version of the model."""
 
     extra = {"parameters": request_headers(serving.settings.request_timeout_max_ms)}

@@ -5,13 +5,14 @@ and unloading by a client is not offered.
 """
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Path
 from pydantic import BaseModel, Field
 
 from service.api.deployments import Slot
 from service.api.envelopes import OipError
+from service.api.links import link, links
 from service.api.protocol_requests import at_version, open_bundles, version_of
 from service.api.serving import Serving
 from service.version import __version__
@@ -23,6 +24,14 @@ ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"model": OipError, "description": what}
     for status, what in (("4XX", "The request is at fault."), ("5XX", "The service is."))
 }
+
+Name = Annotated[
+    str, Path(description="A model's name; /v1/models lists them.", examples=["gutenberg-bag"])
+]
+EXAMPLE: Final = {
+    "inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["moby dick"]}]
+}
+_VERSION: Final = "/v2/models/{name}/versions/{version}"
 
 
 class ServerMetadata(BaseModel):
@@ -114,7 +123,14 @@ class InferResponse(BaseModel):
 def add_oip_metadata(app: FastAPI, serving: Serving) -> None:
     """Add the routes that answer without computing."""
     _add_server(app, serving)
-    _add_model(app, serving, "", _metadata, ModelMetadata)
+    known = {"name": "$response.body#/name", "version": "$response.body#/versions/0"}
+    asked = links(
+        metadata=link("get", _VERSION, known),
+        ready=link("get", _VERSION + "/ready", known),
+        config=link("get", _VERSION + "/config", known),
+        infer=link("post", _VERSION + "/infer", known, EXAMPLE),
+    )
+    _add_model(app, serving, "", _metadata, ModelMetadata, asked)
     _add_model(app, serving, "/ready", lambda _: _ready(serving), Ready)
     _add_model(app, serving, "/config", _config, ModelConfig)
 
@@ -155,16 +171,18 @@ def _add_model(
     suffix: str,
     answer: Callable[[Slot], BaseModel],
     kind: type[BaseModel],
+    linked: dict[int | str, dict[str, Any]] | None = None,
 ) -> None:
     """Add a route about one model, and the same about one version of it."""
-    described: dict[str, Any] = {"tags": [TAG], "responses": ERRORS, "response_model": kind}
+    described: dict[str, Any] = {"tags": [TAG], "response_model": kind}
+    described["responses"] = ERRORS | (linked or {})
 
     @app.get("/v2/models/{name}" + suffix, description=kind.__doc__, **described)
-    async def model(name: str) -> BaseModel:
+    async def model(name: Name) -> BaseModel:
         return answer(serving.deployments.slot(name))
 
     @app.get("/v2/models/{name}/versions/{version}" + suffix, description=kind.__doc__, **described)
-    async def model_version(name: str, version: str) -> BaseModel:
+    async def model_version(name: Name, version: str) -> BaseModel:
         return answer(Slot(at_version(serving.deployments.slot(name), version)))
 
 

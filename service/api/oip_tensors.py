@@ -49,7 +49,17 @@ class InferRequest(BaseModel):
     model_config = ConfigDict(strict=True)
 
     id: str | None = None
-    inputs: list[InputTensor] = Field(min_length=1, max_length=8)
+    inputs: list[InputTensor] = Field(
+        min_length=1,
+        max_length=8,
+        examples=[
+            [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["moby dick"]}],
+            [
+                {"name": "text", "datatype": "BYTES", "shape": [2, 1], "data": ["sea", "rome"]},
+                {"name": "k", "datatype": "INT32", "shape": [1], "data": [3]},
+            ],
+        ],
+    )
     outputs: list[RequestedOutput] | None = Field(None, max_length=8)
     parameters: dict[str, Any] = Field(default_factory=dict)
 

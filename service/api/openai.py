@@ -39,8 +39,11 @@ class EmbeddingsRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    input: str | list[str] = Field(description="One text, or a list of texts; no token arrays.")
-    model: str = Field(description="GET /v1/models lists them.")
+    input: str | list[str] = Field(
+        description="One text, or a list of texts; no token arrays.",
+        examples=["moby dick", ["moby dick", "a history of rome"]],
+    )
+    model: str = Field(description="GET /v1/models lists them.", examples=["gutenberg-bag"])
     encoding_format: Literal["float", "base64"] = Field(
         "float", description="base64: little-endian float32, which is smaller and faster to read."
     )
@@ -118,7 +121,9 @@ def add_openai(app: FastAPI, serving: Serving) -> dict[tuple[str, str], ASGIApp]
     document(app, "openai", "POST", EMBEDDINGS, embeddings, endpoint, responses, extra)
 
     @app.get("/v1/models/{name}", tags=["openai"], responses=ERRORS)
-    async def model(name: Annotated[str, Path(description="A model's name.")]) -> ModelObject:
+    async def model(
+        name: Annotated[str, Path(description="A model's name.", examples=["gutenberg-bag"])],
+    ) -> ModelObject:
         """One model, in the form of OpenAI's API."""
         return model_object(serving.deployments.slot(name).current)
 

@@ -19,6 +19,7 @@ from service.api.embed import Embed
 from service.api.follow import Follower
 from service.api.headers import request_headers
 from service.api.labels import add_labels
+from service.api.links import link, links
 from service.api.oip import add_oip
 from service.api.openai import add_openai
 from service.api.playground import add_playground
@@ -135,9 +136,11 @@ def _add_recommend(app: FastAPI, serving: Serving) -> Bare:
         ),
         ("POST", "/v1/embed", embed, embed_endpoints.post),
     )
+    vector = {"embedding": "$response.body#/embeddings/0"}
+    linked = {"/v1/embed": links(recommend=link("post", "/v1/recommend/by-embedding", {}, vector))}
     extra = {"parameters": request_headers(serving.settings.request_timeout_max_ms)}
     for method, path, description, endpoint in described:
-        _document(app, method, path, description, endpoint, extra)
+        _document(app, method, path, description, endpoint, extra, linked.get(path, {}))
     return {(method, path): endpoint for method, path, _, endpoint in described}
 
 
@@ -148,10 +151,11 @@ def _document(
     described: Callable[..., Any],
     endpoint: ASGIApp,
     extra: dict[str, Any],
+    linked: dict[int | str, dict[str, Any]],
 ) -> None:
     """Let FastAPI describe a bare endpoint, from the signature and docstring of `described`."""
-    documented = responses(*_RECOMMEND)
-    documented[200] = {"headers": _ANSWER_HEADERS}
+    documented = responses(*_RECOMMEND) | linked
+    documented[200] = documented.get(200, {}) | {"headers": _ANSWER_HEADERS}
     route = APIRoute(
         path,
         described,

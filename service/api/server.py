@@ -13,7 +13,7 @@ import logging
 import math
 import signal
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import uvicorn
@@ -22,6 +22,7 @@ from fastapi import FastAPI
 from service.api.connection import BoundedConnection, ConnectionLimits
 from service.api.cors import with_cors
 from service.api.middleware import Gate
+from service.api.ports import accept_all, hold_new_connections
 from service.edge_settings import EdgeSettings
 from service.errors import SettingsInvalid
 
@@ -38,6 +39,9 @@ PARTS: Final[dict[str, Any]] = {
     "log_config": None,
 }
 
+LAST_HANDSHAKES_S = 0.1
+"""Time for connections that have begun to be made before the port closes."""
+
 LAST_REQUESTS_S = 0.1
 """Time for requests to arrive on connections that were opened just before the port closed."""
 
@@ -47,23 +51,16 @@ YOUNG_OBJECTS = 20_000
 """Allocations that outlive their turn before the collector looks for cycles among them."""
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A bound socket that does not listen yet; raises OSError with the address in it."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-    except OSError as exc:
-        listener.close()
-        raise OSError(f"cannot listen on {host}:{port}: {exc.strerror}") from exc
-    return listener
-
-
-def run(app: Gate, listeners: Sequence[socket.socket], lifeline: int | None = None) -> None:
+def run(
+    app: Gate,
+    listeners: Sequence[socket.socket],
+    lifeline: int | None = None,
+    ports_end: Callable[[], bool] = lambda: True,
+) -> None:
     """Serve on bound sockets until a signal ends it, or until `lifeline` can be read.
 
     `lifeline` is a file descriptor of a worker process: its end of file says that the master died.
+    `ports_end` says, once this ends, whether no other process goes on serving these sockets.
     """
     # What lives now lives for ever: the collector need not walk it again and again under load.
     gc.collect()
@@ -71,7 +68,7 @@ def run(app: Gate, listeners: Sequence[socket.socket], lifeline: int | None = No
     # The default of 700 is reached by the requests of one turn, which then are walked for nothing:
     # what an answer is made of dies by its reference count.
     gc.set_threshold(YOUNG_OBJECTS)
-    DrainingServer(app, lifeline).run(sockets=list(listeners))
+    DrainingServer(app, lifeline, ports_end).run(sockets=list(listeners))
 
 
 def preload() -> None:
@@ -82,7 +79,12 @@ def preload() -> None:
 class DrainingServer(uvicorn.Server):
     """Drains on the first signal instead of stopping on it."""
 
-    def __init__(self, app: Gate, lifeline: int | None = None) -> None:
+    def __init__(
+        self,
+        app: Gate,
+        lifeline: int | None = None,
+        ports_end: Callable[[], bool] = lambda: True,
+    ) -> None:
         settings = app.serving.settings
         super().__init__(
             uvicorn.Config(
@@ -100,6 +102,7 @@ class DrainingServer(uvicorn.Server):
         _load(self.config)
         self._serving = app.serving
         self._lifeline = lifeline
+        self._ports_end = ports_end
         self._names = {
             settings.admin_port: "serving admin",
             settings.metrics_port: "serving metrics",
@@ -163,10 +166,15 @@ class DrainingServer(uvicorn.Server):
         """Stop listening without hanging up on anybody.
 
         Closing a port resets the connections that the kernel has made and nobody has accepted yet,
-        and uvicorn hangs up on those that have not sent a request yet. So the former are accepted,
-        and both get a moment to send it.
+        and uvicorn hangs up on those that have not sent a request yet. So no more are made, the
+        former are accepted, and both get a moment to send it. A worker that ends alone leaves the
+        ports to the others, and new connections too.
         """
-        accepted = [one for listener in listeners for one in _accept_all(listener)]
+        if self._ports_end():
+            for listener in listeners:
+                hold_new_connections(listener)
+            await asyncio.sleep(LAST_HANDSHAKES_S)
+        accepted = [one for listener in listeners for one in accept_all(listener)]
         for server in self.servers:
             server.close()
         for listener in listeners:
@@ -185,6 +193,7 @@ class DrainingServer(uvicorn.Server):
     def _on_master_gone(self, loop: asyncio.AbstractEventLoop, lifeline: int) -> None:
         loop.remove_reader(lifeline)
         log.error("the master process has died: this worker drains and ends")
+        self._ports_end = lambda: True
         self.on_signal()
 
     def _stop(self) -> None:
@@ -227,10 +236,3 @@ def _load(config: uvicorn.Config) -> None:
             f"tls_certfile {config.ssl_certfile} and its key cannot be used ({exc}): they must be "
             "PEM, belong together, and a locked key needs tls_keyfile_password"
         ) from exc
-
-
-def _accept_all(listener: socket.socket) -> Iterator[socket.socket]:
-    """Connections that wait to be accepted right now."""
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            yield listener.accept()[0]

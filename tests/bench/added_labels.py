@@ -1,9 +1,10 @@
 """What labels lose that are added by their text: hidden, added, or trained, on the same queries.
 
-    python -m tests.bench.added_labels --bundle PATH [--queries 3000] [--labels 300] [--seeds 3]
+    python -m tests.bench.added_labels --bundle PATH [--split validation] [--labels 300] [--seeds 3]
 
-Labels that occur in the test split are taken out of a sealed bundle, then added again by their text
-through the live catalogue. P@1 and P@5 are over all queries, recall@10 over the hidden labels of
+Labels that occur in the split are taken out of a sealed bundle, then added again by their text
+through the live catalogue. Choose by the validation points; the test points are for one last look.
+P@1 and P@5 are over all queries, recall@10 over the hidden labels of
 theirs; `places` is their share of all first ten places. The boost is what the scale of an added
 label's vector is multiplied by (service.core.catalogue.placement). Run it where the paths of the
 bundle's data lead somewhere.
@@ -11,15 +12,16 @@ bundle's data lead somewhere.
 
 import argparse
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from models.config import Config
 from models.data.dataset import Dataset, point_texts
-from models.prepare import open_configured
+from models.prepare import open_configured, split
 from service.bundle import resolve
 from service.core.catalogue import placement
 from service.core.catalogue.changes import Change
@@ -38,16 +40,16 @@ def main() -> None:
     engine = Engine.open(folder, device="cpu")
     config = Config.model_validate(engine.manifest.config)
     dataset = open_configured(config)
-    assert dataset.test is not None
-    texts = point_texts(dataset.test, config.data.fields)[: args.queries]
+    points, texts = _points(dataset, config, args.split, args.queries)
     queries = embed_texts(engine.tokenizer, engine.encoder, texts, AT_ONCE)
-    bench = Bench(engine, dataset, queries)
+    bench = Bench(engine, dataset.labels.uids, queries, points.toarray() > 0)
     boosts = [float(each) for each in args.boosts.split(",")]
     found: dict[str, list[list[float]]] = {}
     for seed in range(args.seeds):
         for name, figures in bench.measure(args.labels, boosts, np.random.default_rng(seed)):
             found.setdefault(name, []).append(figures)
-    print(f"{engine.manifest.name} {folder.name[:12]}, {len(texts)} queries, {args.seeds} seeds")
+    asked = f"{len(texts)} {args.split} queries, {args.seeds} seeds"
+    print(f"{engine.manifest.name} {folder.name[:12]}, {asked}")
     print(f"{'':<12}{'P@1':>8}{'P@5':>8}{'recall@10':>11}{'places':>8}   percent")
     for name, rounds in found.items():
         p1, p5, recall, places = np.mean(rounds, axis=0)
@@ -55,13 +57,16 @@ def main() -> None:
 
 
 class Bench:
-    """A bundle with queries (n, dim) whose true label rows are known."""
+    """A bundle with queries (n, dim) whose labels (n, len(ids)) are known."""
 
-    def __init__(self, engine: Engine, dataset: Dataset, queries: NDArray[np.float32]) -> None:
-        assert dataset.test is not None
-        self.engine, self.queries = engine, queries
-        self.truth = dataset.test.labels[: len(queries)].toarray() > 0
-        self.ids = dataset.labels.uids
+    def __init__(
+        self,
+        engine: Engine,
+        ids: Sequence[str],
+        queries: NDArray[np.float32],
+        truth: NDArray[np.bool_],
+    ) -> None:
+        self.engine, self.ids, self.queries, self.truth = engine, ids, queries, truth
 
     def measure(
         self, n_labels: int, boosts: list[float], rng: np.random.Generator
@@ -105,13 +110,24 @@ class Bench:
         return [100 * float(share) for share in shares]
 
 
+def _points(dataset: Dataset, config: Config, which: str, most: int) -> tuple[csr_array, list[str]]:
+    """Labels (n, n_labels) and texts of the first points of a split."""
+    if which == "test":
+        assert dataset.test is not None
+        return dataset.test.labels[:most], point_texts(dataset.test, config.data.fields)[:most]
+    rows = split(config, dataset).validation_rows[:most]
+    texts = point_texts(dataset.train, config.data.fields)
+    return dataset.train.labels[rows], [texts[row] for row in rows]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--split", choices=("validation", "test"), default="validation")
     parser.add_argument("--queries", type=int, default=3000)
     parser.add_argument("--labels", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--boosts", default="1,1.2,1.3,1.4,1.5,1.7")
+    parser.add_argument("--boosts", default="1,1.2,1.3,1.4,1.5,1.6,1.7,1.8,2")
     return parser
 
 

@@ -1,9 +1,10 @@
 """What clients see when one of four workers is killed, and when the master is told to end.
 
-    python -m tests.bench.workers_faults BUNDLE
+    python -m tests.bench.workers_faults BUNDLE [--drains 1] [--new-connections]
 
-Clients with one kept connection each send without pause, and count what fails. A client whose
-connection breaks opens a new one: what it then sees is the next count.
+Clients with one kept connection each, or with a new one for each request, send without pause, and
+count what fails. A client whose connection breaks opens a new one: what it then sees is the next
+count. With several drains, that many services are started and told to end, and none is killed.
 """
 
 import argparse
@@ -28,9 +29,10 @@ JSON = {"content-type": "application/json"}
 class Load:
     """Clients that send until told to stop, or until nobody listens."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, new_connections: bool) -> None:
         self.outcomes: Counter[str] = Counter()
         self._port = port
+        self._headers = JSON | {"connection": "close"} if new_connections else JSON
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._client) for _ in range(CLIENTS)]
         for thread in self._threads:
@@ -57,7 +59,7 @@ class Load:
     def _send_on(self, connection: http.client.HTTPConnection) -> None:
         while not self._stop.is_set():
             try:
-                connection.request("POST", "/v1/recommend", BODY, JSON)
+                connection.request("POST", "/v1/recommend", BODY, self._headers)
                 answer = connection.getresponse()
                 answer.read()
             except (OSError, http.client.HTTPException) as exc:
@@ -69,28 +71,38 @@ class Load:
 
 
 def main() -> None:
-    """Kill one worker under load, then end the master under load."""
+    """Kill one worker under load, then end the master under load; or only end masters."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--drains", type=int, default=1)
+    parser.add_argument("--new-connections", action="store_true")
     options = parser.parse_args()
+    outcomes: Counter[str] = Counter()
+    for _ in range(options.drains):
+        outcomes += serve_and_end(options)
+    print(f"told to end {options.drains} times:", dict(outcomes))
+
+
+def serve_and_end(options: argparse.Namespace) -> Counter[str]:
+    """Outcomes of all requests around the end of one service."""
     command = [sys.executable, "-m", "service", "--bundle", str(options.bundle), "--port", "0"]
     command += ["--device", "cpu", "--workers", str(options.workers), "--drain-delay-s", "1"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         port = int(read_url(process, options.workers).rpartition(":")[2])
         reader = threading.Thread(target=drop, args=(process,), daemon=True)
         reader.start()
-        if options.workers > 1:
-            load = Load(port)
+        if options.workers > 1 and options.drains == 1:
+            load = Load(port, options.new_connections)
             time.sleep(12)  # longer than a death counts as fast
             print("killed:", dict(kill_one(process.pid, load)))
-        load = Load(port)
+        load = Load(port, options.new_connections)
         time.sleep(2)
         told_s = time.monotonic()
         process.terminate()
         code = process.wait(60)
-        took_s = time.monotonic() - told_s
-        print(f"told to end: exit code {code} after {took_s:.1f} s:", dict(load.stop()))
+        print(f"told to end: exit code {code} after {time.monotonic() - told_s:.1f} s")
+        return load.stop()
 
 
 def kill_one(master: int, load: Load) -> Counter[str]:

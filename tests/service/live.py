@@ -10,7 +10,8 @@ from typing import Any
 import uvicorn
 
 from service.api.app import create_app
-from service.api.server import DrainingServer, bind
+from service.api.ports import bind
+from service.api.server import DrainingServer
 from service.core.engine import Engine
 from service.settings import Settings
 from service.telemetry import Telemetry

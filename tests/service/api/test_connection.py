@@ -11,7 +11,8 @@ import trustme
 
 from service.api.app import create_app
 from service.api.connection import MAX_HEADERS
-from service.api.server import DrainingServer, bind
+from service.api.ports import bind
+from service.api.server import DrainingServer
 from service.errors import SettingsInvalid
 from service.telemetry import Telemetry
 from tests.service.api.test_server import Served, served

@@ -1,8 +1,9 @@
 import asyncio
 import os
+import select
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,8 @@ import httpx
 import pytest
 
 from service.api.app import create_app
-from service.api.server import DrainingServer, bind
+from service.api.ports import bind
+from service.api.server import DrainingServer
 from service.telemetry import Telemetry
 from tests.service.fakes import JSON, SAFETY_S, FakePredict, fake_engine, fake_settings
 
@@ -24,6 +26,7 @@ class Served:
     ended: "asyncio.Task[None]"
     client: httpx.AsyncClient
     predict: FakePredict
+    listener: socket.socket
 
     def ask(self) -> "asyncio.Task[httpx.Response]":
         return asyncio.create_task(
@@ -32,10 +35,12 @@ class Served:
 
 
 @asynccontextmanager
-async def served(verify: Any = True, **settings: Any) -> AsyncIterator[Served]:
+async def served(
+    verify: Any = True, ports_end: Callable[[], bool] = lambda: True, **settings: Any
+) -> AsyncIterator[Served]:
     predict = FakePredict()
     app = create_app(fake_engine(predict), fake_settings(**settings), Telemetry())
-    server = DrainingServer(app)
+    server = DrainingServer(app, ports_end=ports_end)
     with bind("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
         ended = asyncio.create_task(server.serve(sockets=[listener]))
@@ -46,7 +51,7 @@ async def served(verify: Any = True, **settings: Any) -> AsyncIterator[Served]:
                 await asyncio.sleep(0.001)
             try:
                 async with asyncio.timeout(SAFETY_S):
-                    yield Served(server, ended, client, predict)
+                    yield Served(server, ended, client, predict, listener)
             finally:
                 predict.release()
                 server.should_exit = True
@@ -121,19 +126,16 @@ async def test_third_signal_cuts_everything_short() -> None:
         await run.ended
 
 
-def test_taken_port_is_named() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(OSError, match=rf"cannot listen on 127\.0\.0\.1:{port}: .*in use"):
-            bind("127.0.0.1", port)
-
-
-def test_bound_port_refuses_until_it_is_served() -> None:
-    with (
-        bind("127.0.0.1", 0) as listener,
-        socket.socket() as client,
-        pytest.raises(ConnectionRefusedError),
-    ):
-        client.connect(listener.getsockname())
+@pytest.mark.parametrize("others_serve", [True, False])
+async def test_a_worker_that_ends_alone_leaves_new_connections_to_the_others(
+    others_serve: bool,
+) -> None:
+    async with served(ports_end=lambda: not others_serve) as run:
+        with run.listener.dup() as other:  # what another worker would listen on
+            run.server.on_signal()
+            await run.ended
+            with socket.socket() as client:
+                client.setblocking(False)
+                client.connect_ex(other.getsockname())
+                made = bool(select.select([], [client], [], 0)[1])
+    assert made is others_serve

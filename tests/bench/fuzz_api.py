@@ -1,0 +1,69 @@
+"""Fuzz every route of a running service, statefully too, and count what was really sent.
+
+    python -m tests.bench.fuzz_api [--cases 5000] [--examples 130] [--rounds 8] [--filtered]
+
+Ends with 1 on a 5xx (but a 504 where the request itself asked for a deadline), on a status, content
+type or body that OpenAPI does not document, on an operation that never succeeded, where labels just
+added were never looked up, changed and removed, and on fewer cases than asked for.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.service.api_fuzz import (
+    ADD,
+    AFTER_ADD,
+    BARE,
+    FILTERED,
+    PHASES,
+    FuzzReport,
+    fuzz,
+    fuzzed_service,
+)
+
+
+def main() -> int:
+    """Fuzz a service that has everything switched on; 0 where nothing was found."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", type=int, default=5000)
+    parser.add_argument("--examples", type=int, default=130, help="for each operation and phase")
+    parser.add_argument("--rounds", type=int, default=8, help="of stateful testing")
+    parser.add_argument("--filtered", action="store_true", help="a bundle with an item filter")
+    options = parser.parse_args()
+    config = FILTERED if options.filtered else BARE
+    started_s = time.monotonic()
+    with (
+        tempfile.TemporaryDirectory(prefix="astrolabe-fuzz-") as name,
+        fuzzed_service(Path(name), options.filtered) as url,
+    ):
+        report = fuzz(url, config, Path(name), options.examples, options.rounds)
+    show(report)
+    print(f"{time.monotonic() - started_s:.0f} s")
+    faults = list(report.faults)
+    faults += [f"{operation}: never succeeded" for operation in report.unreached()]
+    missing = AFTER_ADD - report.chained(ADD)
+    faults += [f"{operation}: never succeeded with a label just added" for operation in missing]
+    if report.n_cases < options.cases:
+        faults.append(f"{report.n_cases} cases were sent, {options.cases} were asked for")
+    print("\n".join(faults) or "nothing found")
+    return 1 if faults else 0
+
+
+def show(report: FuzzReport) -> None:
+    """Cases by operation and phase, answers by status, links by how often they were followed."""
+    print(f"{'':<54}" + "".join(f"{phase:>10}" for phase in PHASES) + f"{'2xx':>8}")
+    for operation in sorted(report.cases, key=lambda each: each.split()[::-1]):
+        counts = "".join(f"{report.cases[operation][phase]:>10}" for phase in PHASES)
+        print(f"{operation:<54}{counts}{report.succeeded[operation]:>8}")
+    sums = [sum(each[phase] for each in report.cases.values()) for phase in PHASES]
+    print(f"{report.n_cases:<54}" + "".join(f"{each:>10}" for each in sums))
+    print("answers:", dict(sorted(report.statuses.items())))
+    for (link, succeeded), times in sorted(report.links.items()):
+        print(f"{times:>6} {'succeeded' if succeeded else 'refused'}: {link}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
