@@ -72,6 +72,21 @@ def test_every_kind_reaches_its_recalls_by_its_own_parameters(
     assert (exact.params, exact.recall_at_10 >= 0.999) == ({}, True)
 
 
+def test_codes_in_lists_shortlist_as_well_however_long_the_vectors_are(vectors, queries, tmp_path):
+    found = []
+    for number, longer in enumerate((0.3, 1.0, 30.0)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        info = build(longer * vectors, IndexConfig(kind="ivf-pq"), folder)
+        efforts = {"all lists": {"nprobe": 108, "rescored": 40}}
+        index = open_faiss(folder / info.files[0], DIM, N, efforts)
+        rows = index.search(queries, 10, "all lists").rows
+        truth = np.argsort(-(queries @ vectors.T), axis=1)[:, :10]
+        found.append(np.mean([np.isin(a, b).mean() for a, b in zip(truth, rows, strict=True)]))
+    assert max(found) - min(found) < 0.005
+    assert min(found) > 0.99
+
+
 def test_stored_vectors_are_the_raw_ones_whatever_links_the_graph(vectors, queries, tmp_path):
     build(vectors, IndexConfig(), tmp_path)
     index = open_faiss(tmp_path / "index.faiss", DIM, N, {"exact": {}, "wide": {"ef_search": 400}})
