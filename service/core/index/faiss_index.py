@@ -170,7 +170,9 @@ class FaissIndex:
             return faiss.SearchParametersHNSW(efSearch=settings["ef_search"])
         lists = None
         if "nprobe" in _PARAMETERS[self.kind]:
-            lists = faiss.SearchParametersIVF(nprobe=settings["nprobe"])
+            # Asked for more lists than there are, FAISS takes junk for the rest.
+            n_lists = faiss.downcast_index(getattr(self._index, "base_index", self._index)).nlist
+            lists = faiss.SearchParametersIVF(nprobe=min(settings["nprobe"], n_lists))
         if self.kind not in _RESCORED:
             return lists
         shortlist = min(max(settings["rescored"], _RESCORED[self.kind] * k), self.n_rows)

@@ -87,6 +87,20 @@ def test_codes_in_lists_shortlist_as_well_however_long_the_vectors_are(vectors, 
     assert min(found) > 0.99
 
 
+def test_many_lists_are_found_by_codes_of_their_centres(vectors, queries, tmp_path):
+    config = IndexConfig(kind="ivf-pq", ivf_lists=1100)
+    info = build(vectors, config, tmp_path)
+    efforts = {str(n): {"nprobe": n, "rescored": 80} for n in (40, 600, 1100, 5000)}
+    index = open_faiss(tmp_path / info.files[0], DIM, N, efforts)
+    truth = np.argsort(-(queries @ vectors.T), axis=1)[:, :10]
+    for effort, least in (("40", 0.8), ("600", 0.99), ("1100", 0.99), ("5000", 0.99)):
+        together = index.search(queries, 10, effort).rows
+        alone = [index.search(query[None], 10, effort).rows[0] for query in queries]
+        assert np.array_equal(together, alone)
+        shares = [np.isin(a, b).mean() for a, b in zip(truth, together, strict=True)]
+        assert np.mean(shares) > least, effort
+
+
 def test_stored_vectors_are_the_raw_ones_whatever_links_the_graph(vectors, queries, tmp_path):
     build(vectors, IndexConfig(), tmp_path)
     index = open_faiss(tmp_path / "index.faiss", DIM, N, {"exact": {}, "wide": {"ef_search": 400}})
