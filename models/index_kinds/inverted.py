@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from models.config import IndexConfig
 from models.index_kinds.kind import Material
 from models.index_kinds.quantised import CODES, four_bit_codes
+from models.index_kinds.second_lists import second_lists
 from models.index_kinds.storage import (
     at_least,
     centred,
@@ -95,6 +96,9 @@ class IvfPq:
         n_lists = list_count(config, len(rows))
         centres, assigned = _clusters(rows, n_lists)
         rows /= _length_along(rows, centres[assigned])
+        assigned = assigned[:, None]
+        if config.ivf_copies == 2 and n_lists > 1:
+            assigned = np.hstack([assigned, second_lists(rows, centres)])
         lists = _coded(rows, centres, assigned, config.pq_dims)
         scanned = coarse = half_precision(centres)
         if n_lists > _SCANNED_CENTRES:
@@ -106,8 +110,8 @@ class IvfPq:
         return [INDEX_FILE]
 
     def params(self, config: IndexConfig) -> dict[str, int | float | str]:
-        """Number of lists (0: chosen from the label count) and dimensions of a code."""
-        return {"ivf_lists": config.ivf_lists, "pq_dims": config.pq_dims}
+        """Lists (0: as many as the label count says), lists of a label, dimensions of a code."""
+        return {key: getattr(config, key) for key in ("ivf_lists", "ivf_copies", "pq_dims")}
 
     def grid(self, config: IndexConfig, n_labels: int) -> list[dict[str, int]]:
         """Lists visited and candidates scored again, by what they were measured to cost."""
@@ -117,7 +121,7 @@ class IvfPq:
             for visited in _visits(n_lists)
             for doubling in range(5)
         ]
-        per_list = _LIST_NS + _CODE_NS * n_labels / n_lists
+        per_list = _LIST_NS + _CODE_NS * config.ivf_copies * n_labels / n_lists
         return sorted(
             pairs, key=lambda pair: per_list * pair["nprobe"] + _RESCORE_NS * pair["rescored"]
         )
@@ -142,7 +146,10 @@ def _coded(
     assigned: NDArray[np.int64],
     width: int,
 ) -> faiss.IndexIVFPQFastScan:
-    """Lists of the rows' codes, still without an index that finds the centres."""
+    """Lists of the rows' codes, still without an index that finds the centres.
+
+    `assigned` (n, copies) says which lists each row is put into.
+    """
     dim, n_lists = rows.shape[1], len(centres)
     nearest = faiss.IndexFlatIP(dim)
     nearest.add(centres)
@@ -155,9 +162,11 @@ def _coded(
     lists.train(at_least(rows[::stride], CODES))
     numbers = np.arange(len(rows))
     # add() would look for the nearest centres once more.
-    lists.add_core(len(rows), *map(faiss.swig_ptr, (rows, numbers, assigned)))
+    for places in np.ascontiguousarray(assigned.T):
+        lists.add_core(len(rows), *map(faiss.swig_ptr, (rows, numbers, places)))
     packed = faiss.IndexIVFPQFastScan(lists)
     packed.own_fields = False
+    packed.ntotal = len(rows)  # not of its entries
     return packed
 
 

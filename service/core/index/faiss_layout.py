@@ -22,6 +22,8 @@ _INNER_PRODUCT: Final = 0
 _MOST_PARTS: Final = 4
 """Depth of an index in an index: refined, over lists, over their centres refined, over codes."""
 _MOST_LISTS: Final = 1 << 24
+_MOST_COPIES: Final = 2
+"""Lists of codes that a row may lie in."""
 _NO_DIRECT_MAP: Final = 0
 
 
@@ -136,7 +138,7 @@ class _Walk:
             self._skip(rows, 8)
             self._vector(1, -(-rows // block) * block_bytes)
             held += rows
-        if held != n_rows:
+        if held not in (n_rows, _MOST_COPIES * n_rows):
             raise LayoutBroken(f"the lists hold {held} rows of {n_rows}")
 
     def _sizes(self, n_lists: int) -> tuple[int, ...]:

@@ -101,6 +101,20 @@ def test_many_lists_are_found_by_codes_of_their_centres(vectors, queries, tmp_pa
         assert np.mean(shares) > least, effort
 
 
+def test_a_second_list_finds_in_few_visits_what_one_list_misses(vectors, queries, tmp_path):
+    truth = np.argsort(-(queries @ vectors.T), axis=1)[:, :10]
+    found = []
+    for copies in (1, 2):
+        folder = tmp_path / str(copies)
+        folder.mkdir()
+        info = build(vectors, IndexConfig(kind="ivf-pq", ivf_copies=copies), folder)
+        efforts = {"one visit": {"nprobe": 1, "rescored": 160}}
+        index = open_faiss(folder / info.files[0], DIM, N, efforts)
+        rows = index.search(queries, 10, "one visit").rows
+        found.append(np.mean([np.isin(a, b).mean() for a, b in zip(truth, rows, strict=True)]))
+    assert found[1] > found[0] + 0.1
+
+
 def test_stored_vectors_are_the_raw_ones_whatever_links_the_graph(vectors, queries, tmp_path):
     build(vectors, IndexConfig(), tmp_path)
     index = open_faiss(tmp_path / "index.faiss", DIM, N, {"exact": {}, "wide": {"ef_search": 400}})
