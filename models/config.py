@@ -197,9 +197,10 @@ class ExportConfig(_Section):
 class IndexConfig(_Section):
     """The label index; `recall` says which recall@10 each effort must reach on validation data.
 
-    `ivf_lists` is the number of inverted lists, 0 for one chosen from the label count; `pq_dims`
-    the dimensions that a 4-bit code stands for; `tree_` is for label trees, where a
-    `tree_gamma` or `tree_entropy` over 0 puts frequent labels nearer to the root.
+    `ivf_lists` is the number of inverted lists, 0 for one chosen from the label count, and each
+    label lies in `ivf_copies` of them; `pq_dims` the dimensions that a 4-bit code stands for;
+    `tree_` is for label trees, where a `tree_gamma` or `tree_entropy` over 0 puts frequent labels
+    nearer to the root.
     """
 
     kind: Literal[
@@ -208,6 +209,7 @@ class IndexConfig(_Section):
     m: Positive = 32
     ef_construction: Positive = 200
     ivf_lists: Annotated[int, Field(ge=0)] = 0
+    ivf_copies: Literal[1, 2] = 1
     pq_dims: Positive = 2
     tree_form: Literal["mass", "entropy"] = "mass"
     tree_gamma: Annotated[float, Field(ge=0, le=1)] = 0.0

@@ -2,8 +2,8 @@
 
 `ivf-flat` keeps fp16 vectors in the lists; `ivf-pq` 4-bit codes of how labels differ from their
 list's centre, and scores the best few again exactly. The centres are of centred vectors, of unit
-norm, and are scanned one after the other, also by `exact`, which visits every list; a graph over
-them was slower up to where it was measured (docs/decisions/0012).
+norm. They are scanned one after the other, but where `ivf-pq` has many of them, by codes of their
+own; a graph over them was slower (docs/decisions/0012).
 """
 
 from math import isqrt
@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 
 from models.config import IndexConfig
 from models.index_kinds.kind import Material
-from models.index_kinds.quantised import CODES
+from models.index_kinds.quantised import CODES, four_bit_codes
+from models.index_kinds.second_lists import second_lists
 from models.index_kinds.storage import (
     at_least,
     centred,
     code_width,
     half_precision,
     half_precision_codes,
+    rescored,
     write_index,
     write_rescored,
 )
@@ -29,6 +31,11 @@ from models.runs import INDEX_FILE
 
 _ROUNDS = 8
 _POINTS_PER_LIST = 64
+_SCANNED_CENTRES = 1024
+"""Up to so many centres are compared one after the other, more of them by their codes first."""
+_CENTRE_CODE_DIMS = 2
+_CENTRES_RESCORED = 2.0
+"""Centres that are compared exactly for each list that is visited."""
 
 
 class IvfFlat:
@@ -86,29 +93,25 @@ class IvfPq:
     def build(self, material: Material, config: IndexConfig, folder: Path) -> list[str]:
         """Cluster and encode the centred vectors, keep the raw ones beside them, write."""
         rows = centred(material.vectors)
-        dim, n_lists = rows.shape[1], list_count(config, len(rows))
-        centres, _ = _clusters(rows, n_lists)
-        coarse = half_precision(centres)
-        lists = faiss.IndexIVFPQFastScan(
-            coarse,
-            dim,
-            n_lists,
-            dim // code_width(dim, config.pq_dims),
-            4,
-            faiss.METRIC_INNER_PRODUCT,
-        )
-        lists.own_fields = False
-        lists.by_residual = True
-        lists.pq.cp.min_points_per_centroid = 1
-        stride = -(-len(rows) // (1 << 16))
-        lists.train(at_least(rows[::stride], CODES))
-        lists.add(rows)
+        n_lists = list_count(config, len(rows))
+        centres, assigned = _clusters(rows, n_lists)
+        rows /= _length_along(rows, centres[assigned])
+        assigned = assigned[:, None]
+        if config.ivf_copies == 2 and n_lists > 1:
+            assigned = np.hstack([assigned, second_lists(rows, centres)])
+        lists = _coded(rows, centres, assigned, config.pq_dims)
+        scanned = coarse = half_precision(centres)
+        if n_lists > _SCANNED_CENTRES:
+            codes = four_bit_codes(centres, _CENTRE_CODE_DIMS)
+            coarse = rescored(codes, scanned)
+            coarse.k_factor = _CENTRES_RESCORED
+        lists.quantizer = coarse
         write_rescored(lists, material.vectors, folder / INDEX_FILE)
         return [INDEX_FILE]
 
     def params(self, config: IndexConfig) -> dict[str, int | float | str]:
-        """Number of lists (0: chosen from the label count) and dimensions of a code."""
-        return {"ivf_lists": config.ivf_lists, "pq_dims": config.pq_dims}
+        """Lists (0: as many as the label count says), lists of a label, dimensions of a code."""
+        return {key: getattr(config, key) for key in ("ivf_lists", "ivf_copies", "pq_dims")}
 
     def grid(self, config: IndexConfig, n_labels: int) -> list[dict[str, int]]:
         """Lists visited and candidates scored again, by what they were measured to cost."""
@@ -118,13 +121,53 @@ class IvfPq:
             for visited in _visits(n_lists)
             for doubling in range(5)
         ]
-        per_list = _LIST_NS + _CODE_NS * n_labels / n_lists
+        per_list = _LIST_NS + _CODE_NS * config.ivf_copies * n_labels / n_lists
         return sorted(
             pairs, key=lambda pair: per_list * pair["nprobe"] + _RESCORE_NS * pair["rescored"]
         )
 
 
 _LIST_NS, _CODE_NS, _RESCORE_NS = 300.0, 2.0, 250.0
+
+
+def _length_along(rows: NDArray[np.float32], centres: NDArray[np.float32]) -> np.float32:
+    """How long the rows are on average in the direction of their centres of unit norm.
+
+    Divided by it, rows lie around their centres, so that what is left for the codes is small; all
+    of a query's scores change by one factor, hence no ranking does.
+    """
+    along = np.einsum("nd,nd->n", rows, centres).mean()
+    return np.maximum(along, np.finfo(np.float32).tiny)
+
+
+def _coded(
+    rows: NDArray[np.float32],
+    centres: NDArray[np.float32],
+    assigned: NDArray[np.int64],
+    width: int,
+) -> faiss.IndexIVFPQFastScan:
+    """Lists of the rows' codes, still without an index that finds the centres.
+
+    `assigned` (n, copies) says which lists each row is put into.
+    """
+    dim, n_lists = rows.shape[1], len(centres)
+    nearest = faiss.IndexFlatIP(dim)
+    nearest.add(centres)
+    lists = faiss.IndexIVFPQ(
+        nearest, dim, n_lists, dim // code_width(dim, width), 4, faiss.METRIC_INNER_PRODUCT
+    )
+    lists.own_fields = False
+    lists.pq.cp.min_points_per_centroid = 1
+    stride = -(-len(rows) // (1 << 16))
+    lists.train(at_least(rows[::stride], CODES))
+    numbers = np.arange(len(rows))
+    # add() would look for the nearest centres once more.
+    for places in np.ascontiguousarray(assigned.T):
+        lists.add_core(len(rows), *map(faiss.swig_ptr, (rows, numbers, places)))
+    packed = faiss.IndexIVFPQFastScan(lists)
+    packed.own_fields = False
+    packed.ntotal = len(rows)  # not of its entries
+    return packed
 
 
 def list_count(config: IndexConfig, n_labels: int) -> int:

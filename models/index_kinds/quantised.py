@@ -8,6 +8,8 @@ cost grows with the labels, but from a small share of a plain scan's (docs/decis
 from pathlib import Path
 
 import faiss
+import numpy as np
+from numpy.typing import NDArray
 
 from models.config import IndexConfig
 from models.index_kinds.kind import Material
@@ -57,15 +59,7 @@ class PqFastScan:
     def build(self, material: Material, config: IndexConfig, folder: Path) -> list[str]:
         """Train the codes on at most 65,536 vectors, encode all, write."""
         faiss.omp_set_num_threads(1)
-        rows = centred(material.vectors)
-        dim = rows.shape[1]
-        n_codes = dim // code_width(dim, config.pq_dims)
-        codes = faiss.IndexPQFastScan(dim, n_codes, 4, faiss.METRIC_INNER_PRODUCT)
-        codes.pq.cp.min_points_per_centroid = 1
-        # A stride, so that labels sorted by anything are all there.
-        stride = -(-len(rows) // _TRAINING_VECTORS)
-        codes.train(at_least(rows[::stride], CODES))
-        codes.add(rows)
+        codes = four_bit_codes(centred(material.vectors), config.pq_dims)
         write_rescored(codes, material.vectors, folder / INDEX_FILE)
         return [INDEX_FILE]
 
@@ -78,3 +72,16 @@ class PqFastScan:
         return [
             {"rescored": step << doubling} for doubling in range(7) for step in (40, 48, 56, 68)
         ]
+
+
+def four_bit_codes(rows: NDArray[np.float32], width: int) -> faiss.IndexPQFastScan:
+    """A scan of one 4-bit code for each `width` dimensions (or fewer) of the rows (n, dim)."""
+    dim = rows.shape[1]
+    n_codes = dim // code_width(dim, width)
+    codes = faiss.IndexPQFastScan(dim, n_codes, 4, faiss.METRIC_INNER_PRODUCT)
+    codes.pq.cp.min_points_per_centroid = 1
+    # A stride, so that labels sorted by anything are all there.
+    stride = -(-len(rows) // _TRAINING_VECTORS)
+    codes.train(at_least(rows[::stride], CODES))
+    codes.add(rows)
+    return codes

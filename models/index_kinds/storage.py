@@ -40,10 +40,14 @@ def half_precision_codes(vectors: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 def write_rescored(coarse: faiss.Index, vectors: NDArray[np.float32], path: Path) -> None:
     """Write `coarse`, which finds candidates, together with the `vectors` that re-score them."""
-    exact = half_precision(vectors)
+    write_index(rescored(coarse, half_precision(vectors)), path)
+
+
+def rescored(coarse: faiss.Index, exact: faiss.Index) -> faiss.IndexRefine:
+    """What `coarse` finds, scored again by `exact`; the caller keeps a reference to both."""
     both = faiss.IndexRefine(coarse, exact)
     both.own_fields = both.own_refine_index = False  # Python owns all three
-    write_index(both, path)
+    return both
 
 
 def write_index(index: faiss.Index, path: Path) -> None:

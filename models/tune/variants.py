@@ -50,6 +50,11 @@ def _lists(n_labels: int) -> list[dict[str, Any]]:
     return [{"ivf_lists": isqrt(n_labels)}, {"ivf_lists": 4 * isqrt(n_labels)}]
 
 
+def _lists_of_codes(n_labels: int) -> list[dict[str, Any]]:
+    twice = {"ivf_lists": 4 * isqrt(n_labels), "ivf_copies": 2}
+    return [*_lists(n_labels), twice]
+
+
 def _code_dims(n_labels: int) -> list[dict[str, Any]]:
     return [{"pq_dims": dims} for dims in _CODE_DIMS]
 
@@ -61,7 +66,7 @@ def _gammas(n_labels: int) -> list[dict[str, Any]]:
 _SHAPES: Final[Mapping[str, Callable[[int], list[dict[str, Any]]]]] = {
     "hnsw": _links,
     "ivf-flat": _lists,
-    "ivf-pq": _lists,
+    "ivf-pq": _lists_of_codes,
     "label-tree": _gammas,
     "pq-fastscan": _code_dims,
 }

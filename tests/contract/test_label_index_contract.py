@@ -88,13 +88,14 @@ def efforts_of(kind: str, extra: Mapping[str, int] | None = None) -> dict[str, d
     return {name: params | (extra or {}) for name, params in chosen.items()} | {EXACT: {}}
 
 
-def built(kind: str, folder: Path) -> IndexInfo:
-    return build_label_index(MATERIAL, CONFIG.model_copy(update={"kind": kind}), folder)
+def built(kind: str, folder: Path, settings: Mapping[str, int] | None = None) -> IndexInfo:
+    config = CONFIG.model_copy(update={"kind": kind, **(settings or {})})
+    return build_label_index(MATERIAL, config, folder)
 
 
-def registered(kind: str) -> Callable[[Path], Opened]:
+def registered(kind: str, **settings: int) -> Callable[[Path], Opened]:
     def open_it(folder: Path) -> Opened:
-        info = built(kind, folder)
+        info = built(kind, folder, settings)
         efforts = efforts_of(kind)
         index = open_label_index(folder, info, DIM, efforts)
         loaded = None
@@ -181,6 +182,7 @@ def inner_products(queries: np.ndarray) -> np.ndarray:
 CASES = {kind: registered(kind) for kind in KINDS} | {
     f"{kind} with a memory": with_a_memory(kind) for kind in ("hnsw", "pq-fastscan")
 }
+CASES["ivf-pq with each label in two lists"] = registered("ivf-pq", ivf_copies=2)
 CASES |= {
     f"{kind} with {what}": changed(kind, *counts)
     for kind in ("flat", "hnsw")

@@ -9,7 +9,8 @@ pq-fastscan   every label's 4-bit codes, then     rescored              the fp16
               likewise
 ivf-flat      the fp16 vectors in `nprobe` lists  nprobe                all but the lists' centres
 ivf-pq        4-bit codes in `nprobe` lists,      nprobe, rescored      the fp16 vectors
-              then likewise
+              each label in one or two, then
+              likewise
 
 Files are opened memory-mapped, so that several processes share one copy. Codes of four bits are
 what FAISS reads into memory of the process: half a byte for each code of a label. `exact` scans the
@@ -66,6 +67,7 @@ class FaissIndex:
         self.kind = _kind(self._index)
         self.dim = int(index.d)
         self.n_rows = int(index.ntotal)
+        self._copies = 1
         self._storage = self._find_storage()
         self._at_once = None if batched or self.kind != "flat" else _UNTIL_BLAS
         self._efforts = {name: self._known(params) for name, params in efforts.items()}
@@ -83,7 +85,10 @@ class FaissIndex:
             return Hits(np.empty((0, k), np.int64), np.empty((0, k), np.float32))
         if not settings:
             return self._scan(queries, k)
-        scores, rows = self._index.search(queries, k, params=self._search_params(effort, k))
+        params = self._search_params(effort, k)
+        scores, rows = self._index.search(queries, self._copies * k, params=params)
+        if self._copies > 1:
+            scores, rows = _without_repeats(scores, rows, k)
         # FAISS fills up with -1 from the end, so the last column tells.
         if (short := rows[:, -1] < 0).any():
             # The search can run dry before k; the caller asked for k, so these are scanned.
@@ -147,6 +152,7 @@ class FaissIndex:
             base = faiss.downcast_index(self._index.base_index)
             if self.kind == "ivf-pq":
                 base.implem = _ONE_QUERY_AFTER_THE_OTHER
+                self._copies = max(1, base.invlists.compute_ntotal() // max(1, self.n_rows))
             return faiss.downcast_index(self._index.refine_index)
         return self._index
 
@@ -170,14 +176,31 @@ class FaissIndex:
             return faiss.SearchParametersHNSW(efSearch=settings["ef_search"])
         lists = None
         if "nprobe" in _PARAMETERS[self.kind]:
-            lists = faiss.SearchParametersIVF(nprobe=settings["nprobe"])
+            # Asked for more lists than there are, FAISS takes junk for the rest.
+            n_lists = faiss.downcast_index(getattr(self._index, "base_index", self._index)).nlist
+            lists = faiss.SearchParametersIVF(nprobe=min(settings["nprobe"], n_lists))
         if self.kind not in _RESCORED:
             return lists
-        shortlist = min(max(settings["rescored"], _RESCORED[self.kind] * k), self.n_rows)
-        # FAISS cuts k * k_factor down to a whole number; the half keeps rounding out of it.
+        wanted, entries = self._copies * k, self._copies * self.n_rows
+        shortlist = min(max(settings["rescored"], _RESCORED[self.kind] * k), entries)
+        # FAISS cuts the product down to a whole number; the half keeps rounding out of it.
         return faiss.IndexRefineSearchParameters(
-            k_factor=(shortlist + 0.5) / k, base_index_params=lists
+            k_factor=(shortlist + 0.5) / wanted, base_index_params=lists
         )
+
+
+def _without_repeats(
+    scores: NDArray[np.float32], rows: NDArray[np.int64], k: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The first k different rows of each line, filled up with -1 from the end."""
+    kept = np.full((len(rows), k), -1, np.int64), np.zeros((len(rows), k), np.float32)
+    for place, (numbers, theirs) in enumerate(zip(rows.tolist(), scores.tolist(), strict=True)):
+        found = dict(zip(numbers, theirs, strict=True))  # in order; a repeat has the same score
+        found.pop(-1, None)
+        size = min(k, len(found))
+        kept[0][place, :size] = [*found][:k]
+        kept[1][place, :size] = [*found.values()][:k]
+    return kept[1], kept[0]
 
 
 def _kind(index: faiss.Index) -> str:

@@ -19,9 +19,11 @@ from service.plain_files import open_plain
 
 _INT, _SIZE, _FLOAT, _BYTE = "<i", "<Q", "<f", "<B"
 _INNER_PRODUCT: Final = 0
-_MOST_PARTS: Final = 3
-"""Depth of an index in an index: a refined one over lists over their centres."""
+_MOST_PARTS: Final = 4
+"""Depth of an index in an index: refined, over lists, over their centres refined, over codes."""
 _MOST_LISTS: Final = 1 << 24
+_MOST_COPIES: Final = 2
+"""Lists of codes that a row may lie in."""
 _NO_DIRECT_MAP: Final = 0
 
 
@@ -63,7 +65,7 @@ class _Walk:
             raise LayoutBroken(f"{name!r} at byte {self.place - 4} is no type that is served")
         self._depth += 1
         if self._depth > _MOST_PARTS:
-            raise LayoutBroken("an index in an index in an index")
+            raise LayoutBroken("too many indexes in one another")
         dim, n_rows, _, _, trained, metric = self._take("<iqqqBi")
         if dim < 1 or n_rows < 0 or trained != 1 or metric != _INNER_PRODUCT:
             raise LayoutBroken(
@@ -109,7 +111,7 @@ class _Walk:
 
     def lists(self, dim: int, n_rows: int) -> None:
         """Scalar codes in lists."""
-        n_lists = self._lists_header(dim)
+        n_lists = self._lists_header(dim, "IxFI", "IxSQ")
         code_bytes = self._scalar_quantiser(dim)
         self._take("<QB")
         self._expect("ilar")
@@ -123,7 +125,7 @@ class _Walk:
 
     def block_lists(self, dim: int, n_rows: int) -> None:
         """Four-bit codes in lists of blocks."""
-        n_lists = self._lists_header(dim)
+        n_lists = self._lists_header(dim, "IxFI", "IxSQ", "IxRF")
         self._take("<BQiQiQ")  # residual, code size, block, subs, two ways of computing
         self._product_quantiser(dim)
         self._expect("ilbl")
@@ -136,7 +138,7 @@ class _Walk:
             self._skip(rows, 8)
             self._vector(1, -(-rows // block) * block_bytes)
             held += rows
-        if held != n_rows:
+        if held not in (n_rows, _MOST_COPIES * n_rows):
             raise LayoutBroken(f"the lists hold {held} rows of {n_rows}")
 
     def _sizes(self, n_lists: int) -> tuple[int, ...]:
@@ -149,9 +151,9 @@ class _Walk:
             return numbers[1::2]
         raise LayoutBroken(f"sizes of the form {form!r}, {count} of them for {n_lists} lists")
 
-    def _lists_header(self, dim: int) -> int:
+    def _lists_header(self, dim: int, *centres: str) -> int:
         n_lists, _ = self._take("<QQ")
-        if not 0 < n_lists <= _MOST_LISTS or self.index("IxFI", "IxSQ") != (dim, n_lists):
+        if not 0 < n_lists <= _MOST_LISTS or self.index(*centres) != (dim, n_lists):
             raise LayoutBroken(f"{n_lists} lists, and not as many centres of {dim}")
         if self._take(_BYTE)[0] != _NO_DIRECT_MAP:
             raise LayoutBroken("the lists have a direct map")

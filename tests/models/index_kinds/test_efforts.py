@@ -72,6 +72,49 @@ def test_every_kind_reaches_its_recalls_by_its_own_parameters(
     assert (exact.params, exact.recall_at_10 >= 0.999) == ({}, True)
 
 
+def test_codes_in_lists_shortlist_as_well_however_long_the_vectors_are(vectors, queries, tmp_path):
+    found = []
+    for number, longer in enumerate((0.3, 1.0, 30.0)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        info = build(longer * vectors, IndexConfig(kind="ivf-pq"), folder)
+        efforts = {"all lists": {"nprobe": 108, "rescored": 40}}
+        index = open_faiss(folder / info.files[0], DIM, N, efforts)
+        rows = index.search(queries, 10, "all lists").rows
+        truth = np.argsort(-(queries @ vectors.T), axis=1)[:, :10]
+        found.append(np.mean([np.isin(a, b).mean() for a, b in zip(truth, rows, strict=True)]))
+    assert max(found) - min(found) < 0.005
+    assert min(found) > 0.99
+
+
+def test_many_lists_are_found_by_codes_of_their_centres(vectors, queries, tmp_path):
+    config = IndexConfig(kind="ivf-pq", ivf_lists=1100)
+    info = build(vectors, config, tmp_path)
+    efforts = {str(n): {"nprobe": n, "rescored": 80} for n in (40, 600, 1100, 5000)}
+    index = open_faiss(tmp_path / info.files[0], DIM, N, efforts)
+    truth = np.argsort(-(queries @ vectors.T), axis=1)[:, :10]
+    for effort, least in (("40", 0.8), ("600", 0.99), ("1100", 0.99), ("5000", 0.99)):
+        together = index.search(queries, 10, effort).rows
+        alone = [index.search(query[None], 10, effort).rows[0] for query in queries]
+        assert np.array_equal(together, alone)
+        shares = [np.isin(a, b).mean() for a, b in zip(truth, together, strict=True)]
+        assert np.mean(shares) > least, effort
+
+
+def test_a_second_list_finds_in_few_visits_what_one_list_misses(vectors, queries, tmp_path):
+    truth = np.argsort(-(queries @ vectors.T), axis=1)[:, :10]
+    found = []
+    for copies in (1, 2):
+        folder = tmp_path / str(copies)
+        folder.mkdir()
+        info = build(vectors, IndexConfig(kind="ivf-pq", ivf_copies=copies), folder)
+        efforts = {"one visit": {"nprobe": 1, "rescored": 160}}
+        index = open_faiss(folder / info.files[0], DIM, N, efforts)
+        rows = index.search(queries, 10, "one visit").rows
+        found.append(np.mean([np.isin(a, b).mean() for a, b in zip(truth, rows, strict=True)]))
+    assert found[1] > found[0] + 0.1
+
+
 def test_stored_vectors_are_the_raw_ones_whatever_links_the_graph(vectors, queries, tmp_path):
     build(vectors, IndexConfig(), tmp_path)
     index = open_faiss(tmp_path / "index.faiss", DIM, N, {"exact": {}, "wide": {"ef_search": 400}})
