@@ -126,7 +126,7 @@ class BoundedConnection(HttpToolsProtocol):
         ):
             self._refusal = self._too_large()
             raise self._refusal  # ends the parser, which calls send_400_response
-        if self.cycle is None or self.cycle.response_complete:
+        if (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused:
             self._shed = self._limits.shed(self.url, self.headers)
             if self._shed is not None:
                 return

@@ -149,7 +149,7 @@ class Gate:
             headers,
             settings.request_timeout_ms / 1000,
             serving,
-            reply=scope.get(REPLY),
+            reply=scope.pop(REPLY, None),
         )
         scope[EXCHANGE] = exchange
         request_id_of_task.set(request_id)
@@ -175,6 +175,7 @@ class Gate:
         except Exception as exc:
             await _answer_failure(exchange, exc, send)
         finally:
+            exchange.reply = None  # it holds the scope, which holds the exchange
             telemetry.in_flight -= 1
             self._record(scope, exchange)
 

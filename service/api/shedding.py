@@ -35,7 +35,9 @@ class Shedding:
     def begin(self, error: Exception, budget_s: float) -> None:
         """A request that had this long to be answered was refused; others raise nothing here."""
         if isinstance(error, QueueFull | DeadlineUnreachable):
-            self._error, self._budget_s = error, budget_s
+            # A new one: the one that was raised holds the request that it was raised for.
+            self._error = type(error)(error.detail, retry_after_s=error.retry_after_s)
+            self._budget_s = budget_s
             self._until_s = self.clock() + SHED_S
 
     def refusal(self, url: bytes, headers: Iterable[tuple[bytes, bytes]]) -> OverloadError | None:

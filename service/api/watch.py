@@ -62,6 +62,7 @@ class Watch:
         self._timer.cancel()
         if self._listener is not None:
             self._listener.cancel()
+            self._listener = None  # it ends with an error that holds this watch
         cancelled_by_us = self._expired and kind is asyncio.CancelledError
         if cancelled_by_us and self._task is not None and self._task.uncancel() == 0:
             raise self._too_late() from None

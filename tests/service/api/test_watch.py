@@ -1,10 +1,13 @@
 """The watch through raw ASGI calls: what a slow or a vanishing client does to its request."""
 
 import asyncio
+import gc
 from typing import Any
 
 import pytest
 
+from service.api import watch
+from tests.service.api.test_server import served
 from tests.service.fakes import SAFETY_S, Running, running
 
 pytestmark = pytest.mark.anyio
@@ -105,3 +108,24 @@ async def test_chunked_body_over_the_cap_is_413() -> None:
         request.body(b"12345", more=True)
         request.body(b"678901", more=True)
         assert await request.status() == 413
+
+
+async def test_a_slow_request_leaves_nothing_for_the_garbage_collector(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watch, "GRACE_S", 0.01)
+    gc.collect()
+    gc.disable()
+    try:
+        async with served() as run:
+            run.predict.hold()
+            slow = run.ask()
+            await run.predict.wait_entered()
+            async with asyncio.timeout(SAFETY_S):
+                while not any("Watch._listen" in repr(task) for task in asyncio.all_tasks()):
+                    await asyncio.sleep(0)
+            run.predict.release()
+            assert (await slow).status_code == 200
+            assert not [it for it in gc.get_objects() if isinstance(it, watch.Watch)]
+    finally:
+        gc.enable()
