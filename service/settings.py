@@ -89,6 +89,13 @@ class Settings(EdgeSettings, GpuSettings, ObservingSettings):
         description="Share of max_queue_tokens that requests with `X-Request-Priority: bulk` may "
         "fill; interactive ones may fill all of it, and take the place of bulk ones.",
     )
+    max_batch_ms: float = Field(
+        50.0,
+        ge=0,
+        description="A batch is cut to what computes in this time, by the measured pace: on a "
+        "CPU a longer one is no faster for each text, and all in it wait for its end. 0 leaves "
+        "it to max_batch_tokens.",
+    )
     max_queue_wait_ms: float = Field(
         0.0,
         ge=0,

@@ -191,6 +191,7 @@ def _batch_limits(engine: Engine, settings: Settings) -> BatchLimits:
         stuck_after_s=settings.stuck_after_s,
         bulk_queue_share=settings.bulk_queue_share,
         max_wait_s=settings.max_queue_wait_ms / 1000 or math.inf,
+        max_batch_s=settings.max_batch_ms / 1000 or math.inf,
     )
 
 

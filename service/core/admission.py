@@ -16,14 +16,19 @@ from service.errors import AstrolabeError, DeadlineUnreachable, PayloadTooLarge,
 
 MIN_RETRY_AFTER_S: Final = 1.0
 MAX_RETRY_AFTER_S: Final = 60.0
+SLACK: Final = 4 / 3
+"""How much longer than foretold an answer may take: for what nobody foresees, and for the way from
+and to the client, whose clock runs since before the request was read."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
     """What bounds a batcher; `max_tokens` is the longest one text can become.
 
-    Bulk work may fill `bulk_queue_share` of the queue. Interactive work is refused where it would
-    wait for longer than `max_wait_s`, whatever its deadline.
+    A batch is cut to what computes in `max_batch_s`: on a CPU a larger one is no faster for each
+    text, and all in it wait for its end. Bulk work may fill `bulk_queue_share` of the queue.
+    Interactive work is refused where it would wait for longer than `max_wait_s`, whatever its
+    deadline.
     """
 
     lanes: int
@@ -34,6 +39,7 @@ class BatchLimits:
     stuck_after_s: float = 30.0
     bulk_queue_share: float = 0.5
     max_wait_s: float = math.inf
+    max_batch_s: float = math.inf
 
     @property
     def max_bulk_tokens(self) -> int:
@@ -48,6 +54,13 @@ class Admission:
         self._limits = limits
         self._queue = queue
         self._pace = pace
+
+    @property
+    def full_batch(self) -> float:
+        """Most estimated tokens of a batch, by limits and pace; a job alone in one may be over."""
+        return min(
+            self._limits.max_batch_tokens, self._pace.tokens_within(self._limits.max_batch_s)
+        )
 
     def refusal(
         self, tokens: int, budget_s: float, bulk: bool, lane_free: bool, lag_s: float
@@ -65,7 +78,7 @@ class Admission:
         wait_s = lag_s + self._wait_s(tokens, bulk, lane_free)
         if self._has_no_room(tokens, bulk) or (not bulk and wait_s > limits.max_wait_s):
             return self.full(bulk)
-        needed_s = wait_s + self._pace.compute_s_of(self._batch_tokens(tokens, bulk))
+        needed_s = SLACK * (wait_s + self._pace.compute_s_of(self._batch_tokens(tokens, bulk)))
         if needed_s > budget_s:
             return DeadlineUnreachable(
                 f"an answer would take about {needed_s * 1e3:.0f} ms and has "
@@ -92,11 +105,11 @@ class Admission:
             or queue.tokens + tokens > limits.max_queue_tokens
         )
 
-    def _batch_tokens(self, tokens: int, bulk: bool) -> int:
+    def _batch_tokens(self, tokens: int, bulk: bool) -> float:
         """How large the batch will be that a job of this class goes into."""
         if bulk:
             return tokens
-        return min(self._queue.interactive_tokens + tokens, self._limits.max_batch_tokens)
+        return max(tokens, min(self._queue.interactive_tokens + tokens, self.full_batch))
 
     def _wait_s(self, tokens: int, bulk: bool, lane_free: bool) -> float:
         """How long a job of this class would wait for its lane; 0 where nothing is known yet."""
@@ -107,7 +120,7 @@ class Admission:
         if bulk:
             return busy_s + self._drain_s(bulk)
         # What fits goes into the very next batch.
-        ahead = max(0, self._queue.interactive_tokens + tokens - self._limits.max_batch_tokens)
+        ahead = max(0, self._queue.interactive_tokens + tokens - self.full_batch)
         return busy_s + ahead / pace.tokens_per_s
 
     def _drain_s(self, bulk: bool) -> float:

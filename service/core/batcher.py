@@ -20,13 +20,12 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from queue import SimpleQueue
-from threading import Thread
 from typing import Final, Protocol
 
 from service.core.adaptive_effort import AdaptiveEffort
 from service.core.admission import Admission, BatchLimits
 from service.core.job_queue import Job, JobQueue
+from service.core.lane import Lane
 from service.core.pace import LAG_TURNS, Pace
 from service.core.types import PredictedBatch, Prediction, Query, StageTimings
 from service.errors import (
@@ -43,6 +42,7 @@ BYTES_PER_TOKEN: Final = 3
 """A little below English word pieces (about 4), and right for scripts of one token a character."""
 
 SPECIAL_TOKENS: Final = 2
+
 PredictFn = Callable[[Sequence[Query]], PredictedBatch]
 
 
@@ -77,23 +77,6 @@ class BatchObserver(Protocol):
         ...
 
 
-class _Lane:
-    """A thread with an inbox; `jobs` and `since_s` are set while it computes.
-
-    Not an executor's thread: those are joined at exit, so one stuck call would keep the process
-    alive for ever, and a round trip through one costs 48 microseconds of CPU where this costs 25.
-    """
-
-    __slots__ = ("died", "inbox", "jobs", "since_s", "thread")
-
-    def __init__(self, name: str, body: Callable[["_Lane"], None]) -> None:
-        self.inbox: SimpleQueue[list[Query] | None] = SimpleQueue()
-        self.jobs: list[Job] = []
-        self.since_s = math.inf
-        self.died = False
-        self.thread = Thread(target=body, args=(self,), name=name, daemon=True)
-
-
 def estimate_tokens(text: str, max_tokens: int) -> int:
     """Tokens that a text will cost, without tokenising it; never above `max_tokens`.
 
@@ -119,12 +102,12 @@ class MicroBatcher:
         self._observer = observer
         self._clock = clock
         self._effort = effort
-        self._queue = JobQueue(limits.max_batch_tokens)
+        self._queue = JobQueue()
         self._pace = Pace(limits.lanes)
         self._admission = Admission(limits, self._queue, self._pace)
         self._job_tokens = 0.0  # of a job in the newest batch, on average
-        self._lanes: list[_Lane] = []
-        self._free: list[_Lane] = []
+        self._lanes: list[Lane] = []
+        self._free: list[Lane] = []
         self._dispatch_scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._closed: type[AstrolabeError] | None = NotReady
@@ -136,7 +119,7 @@ class MicroBatcher:
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         for number in range(self.limits.lanes):
-            lane = _Lane(f"lane-{number}", self._run_lane)
+            lane = Lane(f"lane-{number}", self._run_lane)
             self._lanes.append(lane)
             self._free.append(lane)
             lane.thread.start()
@@ -244,7 +227,10 @@ class MicroBatcher:
             )
         if refusal is not None:
             self._observer.rejected(refusal.code)
-            raise refusal
+            try:
+                raise refusal
+            finally:
+                del refusal  # it holds this frame, so thousands of them would be the collector's
 
     def _dispatch(self) -> None:
         """Give waiting work to free lanes."""
@@ -270,11 +256,12 @@ class MicroBatcher:
     def _wait_for_more_s(self) -> float:
         """How long the oldest job may still wait for company; 0 unless batch_wait_s is set."""
         limits = self.limits
-        if limits.batch_wait_s == 0 or self.waiting_tokens >= limits.max_batch_tokens:
+        full_batch = self._admission.full_batch
+        if limits.batch_wait_s == 0 or self.waiting_tokens >= full_batch:
             return 0.0
         if self._closed is not None:
             return 0.0
-        waiting, _ = self._queue.turn()
+        waiting, _ = self._queue.turn(full_batch)
         return waiting[0].submitted_s + limits.batch_wait_s - self._clock()
 
     def _take(self, now: float) -> list[Job]:
@@ -285,7 +272,7 @@ class MicroBatcher:
         """
         jobs: list[Job] = []
         queue, effort = self._queue, self._effort
-        waiting, budget = queue.turn()
+        waiting, budget = queue.turn(self._admission.full_batch)
         if effort is not None and not waiting[0].bulk:  # bulk work waits by design
             effort.waited(
                 now - waiting[0].submitted_s
@@ -320,7 +307,7 @@ class MicroBatcher:
             job.future.set_exception(error)
         self._observer.dropped(reason)
 
-    def _run_lane(self, lane: _Lane) -> None:
+    def _run_lane(self, lane: Lane) -> None:
         """Body of a lane's thread: compute, post the outcome, never touch a future."""
         post = self._loop.call_soon_threadsafe
         try:
@@ -343,7 +330,7 @@ class MicroBatcher:
         return batch
 
     def _finish(
-        self, lane: _Lane, outcome: PredictedBatch | BaseException, finished_s: float
+        self, lane: Lane, outcome: PredictedBatch | BaseException, finished_s: float
     ) -> None:
         """Free the lane, give it the next batch, then wake the callers of the last one."""
         jobs, started_s = lane.jobs, lane.since_s
@@ -370,7 +357,7 @@ class MicroBatcher:
             start = end
         self._observer.batch_done(start, timings)
 
-    def _lane_died(self, lane: _Lane) -> None:
+    def _lane_died(self, lane: Lane) -> None:
         if self._closed is ShuttingDown:
             return  # drain ended it
         lane.died = True  # its thread may still be on its way out

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 BULK_EVERY: Final = 8
 BULK_BATCH_SHARE: Final = 1 / 8
-"""Of max_batch_tokens: the most that one batch of bulk work holds, but always one job."""
+"""Of a full batch: the most that one batch of bulk work holds, but always one job."""
 
 SHARE_KEPT: Final = 0.95
 """How much of what was seen before counts beside the newest batch, in the bulk share."""
@@ -43,12 +43,11 @@ class Job:
 class JobQueue:
     """Two first-in-first-out queues with their estimated tokens."""
 
-    def __init__(self, max_batch_tokens: int) -> None:
+    def __init__(self) -> None:
         self.interactive: deque[Job] = deque()
         self.bulk: deque[Job] = deque()
         self.interactive_tokens = 0
         self.bulk_tokens = 0
-        self._max_batch_tokens = max_batch_tokens
         self._passed_over = 0  # batches made since bulk work, which waited, had one
         self._taken = self._bulk_taken = 0.0  # tokens, fading, while bulk work waited
 
@@ -74,11 +73,11 @@ class JobQueue:
             self.interactive.append(job)
             self.interactive_tokens += job.tokens
 
-    def turn(self) -> tuple[deque[Job], float]:
+    def turn(self, full_batch: float) -> tuple[deque[Job], float]:
         """The class that the next batch is made of, and the tokens it may hold."""
         if self.bulk and (not self.interactive or self._passed_over >= BULK_EVERY):
-            return self.bulk, self._max_batch_tokens * BULK_BATCH_SHARE
-        return self.interactive, self._max_batch_tokens
+            return self.bulk, full_batch * BULK_BATCH_SHARE
+        return self.interactive, full_batch
 
     def pop(self, waiting: deque[Job]) -> Job:
         """Take the oldest job of a class."""

@@ -72,7 +72,7 @@ class Pace:
         step = FASTER_STEP if slower else SLOWER_STEP
         self.least_compute_s += step * (seconds - self.least_compute_s)
 
-    def compute_s_of(self, tokens: int) -> float:
+    def compute_s_of(self, tokens: float) -> float:
         """How long a batch of this many tokens may compute: longer than usual if it is larger."""
         if not self.tokens_per_s:
             return 0.0

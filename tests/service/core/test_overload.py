@@ -1,11 +1,13 @@
 """Overload through the batcher: who is refused, who goes first, and that the door opens again."""
 
 import asyncio
+import contextlib
+import gc
 from typing import Any
 
 import pytest
 
-from service.core.admission import Admission, BatchLimits
+from service.core.admission import SLACK, Admission, BatchLimits
 from service.core.job_queue import Job, JobQueue
 from service.core.pace import Pace
 from service.errors import DeadlineExceeded, DeadlineUnreachable, PayloadTooLarge, QueueFull
@@ -36,11 +38,42 @@ async def test_what_could_not_be_answered_in_time_is_refused_at_once() -> None:
         # The lane is busy for 8 s, then a batch of 64 tokens goes first, then one as large with it.
         with pytest.raises(DeadlineUnreachable) as refusal:
             bench.submit(FULL, within_s=20.0)
-        assert refusal.value.retry_after_s == pytest.approx(8 + 64 / 4 + 64 / 4 - 20)
-        waiting.append(bench.submit(FULL, within_s=40.0))
+        assert refusal.value.retry_after_s == pytest.approx(SLACK * (8 + 64 / 4 + 64 / 4) - 20)
+        waiting.append(bench.submit(FULL, within_s=60.0))
         bench.predict.release()
         await asyncio.gather(busy, *waiting)
     assert bench.recorder.rejections == {"deadline_unreachable": 1}
+
+
+async def test_a_batch_is_cut_to_what_computes_in_its_time_but_never_to_nothing() -> None:
+    for seconds, fit in ((10.0, 1), (1.0, 1), (100.0, 2)):
+        async with started(max_queue_tokens=1024, max_batch_s=seconds) as bench:
+            await measure(bench, 8.0)  # 4 tokens a second: 32 of them, and no 64, within 10 s
+            busy = await bench.occupy_lane(FULL)
+            waiting = [bench.submit(FULL) for _ in range(4)]
+            bench.clock.advance(8.0)
+            bench.predict.release()
+            await asyncio.gather(busy, *waiting)
+        assert len(bench.predict.batches[2]) == fit
+
+
+async def test_a_refusal_leaves_nothing_for_the_garbage_collector() -> None:
+    """In an overload there are thousands a second, and a collection stops every answer."""
+    gc.collect()
+    gc.disable()
+    try:
+        async with started(max_queue_tokens=64) as bench:
+            busy = await bench.occupy_lane()
+            waiting = [bench.submit(FULL), bench.submit(FULL)]
+            for refuse in (lambda: bench.submit(FULL), lambda: bench.batcher.check_room(FAR_S)):
+                with contextlib.suppress(QueueFull):
+                    refuse()
+            assert bench.recorder.rejections == {"queue_full": 2}
+            assert not [it for it in gc.get_objects() if isinstance(it, QueueFull)]
+            bench.predict.release()
+            await asyncio.gather(busy, *waiting)
+    finally:
+        gc.enable()
 
 
 async def test_nobody_is_refused_before_a_batch_was_measured() -> None:
@@ -70,8 +103,8 @@ async def test_what_cannot_finish_any_more_is_dropped_before_compute() -> None:
         for _ in range(3):
             await measure(bench, 8.0)
         busy = await bench.occupy_lane()
-        late, kept = bench.submit("late", within_s=17.0), bench.submit("kept")
-        bench.clock.advance(10.0)  # 7 s are left of 17, and a batch takes 8
+        late, kept = bench.submit("late", within_s=24.0), bench.submit("kept")
+        bench.clock.advance(17.0)  # 7 s are left of 24, and a batch takes 8
         bench.predict.release()
         await asyncio.gather(busy, kept)
         with pytest.raises(DeadlineExceeded, match="too late to compute"):
@@ -85,8 +118,8 @@ async def test_giving_up_on_all_that_waits_makes_the_estimate_doubted() -> None:
         for _ in range(3):
             await measure(bench, 8.0)
         busy = await bench.occupy_lane()
-        late = bench.submit("late", within_s=17.0)
-        bench.clock.advance(10.0)
+        late = bench.submit("late", within_s=24.0)
+        bench.clock.advance(17.0)
         bench.predict.release()
         await asyncio.gather(busy, late, return_exceptions=True)
         assert bench.batcher._pace.least_compute_s < 8.0
@@ -172,7 +205,7 @@ async def test_bulk_has_its_own_bound_and_evicts_nobody() -> None:
 
 
 def test_retry_after_of_bulk_counts_what_interactive_work_leaves_it() -> None:
-    queue, pace = JobQueue(max_batch_tokens=64), Pace(lanes=1)
+    queue, pace = JobQueue(), Pace(lanes=1)
     limits = BatchLimits(1, 32, 64, max_queue_tokens=128)
     pace.measured(32, 8.0, left_behind=True)  # 4 tokens a second
     future: asyncio.Future[Any] = asyncio.Future(loop=asyncio.new_event_loop())
