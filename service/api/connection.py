@@ -9,6 +9,7 @@ A request whose headers arrive in one piece, as nearly all do, costs two compari
 """
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -146,7 +147,9 @@ class BoundedConnection(HttpToolsProtocol):
             return
         error, self._shed = self._shed, None
         keeps = self.parser.should_keep_alive()
-        self.transport.write(self._answer(error, keeps))
+        request_id = self._limits.new_request_id().encode()
+        blank = b"\x7f" * len(request_id)
+        self.transport.write(_shed_answer(error, keeps, blank).replace(blank, request_id))
         if keeps:
             self.on_response_complete()
         else:
@@ -191,18 +194,23 @@ class BoundedConnection(HttpToolsProtocol):
             # A client that sent its next request early would take this for the answer to its last.
             self.transport.close()
             return
-        self.transport.write(self._answer(error, keeps=False))
+        request_id = self._limits.new_request_id().encode()
+        self.transport.write(_answer(error, False, request_id))
         self.transport.close()
 
-    def _answer(self, error: AstrolabeError, keeps: bool) -> bytes:
-        """A problem document as it goes over the wire."""
-        request_id = self._limits.new_request_id()
-        body = problem_body(error, request_id)
-        phrase = HTTPStatus(error.status).phrase.encode()
-        head = b"HTTP/1.1 %d %s\r\n" % (error.status, phrase)
-        headers = dict(problem_headers(error, body))
-        headers[b"x-request-id"] = request_id.encode()
-        if not keeps:
-            headers[b"connection"] = b"close"
-        lines = [b"%s: %s\r\n" % header for header in headers.items()]
-        return b"".join([head, *lines, b"\r\n", body])
+
+def _answer(error: AstrolabeError, keeps: bool, request_id: bytes) -> bytes:
+    """A problem document as it goes over the wire."""
+    body = problem_body(error, request_id.decode())
+    phrase = HTTPStatus(error.status).phrase.encode()
+    head = b"HTTP/1.1 %d %s\r\n" % (error.status, phrase)
+    headers = dict(problem_headers(error, body))
+    headers[b"x-request-id"] = request_id
+    if not keeps:
+        headers[b"connection"] = b"close"
+    lines = [b"%s: %s\r\n" % header for header in headers.items()]
+    return b"".join([head, *lines, b"\r\n", body])
+
+
+_shed_answer = functools.lru_cache(maxsize=4)(_answer)
+"""One refusal is the answer to all that are shed by it, but for their ids."""

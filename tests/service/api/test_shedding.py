@@ -1,5 +1,7 @@
 """Shedding: what is refused unread, for how long, and that the connection goes on."""
 
+import json
+
 import pytest
 
 from service.api.shedding import SHED_S, Shedding
@@ -57,13 +59,16 @@ async def test_a_request_shed_leaves_the_connection_usable() -> None:
         now = serving.clock()
         serving.shedding.clock = lambda: now  # the moment lasts
         serving.shedding.begin(QueueFull("full", retry_after_s=1.0), 2.0)
+        ids = set()
         for _ in range(2):
             await client.says(request[:40])
             await client.says(request[40:])
-            status, headers, _ = await client.hears()
+            status, headers, problem = await client.hears()
             assert (status, headers["retry-after"]) == (429, "1")
             assert headers["content-type"] == "application/problem+json"
-            assert headers["x-request-id"]
+            assert headers["x-request-id"] == json.loads(problem)["request_id"]
+            ids.add(headers["x-request-id"])
+        assert len(ids) == 2
         serving.shedding.clock = lambda: now + SHED_S
         await client.says(request)
         assert (await client.hears())[0] == 200
