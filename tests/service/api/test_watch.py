@@ -126,6 +126,6 @@ async def test_a_slow_request_leaves_nothing_for_the_garbage_collector(
                     await asyncio.sleep(0)
             run.predict.release()
             assert (await slow).status_code == 200
-            assert not [it for it in gc.get_objects() if isinstance(it, watch.Watch)]
+            assert not [it for it in gc.get_objects() if type(it) is watch.Watch]
     finally:
         gc.enable()

@@ -69,7 +69,7 @@ async def test_a_refusal_leaves_nothing_for_the_garbage_collector() -> None:
                 with contextlib.suppress(QueueFull):
                     refuse()
             assert bench.recorder.rejections == {"queue_full": 2}
-            assert not [it for it in gc.get_objects() if isinstance(it, QueueFull)]
+            assert not [it for it in gc.get_objects() if type(it) is QueueFull]
             bench.predict.release()
             await asyncio.gather(busy, *waiting)
     finally:

@@ -35,7 +35,7 @@ def test_everything_works_by_keyboard(url: str, new_page: Opener) -> None:
     expect(ids.nth(9)).to_be_focused()
     page.keyboard.press("ArrowUp")
     expect(ids.nth(8)).to_be_focused()
-    assert focused.evaluate("it => getComputedStyle(it).outlineStyle") == "solid"
+    expect(ids.nth(8)).to_have_css("outline-style", "solid")
     page.keyboard.press("Home")
     page.keyboard.press("ArrowUp")
     expect(focused).to_have_id("query")
