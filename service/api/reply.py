@@ -1,8 +1,8 @@
 """Reply: a whole answer in one write, past the two messages that ASGI makes of it.
 
 uvicorn writes head and body apart and checks every header for what must not be in one. An answer
-that is there as a whole, with headers of our own making, needs neither: the second system call and
-the checks were 15 microseconds of the 150 that a request cost outside of encoder and index.
+that is there as a whole, with headers of our own making, needs neither: the second write alone was
+a twentieth of the time in which Python ran (py-spy, 16 connections).
 """
 
 from collections.abc import Sequence
