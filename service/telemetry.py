@@ -58,6 +58,7 @@ GaugeMode = Literal["livesum", "livemax"]
 WATCHED: Final[Mapping[str, tuple[str, GaugeMode]]] = {
     "queue_tokens": ("Estimated tokens that wait for a lane.", "livesum"),
     "effort_steps_down": ("Steps that the ceiling on effort is lowered by, 0 if not.", "livemax"),
+    "resting_connections": ("Connections left unread after a refusal.", "livesum"),
     # Workers share a catalogue, so these are no sums.
     "delta_labels": ("Labels that are not in the index, of the model with most.", "livemax"),
     "tombstones": ("Rows of the index that do not count, of the model with most.", "livemax"),

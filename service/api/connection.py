@@ -11,6 +11,7 @@ A request whose headers arrive in one piece, as nearly all do, costs two compari
 import asyncio
 import functools
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -22,6 +23,9 @@ from uvicorn.server import ServerState
 
 from service.api.problems import problem_body, problem_headers
 from service.api.reply import REPLY, Reply
+from service.api.resting import LONGEST_S
+from service.api.shedding import Shedding
+from service.api.unread import UNREAD, unread_s
 from service.errors import (
     AstrolabeError,
     HeadersTooLarge,
@@ -40,8 +44,8 @@ RETRY_AFTER_S: Final = 1.0
 class ConnectionLimits:
     """What one connection may take; `refused` is told the code of every refusal.
 
-    `shed` says of a request's URL and headers why it is refused unread, if it is. With `whole`
-    answers go out past ASGI's messages, which nothing may want to see then.
+    `shedding` refuses requests unread. With `whole` answers go out past ASGI's messages, which
+    nothing may want to see then.
     """
 
     header_bytes: int
@@ -49,7 +53,7 @@ class ConnectionLimits:
     connections: int | None
     new_request_id: Callable[[], str]
     refused: Callable[[str], None]
-    shed: Callable[[bytes, list[tuple[bytes, bytes]]], OverloadError | None]
+    shedding: Shedding
     whole: bool
 
 
@@ -72,6 +76,9 @@ class BoundedConnection(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._refusal: AstrolabeError | None = None
         self._shed: OverloadError | None = None
+        self._rested = False
+        self._idle_since_s = math.inf
+        self._reply: Reply | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock of the first request, or refuse the connection."""
@@ -87,9 +94,13 @@ class BoundedConnection(HttpToolsProtocol):
             self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
+        """Stop the clock, and tell who still computes for this client."""
         self._stop_timer()
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
         super().connection_lost(exc)
+        if self._reply is not None and self._reply.on_hang_up is not None:
+            self._reply.on_hang_up()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, within the limits."""
@@ -128,12 +139,17 @@ class BoundedConnection(HttpToolsProtocol):
             self._refusal = self._too_large()
             raise self._refusal  # ends the parser, which calls send_400_response
         if (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused:
-            self._shed = self._limits.shed(self.url, self.headers)
-            if self._shed is not None:
-                return
+            shedding = self._limits.shedding
+            if shedding.armed:
+                waited_s = unread_s(self.transport) if self._rested else 0.0
+                self._shed = shedding.refusal(self.url, self.headers, waited_s)
+                if self._shed is not None:
+                    return
+                self.scope[UNREAD] = waited_s  # type: ignore[typeddict-unknown-key]
         super().on_headers_complete()
         if self._limits.whole:
-            self.scope[REPLY] = Reply(self.cycle)  # type: ignore[typeddict-unknown-key]
+            self._reply = Reply(self.cycle)
+            self.scope[REPLY] = self._reply  # type: ignore[typeddict-unknown-key]
 
     def on_body(self, body: bytes) -> None:
         """More of a body; that of a request that is shed is read and dropped."""
@@ -152,8 +168,47 @@ class BoundedConnection(HttpToolsProtocol):
         self.transport.write(_shed_answer(error, keeps, blank).replace(blank, request_id))
         if keeps:
             self.on_response_complete()
+            self._rested = self._limits.shedding.resting.refused(self.flow)
         else:
             self.transport.close()
+
+    def on_response_complete(self) -> None:
+        """An answer is out: go on with what was sent early, or wait for the next request.
+
+        The timer of a connection kept alive is not set anew by each answer; it looks, once it is
+        due, since when nothing came.
+        """
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._idle_since_s = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._look_in(self.timeout_keep_alive)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close a connection on which nothing came for as long as it is kept; else look again."""
+        self.timeout_keep_alive_task = None
+        if self.transport.is_closing():
+            return
+        left_s = self._idle_since_s + self.timeout_keep_alive - self.loop.time()
+        if self.flow.read_paused:
+            self._look_in(LONGEST_S)  # it may hold a request that nobody has read yet
+        elif left_s <= 0:
+            self.transport.close()
+        elif left_s < math.inf:
+            self._look_in(left_s)
+
+    def _look_in(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(
+            seconds, self.timeout_keep_alive_handler
+        )
+
+    def _unset_keepalive_if_required(self) -> None:
+        self._idle_since_s = math.inf
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP, or what was refused within the parser."""

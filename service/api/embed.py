@@ -25,7 +25,7 @@ class Embed:
         serving = self._serving
         check_json(exchange.headers.get(b"content-type", b""))
         check_room(serving, exchange)
-        with Watch(receive, exchange.timeout_s) as watch:
+        with Watch(receive, exchange.left_s, exchange.reply) as watch:
             raw = parse(await read_body(receive))
             deployment = chosen(serving, exchange, raw)
             request = validate(deployment.models.embed, raw)

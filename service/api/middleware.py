@@ -23,6 +23,7 @@ from service.api.overload_log import OverloadLog
 from service.api.problems import Headers, as_error
 from service.api.reply import REPLY, Reply
 from service.api.serving import Serving
+from service.api.unread import UNREAD
 from service.core.batcher import Answer
 from service.errors import (
     Abandoned,
@@ -79,6 +80,11 @@ class Exchange:
     def deadline_s(self) -> float:
         """When the answer is due, on the batcher's clock."""
         return self.started_s + self.timeout_s
+
+    @property
+    def left_s(self) -> float:
+        """Time until then."""
+        return self.deadline_s - self.serving.clock()
 
     async def respond(self, send: Send, status: int, headers: Headers, body: bytes) -> None:
         """Answer in one go, with the headers that every answer carries."""
@@ -145,7 +151,7 @@ class Gate:
         exchange = Exchange(
             request_id,
             scope["path"],
-            serving.clock(),
+            serving.clock() - scope.pop(UNREAD, 0.0),
             headers,
             settings.request_timeout_ms / 1000,
             serving,
@@ -235,9 +241,7 @@ async def _answer_failure(exchange: Exchange, exc: Exception, send: Send) -> Non
         log.error("unhandled exception", exc_info=exc, extra=private)
     if exchange.status:
         return  # the answer has begun, so it cannot become a problem document any more
-    serving = exchange.serving
-    if not exchange.bulk and serving.deployments.only is not None:
-        serving.shedding.begin(error, exchange.timeout_s)
+    exchange.serving.shedding.begin(error)
     status, headers, body = answer_error(error, exchange)
     await exchange.respond(send, status, headers, body)
 

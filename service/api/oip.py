@@ -58,7 +58,7 @@ class Infer:
         serving, given = self._serving, scope["path_params"]
         _check_encoding(exchange.headers)
         check_room(serving, exchange)
-        with Watch(receive, exchange.timeout_s) as watch:
+        with Watch(receive, exchange.left_s, exchange.reply) as watch:
             request, binary = _split(await read_body(receive), exchange.headers.get(HEADER_LENGTH))
             deployment = deployment_named(serving, exchange, given["name"], given.get("version"))
             wanted = _wanted(request)

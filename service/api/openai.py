@@ -87,7 +87,7 @@ class Embeddings:
         serving = self._serving
         check_json(exchange.headers.get(b"content-type", b""))
         check_room(serving, exchange)
-        with Watch(receive, exchange.timeout_s) as watch:
+        with Watch(receive, exchange.left_s, exchange.reply) as watch:
             request = _request(parse(await read_body(receive)))
             deployment = deployment_named(serving, exchange, request.model)
             _check_dimensions(request, deployment.engine.manifest.encoder.dim)

@@ -44,7 +44,7 @@ class Recommend:
         exchange: Exchange = scope[EXCHANGE]
         check_json(exchange.headers.get(b"content-type", b""))
         check_room(self._serving, exchange)
-        with Watch(receive, exchange.timeout_s) as watch:
+        with Watch(receive, exchange.left_s, exchange.reply) as watch:
             asked = await read_body(receive)
             raw = parse(asked)
             deployment = chosen(self._serving, exchange, raw)
@@ -69,7 +69,7 @@ class Recommend:
             **given.model_dump(exclude={"q"}),
         )
         exchange.queries = [given.q]
-        with Watch(receive, exchange.timeout_s) as watch:
+        with Watch(receive, exchange.left_s, exchange.reply) as watch:
             queries = _queries(request, exchange.queries)
             await self._answer(exchange, deployment, request, queries, watch, send)
 
@@ -78,7 +78,7 @@ class Recommend:
         exchange: Exchange = scope[EXCHANGE]
         check_json(exchange.headers.get(b"content-type", b""))
         check_room(self._serving, exchange)
-        with Watch(receive, exchange.timeout_s) as watch:
+        with Watch(receive, exchange.left_s, exchange.reply) as watch:
             raw = parse(await read_body(receive))
             deployment = chosen(self._serving, exchange, raw)
             request = validate(deployment.models.by_embedding, raw)

@@ -5,7 +5,7 @@ that is there as a whole, with headers of our own making, needs neither: the sec
 a twentieth of the time in which Python ran (py-spy, 16 connections).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,11 +15,12 @@ REPLY: Final = "astrolabe.reply"
 """Key of the request's `Reply` in the ASGI scope; absent where something rewrites what is sent."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reply:
-    """Answers one request of one connection."""
+    """Answers one request of one connection; `on_hang_up` is called where the client leaves."""
 
     cycle: RequestResponseCycle
+    on_hang_up: Callable[[], None] | None = None
 
     def __call__(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> bool:
         """Send the answer and end the exchange; False where it has to go by `send`.

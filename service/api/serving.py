@@ -15,7 +15,7 @@ from service.api.deployments import Deployments
 from service.api.shedding import PATH, Shedding
 from service.core.engine import Engine
 from service.core.types import Query
-from service.errors import NotReady, OverloadError, ShuttingDown
+from service.errors import AstrolabeError, NotReady, OverloadError, ShuttingDown
 from service.settings import Settings
 from service.telemetry import Telemetry
 
@@ -94,12 +94,19 @@ def open_serving(
         telemetry.rejected(error.code)
         telemetry.request_finished(PATH.decode(), error.status, 0.0)
 
-    shedding = Shedding(clock, settings.request_timeout_ms / 1000, count)
+    def ask(deadline_s: float, bulk: bool, others: int) -> AstrolabeError | None:
+        only = deployments.only
+        if only is None or only.cache is not None:
+            return None  # the body could choose another bundle, or be known to the cache
+        return only.batcher.refusal(deadline_s, bulk, others)
+
+    shedding = Shedding(clock, settings.request_timeout_ms / 1000, ask, count)
     serving = Serving(deployments, settings, telemetry, clock, shedding)
     telemetry.describe_device(requested=settings.device, active=engines[0].encoder.device)
     telemetry.watch(
         queue_tokens=lambda: sum(open_.batcher.waiting_tokens for open_ in deployments),
         effort_steps_down=serving.effort_steps_down,
+        resting_connections=lambda: len(shedding.resting),
         delta_labels=lambda: max(open_.engine.catalogue.n_delta for open_ in deployments),
         tombstones=lambda: max(open_.engine.catalogue.n_tombstones for open_ in deployments),
     )

@@ -1,8 +1,7 @@
 """Watch: ends a request that takes too long, or whose client has gone.
 
-Most answers are out within milliseconds, so the fast path pays for one timer and nothing else;
-only a request still open after `GRACE_S` gets a deadline timer and someone to listen for a hang-up,
-which costs a task. A busy service answers within tens of milliseconds and should not pay that.
+The connection tells of a hang-up where it can. Where something stands between the two, which only
+ASGI's messages pass, a request still open after `GRACE_S` gets a task that listens for it.
 """
 
 import asyncio
@@ -11,6 +10,7 @@ from typing import Final
 
 from starlette.types import Receive
 
+from service.api.reply import Reply
 from service.core.batcher import Answer
 from service.errors import Abandoned, DeadlineExceeded
 
@@ -31,13 +31,15 @@ class Watch:
         "_listener",
         "_loop",
         "_receive",
+        "_reply",
         "_task",
         "_timeout_s",
         "_timer",
     )  # fmt: skip
 
-    def __init__(self, receive: Receive, timeout_s: float) -> None:
+    def __init__(self, receive: Receive, timeout_s: float, reply: Reply | None = None) -> None:
         self._receive = receive
+        self._reply = reply
         self._timeout_s = timeout_s
         self._future: asyncio.Future[Answer] | None = None
         self._listener: asyncio.Task[None] | None = None
@@ -47,7 +49,7 @@ class Watch:
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
         self._deadline_s = self._loop.time() + self._timeout_s
-        if self._timeout_s > GRACE_S:
+        if self._reply is None and self._timeout_s > GRACE_S:
             self._timer = self._loop.call_later(GRACE_S, self._wake)
         else:
             self._timer = self._loop.call_later(max(0.0, self._timeout_s), self._expire)
@@ -60,6 +62,8 @@ class Watch:
         trace: TracebackType | None,
     ) -> None:
         self._timer.cancel()
+        if self._reply is not None:
+            self._reply.on_hang_up = None
         if self._listener is not None:
             self._listener.cancel()
             self._listener = None  # it ends with an error that holds this watch
@@ -70,13 +74,15 @@ class Watch:
     async def answer(self, future: "asyncio.Future[Answer]") -> Answer:
         """The answer that this future brings in time."""
         self._future = future
+        if self._reply is not None:
+            self._reply.on_hang_up = self._abandon
         return await future
 
     def _wake(self) -> None:
         """This request is not one of the quick ones."""
         self._timer = self._loop.call_at(self._deadline_s, self._expire)
         if self._future is not None:
-            self._listener = self._loop.create_task(self._listen(self._future))
+            self._listener = self._loop.create_task(self._listen())
 
     def _expire(self) -> None:
         self._expired = True
@@ -86,11 +92,14 @@ class Watch:
         elif not self._future.done():
             self._future.set_exception(self._too_late())
 
-    async def _listen(self, future: "asyncio.Future[Answer]") -> None:
+    async def _listen(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        if not future.done():
-            future.set_exception(Abandoned("the client closed the connection"))
+        self._abandon()
+
+    def _abandon(self) -> None:
+        if self._future is not None and not self._future.done():
+            self._future.set_exception(Abandoned("the client closed the connection"))
 
     def _too_late(self) -> DeadlineExceeded:
         return DeadlineExceeded(

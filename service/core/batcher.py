@@ -156,13 +156,22 @@ class MicroBatcher:
         return job.future
 
     def check_room(self, deadline_s: float, bulk: bool = False) -> None:
-        """Refuse, before its body is read, what `submit` would refuse; raises as that does.
+        """Refuse, before its body is read, what `submit` would refuse; raises as that does."""
+        self._raise(self.refusal(deadline_s, bulk))
 
-        Such a request is taken to be as large as those of the newest batch.
+    def refusal(
+        self, deadline_s: float, bulk: bool = False, others: int = 0
+    ) -> AstrolabeError | None:
+        """Why `submit` would refuse a request behind so many `others` on their way here; else None.
+
+        They are taken to be as large as those of the newest batch.
         """
-        tokens, now = int(self._job_tokens), self._clock()
-        if self._closed is not None or not self._at_once(tokens, now):
-            self._refuse_where_due(tokens, now, deadline_s, bulk)
+        now, limits = self._clock(), self.limits
+        most = limits.max_bulk_tokens if bulk else limits.max_queue_tokens
+        tokens = min(int(self._job_tokens * (1 + others)), most)
+        if self._closed is None and self._at_once(tokens, now):
+            return None
+        return self._judgement(tokens, now, deadline_s, bulk)
 
     def oldest_wait_s(self) -> float:
         """How long the oldest interactive job that waits has waited; 0 where none does."""
@@ -210,21 +219,23 @@ class MicroBatcher:
 
     def _admit(self, tokens: int, now: float, deadline_s: float, bulk: bool) -> None:
         """Refuse a job that has to wait, or make room for it."""
-        self._refuse_where_due(tokens, now, deadline_s, bulk)
+        self._raise(self._judgement(tokens, now, deadline_s, bulk))
         over = self._queue.tokens + tokens - self.limits.max_queue_tokens
         if over > 0:
             for job in self._queue.evict(over):
                 self._drop(job, now, "evicted", self._admission.full(bulk=True))
 
-    def _refuse_where_due(self, tokens: int, now: float, deadline_s: float, bulk: bool) -> None:
-        refusal: AstrolabeError | None
+    def _judgement(
+        self, tokens: int, now: float, deadline_s: float, bulk: bool
+    ) -> AstrolabeError | None:
         if self._closed is not None:
-            refusal = self._closed("the service takes no new work now", retry_after_s=1.0)
-        else:
-            lag_s = LAG_TURNS * self._pace.lag_s(now)
-            refusal = self._admission.refusal(
-                tokens, deadline_s - now, bulk, lane_free=bool(self._free), lag_s=lag_s
-            )
+            return self._closed("the service takes no new work now", retry_after_s=1.0)
+        lag_s = LAG_TURNS * self._pace.lag_s(now)
+        return self._admission.refusal(
+            tokens, deadline_s - now, bulk, lane_free=bool(self._free), lag_s=lag_s
+        )
+
+    def _raise(self, refusal: AstrolabeError | None) -> None:
         if refusal is not None:
             self._observer.rejected(refusal.code)
             try:

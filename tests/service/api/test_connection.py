@@ -257,3 +257,29 @@ async def test_the_admin_port_is_a_second_socket_of_the_same_service() -> None:
     # no route yet, but the guard lets it through to where routes are looked up
     details = [document["detail"] for _, document in found["/admin/none"]]
     assert ["on this port" in detail for detail in details] == [True, False]
+
+
+async def test_a_connection_kept_too_long_is_closed() -> None:
+    async with served(keep_alive_s=0) as run, raw(run) as client:
+        await client.says(REQUEST + b"\r\n")
+        assert (await client.hears())[0] == 200
+        async with asyncio.timeout(SAFETY_S):
+            assert await client.is_cut()
+
+
+async def test_a_connection_in_use_outlives_its_timer() -> None:
+    async with served() as run, raw(run) as client:
+        await client.says(REQUEST + b"\r\n")
+        assert (await client.hears())[0] == 200
+        (connection,) = run.server.server_state.connections
+        connection.timeout_keep_alive_handler()  # due, though it was used since it was set
+        assert connection.timeout_keep_alive_task is not None
+        run.predict.hold()
+        body = b'{"query": "a"}'
+        head = b"POST /v1/recommend HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        await client.says(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+        await run.predict.wait_entered()
+        connection.timeout_keep_alive_handler()  # due while a request is computed
+        run.predict.release()
+        assert (await client.hears())[0] == 200
+        assert connection.timeout_keep_alive_task is not None

@@ -1,77 +1,152 @@
-"""Shedding: what is refused unread, for how long, and that the connection goes on."""
+"""Shedding: what is refused unread, and on what grounds; the connection goes on."""
 
+import asyncio
 import json
+from collections.abc import Sequence
 
+import httpx
 import pytest
 
-from service.api.shedding import SHED_S, Shedding
-from service.errors import InvalidValue, OverloadError, QueueFull
-from tests.service.api.test_connection import raw, rejected
-from tests.service.api.test_server import served
-from tests.service.fakes import FakeClock
+from service.api.shedding import ARMED_S, PATH, Shedding
+from service.errors import AstrolabeError, InvalidValue, OverloadError, QueueFull, ShuttingDown
+from tests.service.api.test_connection import Raw, raw, rejected
+from tests.service.api.test_server import Served, served
+from tests.service.fakes import SAFETY_S, FakeClock
 
-URL = b"/v1/recommend"
+pytestmark = pytest.mark.anyio
 
-
-def shedding(clock: FakeClock, counted: list[str]) -> Shedding:
-    def count(error: OverloadError) -> None:
-        counted.append(error.code)
-
-    return Shedding(clock, 2.0, count)
+DEFAULT_S = 2.0
+BODY = b'{"query": "a"}'  # two tokens, as `Served.ask` sends
+HEAD = b"POST /v1/recommend HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+REQUEST = HEAD + b"content-length: %d\r\n\r\n" % len(BODY) + BODY
 
 
-def test_like_requests_are_refused_for_a_moment_after_a_refusal() -> None:
-    clock, counted = FakeClock(), []
-    shed = shedding(clock, counted)
-    assert shed.refusal(URL, []) is None
-    shed.begin(QueueFull("full"), 2.0)
-    assert isinstance(shed.refusal(URL, []), QueueFull)
-    assert isinstance(shed.refusal(URL + b"?q=x", []), QueueFull)
-    assert shed.refusal(b"/readyz", []) is None
-    assert counted == ["queue_full", "queue_full"]
-    clock.advance(SHED_S)
-    assert shed.refusal(URL, []) is None
+class Door:
+    """A shedding over a batcher that lets in so many requests, and notes what it was asked."""
+
+    def __init__(self, room: int = 0, error: AstrolabeError | None = None) -> None:
+        self.room = room
+        self.error = error or QueueFull("full", retry_after_s=1.0)
+        self.asked: list[tuple[float, bool]] = []
+        self.counted: list[str] = []
+        self.clock = FakeClock()
+        self.shedding = Shedding(self.clock, DEFAULT_S, self._ask, self._count)
+
+    def refused(self, *headers: tuple[bytes, bytes], unread_s: float = 0.0) -> bool:
+        return self.shedding.refusal(PATH, headers, unread_s) is not None
+
+    def _ask(self, deadline_s: float, bulk: bool, others: int) -> AstrolabeError | None:
+        self.asked.append((deadline_s - self.clock.now, bulk))
+        return self.error if others >= self.room else None
+
+    def _count(self, error: OverloadError) -> None:
+        self.counted.append(error.code)
 
 
-def test_who_has_longer_than_the_one_refused_is_asked() -> None:
-    clock = FakeClock()
-    shed = shedding(clock, [])
-    shed.begin(QueueFull("full"), 0.5)
-    assert shed.refusal(URL, [(b"x-request-timeout-ms", b"500")]) is not None
-    assert shed.refusal(URL, [(b"x-request-timeout-ms", b"501")]) is None
-    assert shed.refusal(URL, [(b"x-request-timeout-ms", b"soon")]) is None
-    assert shed.refusal(URL, []) is None
+def test_connections_judge_for_a_while_after_each_refusal() -> None:
+    door = Door()
+    assert not door.shedding.armed
+    door.shedding.begin(QueueFull("full"))
+    door.clock.advance(0.9 * ARMED_S)
+    assert door.shedding.armed
+    assert door.refused()
+    assert door.counted == ["queue_full"]
+    door.clock.advance(0.9 * ARMED_S)
+    assert door.shedding.armed
+    door.clock.advance(0.1 * ARMED_S)
+    assert not door.shedding.armed
 
 
-def test_other_errors_shed_nothing() -> None:
-    shed = shedding(FakeClock(), [])
-    shed.begin(InvalidValue("k"), 2.0)
-    assert shed.refusal(URL, []) is None
+def test_other_errors_arm_nothing() -> None:
+    door = Door()
+    door.shedding.begin(InvalidValue("k"))
+    assert not door.shedding.armed
 
 
-@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("headers", "unread_s", "budget_s", "bulk"),
+    [
+        ([], 0.0, DEFAULT_S, False),
+        ([(b"x-request-timeout-ms", b"500")], 0.0, 0.5, False),
+        ([(b"x-request-timeout-ms", b"500")], 0.2, 0.3, False),
+        ([(b"x-request-priority", b"bulk")], 0.0, DEFAULT_S, True),
+        ([(b"x-request-priority", b"interactive")], 0.0, DEFAULT_S, False),
+    ],
+)
+def test_the_batcher_is_asked_with_what_is_left_of_the_deadline(
+    headers: Sequence[tuple[bytes, bytes]], unread_s: float, budget_s: float, bulk: bool
+) -> None:
+    door = Door()
+    assert door.refused(*headers, unread_s=unread_s)
+    assert door.asked == [(pytest.approx(budget_s), bulk)]
+
+
+def test_who_was_not_read_before_the_deadline_is_refused_without_a_question() -> None:
+    door = Door(room=1)
+    assert door.refused(unread_s=DEFAULT_S)
+    assert (door.asked, door.counted) == ([], ["deadline_unreachable"])
+
+
+async def test_what_one_turn_of_the_loop_lets_through_counts_as_waiting() -> None:
+    door = Door(room=2)
+    assert [door.refused() for _ in range(4)] == [False, False, True, True]
+    await asyncio.sleep(0)
+    assert not door.refused()
+
+
+@pytest.mark.parametrize(
+    ("url", "headers"), [(b"/readyz", []), (PATH, [(b"x-request-timeout-ms", b"soon")])]
+)
+def test_what_is_none_of_its_business_goes_on(
+    url: bytes, headers: list[tuple[bytes, bytes]]
+) -> None:
+    door = Door()
+    assert door.shedding.refusal(url, headers, 0.0) is None
+    assert door.asked == []
+
+
+async def test_a_service_that_ends_answers_by_the_gate() -> None:
+    assert not Door(error=ShuttingDown("bye")).refused()
+
+
+SMALL = {"max_batch_tokens": 4, "max_queue_tokens": 4}
+
+
+async def overload(run: Served) -> "list[asyncio.Task[httpx.Response]]":
+    """Hold the lane, fill a `SMALL` queue behind it and have one request refused."""
+    run.predict.hold()
+    tasks = [run.ask()]
+    await run.predict.wait_entered()
+    tasks += [run.ask(), run.ask()]
+    while run.server._serving.default.batcher.waiting_tokens < 4:
+        await asyncio.sleep(0.001)
+    assert (await run.ask()).status_code == 429
+    return tasks
+
+
+async def is_shed(client: Raw) -> str:
+    """The id under which a request on this connection was refused."""
+    status, headers, problem = await client.hears()
+    assert (status, headers["retry-after"]) == (429, "1")
+    assert headers["content-type"] == "application/problem+json"
+    assert headers["x-request-id"] == json.loads(problem)["request_id"]
+    return headers["x-request-id"]
+
+
 async def test_a_request_shed_leaves_the_connection_usable() -> None:
-    body = b'{"query": "moby dick"}'
-    head = b"POST /v1/recommend HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-    request = head + b"content-length: %d\r\n\r\n" % len(body) + body
-    async with served() as run, raw(run) as client:
-        serving = run.server._serving
-        now = serving.clock()
-        serving.shedding.clock = lambda: now  # the moment lasts
-        serving.shedding.begin(QueueFull("full", retry_after_s=1.0), 2.0)
+    async with served(**SMALL) as run, raw(run) as client:
+        waiting = await overload(run)
         ids = set()
         for _ in range(2):
-            await client.says(request[:40])
-            await client.says(request[40:])
-            status, headers, problem = await client.hears()
-            assert (status, headers["retry-after"]) == (429, "1")
-            assert headers["content-type"] == "application/problem+json"
-            assert headers["x-request-id"] == json.loads(problem)["request_id"]
-            ids.add(headers["x-request-id"])
+            await client.says(REQUEST[:40])
+            await client.says(REQUEST[40:])
+            ids.add(await is_shed(client))
         assert len(ids) == 2
-        serving.shedding.clock = lambda: now + SHED_S
-        await client.says(request)
+        assert await rejected(run, "queue_full") == 3
+        run.predict.release()
+        async with asyncio.timeout(SAFETY_S):
+            await asyncio.gather(*waiting)
+        await client.says(REQUEST)
         assert (await client.hears())[0] == 200
         await client.says(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
         assert (await client.hears())[0] == 200
-        assert await rejected(run, "queue_full") == 2

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from service.api import watch
+from service.api.unread import UNREAD
 from tests.service.api.test_server import served
 from tests.service.core.test_overload import alive
 from tests.service.fakes import SAFETY_S, Running, running
@@ -17,7 +18,9 @@ pytestmark = pytest.mark.anyio
 class RawRequest:
     """One POST whose body and hang-up a test sends piece by piece."""
 
-    def __init__(self, service: Running, *headers: tuple[bytes, bytes]) -> None:
+    def __init__(
+        self, service: Running, *headers: tuple[bytes, bytes], unread_s: float = 0.0
+    ) -> None:
         self.inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.sent: list[dict[str, Any]] = []
         scope = {
@@ -28,6 +31,7 @@ class RawRequest:
             "root_path": "",
             "query_string": b"",
             "headers": [(b"content-type", b"application/json"), *headers],
+            UNREAD: unread_s,
         }
         self.task = asyncio.create_task(service.app(scope, self.inbox.get, self._send))  # type: ignore[arg-type]
 
@@ -111,23 +115,30 @@ async def test_chunked_body_over_the_cap_is_413() -> None:
         assert await request.status() == 413
 
 
+@pytest.mark.parametrize("listens", [False, True])
 async def test_a_slow_request_leaves_nothing_for_the_garbage_collector(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, listens: bool
 ) -> None:
     monkeypatch.setattr(watch, "GRACE_S", 0.01)
     gc.collect()
     gc.disable()
     others = alive(watch.Watch)
+    # Between such a page and the service stands what adds the headers.
+    origins = {"cors_origins": "https://shop.example"} if listens else {}
     try:
-        async with served() as run:
+        async with served(**origins) as run:
             run.predict.hold()
             slow = run.ask()
             await run.predict.wait_entered()
             async with asyncio.timeout(SAFETY_S):
-                while not any("Watch._listen" in repr(task) for task in asyncio.all_tasks()):
+                while listens and not is_listening():
                     await asyncio.sleep(0)
             run.predict.release()
             assert (await slow).status_code == 200
             assert alive(watch.Watch) <= others
     finally:
         gc.enable()
+
+
+def is_listening() -> bool:
+    return any("Watch._listen" in repr(task) for task in asyncio.all_tasks())
