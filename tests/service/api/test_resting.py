@@ -18,6 +18,7 @@ pytestmark = pytest.mark.anyio
 def _every_refusal_is_one_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resting, "BURST", 0.0)
     monkeypatch.setattr(resting, "REFUSALS_PER_S", 1e-9)
+    monkeypatch.setattr(resting, "LONGEST_S", 60.0)
 
 
 async def resting_connections(run: Served) -> int:

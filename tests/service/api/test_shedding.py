@@ -109,7 +109,7 @@ async def test_a_service_that_ends_answers_by_the_gate() -> None:
     assert not Door(error=ShuttingDown("bye")).refused()
 
 
-SMALL = {"max_batch_tokens": 4, "max_queue_tokens": 4}
+SMALL = {"max_batch_tokens": 4, "max_queue_tokens": 4, "request_timeout_ms": 30_000}
 
 
 async def overload(run: Served) -> "list[asyncio.Task[httpx.Response]]":
