@@ -142,6 +142,7 @@ class BoundedConnection(HttpToolsProtocol):
             shedding = self._limits.shedding
             if shedding.armed:
                 waited_s = unread_s(self.transport) if self._rested else 0.0
+                self._rested = False
                 self._shed = shedding.refusal(self.url, self.headers, waited_s)
                 if self._shed is not None:
                     return
