@@ -15,7 +15,7 @@ from typing import Final
 from uvicorn.protocols.http.flow_control import FlowControl
 
 REFUSALS_PER_S: Final = 5_000.0
-"""More would save a client with few connections its wait, fewer would leave more time for answers."""
+"""More would save clients with few connections their wait, fewer leave more time for answers."""
 
 BURST: Final = 500.0
 """Refusals at once before any connection rests."""
