@@ -4,7 +4,7 @@ A refusal costs this process about 50 microseconds, half of them the kernel's. C
 `Retry-After` can ask for more of them than there is time, and then nothing is answered any more. So
 past a rate the connection that was just refused is left unread: its next request waits in the
 kernel, which costs nothing. It is read again in its turn, or sooner where the queue runs low.
-`Retry-After` says at least how long a turn takes, so who heeds it never waits.
+`Retry-After` foretells that turn, so who heeds it hardly waits.
 """
 
 import asyncio
