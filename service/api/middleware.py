@@ -23,6 +23,7 @@ from service.api.overload_log import OverloadLog
 from service.api.problems import Headers, as_error
 from service.api.reply import REPLY, Reply
 from service.api.serving import Serving
+from service.api.shedding import BULK, PRIORITY, TIMEOUT
 from service.api.unread import UNREAD
 from service.core.batcher import Answer
 from service.errors import (
@@ -249,9 +250,9 @@ async def _answer_failure(exchange: Exchange, exc: Exception, send: Send) -> Non
 def _check(exchange: Exchange, settings: Settings, max_bytes: int) -> None:
     """Refuse what no route needs to see; raises RequestError."""
     headers = exchange.headers
-    if (asked := headers.get(b"x-request-timeout-ms")) is not None:
+    if (asked := headers.get(TIMEOUT)) is not None:
         exchange.timeout_s = _timeout_s(asked, settings.request_timeout_max_ms)
-    if (priority := headers.get(b"x-request-priority")) is not None:
+    if (priority := headers.get(PRIORITY)) is not None:
         exchange.bulk = _is_bulk(priority)
     # The server enforces that the body has this length; only chunked bodies must be counted.
     length = headers.get(b"content-length")
@@ -286,7 +287,7 @@ def _timeout_s(asked: bytes, max_ms: int) -> float:
 def _is_bulk(priority: bytes) -> bool:
     if priority not in PRIORITIES:
         raise InvalidValue(f"X-Request-Priority must be one of {', '.join(PRIORITY_NAMES)}")
-    return priority == b"bulk"
+    return priority == BULK
 
 
 def _too_large(limit: int) -> PayloadTooLarge:

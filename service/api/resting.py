@@ -47,7 +47,7 @@ class Resting:
 
     @property
     def turn_s(self) -> float:
-        """How long a connection that rests from now on will rest at most."""
+        """How long a connection will rest from now on, by the number of those before it."""
         return min(LONGEST_S, len(self._resting) / REFUSALS_PER_S)
 
     def refused(self, flow: FlowControl) -> bool:
