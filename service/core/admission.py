@@ -41,10 +41,9 @@ class BatchLimits:
     max_wait_s: float = math.inf
     max_batch_s: float = math.inf
 
-    @property
-    def max_bulk_tokens(self) -> int:
-        """Most estimated tokens of bulk work that may wait."""
-        return int(self.max_queue_tokens * self.bulk_queue_share)
+    def max_waiting_tokens(self, bulk: bool) -> int:
+        """Most estimated tokens of work of this class that may wait."""
+        return int(self.max_queue_tokens * (self.bulk_queue_share if bulk else 1.0))
 
 
 class Admission:
@@ -70,7 +69,7 @@ class Admission:
         `lag_s` is what the loop adds to the wait for a lane.
         """
         limits = self._limits
-        limit = limits.max_bulk_tokens if bulk else limits.max_queue_tokens
+        limit = limits.max_waiting_tokens(bulk)
         if tokens > limit:
             return PayloadTooLarge(
                 f"the texts make about {tokens} tokens, the queue holds {limit}: send fewer at once"
@@ -101,7 +100,7 @@ class Admission:
         if not bulk:
             return queue.interactive_tokens + tokens > limits.max_queue_tokens
         return (
-            queue.bulk_tokens + tokens > limits.max_bulk_tokens
+            queue.bulk_tokens + tokens > limits.max_waiting_tokens(bulk)
             or queue.tokens + tokens > limits.max_queue_tokens
         )
 

@@ -141,7 +141,7 @@ class MicroBatcher:
         max_tokens = self.limits.max_tokens
         tokens = sum([estimate_tokens(query.text, max_tokens) for query in queries])
         now, queue = self._clock(), self._queue
-        at_once = self._at_once(tokens, now)
+        at_once = self._at_once(tokens, bulk)
         if self._closed is not None or not at_once:
             self._admit(tokens, now, deadline_s, bulk)
         if not queue:
@@ -166,10 +166,9 @@ class MicroBatcher:
 
         They are taken to be as large as those of the newest batch.
         """
-        now, limits = self._clock(), self.limits
-        most = limits.max_bulk_tokens if bulk else limits.max_queue_tokens
-        tokens = min(int(self._job_tokens * (1 + others)), most)
-        if self._closed is None and self._at_once(tokens, now):
+        now = self._clock()
+        tokens = min(int(self._job_tokens * (1 + others)), self.limits.max_waiting_tokens(bulk))
+        if self._closed is None and self._at_once(tokens, bulk, others):
             return None
         return self._judgement(tokens, now, deadline_s, bulk)
 
@@ -209,13 +208,16 @@ class MicroBatcher:
                 lane.thread.join(timeout=1.0)
         self._settled.set()  # a drain that still waits has nothing left to wait for
 
-    def _at_once(self, tokens: int, now: float) -> bool:
-        """Whether a lane is free for this, beside what waits for the same turn of the loop."""
-        return (
-            bool(self._free)
-            and self._queue.tokens + tokens <= self.limits.max_batch_tokens
-            and not self._pace.loop_is_late(now)
-        )
+    def _at_once(self, tokens: int, bulk: bool, others: int = 0) -> bool:
+        """Whether a lane is free for this, beside what waits for the same turn of the loop.
+
+        Where nothing waits no estimate is asked, so that a wrong one can shut no door.
+        """
+        if not self._free:
+            return False
+        if self._queue or others:
+            return self._queue.tokens + tokens <= self._admission.full_batch
+        return tokens <= self.limits.max_waiting_tokens(bulk)
 
     def _admit(self, tokens: int, now: float, deadline_s: float, bulk: bool) -> None:
         """Refuse a job that has to wait, or make room for it."""
@@ -350,8 +352,8 @@ class MicroBatcher:
         tokens = sum([job.tokens for job in jobs])
         left_behind = bool(self._queue.bulk if jobs and jobs[0].bulk else self._queue.interactive)
         now = self._clock()
-        self._pace.noticed(now, now - finished_s)
-        self._pace.measured(tokens, now - started_s, left_behind)
+        self._pace.noticed(now, started_s, finished_s)
+        self._pace.measured(tokens, finished_s - started_s, left_behind)
         self._dispatch()
         if isinstance(outcome, BaseException):
             texts = {"private": [query.text for job in jobs for query in job.queries]}

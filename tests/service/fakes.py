@@ -27,13 +27,17 @@ JSON = {"content-type": "application/json"}
 
 
 class FakeClock:
-    """A clock that moves only when told to."""
+    """A clock that moves only when told to; `on_read` is told after a lane's thread has read it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
+        self.on_read: Callable[[], None] | None = None
 
     def __call__(self) -> float:
-        return self.now
+        now = self.now
+        if self.on_read is not None:
+            self.on_read()
+        return now
 
     def advance(self, seconds: float) -> None:
         self.now += seconds

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import gc
+import threading
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from service.core.job_queue import Job, JobQueue
 from service.core.pace import Pace
 from service.errors import DeadlineExceeded, DeadlineUnreachable, PayloadTooLarge, QueueFull
 from tests.service.core.test_batcher import FAR_S, Bench, started
+from tests.service.fakes import SAFETY_S
 
 pytestmark = pytest.mark.anyio
 
@@ -102,6 +105,84 @@ async def test_idle_service_refuses_nobody_and_one_slow_batch_locks_no_door() ->
         await asyncio.gather(busy, behind)
     assert bench.recorder.rejections == {}
     assert bench.recorder.drops == {}
+
+
+STALLS_S = (0.01, 0.1, 0.5, 1.0, 5.0)
+DEADLINES_S = (0.02, 0.1, 1.0, 30.0)
+
+
+async def stand_still(bench: Bench, seconds: float, computing_s: float = 0.0) -> None:
+    """Let the loop take notice of one batch only so long after its end."""
+    ended = threading.Event()
+    bench.predict.hold()
+    answer = bench.submit("a")
+    await bench.predict.wait_entered()
+    bench.clock.advance(computing_s)
+    bench.clock.on_read = ended.set
+    bench.predict.release()
+    assert ended.wait(SAFETY_S)  # the lane has read the time at which it ended; the loop has not
+    bench.clock.on_read = None
+    bench.clock.advance(seconds)
+    await answer
+
+
+@pytest.mark.parametrize("stall_s", STALLS_S)
+@pytest.mark.parametrize("deadline_s", DEADLINES_S)
+@pytest.mark.parametrize("stalls", [1, 2, 5])
+@pytest.mark.parametrize("computing_s", [0.0, 0.05])
+async def test_no_stall_makes_an_idle_service_refuse(
+    stall_s: float, deadline_s: float, stalls: int, computing_s: float
+) -> None:
+    async with started(max_queue_tokens=1024) as bench:
+        for _ in range(stalls):
+            await stand_still(bench, stall_s, computing_s)
+            for _ in range(3):  # the next comes at once, and some a little later
+                bench.batcher.check_room(bench.clock.now + deadline_s)
+                await bench.submit("a", within_s=deadline_s)
+                bench.clock.advance(0.001)
+    assert bench.recorder.rejections == {}
+    assert bench.recorder.drops == {}
+
+
+@pytest.mark.parametrize(
+    ("lags_s", "pause_s", "refused"),
+    [
+        ([1.0], 0.0, False),  # one stall is no standing queue
+        ([1.0, 0.0], 0.0, False),
+        ([0.0, 1.0], 0.0, False),
+        ([0.3, 0.3, 0.0], 0.0, False),
+        ([0.3, 0.3], 0.0, True),  # two computations in a row came late: the loop lags
+        ([0.3, 0.3], 1.0, False),  # and that is forgotten
+        ([0.3], 0.0, False),
+    ],
+)
+async def test_only_a_lag_that_was_seen_twice_is_counted(
+    lags_s: Sequence[float], pause_s: float, refused: bool
+) -> None:
+    async with started(max_queue_tokens=1024) as bench:
+        for lag_s in lags_s:
+            await stand_still(bench, lag_s)
+        bench.clock.advance(pause_s)
+        busy = await bench.occupy_lane()
+        if refused:
+            with pytest.raises(DeadlineUnreachable):  # 3 times 0.3 s, and a third more
+                bench.submit("a", within_s=1.1)
+        waiting = bench.submit("a", within_s=1.3)
+        bench.predict.release()
+        await asyncio.gather(busy, waiting)
+    assert bench.recorder.rejections == ({"deadline_unreachable": 1} if refused else {})
+
+
+async def test_what_is_behind_the_next_batch_is_judged_though_a_lane_is_free() -> None:
+    async with started(max_queue_tokens=1024) as bench:
+        await measure(bench, 8.0)  # 4 tokens a second
+        waiting = [bench.submit(FULL, within_s=1.0), bench.submit(FULL, within_s=1.0)]
+        with pytest.raises(DeadlineUnreachable):
+            bench.submit(FULL, within_s=1.0)
+        assert isinstance(
+            bench.batcher.refusal(bench.clock.now + 1.0, others=2), DeadlineUnreachable
+        )
+        await asyncio.gather(*waiting)
 
 
 async def test_what_cannot_finish_any_more_is_dropped_before_compute() -> None:
