@@ -15,27 +15,27 @@ import math
 from typing import Final
 
 RATE_STEP: Final = 0.2
-"""Share of the way to the newest batch: about five batches are remembered, so one stall moves the rate
-by at most a fifth. A trade-off, as in TCP's smoothed round-trip time (RFC 6298, 1/8)."""
+"""Share of the way to the newest batch, so one stall lowers the rate by at most a fifth. A
+trade-off, near that of TCP's smoothed round-trip time (an eighth, RFC 6298)."""
 
 SLOWER_STEP: Final = 0.25
 FASTER_STEP: Final = 0.03
-"""A time moves eight times as far towards a slower batch as towards a faster one: near the top.
-It rests where slower batches are a ninth of all, so at about the 89th percentile."""
+"""A time moves eight times as far towards a slower batch as towards a faster one. It rests at the
+expectile of 0.25 / (0.25 + 0.03) = 0.89: near the top."""
 
 MOST_SLOWER: Final = 4.0
 """A batch counts as at most this many times as slow as expected. A trade-off: with `SLOWER_STEP`
-one stall at most makes 1.75 of the expected time, and a real slowdown is followed in a few batches."""
+one stall makes at most 1.75 of the expected time, and a real slowdown is followed in a few batches."""
 
 MARGIN: Final = 0.7
-"""Share of the foretold tokens that is promised: at the full rate half of all batches would be late."""
+"""Share of the foretold tokens that is promised: of batches cut to the mean rate half are late."""
 
 LARGE_KEPT: Final = 0.98
-"""A batch counts as large against those of about the last fifty: long enough for lulls between bursts,
-short enough that texts which became shorter for good are believed."""
+"""A batch counts as large against those of about the last fifty. A trade-off: over a lull a full
+batch is remembered, and texts that became shorter for good are believed in the end."""
 
 DOUBT: Final = 0.9
-"""A trade-off: after about seven batches given up a foretold time is halved."""
+"""A trade-off: after seven batches given up a foretold time has halved."""
 
 INTERVAL_S: Final = 1.0
 """How long a notice counts. It must outlast a turn of the loop, or an overload would be forgotten

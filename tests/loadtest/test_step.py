@@ -58,7 +58,8 @@ def test_quick_refusals_do_not_make_a_valid_run(tmp_path: Path):
     def one_in_ten_is_refused(number: int, body: dict[str, object]) -> bytes:
         return answer(429 if number % 10 == 0 else 200)
 
-    plan = StepPlan("", rate=600, seconds=1, p99_ms=1000, timeout_ms=2000, max_error_rate=0.5)
+    # So few queries and so much time that a machine with other work answers in time as well.
+    plan = StepPlan("", rate=50, seconds=1, p99_ms=3000, timeout_ms=30_000, max_error_rate=0.5)
     with fake_service(one_in_ten_is_refused) as service:
         step = run_step(StepPlan(**{**_fields(plan), "url": service.url}), tmp_path / "step")
     assert step.outcomes["http_429"] == step.n_queries // 10
@@ -66,7 +67,7 @@ def test_quick_refusals_do_not_make_a_valid_run(tmp_path: Path):
     assert not step.holds
     assert step.p99_with_failures_ms is None
     assert step.latency_from_schedule_ms is not None
-    assert step.latency_from_schedule_ms["p99"] < 1000
+    assert step.latency_from_schedule_ms["p99"] < plan.p99_ms
 
 
 def test_the_same_seed_gives_the_same_arrivals(tmp_path: Path):
