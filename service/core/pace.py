@@ -25,7 +25,7 @@ expectile of 0.25 / (0.25 + 0.03) = 0.89: near the top."""
 
 MOST_SLOWER: Final = 4.0
 """A batch counts as at most this many times as slow as expected. A trade-off: with `SLOWER_STEP`
-one stall makes at most 1.75 of the expected time, and a real slowdown is followed in a few batches."""
+one stall makes at most 1.75 of the expected time, and a real slowdown is soon followed."""
 
 MARGIN: Final = 0.7
 """Share of the foretold tokens that is promised: of batches cut to the mean rate half are late."""

@@ -46,7 +46,9 @@ def root(tiny_bundle: Path, tiny_flat_bundle: Path, tmp_path: Path) -> Path:
 
 @asynccontextmanager
 async def served(root: Path, **changes: Any) -> AsyncIterator[Running]:
-    settings = fake_settings(bundle=root, device="cpu", admin_key="admin", **changes)
+    # So long a deadline that a machine with other work answers in time as well.
+    values = {"device": "cpu", "admin_key": "admin", "request_timeout_ms": 30_000} | changes
+    settings = fake_settings(bundle=root, **values)
     app = create_app(open_changed_engine(root, settings), settings, Telemetry())
     async with app.app.router.lifespan_context(app.app):
         service = Running(app, FakePredict())
