@@ -1,16 +1,19 @@
 """`python -m loadtest`: parse, measure, write the results, print them.
 
 Exit code 0 where the rate holds, 1 where it does not or the test broke down, 2 on bad usage, and
-130 after Ctrl-C.
+130 after Ctrl-C or SIGTERM.
 """
+
+from loadtest.interrupt import end_on_signal
+
+if __name__ == "__main__":
+    end_on_signal("Stopped.")  # the imports below take their time
 
 import argparse
 import sys
 
 from loadtest.arguments import build_parser, limits_from, out_folder, plan_from
 from loadtest.errors import LoadTestError
-
-INTERRUPTED = 130
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,9 +24,6 @@ def main(arguments: list[str] | None = None) -> int:
     except LoadTestError as exc:
         print(exc, file=sys.stderr)
         return exc.exit_code
-    except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
-        return INTERRUPTED
 
 
 def _carry_out(options: argparse.Namespace) -> int:

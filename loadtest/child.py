@@ -2,10 +2,11 @@
 
 A child gets a pipe as its standard input that the parent never writes to. It closes when the
 parent ends, however that happens, and the child then exits. Children sit in a session of their
-own, so Ctrl-C reaches the parent alone, which ends them in order.
+own, so Ctrl-C reaches the parent alone, and they end with it.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -41,7 +42,9 @@ def child_process(
 
 
 def exit_with_parent() -> None:
-    """In a child: exit at once when the parent is gone."""
+    """In a child, before imports that take their time: exit at once when the parent is gone."""
+    # Python's own handler raises an exception, which may be lost (interrupt.py).
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_wait_for_parent, name="lifeline", daemon=True).start()
 
 

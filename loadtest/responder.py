@@ -4,14 +4,17 @@
 parses only as much HTTP as the client sends, and does no work per query.
 """
 
+from loadtest.child import exit_with_parent
+
+if __name__ == "__main__":
+    exit_with_parent()  # the imports below take their time
+
 import asyncio
 import sys
 from typing import cast
 
 import httptools
 import uvloop
-
-from loadtest.child import exit_with_parent
 
 _BODY = (
     b'{"results":[{"labels":[{"id":"0","text":"a label","score":0.5}],"truncated":false}],'
@@ -50,5 +53,4 @@ async def serve(host: str) -> None:
 
 
 if __name__ == "__main__":
-    exit_with_parent()
     uvloop.run(serve(sys.argv[1]))

@@ -4,6 +4,11 @@ Reads plan.json from the folder, runs LoadGen over the HTTP client, and leaves s
 samples.npz there beside LoadGen's logs. Started by step.py, once per step.
 """
 
+from loadtest.child import exit_with_parent
+
+if __name__ == "__main__":
+    exit_with_parent()  # the imports below take their time
+
 import gc
 import json
 import sys
@@ -11,7 +16,6 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from loadtest.child import exit_with_parent
 from loadtest.client import Client
 from loadtest.loadgen import complete, run_loadgen
 from loadtest.loadgen_log import TRACE, Verdict, read_trace, read_verdict
@@ -77,5 +81,4 @@ def _summarise(
 
 
 if __name__ == "__main__":
-    exit_with_parent()
     main(Path(sys.argv[1]))

@@ -3,11 +3,16 @@
 Thin shells over models.stages; nothing heavy is imported before a stage is named.
 """
 
+from service.interrupt import end_on_signal
+
+if __name__ == "__main__":
+    # A container's stop is an interruption like any other. The imports below take their time.
+    end_on_signal("interrupted: the same command goes on from the last checkpoint")
+
 import argparse
 import logging
 import os
 import shlex
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,9 +62,6 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as exc:
         print(f"error: {exc.filename or 'disk'}: {exc.strerror or exc}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
     return 0
 
 
@@ -309,6 +311,4 @@ def _table(manifest: "Manifest") -> str:
 
 
 if __name__ == "__main__":
-    # A container's stop is an interruption like any other: say how to go on, then end.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

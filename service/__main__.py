@@ -5,10 +5,18 @@ comes while the bundle is still being verified and warmed is refused by the kern
 waiting for a 503. Kubernetes' startup probe covers that time; nothing here answers half-open.
 """
 
-import contextlib
-import logging
 import os
 import signal
+
+if __name__ == "__main__":
+    # Until serving begins, a signal ends the process. An exception would be lost where Python
+    # drops it, such as in a finaliser; a thread that waits, as other commands have, would be one
+    # too many for a fork. Process 1 of a container ignores SIGTERM unless it asks for it.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(0))
+
+import contextlib
+import logging
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -55,6 +63,4 @@ def _serve(settings: "Settings") -> int:
 
 
 if __name__ == "__main__":
-    # Process 1 of a container ignores SIGTERM unless it asks for it, also while a bundle opens.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     sys.exit(main())

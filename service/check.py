@@ -6,8 +6,13 @@ Verifies every file, opens and warms the parts and replays the golden queries, a
 at its start; then answers the texts by the code that serves, without changes of labels and label
 rules. Settings are the service's: its variables, and its flags of the encoder and the GPU. One JSON
 object a line on standard output. The exit code is 0, or 1 with a sentence where the bundle would
-not be served.
+not be served; 130 after Ctrl-C or SIGTERM.
 """
+
+from service.interrupt import end_on_signal
+
+if __name__ == "__main__":
+    end_on_signal("Stopped.")  # the imports below take their time
 
 import argparse
 import json

@@ -137,7 +137,7 @@ class Supervisor:
             os.close(self._lifeline.writer)
             os.setpgid(0, 0)  # Ctrl-C reaches the master alone, which passes it on once
             for which in PASSED_ON:
-                signal.signal(which, lambda *_: sys.exit(0))
+                signal.signal(which, lambda *_: os._exit(0))  # until the worker serves
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             self._work(number, self._lifeline.reader)
             code = 0

@@ -125,6 +125,7 @@ class DrainingServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Handle signals on the loop; uvicorn's own way raises them again, so it exits non-zero."""
         loop = asyncio.get_running_loop()
+        before = {number: signal.getsignal(number) for number in SIGNALS}
         for number in SIGNALS:
             loop.add_signal_handler(number, self.on_signal)
         if self._lifeline is not None:
@@ -132,8 +133,9 @@ class DrainingServer(uvicorn.Server):
         try:
             yield
         finally:
-            for number in SIGNALS:
+            for number, handler in before.items():
                 loop.remove_signal_handler(number)
+                signal.signal(number, handler)  # once more what ends the process, not an exception
             if self._lifeline is not None:
                 loop.remove_reader(self._lifeline)
 
