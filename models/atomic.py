@@ -3,7 +3,9 @@
 Everything `models` leaves on disk goes through here: data files, run files, bundles.
 """
 
+import glob
 import os
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,14 @@ from numpy.typing import NDArray
 def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` fill a temporary sibling, flush it to disk, then put it in place.
 
-    Raises whatever `write` raises (a full disk included); the old file is then still whole.
+    Raises whatever `write` raises (a full disk included); the old file is then still whole. What a
+    kill leaves of a write, the next write of that file by the same machine removes.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    start = f".{path.name}.{platform.node()}."  # process ids of another machine say nothing here
+    for left_over in path.parent.glob(f"{glob.escape(start)}*.tmp"):
+        if not is_running(left_over.name.removeprefix(start).removesuffix(".tmp")):
+            left_over.unlink(missing_ok=True)
+    temporary = path.with_name(f"{start}{os.getpid()}.tmp")
     try:
         write(temporary)
         sync(temporary)
@@ -25,6 +32,11 @@ def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def is_running(pid: str) -> bool:
+    """Whether what this other process may be filling is to be left alone."""
+    return pid.isdigit() and int(pid) != os.getpid() and Path(f"/proc/{pid}").exists()
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from models.atomic import sync, write_atomic
+from models.atomic import is_running, sync, write_atomic
 from service.bundle import MANIFEST, POINTER, Manifest, bundle_id_of, hash_file
 
 _STAGING = ".staging-"
@@ -22,7 +22,7 @@ def staging_folder(parent: Path) -> Iterator[Path]:
     """A fresh hidden folder in `parent` to fill; gone afterwards unless `publish` renamed it."""
     parent.mkdir(parents=True, exist_ok=True)
     for left_over in parent.glob(f"{_STAGING}*"):
-        if not _is_running(left_over.name.removeprefix(_STAGING)):
+        if not is_running(left_over.name.removeprefix(_STAGING)):
             shutil.rmtree(left_over, ignore_errors=True)
     folder = parent / f"{_STAGING}{os.getpid()}"
     shutil.rmtree(folder, ignore_errors=True)
@@ -58,7 +58,3 @@ def publish(folder: Path, bundle_id: str) -> Path:
         os.rename(folder, target)
     write_atomic(parent / POINTER, lambda path: path.write_text(f"{bundle_id}\n", "utf-8"))
     return target
-
-
-def _is_running(pid: str) -> bool:
-    return pid.isdigit() and int(pid) != os.getpid() and Path(f"/proc/{pid}").exists()
