@@ -75,6 +75,19 @@ async def test_sigterm_turns_readiness_red_then_finishes_what_is_in_flight() -> 
         await run.ended
 
 
+async def test_a_signal_does_again_what_it_did_before_once_the_drain_is_over() -> None:
+    def end(*_: object) -> None: ...
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        async with served(drain_delay_s=0.0) as run:
+            run.server.on_signal()
+            await run.ended
+        assert signal.getsignal(signal.SIGTERM) is end
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 async def test_the_delay_ends_by_itself() -> None:
     async with served(drain_delay_s=0.0) as run:
         run.server.on_signal()
