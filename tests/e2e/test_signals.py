@@ -17,7 +17,7 @@ import pytest
 
 from tests.models.tiny import write_tiny_job
 
-WAIT_S = 60.0
+WAIT_S = 300.0
 STOPPED = "Stopped.\n"
 GOES_ON = "interrupted: the same command goes on from the last checkpoint\n"
 IMPORT = ("import", "numpy")
@@ -153,7 +153,6 @@ def test_a_service_that_does_not_serve_yet_ends_with_0(number: int) -> None:
     "moment",
     [
         ("os.rename", "checkpoint"),  # a file is renamed once it is whole
-        ("os.rename", "manifest.json"),
     ],
 )
 def test_an_interrupted_job_goes_on(moment: tuple[str, str], tmp_path: Path) -> None:
@@ -162,6 +161,6 @@ def test_an_interrupted_job_goes_on(moment: tuple[str, str], tmp_path: Path) -> 
     code, said = interrupted(f"models all {job}", moment, "finaliser")
     assert (code, said.endswith(GOES_ON)) == (130, True), said
     again = [sys.executable, "-W", "ignore", "-m", "models", "all", *job.split()]
-    done = subprocess.run(again, capture_output=True, text=True, timeout=10 * WAIT_S)
+    done = subprocess.run(again, capture_output=True, text=True, timeout=WAIT_S)
     assert done.returncode == 0, done.stderr
     assert not [name for *_, names in os.walk(tmp_path) for name in names if ".tmp" in name]
