@@ -1,6 +1,7 @@
-"""Pages of the documentation: no line too wide to review, no link that leads nowhere."""
+"""Pages of the documentation: no line too wide to review, no link or command that leads nowhere."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,13 @@ def test_links_lead_to_files_and_headings_that_are_there(page: Path) -> None:
         assert target.exists(), f"{named(page)} links to {link}, and no such file is there"
         if anchor:
             assert anchor in anchors(target), f"{named(page)} links to {link}: no such heading"
+
+
+def test_commands_to_measure_again_name_modules_and_configurations_that_are_there() -> None:
+    commands = (ROOT / "docs" / "lab" / "README.md").read_text(encoding="utf-8")
+    modules = set(re.findall(r"\$P ([\w.]+)", commands))
+    assert len(modules) > 20
+    assert [name for name in modules if find_spec(name) is None] == []
+    configurations = set(re.findall(r"[\w/]+/configs/[\w-]+\.toml", commands))
+    assert configurations
+    assert [path for path in configurations if not (ROOT / path).is_file()] == []
