@@ -1,5 +1,9 @@
-"""The table of a comparison as Markdown, for a file of its own and between markers of a page."""
+"""A comparison as Markdown, for a file of its own and between markers of a page.
 
+Two tables, one of quality and one of cost, since one would be too wide to read or to review.
+"""
+
+import textwrap
 from pathlib import Path
 
 from models.atomic import write_atomic
@@ -19,19 +23,22 @@ _FIGURES = {
     "R@100": "r100",
 }
 _COSTS = ("training s", "CPU s", "model MB", "one query p50 ms", "p99 ms")
+_WIDTH = 110  # of a line of text in docs/
 
 
 def as_markdown(comparison: Comparison) -> str:
-    """The table, what it is about, and the runs that measured it."""
+    """Both tables, the data they are about, and the runs that measured them."""
     subject = comparison.subject
-    heads = ["system", *_FIGURES, *_COSTS]
-    lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
-    lines += [f"| {' | '.join(_cells(row))} |" for row in comparison.rows]
-    lines += [
+    lines = [
+        *_table(list(_FIGURES), [(row.system, _quality(row)) for row in comparison.rows]),
         "",
-        f"{subject.data}, {subject.fields}: {subject.n_train:,} training points, "
-        f"{subject.n_test:,} test points, {subject.n_labels:,} labels; propensities with "
-        f"A = {subject.propensity_a:g}, B = {subject.propensity_b:g}.",
+        *_table(list(_COSTS), [(row.system, _cost(row)) for row in comparison.rows]),
+        "",
+        _wrapped(
+            f"{subject.data}, {subject.fields}: {subject.n_train:,} training points, "
+            f"{subject.n_test:,} test points, {subject.n_labels:,} labels; propensities with "
+            f"A = {subject.propensity_a:g}, B = {subject.propensity_b:g}."
+        ),
         *_provenance(comparison.rows),
     ]
     return "\n".join(lines) + "\n"
@@ -73,10 +80,20 @@ def _around(page: Path, name: str) -> tuple[str, str]:
     return text[: start + len(opening)], text[end:]
 
 
-def _cells(row: Row) -> list[str]:
+def _table(heads: list[str], rows: list[tuple[str, list[str]]]) -> list[str]:
     return [
-        row.system,
-        *(f"{row.metrics[name]:.2f}" for name in _FIGURES.values()),
+        f"| {' | '.join(['system', *heads])} |",
+        "|---|" + "---:|" * len(heads),
+        *(f"| {' | '.join([system, *cells])} |" for system, cells in rows),
+    ]
+
+
+def _quality(row: Row) -> list[str]:
+    return [f"{row.metrics[name]:.2f}" for name in _FIGURES.values()]
+
+
+def _cost(row: Row) -> list[str]:
+    return [
         _whole(row.train_seconds),
         _whole(row.train_cpu_seconds),
         f"{row.model_bytes / 1e6:.1f}",
@@ -97,12 +114,17 @@ def _whole(seconds: float | None) -> str:
 
 
 def _provenance(rows: tuple[Row, ...]) -> list[str]:
-    """One line a run; with the names of its systems where there was more than one run."""
+    """One paragraph a run; with the names of its systems where there was more than one run."""
     runs: dict[Provenance, list[Row]] = {}
     for row in rows:
         runs.setdefault(row.measured_by, []).append(row)
     lines = []
     for run, measured in sorted(runs.items(), key=lambda item: (item[0].date, item[0].command)):
         who = "; ".join(f"{row.system}: {row.version}" for row in measured)
-        lines += ["", f"`{run.command}`, {run.machine}, {run.date}, commit {run.revision} ({who})."]
+        told = f"`{run.command}`, {run.machine}, {run.date}, commit {run.revision} ({who})."
+        lines += ["", _wrapped(told)]
     return lines
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, _WIDTH, break_long_words=False, break_on_hyphens=False)

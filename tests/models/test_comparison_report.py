@@ -1,4 +1,4 @@
-"""The table: every row with as many cells as heads, and only between its own markers."""
+"""The tables: every row with as many cells as heads, and only between their own markers."""
 
 from dataclasses import replace
 
@@ -19,10 +19,20 @@ def cells(line):
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
+def tables(text):
+    """Of each table in the text its lines."""
+    blocks = text.split("\n\n")
+    return [block.splitlines() for block in blocks if block.startswith("|")]
+
+
 def test_every_row_has_a_cell_for_every_head(comparison):
-    head, rule, first, second, *_ = as_markdown(comparison).splitlines()
-    assert len(cells(head)) == len(cells(rule)) == len(cells(first)) == len(cells(second)) == 15
-    row = dict(zip(cells(head), cells(first), strict=True))
+    quality, cost = tables(as_markdown(comparison))
+    row = {}
+    for table, columns in ((quality, 10), (cost, 6)):
+        head, rule, first, second = table
+        assert len(cells(head)) == len(cells(rule)) == columns
+        assert len(cells(first)) == len(cells(second)) == columns
+        row |= dict(zip(cells(head), cells(first), strict=True))
     assert row["system"] == "Parabel"
     assert row["P@1"] == "26.50"
     assert row["P@3"] == "13.25"
@@ -32,6 +42,13 @@ def test_every_row_has_a_cell_for_every_head(comparison):
     assert row["one query p50 ms"] == "0.51"
 
 
+def test_no_line_is_too_wide_for_the_documentation(comparison):
+    command = "python -m models compare " + "--config models/configs/gutenberg-best.toml " * 9
+    long_run = replace(RUN, command=command.strip())
+    comparison = comparison.with_row(made_up_row("a name of " + "x" * 30, measured_by=long_run))
+    assert max(map(len, as_markdown(comparison).splitlines())) <= 120
+
+
 def test_one_run_is_named_once(comparison):
     assert as_markdown(comparison).count(RUN.command) == 1
 
@@ -39,14 +56,13 @@ def test_one_run_is_named_once(comparison):
 def test_each_run_is_named_with_its_systems(comparison):
     later = replace(RUN, date="2026-02-03")
     text = as_markdown(comparison.with_row(made_up_row("Bonsai", measured_by=later)))
-    lines = [line for line in text.splitlines() if RUN.command in line]
-    assert len(lines) == 2
-    assert "Parabel" in lines[0]
-    assert "Bonsai" not in lines[0]
-    assert "Bonsai" in lines[1]
+    first, second = [block for block in text.split("\n\n") if RUN.command in block]
+    assert "Parabel" in first
+    assert "Bonsai" not in first
+    assert "Bonsai" in second
 
 
-def test_the_table_is_a_file_of_the_folder(comparison, tmp_path):
+def test_the_tables_are_a_file_of_the_folder(comparison, tmp_path):
     write_table(comparison, tmp_path)
     assert (tmp_path / TABLE_FILE).read_text() == as_markdown(comparison)
 
