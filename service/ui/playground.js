@@ -69,13 +69,6 @@ function describe() {
   drawModels();
   drawEfforts(info);
   drawAbout(info);
-  const { requested, active } = info.device;
-  // auto takes what there is; that it found no GPU is said aloud
-  const fellBack = active === "cpu" && requested !== "cpu";
-  byId("device").hidden = !fellBack;
-  byId("device").textContent = fellBack
-    ? `No GPU in use: device ${requested} was asked for and the service fell back to the CPU. Expect slower encoding.`
-    : "";
 }
 
 /** One model needs no choice, and is then not named in requests either. */
