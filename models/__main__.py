@@ -182,10 +182,10 @@ def _run(args: argparse.Namespace) -> None:
         print(_make_debian(args))
         return
     from models import stages
-    from models.config import load_config
+    from models.prepare import load_config_with_data
     from service.bundle import read_manifest
 
-    config = load_config(args.config, args.set)
+    config = load_config_with_data(args.config, args.set)
     if args.stage == "all":
         print(_table(read_manifest(stages.run_all(config, args.var))))
         return
@@ -254,8 +254,8 @@ def _fold(args: argparse.Namespace) -> str:
 def _tune(args: argparse.Namespace) -> None:
     """Print the table first: also where nothing holds the goal it says what there is."""
     from models import stages
-    from models.config import load_config
     from models.errors import TuneError
+    from models.prepare import load_config_with_data
     from models.tune.goal import Goal
     from models.tune.report import as_text
     from models.tune.tuning import Request
@@ -266,7 +266,7 @@ def _tune(args: argparse.Namespace) -> None:
     elif args.run is not None:
         job = stages.Job.of_run(args.run, args.var)
     else:
-        job = stages.Job.open(load_config(args.config, args.set), args.var)
+        job = stages.Job.open(load_config_with_data(args.config, args.set), args.var)
     if args.check is not None:
         checked = stages.run_check(job, args.check, None if goal == Goal() else goal)
         print(checked.text)

@@ -15,7 +15,7 @@ from models.bench import Bench, check_bundle, check_same
 from models.comparison import Comparison, Provenance, open_comparison
 from models.comparison_charts import write_charts
 from models.comparison_report import check_markers, write_between_markers, write_table
-from models.config import Config, load_config
+from models.config import Config
 from models.data.dataset import Fields
 from models.data.filters import with_own_items
 from models.data.formats import open_dataset
@@ -24,6 +24,7 @@ from models.exam import Exam
 from models.index_kinds.efforts import machine
 from models.peers.peer import need
 from models.peers.registry import make_peer
+from models.prepare import load_config_with_data
 from models.runs import code_revision
 from service.bundle import read_manifest, resolve
 
@@ -56,7 +57,7 @@ class Request:
 
 def compare(request: Request) -> Comparison:
     """Measure what is asked for and not on record, then write all outputs. Raises ModelsError."""
-    configs = [load_config(path) for path in request.configs]
+    configs = [load_config_with_data(path) for path in request.configs]
     data = _data_path(request, configs)
     exam = _open_exam(request, configs, data)
     name = request.name or exam.dataset.name

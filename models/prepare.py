@@ -4,14 +4,15 @@ Every stage comes through here, so all of them see the same split and the same t
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.config import Config
+from models.config import Config, load_config
 from models.data.dataset import Dataset, label_texts, point_texts
 from models.data.filters import check_item_ids, with_own_items
 from models.data.formats import open_dataset
@@ -42,6 +43,31 @@ class TokenizedData:
     train: TokenizedTexts
     validation: TokenizedTexts
     labels: TokenizedTexts
+
+
+def load_config_with_data(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """A configuration as `load_config` reads it, whose data folder is there.
+
+    Raises ConfigError, which for a folder that is not there repeats what the file says of it after
+    `Data:` in the comment at its head.
+    """
+    config = load_config(path, overrides)
+    folder = config.data.path
+    if not Path(folder).exists():
+        advice = _data_advice(path, folder) or (
+            "put a data set there (docs/training.md, Data), or name another folder "
+            "with --set data.path=FOLDER"
+        )
+        raise ConfigError(f"{path}: its data folder {folder} is not there: {advice}")
+    return config
+
+
+def _data_advice(path: Path, folder: str) -> str:
+    """What the file says about where this folder comes from; empty if it says nothing."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    head = [line.strip("# ") for line in takewhile(lambda line: line.startswith("#"), lines)]
+    advice = " ".join(head).partition("Data: ")[2]
+    return advice if folder in advice else ""
 
 
 def open_configured(config: Config) -> Dataset:

@@ -103,7 +103,7 @@ def open_engine(path: Path, settings: Settings) -> Engine:
         gpu=settings.gpu_options(),
     )
     if settings.device == "auto" and engine.encoder.device == "cpu":
-        log.warning("no GPU in use: device auto fell back to the CPU")
+        log.info("device auto found no GPU: the encoder runs on the CPU")
     return engine
 
 

@@ -150,6 +150,8 @@ def open_session(
     if gpu.engine_cache is not None:
         gpu.engine_cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     inputs = (INPUT_IDS, ATTENTION_MASK)
+    # `auto` takes what there is: a laptop without a GPU is no cause for a warning.
+    level = logging.INFO if device == "auto" else logging.WARNING
     candidates = candidate_providers(device, ort.get_available_providers(), gpu, inputs)
     if device == "auto":
         # On a machine without CUDA the library writes its own lines to stderr, past our logs; the
@@ -166,12 +168,12 @@ def open_session(
                 raise ManifestInvalid(
                     f"{path} is not a graph ONNX Runtime can open: {exc}"
                 ) from exc
-            log.warning("provider %s failed: %s", providers[0][0], exc)
+            log.log(level, "provider %s failed: %s", providers[0][0], exc)
             continue
         if session.get_providers()[0] == providers[0][0]:
             return session
         # ONNX Runtime falls back by itself where CUDA cannot start: never take that silently.
-        log.warning("asked for %s, got %s", providers[0][0], session.get_providers()[0])
+        log.log(level, "asked for %s, got %s", providers[0][0], session.get_providers()[0])
     raise DeviceUnavailable(
         f"device {device} was asked for, but ONNX Runtime could not start {candidates[0][0][0]} "
         "here: check the driver and the CUDA libraries, or set "

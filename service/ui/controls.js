@@ -2,6 +2,9 @@
 
 const TEXTS = ["k", "min_score", "item_id", "allow", "deny", "where", "model"];
 const CHECKS = ["effort_strict", "raw", "metadata", "explain"];
+// Room for 8,192 characters (the default max_text_chars) of nine each when escaped, and for filters;
+// Firefox takes addresses of up to 1,048,576 characters (network.standard-url.max-length).
+const MAX_LINK_CHARS = 100_000;
 
 const field = (name) => document.getElementById(name);
 const chosenEffort = () => document.querySelector("input[name=effort]:checked");
@@ -36,13 +39,22 @@ export function chooseEffort(name) {
   if (chosen) chosen.checked = true;
 }
 
-/** The controls that the address holds after its #. */
-export const fromFragment = () => Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+/** The controls that the address holds after its ? and its #, where the latter wins; q is the text. */
+export function fromAddress() {
+  const parts = [location.search, location.hash].map((part) => part.slice(1));
+  const named = Object.fromEntries(parts.flatMap((part) => [...new URLSearchParams(part)]));
+  return { ...named, query: named.q };
+}
 
-/** Keep the controls in the address, without a step in the history. */
-export function toFragment(values) {
-  const fragment = new URLSearchParams(values).toString();
-  history.replaceState(null, "", fragment ? `#${fragment}` : location.pathname + location.search);
+/**
+ * Keep the controls in the address after its #, which stays in the browser, without a step in the
+ * history. A link that would be too long is left out: cut off, it would ask something else.
+ */
+export function toAddress({ query, ...others }) {
+  const values = query === undefined ? others : { q: query, ...others };
+  const link = new URLSearchParams(values).toString();
+  const kept = link && link.length <= MAX_LINK_CHARS;
+  history.replaceState(null, "", location.pathname + (kept ? `#${link}` : ""));
 }
 
 /** The body of POST /v1/recommend; what is empty is not sent. */

@@ -6,10 +6,10 @@ import {
   bodyOf,
   chooseEffort,
   countFilters,
-  fromFragment,
+  fromAddress,
   readControls,
   readEffort,
-  toFragment,
+  toAddress,
   writeControls,
 } from "./controls.js";
 import { curve } from "./curve.js";
@@ -44,9 +44,9 @@ const key = () => sessionStorage.getItem(KEY) || "";
 // ---- what is served ----
 
 async function open() {
-  const effort = readEffort() ?? fromFragment().effort;
+  const effort = readEffort() ?? fromAddress().effort;
   try {
-    info = await fetchInfo(key(), byId("model").value || fromFragment().model);
+    info = await fetchInfo(key(), byId("model").value || fromAddress().model);
   } catch (error) {
     showFailure(error, open);
     return;
@@ -69,13 +69,6 @@ function describe() {
   drawModels();
   drawEfforts(info);
   drawAbout(info);
-  const { requested, active } = info.device;
-  // auto takes what there is; that it found no GPU is said aloud
-  const fellBack = active === "cpu" && requested !== "cpu";
-  byId("device").hidden = !fellBack;
-  byId("device").textContent = fellBack
-    ? `No GPU in use: device ${requested} was asked for and the service fell back to the CPU. Expect slower encoding.`
-    : "";
 }
 
 /** One model needs no choice, and is then not named in requests either. */
@@ -101,7 +94,7 @@ async function ask() {
   underWay?.abort();
   const mine = ++turn;
   const values = readControls();
-  toFragment(values);
+  toAddress(values);
   const filters = countFilters(values);
   byId("filter-count").textContent = filters ? String(filters) : "";
   byId("copy").disabled = !values.query?.trim();
@@ -322,12 +315,12 @@ byId("key-form").addEventListener("submit", (event) => {
   open();
 });
 window.addEventListener("hashchange", () => {
-  writeControls(fromFragment());
+  writeControls(fromAddress());
   if (info?.models.length > 1) open();
   else again();
 });
 window.addEventListener("online", again);
 
-writeControls(fromFragment());
+writeControls(fromAddress());
 showNothing();
 open();

@@ -166,8 +166,7 @@ export function drawAbout(info) {
     ],
     [
       "Device",
-      info.device &&
-        `${info.device.active} (asked for ${info.device.requested}), ${info.lanes} lanes`,
+      info.device && `${device(info.device)}, ${info.lanes} lanes`,
     ],
     ["Calibration", calibration(info.calibration)],
     [
@@ -192,6 +191,11 @@ export function drawAbout(info) {
 }
 
 const code = (text) => el("code", {}, text);
+/** A service that was told to use a GPU never runs without one, so only auto can lack it. */
+const device = ({ requested, active }) =>
+  requested === "auto" && active === "cpu"
+    ? "cpu (auto found no GPU)"
+    : `${active} (asked for ${requested})`;
 const limits = (found) =>
   `${found.max_queries} texts, ${formatCount(found.max_text_chars)} characters, ${found.max_tokens} tokens, ${found.max_k} labels`;
 

@@ -97,6 +97,16 @@ def test_bundle_that_is_not_there_is_one_sentence_and_exit_code_1(tmp_path: Path
     assert "Traceback" not in done.stderr
 
 
+def test_auto_without_a_gpu_serves_and_says_so_without_a_warning(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hides a GPU where there is one
+    with served(tiny_bundle, "--device", "auto") as service:
+        said = [entry["message"] for entry in service.entries]
+        assert "device auto found no GPU: the encoder runs on the CPU" in said
+        assert {entry["level"] for entry in service.entries} == {"info"}
+
+
 def test_taken_port_is_one_sentence_and_exit_code_1(tiny_bundle: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -96,8 +96,10 @@ def test_auto_falls_back_to_the_cpu_aloud(
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
     monkeypatch.setattr(onnxruntime, "InferenceSession", without_driver)
-    assert OnnxEncoder(tiny_bundle / "encoder.onnx", "auto").device == "cpu"
+    with caplog.at_level("INFO"):
+        assert OnnxEncoder(tiny_bundle / "encoder.onnx", "auto").device == "cpu"
     assert "no driver" in caplog.text
+    assert {entry.levelname for entry in caplog.records} == {"INFO"}
 
 
 def test_file_that_is_no_graph_is_refused_by_name(tmp_path: Path) -> None:

@@ -39,9 +39,21 @@ def test_typing_gives_answers_with_bars_stages_and_measured_efforts(
     expect(page.locator("#efforts label")).to_have_count(4)
     expect(page.get_by_label("balanced", exact=False).first).to_be_checked()
     expect(page.locator("#summary")).to_have_text("tiny · 50 labels")
-    expect(page.locator("#device")).to_contain_text("fell back to the CPU")
     assert seen.hosts == {urlsplit(url).netloc}
     assert seen.complaints == []
+
+
+def test_laptop_without_a_gpu_is_told_so_in_a_fact_and_not_warned(
+    url: str, new_page: Opener
+) -> None:
+    page, _ = new_page(url, prepare=lambda page: altered(page, "/v1/info", without_gpu))
+    expect(page.locator("#facts")).to_contain_text("cpu (auto found no GPU)")
+    expect(page.locator(".notice:visible")).to_have_count(0)
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
+def without_gpu(info: dict[str, Any]) -> None:
+    info["device"] = {"requested": "auto", "active": "cpu"}
 
 
 def test_a_pause_in_typing_asks_once(url: str, new_page: Opener) -> None:

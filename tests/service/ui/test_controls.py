@@ -1,5 +1,7 @@
 """What the controls send, and that the address and the copied command carry them."""
 
+from urllib.parse import quote_plus, urlsplit
+
 import pytest
 from playwright.sync_api import expect
 
@@ -34,9 +36,64 @@ def test_controls_reach_the_request_and_the_address_reproduces_them(
     assert seen_again.asked == [wanted]
     expect(again.locator("#query")).to_have_value("rome & <rome> # ö")
     with again.expect_response("**/v1/recommend"):
-        again.evaluate("location.hash = 'query=moon&k=2'")
+        again.evaluate("location.hash = 'q=moon&k=2'")
     expect(rows(again)).to_have_count(2)
     assert seen_again.asked[-1] == {"query": "moon", "k": 2}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the white whale",
+        "<script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\">",
+        "salt & pepper = 100 % #1 + ?q=moon",
+        "קפטן whale 鯨 🐋 ö\nsecond line",
+        "whale " * 1365,  # 8,190 characters: the service takes 8,192
+    ],
+    ids=["plain", "markup", "marks", "unicode", "long"],
+)
+def test_address_with_q_opens_with_the_answer_to_that_text(
+    url: str, new_page: Opener, text: str
+) -> None:
+    page, seen = new_page(f"{url}?q={quote_plus(text)}&k=3")
+    expect(rows(page)).to_have_count(3)
+    assert seen.asked == [{"query": text, "k": 3}]
+    expect(page.locator("#query")).to_have_value(text)
+    assert page.title() == "tiny · Astrolabe"
+    assert seen.complaints == []
+    kept = urlsplit(page.url)
+    assert (kept.path, kept.query) == ("/", "")
+    again, seen_again = new_page(page.url)
+    expect(rows(again)).to_have_count(3)
+    assert seen_again.asked == seen.asked
+
+
+def test_text_after_the_hash_wins_over_one_before_it(url: str, new_page: Opener) -> None:
+    page, seen = new_page(f"{url}?q=whale&k=3#q=moon")
+    expect(rows(page)).to_have_count(3)
+    assert seen.asked == [{"query": "moon", "k": 3}]
+
+
+def test_text_of_a_link_that_is_too_long_is_refused_by_the_service(
+    url: str, new_page: Opener
+) -> None:
+    page, _ = new_page(f"{url}?q={'a' * 10_000}", ready=False)
+    problem = page.get_by_role("alert")
+    expect(problem).to_contain_text("Query has 10000 characters, the limit is 8192.")
+    expect(page.locator("#state")).to_have_text("413")
+
+
+def test_address_holds_no_link_where_it_would_be_too_long(url: str, new_page: Opener) -> None:
+    page, seen = new_page(f"{url}?q=whale")
+    expect(rows(page)).to_have_count(10)
+    assert page.url == f"{url}#q=whale"
+    with page.expect_response("**/v1/recommend"):
+        page.fill("#query", "a" * 99_998)  # with q= 100,000
+    assert page.url == f"{url}#q={'a' * 99_998}"
+    with page.expect_response("**/v1/recommend"):
+        page.fill("#query", "a" * 99_999)
+    assert page.url == url
+    assert len(seen.asked[-1]["query"]) == 99_999
 
 
 def test_filters_are_sent_only_when_given(url: str, new_page: Opener) -> None:
@@ -88,7 +145,7 @@ def test_models_can_be_chosen_where_there_are_several(
     assert seen.asked[-1] == {"query": "whale", "model": "books"}
     again, _ = new_page(page.url)
     expect(again.get_by_label("Model")).to_have_value("books")
-    unknown, _ = new_page(f"{two_models_url}#query=whale&model=nowhere", ready=False)
+    unknown, _ = new_page(f"{two_models_url}#q=whale&model=nowhere", ready=False)
     expect(unknown.get_by_role("alert")).to_contain_text("model_unknown")
 
 
