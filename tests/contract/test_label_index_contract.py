@@ -4,7 +4,7 @@ Each kind of `models.index_kinds.registry` is built and opened here as a run wou
 put together otherwise, such as one with a memory beside it, is one more entry of `CASES`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -179,15 +179,23 @@ def inner_products(queries: np.ndarray) -> np.ndarray:
     return queries @ MATERIAL.vectors.T
 
 
-CASES = {kind: registered(kind) for kind in KINDS} | {
-    f"{kind} with a memory": with_a_memory(kind) for kind in ("hnsw", "pq-fastscan")
-}
-CASES["ivf-pq with each label in two lists"] = registered("ivf-pq", ivf_copies=2)
-CASES |= {
+BY_KIND = {kind: registered(kind) for kind in KINDS}
+BY_KIND["ivf-pq with each label in two lists"] = registered("ivf-pq", ivf_copies=2)
+WITH_A_MEMORY = {f"{kind} with a memory": with_a_memory(kind) for kind in ("hnsw", "pq-fastscan")}
+CHANGED = {
     f"{kind} with {what}": changed(kind, *counts)
     for kind in ("flat", "hnsw")
     for what, counts in {"added labels": (200, 0), "removed labels": (0, 90)}.items()
 }
+CASES = BY_KIND | WITH_A_MEMORY | CHANGED
+# Scores of these are sums along paths: no short formula gives them, and FAISS does not read them.
+BY_PATHS = {"label-tree", "learned-graph"}
+
+
+def all_but(*left_out: Iterable[str]) -> pytest.MarkDecorator:
+    """The test is of every case but these."""
+    cases = [case for case in CASES if case not in set().union(*left_out)]
+    return pytest.mark.parametrize("opened", cases, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module", params=list(CASES))
@@ -214,9 +222,9 @@ def test_an_index_says_what_it_holds(opened: Opened) -> None:
     assert (opened.index.dim, opened.index.n_rows) == (DIM, N_LABELS)
 
 
+@all_but(BY_PATHS, WITH_A_MEMORY)
 def test_scores_are_those_of_the_rows_named(opened: Opened) -> None:
-    if opened.truth is None:
-        pytest.skip("its scores have no short formula here")
+    assert opened.truth is not None
     scores = opened.truth(QUERIES)
     for hits in each_effort(opened, QUERIES, 10):
         expected = np.take_along_axis(scores, hits.rows, axis=1)
@@ -258,9 +266,9 @@ def test_eight_threads_get_the_answers_of_one(opened: Opened) -> None:
             np.testing.assert_array_equal(hits.scores, wanted.scores)
 
 
+@all_but(BY_PATHS, WITH_A_MEMORY, CHANGED)
 def test_a_loaded_index_answers_as_a_mapped_one(opened: Opened) -> None:
-    if opened.loaded is None:
-        pytest.skip("it has no way to be opened but mapped")
+    assert opened.loaded is not None
     loaded = opened.loaded()
     for effort, hits in zip(opened.efforts, each_effort(opened, QUERIES, 10), strict=True):
         again = loaded.search(QUERIES, 10, effort)

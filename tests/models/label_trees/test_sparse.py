@@ -43,7 +43,7 @@ def test_chunked_products_are_plain_products(seed, n_trees, density):
 
 
 def test_svms_find_labels_whose_words_are_their_own():
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="the extra peers is not installed")
     rng = np.random.default_rng(1)
     n_points, n_labels = 800, 60
     of = rng.integers(n_labels - 1, size=n_points)  # the last label has no point
@@ -70,7 +70,7 @@ def test_svms_find_labels_whose_words_are_their_own():
 
 
 def test_a_node_that_all_points_reach_is_certain_and_one_that_none_does_never():
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="the extra peers is not installed")
     points = csr_array(np.eye(6, dtype=np.float32))
     labels = np.zeros((6, 4), np.float32)
     labels[:, 0] = 1

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import onnxruntime
 import pytest
 
 from service.core.providers import (
@@ -86,8 +87,8 @@ def test_tensorrt_halves_caches_and_limits_where_told() -> None:
     assert "trt_cuda_graph_enable" not in tensorrt_options(GpuOptions(graphs=True), ["x"])
 
 
+@pytest.mark.gpu
 def test_every_option_is_one_that_the_installed_library_knows() -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
     libraries = Path(onnxruntime.__file__).parent / "capi"
     options = GpuOptions(half=True, memory_mb=64, graphs=True, engine_cache=Path("/c"))
     for name, spelled in (
