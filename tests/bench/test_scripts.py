@@ -1,0 +1,63 @@
+"""Every script of this folder knows the flags that its docstring shows; the cheap ones run.
+
+A new script is found by itself. Where it can run in a few seconds, it gets a line in `SMALL`.
+"""
+
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parents[1]
+SCRIPTS = sorted(
+    path.stem
+    for path in FOLDER.glob("*.py")
+    if path.stem != "__init__" and not path.stem.startswith("test_")
+)
+
+# BUNDLE and OUT stand for a tiny bundle and an empty folder.
+SMALL = {
+    "fuzz_files": "--count 1 --only labels.jsonl",
+    "fuzz_manifest": "--count 50",
+    "index_kinds": "--sizes 300 --kinds flat --out OUT",
+    "kill_nine": "--rounds 1 --labels 500",
+}
+
+
+def usage(script: str) -> str:
+    """The command in the script's docstring."""
+    text = (FOLDER / f"{script}.py").read_text(encoding="utf-8").replace("\\\n", " ")
+    [command] = re.findall(rf"^    python -m tests\.bench\.{script}\b(.*)$", text, re.MULTILINE)
+    return command
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_knows_the_flags_that_its_docstring_shows(
+    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(FOLDER / f"{script}.py"), run_name="__main__")
+    assert not ended.value.code
+    flags = set(re.findall(r"--[a-z][a-z0-9-]*", capsys.readouterr().out))
+    assert set(re.findall(r"--[a-z][a-z0-9-]*", usage(script))) <= flags
+
+
+@pytest.mark.parametrize("script", SMALL)
+def test_a_cheap_script_runs(script: str, tiny_bundle: Path, tmp_path: Path) -> None:
+    stands_for = {"BUNDLE": str(tiny_bundle), "OUT": str(tmp_path)}
+    arguments = [stands_for.get(word, word) for word in SMALL[script].split()]
+    done = subprocess.run(
+        [sys.executable, "-m", f"tests.bench.{script}", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.strip()
