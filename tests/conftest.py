@@ -1,15 +1,51 @@
-"""Fixtures for every test: a clean environment, no network but loopback, one tiny real bundle."""
+"""For every test: a clean environment, no network but loopback, one tiny real bundle.
+
+`--complete` turns every skip into a failure, unless the test is marked `gpu`.
+"""
 
 import ipaddress
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.tiny_bundle import write_tiny_bundle
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--complete", action="store_true", help="fail where a test is left out")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if item.config.getoption("complete") and item.get_closest_marker("gpu") is None:
+        _fail_if_skipped(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if collector.config.getoption("complete"):
+        _fail_if_skipped(report)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = terminalreporter.stats.get("skipped", [])
+    if skipped:
+        terminalreporter.write_line(
+            f"{len(skipped)} tests were left out for the reasons above. "
+            "On Debian, as root, `.ci/run` installs what they need, except a GPU."
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -69,3 +105,12 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if report.skipped and not hasattr(report, "wasxfail"):
+        *_, reason = report.longrepr  # path, line, reason
+        report.outcome = "failed"
+        report.longrepr = (
+            f"--complete leaves no test out, but this one was: {reason.removeprefix('Skipped: ')}"
+        )
