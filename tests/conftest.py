@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.tiny_bundle import write_tiny_bundle
+from tests.support.tiny_bundle import write_tiny_bundle
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -26,7 +26,7 @@ from service.core.embedding import embed_texts
 from service.core.engine import Engine
 from service.core.label_directory import LabelDirectory, write_directory
 from service.core.labels import Label, LabelStore, write_labels
-from tests.service.core.catalogue.shop import catalogue_of
+from tests.support.shop import catalogue_of
 
 DELTAS = (0, 100, 1000, 3000, 10_000)
 

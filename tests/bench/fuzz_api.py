@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.service.api_fuzz import (
+from tests.support.api_fuzz import (
     ADD,
     AFTER_ADD,
     BARE,

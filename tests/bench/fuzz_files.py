@@ -24,8 +24,8 @@ from service.bundle import MANIFEST
 from service.core.engine import Engine
 from service.core.types import Query
 from service.errors import AstrolabeError, BundleError
-from tests.service.hostile import changed_bytes
-from tests.tiny_bundle import seal, write_tiny_bundle
+from tests.support.hostile import changed_bytes
+from tests.support.tiny_bundle import seal, write_tiny_bundle
 
 MEMORY_MB = 4096
 LIMIT_S = 10

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from service.bundle import MANIFEST, verify
 from service.errors import BundleError
-from tests.service.hostile import changed_manifest
-from tests.tiny_bundle import write_tiny_bundle
+from tests.support.hostile import changed_manifest
+from tests.support.tiny_bundle import write_tiny_bundle
 
 SLOW_S = 1.0
 

@@ -26,8 +26,8 @@ import httpx
 from service.core.catalogue.changes import Change
 from service.core.catalogue.store import ChangeStore, store_path
 from service.core.engine import Engine
-from tests.service.core.catalogue.shop import catalogue_of, opened
-from tests.tiny_bundle import WORDS, write_tiny_bundle
+from tests.support.shop import catalogue_of, opened
+from tests.support.tiny_bundle import WORDS, write_tiny_bundle
 
 CALLS = (1, 10, 100, 1000)
 SEED = 1

@@ -12,7 +12,7 @@ from service.core.drift import REFERENCE_SIZE
 from service.core.live_recall import Window
 from service.core.types import Prediction, StageTimings
 from service.telemetry import Telemetry
-from tests.deploy.dockerfile import ROOT
+from tests.support.dockerfile import ROOT
 
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 GRAFANA = ROOT / "deploy" / "grafana"

@@ -9,7 +9,7 @@ from service.api.problems import problem_kinds
 from service.gpu_metrics import FAMILIES
 from service.settings import Settings, documentation, variable_of
 from service.telemetry import Telemetry
-from tests.service.fakes import FakePredict, fake_engine, fake_settings
+from tests.support.fakes import FakePredict, fake_engine, fake_settings
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 HTTP_API = DOCS / "http-api.md"

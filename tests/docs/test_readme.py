@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.models.tiny import N_LABELS, write_tiny_job
+from tests.support.tiny_job import N_LABELS, write_tiny_job
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.models.tiny import write_tiny_job
+from tests.support.tiny_job import write_tiny_job
 
 WAIT_S = 300.0
 STOPPED = "Stopped.\n"

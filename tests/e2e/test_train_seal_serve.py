@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from models.data.formats import open_dataset
-from tests.models.tiny import write_tiny_job
+from tests.support.tiny_job import write_tiny_job
 
 pytestmark = pytest.mark.slow
 

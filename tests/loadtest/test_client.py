@@ -9,7 +9,7 @@ from loadtest.client import Client
 from loadtest.outcomes import count_outcomes
 from loadtest.plan import StepPlan
 from loadtest.recorder import Recorder
-from tests.loadtest.fake_service import (
+from tests.support.fake_service import (
     CLOSE,
     SILENCE,
     Respond,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import loadtest.queries
-from tests.loadtest.fake_service import fake_service
+from tests.support.fake_service import fake_service
 
 LOCUSTFILE = Path(loadtest.queries.__file__).with_name("locustfile.py")
 

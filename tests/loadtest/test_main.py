@@ -9,7 +9,7 @@ import pytest
 
 from loadtest.__main__ import main
 from loadtest.result import Result
-from tests.loadtest.fake_service import answer, fake_service, refused_url
+from tests.support.fake_service import answer, fake_service, refused_url
 
 QUICK = ["--rate", "600", "--seconds", "1", "--p99-ms", "1000", "--no-ceiling"]
 

@@ -2,7 +2,7 @@
 
 from loadtest.server_info import read_server_info
 from loadtest.target import Target
-from tests.loadtest.fake_service import fake_service, refused_url
+from tests.support.fake_service import fake_service, refused_url
 
 
 def test_the_answer_is_returned():

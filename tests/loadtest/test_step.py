@@ -10,7 +10,7 @@ from loadtest.errors import LoadTestError
 from loadtest.plan import StepPlan
 from loadtest.samples import SAMPLES_FILE, Samples
 from loadtest.step import run_step
-from tests.loadtest.fake_service import answer, fake_service
+from tests.support.fake_service import answer, fake_service
 
 STALL_S = 0.3
 

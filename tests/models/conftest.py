@@ -3,7 +3,7 @@
 import pytest
 
 from models import stages
-from tests.models.tiny import write_tiny_bert, write_tiny_job
+from tests.support.tiny_job import write_tiny_bert, write_tiny_job
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from models.board import Board
-from tests.models.tiny import full_disk
+from tests.support.tiny_job import full_disk
 
 
 @pytest.mark.parametrize("points", [100, 1000])

@@ -18,7 +18,7 @@ from models.data.synthetic import synthetic_dataset
 from models.errors import ComparisonError, PeerMissing
 from models.peers import registry
 from service.bundle import read_manifest
-from tests.models.tiny import N_LABELS, TOML
+from tests.support.tiny_job import N_LABELS, TOML
 
 
 class FakePeer:

@@ -6,7 +6,7 @@ import pytest
 
 from models.comparison import COMPARISON_FILE, Comparison, open_comparison
 from models.errors import ComparisonError
-from tests.models.compared import SUBJECT, made_up_row
+from tests.support.compared import SUBJECT, made_up_row
 
 
 def test_what_is_saved_is_read_back(tmp_path):

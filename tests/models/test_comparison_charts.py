@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ET
 
 from models.comparison import Comparison
 from models.comparison_charts import LATENCY_CHART, TAIL_CHART, write_charts
-from tests.models.compared import SUBJECT, made_up_row
+from tests.support.compared import SUBJECT, made_up_row
 
 
 def charts(folder, comparison):

@@ -7,7 +7,7 @@ import pytest
 from models.comparison import Comparison
 from models.comparison_report import TABLE_FILE, as_markdown, write_between_markers, write_table
 from models.errors import ComparisonError
-from tests.models.compared import RUN, SUBJECT, made_up_row
+from tests.support.compared import RUN, SUBJECT, made_up_row
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from models import stages
 from models.__main__ import main
 from models.distributed import World
 from models.runs import CHECKPOINT_FILE, METRICS_FILE, MODEL_FILE, TENSORBOARD_FOLDER
-from tests.models.tiny import write_tiny_job
+from tests.support.tiny_job import write_tiny_job
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE_ROW_LEFT = "train.batch_size=899"

@@ -15,7 +15,7 @@ from models.export_onnx import encode_with, parity, trace
 from models.precision import at_precision
 from service.core.encoder import OnnxEncoder
 from tests.models.methods.test_astra import label_texts  # noqa: F401
-from tests.models.tiny import tiny_transformer
+from tests.support.tiny_job import tiny_transformer
 
 VOCABULARY = 400
 SAMPLE = TokenizedTexts(np.arange(2, 42, dtype=np.int32), np.arange(0, 41, 8), 0)

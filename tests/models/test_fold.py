@@ -14,9 +14,9 @@ from service.bundle import MANIFEST, POINTER, read_manifest, resolve, verify
 from service.core.catalogue.changes import Change
 from service.core.catalogue.store import ChangeStore, store_path
 from service.core.engine import Engine
-from tests.models.tiny import N_LABELS
-from tests.service.core.catalogue.shop import add, answer, opened
-from tests.tiny_bundle import seal
+from tests.support.shop import add, answer, opened
+from tests.support.tiny_bundle import seal
+from tests.support.tiny_job import N_LABELS
 
 TEXTS = 12
 

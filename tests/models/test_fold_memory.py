@@ -9,8 +9,8 @@ from service.bundle import read_manifest
 from service.core.catalogue.changes import Change
 from service.core.engine import Engine
 from service.core.types import Query
-from tests.models.tiny import write_tiny_job
-from tests.service.core.catalogue.shop import add, answer, opened
+from tests.support.shop import add, answer, opened
+from tests.support.tiny_job import write_tiny_job
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from models.data.tokens import TokenizedTexts
 from models.export_onnx import trace
 from models.graph_editor import GraphEditor
 from models.int8_products import Int8Products, largest_by_channel, loud_channels, quantised
-from tests.models.tiny import WIDTH, tiny_transformer
+from tests.support.tiny_job import WIDTH, tiny_transformer
 
 TEXTS = TokenizedTexts(
     np.random.default_rng(3).integers(2, 400, 600).astype(np.int32), np.arange(0, 601, 10), 0

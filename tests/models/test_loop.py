@@ -27,7 +27,7 @@ from models.runs import (
     TENSORBOARD_FOLDER,
 )
 from models.trained import load_model
-from tests.models.tiny import WIDTH, write_tiny_job
+from tests.support.tiny_job import WIDTH, write_tiny_job
 
 FROZEN = ["encoder.kind=bag+transformer", "encoder.frozen=true"]
 END_TO_END = ["encoder.kind=bag+transformer", "encoder.frozen=false", "train.transformer_lr=0.01"]

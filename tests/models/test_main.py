@@ -3,7 +3,7 @@
 import pytest
 
 from models.__main__ import main
-from tests.models.tiny import write_tiny_job
+from tests.support.tiny_job import write_tiny_job
 
 
 @pytest.fixture

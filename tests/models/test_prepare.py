@@ -12,7 +12,7 @@ from models.data.formats import write_dataset
 from models.data.synthetic import synthetic_dataset
 from models.errors import DataError, RunError
 from models.prepare import open_configured, split
-from tests.models.tiny import write_tiny_job
+from tests.support.tiny_job import write_tiny_job
 
 
 @pytest.fixture

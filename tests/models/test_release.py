@@ -15,7 +15,7 @@ from service.bundle import ParityInfo, read_manifest, verify
 from service.core.drift import histogram_counts
 from service.core.engine import Engine
 from service.core.types import Query
-from tests.models.tiny import N_LABELS
+from tests.support.tiny_job import N_LABELS
 
 
 def test_a_sealed_bundle_verifies_and_is_named_by_its_content(sealed):

@@ -11,7 +11,7 @@ from models.config import TeacherConfig
 from models.errors import RunError
 from models.runs import TEACHER_FILE
 from service.errors import BundleNotFound
-from tests.models.tiny import write_tiny_job
+from tests.support.tiny_job import write_tiny_job
 
 
 def test_ignored_cells_get_no_target():

@@ -17,7 +17,7 @@ from models.variants import Exported, choose, export_variants
 from service.bundle import VariantInfo, read_manifest
 from service.core.engine import GOLDEN_TOLERANCE, Engine
 from service.errors import GoldenMismatch
-from tests.models.tiny import write_tiny_job
+from tests.support.tiny_job import write_tiny_job
 
 
 def found(p_at_1):

@@ -23,7 +23,7 @@ from models.errors import RunError
 from models.runs import CHECKPOINT_FILE, METRICS_FILE, MODEL_FILE
 from service.core.engine import Engine
 from service.core.types import Query
-from tests.models.tiny import full_disk, tiny_dataset, write_tiny_job
+from tests.support.tiny_job import full_disk, tiny_dataset, write_tiny_job
 
 EMOJI = "👩🏽‍🚀 🌍🐋 ☕️"
 RIGHT_TO_LEFT = "ספר הלווייתן הלבן موبي ديك أو الحوت"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from service.bundle import MANIFEST, verify
 from service.errors import BundleError
-from tests.service.hostile import changed_bytes, changed_manifest
+from tests.support.hostile import changed_bytes, changed_manifest
 
 
 @pytest.fixture(scope="module")

@@ -21,16 +21,8 @@ from service.remote.errors import (
     ServiceFailed,
 )
 from service.remote.retries import Retries
-from tests.service.remote.scripted import (
-    INFO,
-    Ask,
-    Script,
-    ask_async,
-    ask_sync,
-    problem,
-    recommendation,
-)
 from tests.service.test_main import served
+from tests.support.scripted import INFO, Ask, Script, ask_async, ask_sync, problem, recommendation
 
 CHANGES: list[tuple[str, tuple[Any, ...]]] = [
     ("add_labels", ([{"id": "N1", "text": "new", "metadata": {"shelf": 3}}],)),

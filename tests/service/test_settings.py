@@ -4,7 +4,7 @@ import pytest
 
 from service.errors import SettingsInvalid
 from service.settings import Settings, flag_of, load_settings, variable_of
-from tests.service.fakes import fake_manifest, fake_settings
+from tests.support.fakes import fake_manifest, fake_settings
 
 ADAPTIVE = ["--bundle", "b", "--adaptive-effort", "true"]
 

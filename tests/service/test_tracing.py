@@ -16,7 +16,7 @@ from service import tracing
 from service.errors import SettingsInvalid
 from service.telemetry import JsonFormatter
 from service.tracing import RequestTracer, check_tracing, open_tracer, provider_of
-from tests.service.fakes import Running, fake_settings, running
+from tests.support.fakes import Running, fake_settings, running
 
 pytestmark = pytest.mark.anyio
 

@@ -23,7 +23,7 @@ from models.encoders.transformer import BagTransformer, TransformerEncoder, arch
 from models.errors import SourceError
 from models.optimizers import Optimizers
 from service.core.tokenizer import Tokenizer
-from tests.models.tiny import WIDTH
+from tests.support.tiny_job import WIDTH
 
 KINDS = {"bag": BagEncoder, "transformer": TransformerEncoder, "bag+transformer": BagTransformer}
 WITH_TRANSFORMER = ["transformer", "bag+transformer"]

@@ -7,7 +7,7 @@ import torch
 from models.data.tokens import TokenizedTexts
 from models.encoders import frozen
 from models.encoders.frozen import cached_pooled, pool_all
-from tests.models.tiny import WIDTH, tiny_transformer
+from tests.support.tiny_job import WIDTH, tiny_transformer
 
 
 class Killed(BaseException):

@@ -18,7 +18,7 @@ from models.encoders.transformer import (
     positions_of,
 )
 from models.errors import SourceError
-from tests.models.tiny import WIDTH, tiny_bert
+from tests.support.tiny_job import WIDTH, tiny_bert
 
 IDS = torch.tensor([[2, 15, 9, 3], [2, 40, 3, 0]])
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])

@@ -10,7 +10,7 @@ from models.label_trees.shape import MassBalance, grow, label_vectors
 from models.label_trees.sparse import NEVER, Chunks, ChunkScorer, SparseTree, fit_svms
 from models.methods.tree import plant
 from service.core.index.tree_beam import Blocks, TreeBeam
-from tests.service.core.index.trees import ragged_forest
+from tests.support.trees import ragged_forest
 
 
 def sparse(rng: np.random.Generator, n: int, width: int, density: float) -> csr_array:

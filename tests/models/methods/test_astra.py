@@ -14,7 +14,7 @@ from models.encoders.bag import BagEncoder
 from models.methods.astra import build
 from models.rng import Rng
 from models.training_rows import TrainingRows
-from tests.models.tiny import tiny_transformer
+from tests.support.tiny_job import tiny_transformer
 
 N_LABELS = 6
 EVERY_LABEL = {"uniform_negatives": N_LABELS, "hard_negatives": 0}

@@ -24,7 +24,7 @@ from models.runs import (
     PRETRAINED_FILE,
 )
 from models.training_rows import TrainingRows
-from tests.models.tiny import write_tiny_job
+from tests.support.tiny_job import write_tiny_job
 
 SWITCHED_ON = (
     "pretrain.epochs=4",

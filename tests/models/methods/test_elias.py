@@ -23,7 +23,7 @@ from models.trained import fresh_model, load_model
 from service.core.engine import Engine
 from service.core.index.opening import open_label_index
 from service.core.types import Query
-from tests.models.tiny import write_tiny_job
+from tests.support.tiny_job import write_tiny_job
 
 ELIAS = (
     "method.kind=elias",

@@ -6,7 +6,7 @@ from models.config import IndexConfig
 from models.tune.candidate import Build, Candidate
 from models.tune.goal import Goal
 from models.tune.tuning import _confirmed, pick_efforts
-from tests.models.tune.found import made_up
+from tests.support.tune_results import made_up
 
 BUILD = Build("hnsw")
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from models.tune.front import front_of, pareto_layers
-from tests.models.tune.found import made_up
+from tests.support.tune_results import made_up
 
 FEW = st.sampled_from([0.0, 1.0, 2.0, 3.0])
 COSTS = st.integers(0, 25).flatmap(lambda n: arrays(np.float64, (n, 3), elements=FEW))

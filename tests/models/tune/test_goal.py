@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.tune.goal import P99_MARGIN, Goal, choose, nearest
-from tests.models.tune.found import made_up
+from tests.support.tune_results import made_up
 
 MEASUREMENTS = st.builds(
     made_up,

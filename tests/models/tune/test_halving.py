@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from models.tune.goal import Goal, choose
 from models.tune.halving import FEWEST_SURVIVORS, better, halve, rungs
-from tests.models.tune.found import made_up
+from tests.support.tune_results import made_up
 
 WORLDS = st.lists(
     st.tuples(st.floats(10, 1000), st.floats(0.5, 1), st.integers(1, 10**8)),

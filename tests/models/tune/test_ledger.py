@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from models.errors import TuneError
 from models.tune.candidate import Measurement, Timing
 from models.tune.ledger import Ledger
-from tests.models.tune.found import made_up
+from tests.support.tune_results import made_up
 
 
 def open_ledger(folder, machine="here", **more):

@@ -9,7 +9,7 @@ import pytest
 from models.tune.goal import Goal
 from models.tune.page import write_page
 from models.tune.report import Report, as_text, last_of_each
-from tests.models.tune.found import Build, Candidate, made_up
+from tests.support.tune_results import Build, Candidate, made_up
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from models.tune.subject import Judge, Searched, Subject
 from models.tune.tuning import Request, kinds_for, scored_by_vectors
 from service.bundle import read_manifest, resolve
 from service.core.types import Hits
-from tests.models.tiny import write_tiny_job
+from tests.support.tiny_job import write_tiny_job
 
 N, DIM, LABELS = 120, 8, 40
 

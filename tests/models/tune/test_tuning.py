@@ -13,7 +13,7 @@ from models.tune.goal import Goal
 from models.tune.subject import Judge
 from models.tune.tuning import Request, kinds_for
 from service.bundle import read_manifest, resolve
-from tests.models.tiny import write_tiny_job
+from tests.support.tiny_job import write_tiny_job
 
 EASY = Goal(p99_us=1e6, recall=0.9)
 

@@ -16,7 +16,7 @@ from service.api.server import DrainingServer
 from service.errors import SettingsInvalid
 from service.telemetry import Telemetry
 from tests.service.api.test_server import Served, served
-from tests.service.fakes import SAFETY_S, FakePredict, fake_engine, fake_settings
+from tests.support.fakes import SAFETY_S, FakePredict, fake_engine, fake_settings
 
 pytestmark = pytest.mark.anyio
 

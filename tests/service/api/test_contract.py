@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.service.api_fuzz import ADD, AFTER_ADD, BARE, FILTERED, FuzzReport, fuzz, fuzzed_service
+from tests.support.api_fuzz import ADD, AFTER_ADD, BARE, FILTERED, FuzzReport, fuzz, fuzzed_service
 
 pytestmark = pytest.mark.slow
 

@@ -2,7 +2,7 @@ import httpx
 import pytest
 
 from service.api.cors import with_cors
-from tests.service.fakes import running
+from tests.support.fakes import running
 
 pytestmark = pytest.mark.anyio
 

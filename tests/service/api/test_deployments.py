@@ -17,8 +17,8 @@ from service.api.deployment import open_changed_engine
 from service.bundle import MANIFEST, POINTER
 from service.core.drift import LENGTH_BOUNDS, SCORE_BOUNDS, histogram_counts
 from service.telemetry import Telemetry
-from tests.service.fakes import SAFETY_S, FakePredict, Running, fake_settings
-from tests.tiny_bundle import seal
+from tests.support.fakes import SAFETY_S, FakePredict, Running, fake_settings
+from tests.support.tiny_bundle import seal
 
 pytestmark = pytest.mark.anyio
 ADMIN = {"Authorization": "Bearer admin"}

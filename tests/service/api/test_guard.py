@@ -9,7 +9,7 @@ from service.api.guard import Guard
 from service.api.keys import Keyring
 from service.errors import Forbidden, NotFound, RateLimited, Unauthorized
 from service.telemetry import JsonFormatter
-from tests.service.fakes import FakeClock, fake_settings, running
+from tests.support.fakes import FakeClock, fake_settings, running
 
 pytestmark = pytest.mark.anyio
 

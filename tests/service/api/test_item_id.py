@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from service.core.types import PredictedBatch, Query
-from tests.service.fakes import FakePredict, fake_engine, fake_manifest, running
+from tests.support.fakes import FakePredict, fake_engine, fake_manifest, running
 
 pytestmark = pytest.mark.anyio
 

@@ -12,8 +12,8 @@ from service.api.app import create_app
 from service.api.deployment import check_ruled_models, open_changed_engine
 from service.errors import SettingsInvalid
 from service.telemetry import Telemetry
-from tests.service.fakes import FakePredict, Running, fake_settings
-from tests.tiny_bundle import seal
+from tests.support.fakes import FakePredict, Running, fake_settings
+from tests.support.tiny_bundle import seal
 
 pytestmark = pytest.mark.anyio
 ADMIN = {"Authorization": "Bearer admin"}

@@ -12,7 +12,7 @@ import pytest
 from service.api.app import create_app
 from service.api.deployment import open_changed_engine
 from service.telemetry import Telemetry
-from tests.service.fakes import FakePredict, Running, fake_settings
+from tests.support.fakes import FakePredict, Running, fake_settings
 
 pytestmark = pytest.mark.anyio
 ADMIN = {"Authorization": "Bearer admin"}

@@ -5,7 +5,7 @@ import pytest
 
 from service.api.app import create_app
 from service.telemetry import Telemetry
-from tests.service.fakes import FakePredict, fake_engine, fake_settings
+from tests.support.fakes import FakePredict, fake_engine, fake_settings
 
 LABEL = "/v1/labels/{label_id}"
 

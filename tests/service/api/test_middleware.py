@@ -4,7 +4,7 @@ import logging
 import pytest
 
 from service.telemetry import JsonFormatter, TextFormatter
-from tests.service.fakes import FakePredict, running
+from tests.support.fakes import FakePredict, running
 
 pytestmark = pytest.mark.anyio
 

@@ -13,8 +13,8 @@ from tritonclient.utils import InferenceServerException
 
 from service.api.oip_tensors import OutputTensor, serialise
 from service.bundle import MANIFEST
-from tests.service.live import live_service
-from tests.tiny_bundle import DIM, N_LABELS
+from tests.support.live import live_service
+from tests.support.tiny_bundle import DIM, N_LABELS
 
 TEXTS = ["the white whale", "a history of rome"]
 

@@ -12,9 +12,9 @@ import openai
 import pytest
 
 from service.bundle import MANIFEST
-from tests.service.fakes import running
-from tests.service.live import live_service
-from tests.tiny_bundle import DIM
+from tests.support.fakes import running
+from tests.support.live import live_service
+from tests.support.tiny_bundle import DIM
 
 TEXTS = ["the white whale", "a history of rome"]
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.service.fakes import running
+from tests.support.fakes import running
 
 pytestmark = pytest.mark.anyio
 

@@ -4,7 +4,7 @@ import pytest
 
 from service.api.problems import Problem, as_error, problem_body, problem_kinds
 from service.errors import AstrolabeError, InternalError
-from tests.service.fakes import JSON, Running, running
+from tests.support.fakes import JSON, Running, running
 
 ROUTES = (
     "/",

@@ -1,7 +1,7 @@
 import pytest
 
 from service.api.rate_limit import RateLimit
-from tests.service.fakes import FakeClock
+from tests.support.fakes import FakeClock
 
 
 @pytest.fixture

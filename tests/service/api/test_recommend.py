@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.service.fakes import FakePredict, running
+from tests.support.fakes import FakePredict, running
 
 pytestmark = pytest.mark.anyio
 

@@ -7,7 +7,7 @@ import pytest
 
 from service.api.overload_log import OverloadLog
 from tests.service.api.test_watch import RawRequest
-from tests.service.fakes import JSON, SAFETY_S, Running, running
+from tests.support.fakes import JSON, SAFETY_S, Running, running
 
 pytestmark = pytest.mark.anyio
 

@@ -10,7 +10,7 @@ from service.api.server import DrainingServer
 from service.telemetry import Telemetry
 from tests.service.api.test_connection import raw
 from tests.service.api.test_server import served
-from tests.service.fakes import FakePredict, fake_engine, fake_settings
+from tests.support.fakes import FakePredict, fake_engine, fake_settings
 
 pytestmark = pytest.mark.anyio
 

@@ -9,7 +9,7 @@ from service.api import resting
 from tests.service.api.test_connection import raw
 from tests.service.api.test_server import Served, served
 from tests.service.api.test_shedding import REQUEST, SMALL, is_shed, overload
-from tests.service.fakes import SAFETY_S
+from tests.support.fakes import SAFETY_S
 
 pytestmark = pytest.mark.anyio
 

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from tests.service.fakes import FakePredict, fake_engine, fake_manifest, running
+from tests.support.fakes import FakePredict, fake_engine, fake_manifest, running
 
 pytestmark = pytest.mark.anyio
 

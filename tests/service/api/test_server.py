@@ -15,7 +15,7 @@ from service.api.app import create_app
 from service.api.ports import bind
 from service.api.server import DrainingServer
 from service.telemetry import Telemetry
-from tests.service.fakes import JSON, SAFETY_S, FakePredict, fake_engine, fake_settings
+from tests.support.fakes import JSON, SAFETY_S, FakePredict, fake_engine, fake_settings
 
 pytestmark = pytest.mark.anyio
 

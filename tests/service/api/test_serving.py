@@ -2,7 +2,7 @@ import pytest
 
 from service.api.deployment import GPU_LANES, auto_lanes
 from service.errors import NotReady, ShuttingDown
-from tests.service.fakes import FakeClock, FakePredict, running
+from tests.support.fakes import FakeClock, FakePredict, running
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from service.api.shedding import ARMED_S, PATH, Shedding
 from service.errors import AstrolabeError, InvalidValue, OverloadError, QueueFull, ShuttingDown
 from tests.service.api.test_connection import Raw, raw, rejected
 from tests.service.api.test_server import Served, served
-from tests.service.fakes import SAFETY_S, FakeClock
+from tests.support.fakes import SAFETY_S, FakeClock
 
 pytestmark = pytest.mark.anyio
 

@@ -8,7 +8,7 @@ import pytest
 
 from service.api.unread import unread_s
 from tests.service.api.test_watch import RawRequest
-from tests.service.fakes import SAFETY_S, running
+from tests.support.fakes import SAFETY_S, running
 
 pytestmark = pytest.mark.anyio
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from service.bundle import OperatingPoint
 from service.core.adaptive_effort import MAX_HOLDS, AdaptiveEffort, EffortPolicy, steps_of
 from service.core.types import Query
-from tests.service.fakes import FakeClock
+from tests.support.fakes import FakeClock
 
 POLICY = EffortPolicy(target_s=0.02, clear_s=0.005, interval_s=0.5, hold_s=5.0)
 SLOW_S, BETWEEN_S, QUICK_S = 0.1, 0.01, 0.001

@@ -18,7 +18,7 @@ from service.errors import (
     QueueFull,
     ShuttingDown,
 )
-from tests.service.fakes import SAFETY_S, FakeClock, FakePredict, points_of_cost
+from tests.support.fakes import SAFETY_S, FakeClock, FakePredict, points_of_cost
 
 pytestmark = pytest.mark.anyio
 

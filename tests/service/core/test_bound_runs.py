@@ -13,8 +13,8 @@ from service.core.encoder import ATTENTION_MASK, INPUT_IDS, OnnxEncoder, open_se
 from service.core.providers import GpuOptions
 from service.core.types import TokenBatch
 from service.errors import DeviceUnavailable
-from tests.service.fakes import SAFETY_S
-from tests.tiny_bundle import DIM, MAX_TOKENS, SPECIALS, WORDS
+from tests.support.fakes import SAFETY_S
+from tests.support.tiny_bundle import DIM, MAX_TOKENS, SPECIALS, WORDS
 
 VOCABULARY = len(SPECIALS) + len(WORDS)
 MOST_ROWS = 8

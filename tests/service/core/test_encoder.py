@@ -10,7 +10,7 @@ from service.core.encoder import OnnxEncoder
 from service.core.tokenizer import Tokenizer, pad
 from service.core.types import TokenBatch
 from service.errors import BundleMismatch, DeviceUnavailable, ManifestInvalid
-from tests.tiny_bundle import DIM, MAX_TOKENS
+from tests.support.tiny_bundle import DIM, MAX_TOKENS
 
 TEXTS = ["whale", "the white whale sea ship", "", "rome empire history of war", "moon"]
 

@@ -25,7 +25,7 @@ from service.errors import (
     ManifestInvalid,
 )
 from tests.service.core.index.test_augmented import assert_same, twin
-from tests.tiny_bundle import DIM, GOLDEN_QUERIES, N_LABELS, seal, write_tiny_bundle
+from tests.support.tiny_bundle import DIM, GOLDEN_QUERIES, N_LABELS, seal, write_tiny_bundle
 
 TEXTS = ["the white whale", "rome", "", "song and dance " * 9, "moon light", "castle of the king"]
 

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from service.bundle import MANIFEST, EncoderInfo, verify
 from service.core.engine import Engine
 from service.errors import BundleMismatch, GoldenMismatch, VariantMissing
-from tests.tiny_bundle import seal, write_tiny_bundle
+from tests.support.tiny_bundle import seal, write_tiny_bundle
 
 MEASURED = {
     "bytes": 1,

@@ -17,7 +17,7 @@ from service.core.filtered_search import (
     search_filtered,
 )
 from service.core.types import FieldValue, LabelFilter
-from tests.tiny_bundle import DIM, N_LABELS
+from tests.support.tiny_bundle import DIM, N_LABELS
 
 ALL = np.arange(N_LABELS)
 NONE = np.empty(0, np.int64)

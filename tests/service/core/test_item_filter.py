@@ -21,8 +21,8 @@ from service.core.item_filter import (
 )
 from service.core.types import Prediction, Query
 from service.errors import BundleMismatch, ManifestInvalid
-from tests.service.filtered_bundle import RECIPROCAL, write_filtered_bundle
-from tests.tiny_bundle import N_LABELS, seal
+from tests.support.filtered_bundle import RECIPROCAL, write_filtered_bundle
+from tests.support.tiny_bundle import N_LABELS, seal
 
 TEXT = "garden history"
 

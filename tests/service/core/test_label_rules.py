@@ -12,8 +12,8 @@ from service.core.engine import Engine
 from service.core.label_rules import LabelRules, read_label_rules
 from service.core.types import LabelFilter, Query
 from service.errors import SettingsInvalid
-from tests.service.core.catalogue.shop import add, opened
-from tests.tiny_bundle import N_LABELS, write_tiny_bundle
+from tests.support.shop import add, opened
+from tests.support.tiny_bundle import N_LABELS, write_tiny_bundle
 
 TEXTS = ("the white whale", "history of rome", "a rose garden")
 

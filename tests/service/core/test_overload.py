@@ -14,7 +14,7 @@ from service.core.job_queue import Job, JobQueue
 from service.core.pace import Pace
 from service.errors import DeadlineExceeded, DeadlineUnreachable, PayloadTooLarge, QueueFull
 from tests.service.core.test_batcher import FAR_S, Bench, started
-from tests.service.fakes import SAFETY_S
+from tests.support.fakes import SAFETY_S
 
 pytestmark = pytest.mark.anyio
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from service.core.tokenizer import Tokenizer, length_sorted_chunks, pad
 from service.errors import ManifestInvalid
-from tests.tiny_bundle import MAX_TOKENS, SPECIALS, WORDS
+from tests.support.tiny_bundle import MAX_TOKENS, SPECIALS, WORDS
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from service.bundle import MANIFEST
 from tests.service.test_main import served
-from tests.service.ui.pages import Opener, Seen
-from tests.tiny_bundle import seal
+from tests.support.pages import Opener, Seen
+from tests.support.tiny_bundle import seal
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 

@@ -9,7 +9,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Error as BrowserError
 from playwright.sync_api import Page, expect
 
-from tests.service.ui.pages import Opener, clocked, refusing, rows, stop
+from tests.support.pages import Opener, clocked, refusing, rows, stop
 
 pytestmark = pytest.mark.slow
 

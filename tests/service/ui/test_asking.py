@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from tests.service.ui.pages import Opener, altered, clocked, rows, stop
+from tests.support.pages import Opener, altered, clocked, rows, stop
 
 pytestmark = pytest.mark.slow
 

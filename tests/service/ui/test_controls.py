@@ -5,7 +5,7 @@ from urllib.parse import quote_plus, urlsplit
 import pytest
 from playwright.sync_api import expect
 
-from tests.service.ui.pages import Opener, rows
+from tests.support.pages import Opener, rows
 
 pytestmark = pytest.mark.slow
 

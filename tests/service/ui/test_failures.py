@@ -5,7 +5,7 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from tests.service.ui.pages import Opener, clocked, refusing, rows, stop
+from tests.support.pages import Opener, clocked, refusing, rows, stop
 
 pytestmark = pytest.mark.slow
 

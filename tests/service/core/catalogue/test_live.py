@@ -20,15 +20,8 @@ from service.core.engine import Engine
 from service.core.index.faiss_index import EXACT, FaissIndex
 from service.core.types import Hits
 from service.errors import CatalogueUnavailable, LabelExists, LabelUnknown
-from tests.service.core.catalogue.shop import (
-    add,
-    answer,
-    catalogue_of,
-    embed,
-    ids_of,
-    opened,
-)
-from tests.tiny_bundle import N_LABELS, WORDS, write_tiny_bundle
+from tests.support.shop import add, answer, catalogue_of, embed, ids_of, opened
+from tests.support.tiny_bundle import N_LABELS, WORDS, write_tiny_bundle
 
 ROOT = Path(__file__).resolve().parents[4]
 NAMES = [f"L{row:03d}" for row in range(0, N_LABELS, 5)] + [f"new{i}" for i in range(8)]
@@ -275,7 +268,7 @@ def test_each_process_sees_what_the_other_changed(flat, tmp_path):
     with opened(flat, tmp_path) as (engine, catalogue):
         other = (
             "from pathlib import Path\n"
-            "from tests.service.core.catalogue.shop import add, opened, ids_of\n"
+            "from tests.support.shop import add, opened, ids_of\n"
             f"with opened(Path({str(flat)!r}), Path({str(tmp_path)!r})) as (engine, catalogue):\n"
             "    print(ids_of(engine, catalogue, 'rome empire')[0], flush=True)\n"
             "    catalogue.apply([add('theirs', 'star moon')])\n"

@@ -20,7 +20,7 @@ from service.errors import (
     LabelExists,
     LabelUnknown,
 )
-from tests.service.core.catalogue.shop import add
+from tests.support.shop import add
 
 ROOT = Path(__file__).resolve().parents[4]
 BASE = {"old": Label("old", "an old label", {"year": 1851})}

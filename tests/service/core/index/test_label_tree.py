@@ -18,7 +18,7 @@ from service.core.index.label_tree import (
 )
 from service.core.index.tree_beam import Forest, cost_of
 from service.errors import BundleMismatch
-from tests.service.core.index.trees import plain_search, ragged_forest, write_tree
+from tests.support.trees import plain_search, ragged_forest, write_tree
 
 DIM, N_LABELS, N_QUERIES = 8, 90, 40
 EFFORTS = {"one": {"beam": 1}, "few": {"beam": 4}, "most": {"beam": 30}, "exact": {}}

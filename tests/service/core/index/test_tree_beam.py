@@ -14,7 +14,7 @@ from service.core.index.tree_beam import (
     pack,
     unpack,
 )
-from tests.service.core.index.trees import plain_search, ragged_forest
+from tests.support.trees import plain_search, ragged_forest
 
 
 @given(

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from service.client import AsyncClient, Client
-from tests.service.fakes import FakeClock
+from tests.support.fakes import FakeClock
 
 Scripted = httpx.Response | Exception
 INFO: dict[str, Any] = {

@@ -9,7 +9,7 @@ import numpy as np
 
 from service.bundle import MANIFEST
 from service.core.item_filter import ITEMS_FILE, ROWS_FILE, STARTS_FILE, write_item_filter
-from tests.tiny_bundle import N_LABELS, seal
+from tests.support.tiny_bundle import N_LABELS, seal
 
 RECIPROCAL = {"P1": (3, 0, 7), "P2": (5,), "L004": (9,)}
 """Item to label rows beside its own: points that are no label, and a label that is a point."""

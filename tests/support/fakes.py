@@ -18,7 +18,7 @@ from service.core.labels import Label
 from service.core.types import PredictedBatch, Prediction, Query, StageTimings
 from service.settings import Settings
 from service.telemetry import Telemetry
-from tests.tiny_bundle import tiny_manifest
+from tests.support.tiny_bundle import tiny_manifest
 
 SAFETY_S = 10.0
 """No wait in a test lasts longer, so a broken test fails instead of hanging."""

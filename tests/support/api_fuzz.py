@@ -19,10 +19,10 @@ from typing import Any
 import httpx
 
 from service.bundle import MANIFEST
-from tests.service.fakes import SAFETY_S, fake_settings
-from tests.service.filtered_bundle import write_filtered_bundle
-from tests.service.live import live_service
-from tests.tiny_bundle import seal, write_tiny_bundle
+from tests.support.fakes import SAFETY_S, fake_settings
+from tests.support.filtered_bundle import write_filtered_bundle
+from tests.support.live import live_service
+from tests.support.tiny_bundle import seal, write_tiny_bundle
 
 ADMIN = "admin"
 TIMEOUT_S = 1800

@@ -15,7 +15,7 @@ from service.api.server import DrainingServer
 from service.core.engine import Engine
 from service.settings import Settings
 from service.telemetry import Telemetry
-from tests.service.fakes import SAFETY_S, fake_settings
+from tests.support.fakes import SAFETY_S, fake_settings
 
 
 class ThreadServer(DrainingServer):
