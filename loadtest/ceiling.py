@@ -15,7 +15,7 @@ from loadtest.errors import LoadTestError
 from loadtest.plan import StepPlan
 from loadtest.result import Ceiling
 from loadtest.search import SearchLimits, find_rate
-from loadtest.series import OnStep, StepSeries
+from loadtest.step import OnStep, StepSeries
 
 HOST = "127.0.0.1"
 MAX_RATE = 200_000.0

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from loadtest.client.outcomes import OK
+from loadtest.client.recorder import Recorder
 from loadtest.errors import LoadTestError
 from loadtest.loadgen_log import Trace
-from loadtest.outcomes import OK
-from loadtest.recorder import Recorder
 
 SAMPLES_FILE = "samples.npz"
 Floats = npt.NDArray[np.float64]

@@ -1,11 +1,14 @@
-"""Asks the service once, before the test, what it is running: GET /v1/info.
+"""What was measured, and where: the service's own account of itself, and the client's machine.
 
-The answer goes into the result so that a number can be traced to a bundle and a device. A service
-that does not answer is no reason to stop: the run itself will say what is wrong with it.
+Both go into the result, so that a number can be traced to a bundle, a device and a machine. A
+service that does not answer is no reason to stop: the run itself will say what is wrong with it.
 """
 
 import http.client
 import json
+import os
+import platform
+from importlib import metadata
 from typing import Any
 
 from loadtest.target import Target
@@ -27,3 +30,15 @@ def read_server_info(target: Target, timeout_s: float = 2.0) -> dict[str, Any] |
     finally:
         connection.close()
     return info if isinstance(info, dict) else None
+
+
+def describe_machine() -> dict[str, str | int]:
+    """Return CPU counts, platform and the versions that shape the measurement."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return {
+        "cpus": os.cpu_count() or 1,
+        "cpus_usable": len(affinity(0)) if affinity else (os.cpu_count() or 1),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "loadgen": metadata.version("mlcommons-loadgen"),
+    }

@@ -11,14 +11,12 @@ from typing import Any
 
 from loadtest.ceiling import search_ceiling, short_ceiling
 from loadtest.judge import describe_found, describe_step, warnings_for
-from loadtest.machine import describe_machine
 from loadtest.plan import StepPlan
 from loadtest.report import STEPS_FOLDER
 from loadtest.result import Ceiling, Result, StepResult
 from loadtest.search import Found, SearchLimits, find_rate
-from loadtest.series import OnStep, StepSeries
-from loadtest.server_info import read_server_info
-from loadtest.step import run_step
+from loadtest.server_info import describe_machine, read_server_info
+from loadtest.step import OnStep, StepSeries, run_step
 from loadtest.target import Target
 
 

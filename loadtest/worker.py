@@ -16,10 +16,10 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from loadtest.client import Client
+from loadtest.client.client import Client
+from loadtest.client.outcomes import count_outcomes
 from loadtest.loadgen import complete, run_loadgen
 from loadtest.loadgen_log import TRACE, Verdict, read_trace, read_verdict
-from loadtest.outcomes import count_outcomes
 from loadtest.plan import StepPlan
 from loadtest.queries import load_queries
 from loadtest.result import StepResult, write_whole

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from loadtest.outcomes import OK, count_outcomes
+from loadtest.client.outcomes import OK, count_outcomes
 from loadtest.plan import StepPlan
 from loadtest.result import StepResult
 from loadtest.samples import SAMPLES_FILE, Samples

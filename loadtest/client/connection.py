@@ -13,7 +13,7 @@ from typing import Protocol, cast
 
 import httptools
 
-from loadtest.outcomes import OK, Failure
+from loadtest.client.outcomes import OK, Failure
 
 
 @dataclass(slots=True)

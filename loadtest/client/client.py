@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 
 import uvloop
 
-from loadtest.connection import Ticket
+from loadtest.client.connection import Ticket
+from loadtest.client.pool import Pool
+from loadtest.client.recorder import Recorder
 from loadtest.plan import StepPlan
-from loadtest.pool import Pool
-from loadtest.recorder import Recorder
 from loadtest.target import Target, recommend_request
 
 # Room for the server's own 504 to arrive before the client gives up at the same deadline.

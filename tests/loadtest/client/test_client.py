@@ -5,10 +5,10 @@ import threading
 
 import pytest
 
-from loadtest.client import Client
-from loadtest.outcomes import count_outcomes
+from loadtest.client.client import Client
+from loadtest.client.outcomes import count_outcomes
+from loadtest.client.recorder import Recorder
 from loadtest.plan import StepPlan
-from loadtest.recorder import Recorder
 from tests.support.fake_service import (
     CLOSE,
     SILENCE,

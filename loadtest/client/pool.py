@@ -11,9 +11,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from loadtest.connection import Connection, Ticket
-from loadtest.outcomes import OK, Failure
-from loadtest.recorder import Recorder
+from loadtest.client.connection import Connection, Ticket
+from loadtest.client.outcomes import OK, Failure
+from loadtest.client.recorder import Recorder
 from loadtest.target import Target
 
 # Below the keep-alive of common servers (uvicorn closes at 5 s), so that a query is not written
