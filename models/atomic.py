@@ -6,7 +6,9 @@ Everything `models` leaves on disk goes through here: data files, run files, bun
 import glob
 import os
 import platform
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +58,22 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+_STAGING = ".staging-"
+
+
+@contextmanager
+def staging_folder(parent: Path) -> Iterator[Path]:
+    """A fresh hidden folder in `parent` to fill; gone afterwards unless `publish` renamed it."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for left_over in parent.glob(f"{_STAGING}*"):
+        if not is_running(left_over.name.removeprefix(_STAGING)):
+            shutil.rmtree(left_over, ignore_errors=True)
+    folder = parent / f"{_STAGING}{os.getpid()}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -6,31 +6,10 @@ folder, which the next seal removes.
 
 import json
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from models.atomic import is_running, sync, write_atomic
+from models.atomic import sync, write_atomic
 from service.bundle import MANIFEST, POINTER, Manifest, bundle_id_of, hash_file
-
-_STAGING = ".staging-"
-
-
-@contextmanager
-def staging_folder(parent: Path) -> Iterator[Path]:
-    """A fresh hidden folder in `parent` to fill; gone afterwards unless `publish` renamed it."""
-    parent.mkdir(parents=True, exist_ok=True)
-    for left_over in parent.glob(f"{_STAGING}*"):
-        if not is_running(left_over.name.removeprefix(_STAGING)):
-            shutil.rmtree(left_over, ignore_errors=True)
-    folder = parent / f"{_STAGING}{os.getpid()}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from models import memory as memories
-from models.atomic import write_array
-from models.bundle_writer import publish, staging_folder, write_manifest
+from models.atomic import staging_folder, write_array
+from models.bundle_writer import publish, write_manifest
 from models.config import Config, IndexConfig
 from models.data.dataset import point_texts
 from models.data.filters import filtered_pairs

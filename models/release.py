@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from models.bundle_writer import publish, staging_folder, write_manifest
+from models.atomic import staging_folder
+from models.bundle_writer import publish, write_manifest
 from models.config import Config
 from models.data.dataset import Dataset, point_texts
 from models.data.filters import item_pairs

@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from models.atomic import write_atomic
-from models.bundle_writer import publish, staging_folder
+from models.atomic import staging_folder, write_atomic
+from models.bundle_writer import publish
 from service.bundle import POINTER
 
 
