@@ -21,8 +21,8 @@ from models.data.filters import with_own_items
 from models.data.formats import open_dataset
 from models.errors import ComparisonError
 from models.exam import Exam
+from models.extras import need
 from models.index_kinds.efforts import machine
-from models.peers.peer import need
 from models.peers.registry import make_peer
 from models.prepare import load_config_with_data
 from models.runs import code_revision

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from models.atomic import write_atomic
 from models.comparison import OURS, Comparison, Row
-from models.peers.peer import need
+from models.extras import need
 
 LATENCY_CHART: Final = "p1-by-latency.svg"
 TAIL_CHART: Final = "psp5-by-p5.svg"

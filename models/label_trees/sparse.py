@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csc_array, csr_array
 
+from models.extras import need
 from models.label_trees.classifiers import reached
 from models.label_trees.shape import Ints, TreeShape
-from models.peers.peer import need
 from service.core.index.tree_beam import PADDING, Blocks, Costs, Forest, TreeBeam, unpack
 
 KEPT_FROM: Final = 0.1  # Parabel's threshold for weights

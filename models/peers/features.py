@@ -12,7 +12,8 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from models.errors import ComparisonError
-from models.peers.peer import need, version_of
+from models.extras import need
+from models.peers.peer import version_of
 
 SETTINGS: Final[dict[str, Any]] = {
     "ngram_range": (1, 2),

@@ -4,7 +4,6 @@ A peer's package is imported when the peer is built and not before, so that noth
 without the extra. Which peers there are, and how they are called, is registry.py.
 """
 
-import importlib
 import itertools
 from collections.abc import Iterator
 from importlib import metadata
@@ -14,10 +13,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
-
-from models.errors import PeerMissing
-
-EXTRA = "pip install 'astrolabe[peers]'"
 
 
 class Peer(Protocol):
@@ -39,14 +34,6 @@ class Peer(Protocol):
     def rank(self, features: csr_matrix, k: int) -> NDArray[np.int64]:
         """Label rows (n, k), best first, with -1 where a query has no more."""
         ...
-
-
-def need(module: str, install: str = EXTRA) -> Any:
-    """The module, imported now. Raises PeerMissing, which says what to install."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as exc:
-        raise PeerMissing(f"{module} cannot be imported ({exc}): {install}") from exc
 
 
 def version_of(distribution: str) -> str:

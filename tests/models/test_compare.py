@@ -217,7 +217,7 @@ def test_a_peer_that_is_not_installed_is_an_error_before_anything_is_measured(ti
     def fail(name):
         raise ModuleNotFoundError(f"No module named {name!r}")
 
-    monkeypatch.setattr("models.peers.peer.importlib.import_module", fail)
+    monkeypatch.setattr("models.extras.importlib.import_module", fail)
     with pytest.raises(PeerMissing, match=r"pip install 'astrolabe\[peers\]'"):
         compare(Request(**tiny, peers=("frequent", "parabel")))
     assert FakePeer.fitted == 0

@@ -5,7 +5,8 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from models.errors import PeerMissing
-from models.peers.peer import folder_bytes, need, padded, rows_of
+from models.extras import need
+from models.peers.peer import folder_bytes, padded, rows_of
 
 
 def test_a_missing_package_names_the_extra():
