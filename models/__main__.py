@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.peers.registry import NONE, PEERS, choose_peers
+from models.compare.peers.registry import NONE, PEERS, choose_peers
 
 if TYPE_CHECKING:
     from service.bundle import Manifest, QualityInfo
@@ -223,8 +223,8 @@ def _make_debian(args: argparse.Namespace) -> str:
 
 
 def _compare(args: argparse.Namespace) -> str:
-    from models.compare import Request, compare
-    from models.comparison_report import as_markdown
+    from models.compare.compare import Request, compare
+    from models.compare.table import as_markdown
 
     request = Request(
         data=args.data,

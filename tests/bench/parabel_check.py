@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 from scipy.sparse import csr_array, csr_matrix, vstack
 
+from models.compare.peers.features import TfIdf
+from models.compare.peers.omikuji_trees import BEAM, OmikujiTrees
 from models.config import load_config
 from models.data.dataset import point_texts
 from models.label_trees.shape import EntropySplit, MassBalance, Rule, expected_depth, grow
@@ -23,8 +25,6 @@ from models.label_trees.shape import label_vectors as pifa
 from models.label_trees.sparse import Chunks, SparseTree, fit_svms
 from models.methods.tree import plant
 from models.metrics import precision_at_k
-from models.peers.features import TfIdf
-from models.peers.omikuji_trees import BEAM, OmikujiTrees
 from models.prepare import open_configured, split
 from service.core.index.tree_beam import TreeBeam
 

@@ -1,6 +1,6 @@
 """Made-up rows of a comparison, for tests of what is done with them."""
 
-from models.comparison import Provenance, Row, Subject
+from models.compare.record import Provenance, Row, Subject
 
 SUBJECT = Subject(
     data="shelf",

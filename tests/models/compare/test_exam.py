@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
+from models.compare.exam import TIMED, WARM_UP, Exam
 from models.data.dataset import Dataset, LabelCatalogue, Points
 from models.errors import ComparisonError
-from models.exam import TIMED, WARM_UP, Exam
 
 N_LABELS = 130
 

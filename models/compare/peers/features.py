@@ -11,9 +11,9 @@ from typing import Any, Final
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from models.compare.peers.peer import version_of
 from models.errors import ComparisonError
 from models.extras import need
-from models.peers.peer import version_of
 
 SETTINGS: Final[dict[str, Any]] = {
     "ngram_range": (1, 2),

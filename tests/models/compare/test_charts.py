@@ -2,8 +2,8 @@
 
 import xml.etree.ElementTree as ET
 
-from models.comparison import Comparison
-from models.comparison_charts import LATENCY_CHART, TAIL_CHART, write_charts
+from models.compare.charts import LATENCY_CHART, TAIL_CHART, write_charts
+from models.compare.record import Comparison
 from tests.support.compared import SUBJECT, made_up_row
 
 

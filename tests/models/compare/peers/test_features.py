@@ -7,7 +7,7 @@ from models.errors import ComparisonError
 
 pytest.importorskip("sklearn", reason="the extra peers is not installed")
 
-from models.peers.features import TfIdf
+from models.compare.peers.features import TfIdf
 
 
 def test_features_are_unit_vectors_of_words_and_pairs():

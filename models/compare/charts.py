@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from models.atomic import write_atomic
-from models.comparison import OURS, Comparison, Row
+from models.compare.record import OURS, Comparison, Row
 from models.extras import need
 
 LATENCY_CHART: Final = "p1-by-latency.svg"

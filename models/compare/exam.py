@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from models.comparison import Subject
+from models.compare.record import Subject
 from models.data.dataset import Dataset, Fields, Points, point_texts
 from models.errors import ComparisonError
 from models.evaluate import flatten

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
+from models.compare.peers.peer import folder_bytes, padded, version_of
 from models.extras import need
-from models.peers.peer import folder_bytes, padded, version_of
 
 BEAM = 10
 INSTALL = "pip install 'astrolabe[peers]', then pip install --no-deps libpecos==1.2.8"

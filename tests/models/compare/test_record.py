@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from models.comparison import COMPARISON_FILE, Comparison, open_comparison
+from models.compare.record import COMPARISON_FILE, Comparison, open_comparison
 from models.errors import ComparisonError
 from tests.support.compared import SUBJECT, made_up_row
 

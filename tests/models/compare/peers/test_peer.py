@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
+from models.compare.peers.peer import folder_bytes, padded, rows_of
 from models.errors import PeerMissing
 from models.extras import need
-from models.peers.peer import folder_bytes, padded, rows_of
 
 
 def test_a_missing_package_names_the_extra():

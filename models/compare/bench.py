@@ -18,14 +18,14 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from models import stages
-from models.comparison import OURS, Comparison, Provenance, Row
+from models.compare.exam import Exam
+from models.compare.peers import features
+from models.compare.peers.peer import Peer
+from models.compare.peers.registry import make_peer
+from models.compare.record import OURS, Comparison, Provenance, Row
 from models.config import Config
 from models.errors import ComparisonError
 from models.evaluate import evaluate
-from models.exam import Exam
-from models.peers import features
-from models.peers.peer import Peer
-from models.peers.registry import make_peer
 from models.runs import Run, run_digest
 from service.bundle import Manifest, QualityInfo, read_manifest, resolve
 from service.core.engine import Engine

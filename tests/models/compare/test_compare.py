@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from models import bench, stages
+from models import stages
 from models.__main__ import main
-from models.compare import Request, compare
-from models.comparison import COMPARISON_FILE
-from models.comparison_charts import LATENCY_CHART, TAIL_CHART
-from models.comparison_report import TABLE_FILE
+from models.compare import bench
+from models.compare.charts import LATENCY_CHART, TAIL_CHART
+from models.compare.compare import Request, compare
+from models.compare.peers import registry
+from models.compare.record import COMPARISON_FILE
+from models.compare.table import TABLE_FILE
 from models.data.formats import write_dataset
 from models.data.synthetic import synthetic_dataset
 from models.errors import ComparisonError, PeerMissing
-from models.peers import registry
 from service.bundle import read_manifest
 from tests.support.tiny_job import N_LABELS, TOML
 
@@ -62,8 +63,8 @@ class FakeTfIdf:
 @pytest.fixture(autouse=True)
 def fake_peer(monkeypatch):
     monkeypatch.setattr(FakePeer, "fitted", 0)
-    monkeypatch.setattr("models.exam.WARM_UP", 2)
-    monkeypatch.setattr("models.exam.TIMED", 10)
+    monkeypatch.setattr("models.compare.exam.WARM_UP", 2)
+    monkeypatch.setattr("models.compare.exam.TIMED", 10)
     monkeypatch.setitem(registry.PEERS, "frequent", (__name__, "FakePeer"))
     monkeypatch.setattr(bench.features, "TfIdf", FakeTfIdf)
     make = registry.make_peer
@@ -71,8 +72,8 @@ def fake_peer(monkeypatch):
     def make_peer(name, folder):
         return FakePeer(folder) if name == "frequent" else make(name, folder)
 
-    monkeypatch.setattr("models.bench.make_peer", make_peer)
-    monkeypatch.setattr("models.compare.make_peer", make_peer)
+    monkeypatch.setattr("models.compare.bench.make_peer", make_peer)
+    monkeypatch.setattr("models.compare.compare.make_peer", make_peer)
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from models.comparison import Comparison
-from models.comparison_report import TABLE_FILE, as_markdown, write_between_markers, write_table
+from models.compare.record import Comparison
+from models.compare.table import TABLE_FILE, as_markdown, write_between_markers, write_table
 from models.errors import ComparisonError
 from tests.support.compared import RUN, SUBJECT, made_up_row
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, cast
 from models.errors import ComparisonError
 
 if TYPE_CHECKING:
-    from models.peers.peer import Peer
+    from models.compare.peers.peer import Peer
 
 PEERS = {
-    "parabel": ("models.peers.omikuji_trees", "parabel"),
-    "bonsai": ("models.peers.omikuji_trees", "bonsai"),
-    "xr-linear": ("models.peers.xr_linear", "XrLinear"),
-    "napkinxc": ("models.peers.napkinxc_plt", "NapkinPlt"),
+    "parabel": ("models.compare.peers.omikuji_trees", "parabel"),
+    "bonsai": ("models.compare.peers.omikuji_trees", "bonsai"),
+    "xr-linear": ("models.compare.peers.xr_linear", "XrLinear"),
+    "napkinxc": ("models.compare.peers.napkinxc_plt", "NapkinPlt"),
 }
 NONE = "none"
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
+from models.compare.peers.peer import version_of
+from models.compare.peers.registry import PEERS, choose_peers, make_peer
 from models.errors import ComparisonError
-from models.peers.peer import version_of
-from models.peers.registry import PEERS, choose_peers, make_peer
 
 PACKAGES = {
     "parabel": "omikuji",

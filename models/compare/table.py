@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 
 from models.atomic import write_atomic
-from models.comparison import Comparison, Provenance, Row
+from models.compare.record import Comparison, Provenance, Row
 from models.errors import ComparisonError
 
 TABLE_FILE = "comparison.md"

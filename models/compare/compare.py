@@ -11,19 +11,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.bench import Bench, check_bundle, check_same
-from models.comparison import Comparison, Provenance, open_comparison
-from models.comparison_charts import write_charts
-from models.comparison_report import check_markers, write_between_markers, write_table
+from models.compare.bench import Bench, check_bundle, check_same
+from models.compare.charts import write_charts
+from models.compare.exam import Exam
+from models.compare.peers.registry import make_peer
+from models.compare.record import Comparison, Provenance, open_comparison
+from models.compare.table import check_markers, write_between_markers, write_table
 from models.config import Config
 from models.data.dataset import Fields
 from models.data.filters import with_own_items
 from models.data.formats import open_dataset
 from models.errors import ComparisonError
-from models.exam import Exam
 from models.extras import need
 from models.index_kinds.efforts import machine
-from models.peers.registry import make_peer
 from models.prepare import load_config_with_data
 from models.runs import code_revision
 from service.bundle import read_manifest, resolve

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
+from models.compare.peers.peer import folder_bytes, padded, rows_of, version_of
 from models.extras import need
-from models.peers.peer import folder_bytes, padded, rows_of, version_of
 
 BEAM = 10
 

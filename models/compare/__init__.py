@@ -1,0 +1,1 @@
+"""One table with independent implementations: docs/compare.md."""
