@@ -182,7 +182,7 @@ def _run(args: argparse.Namespace) -> None:
         print(_make_debian(args))
         return
     from models import stages
-    from models.prepare import load_config_with_data
+    from models.data.prepare import load_config_with_data
     from service.bundle import read_manifest
 
     config = load_config_with_data(args.config, args.set)
@@ -254,8 +254,8 @@ def _fold(args: argparse.Namespace) -> str:
 def _tune(args: argparse.Namespace) -> None:
     """Print the table first: also where nothing holds the goal it says what there is."""
     from models import stages
+    from models.data.prepare import load_config_with_data
     from models.errors import TuneError
-    from models.prepare import load_config_with_data
     from models.tune.goal import Goal
     from models.tune.report import as_text
     from models.tune.tuning import Request

@@ -25,12 +25,12 @@ from models.bundle_writer import publish, write_manifest
 from models.config import Config, IndexConfig
 from models.data.dataset import point_texts
 from models.data.filters import filtered_pairs
+from models.data.prepare import open_configured, split
 from models.errors import FoldError
 from models.index_kinds.efforts import measure
 from models.index_kinds.kind import Material
 from models.index_kinds.registry import build_label_index
 from models.model_card import model_card
-from models.prepare import open_configured, split
 from models.release import LABEL_FILES, MODEL_CARD, record_golden, with_drifts
 from models.runs import code_revision
 from service.bundle import FilterInfo, IndexInfo, Manifest, OperatingPoint, resolve

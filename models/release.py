@@ -17,12 +17,12 @@ from models.bundle_writer import publish, write_manifest
 from models.config import Config
 from models.data.dataset import Dataset, point_texts
 from models.data.filters import item_pairs
+from models.data.prepare import split
 from models.errors import ReleaseError
 from models.evaluate import evaluate
 from models.export_onnx import OPSET
 from models.indexed import Indexed
 from models.model_card import model_card
-from models.prepare import split
 from models.runs import (
     CALIBRATION_FILE,
     TOKENIZER_FILE,

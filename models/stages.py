@@ -19,6 +19,7 @@ from models.atomic import write_atomic
 from models.config import Config
 from models.data.dataset import Dataset, label_texts, point_texts, report
 from models.data.filters import filtered_pairs
+from models.data.prepare import Split, TokenizedData, open_configured, split, tokenize
 from models.data.tokens import TokenizedTexts
 from models.distributed import World
 from models.encoders.build import (
@@ -39,7 +40,6 @@ from models.indexed import memory_of
 from models.loop import Validation, device_for, train
 from models.memory import Memory, build_memory, remember
 from models.methods import contrastive
-from models.prepare import Split, TokenizedData, open_configured, split, tokenize
 from models.release import DEFAULT_EFFORT, release
 from models.rng import Rng
 from models.runs import (

@@ -21,10 +21,10 @@ from models.config import Config
 from models.data.dataset import Fields
 from models.data.filters import with_own_items
 from models.data.formats import open_dataset
+from models.data.prepare import load_config_with_data
 from models.errors import ComparisonError
 from models.extras import need
 from models.index_kinds.efforts import machine
-from models.prepare import load_config_with_data
 from models.runs import code_revision
 from service.bundle import read_manifest, resolve
 

@@ -25,6 +25,7 @@ from scipy.sparse import csr_array
 from models.config import Config
 from models.data.dataset import point_texts
 from models.data.filters import filtered_pairs
+from models.data.prepare import open_configured, split
 from models.data.tokens import tokenize_texts
 from models.export_onnx import encode_with
 from models.index_kinds.efforts import machine, one_by_one_us
@@ -38,7 +39,6 @@ from models.label_trees.shape import (
 )
 from models.methods.tree import DenseForest, TreeConfig, train_forest
 from models.metrics import inverse_propensity, precision_at_k, psp_at_k
-from models.prepare import open_configured, split
 from models.ranking import spare, without
 from models.runs import TOKENIZER_FILE, encoder_file, read_run
 from models.trained import load_model

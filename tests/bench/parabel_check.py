@@ -20,12 +20,12 @@ from models.compare.peers.features import TfIdf
 from models.compare.peers.omikuji_trees import BEAM, OmikujiTrees
 from models.config import load_config
 from models.data.dataset import point_texts
+from models.data.prepare import open_configured, split
 from models.label_trees.shape import EntropySplit, MassBalance, Rule, expected_depth, grow
 from models.label_trees.shape import label_vectors as pifa
 from models.label_trees.sparse import Chunks, SparseTree, fit_svms
 from models.methods.tree import plant
 from models.metrics import precision_at_k
-from models.prepare import open_configured, split
 from service.core.index.tree_beam import TreeBeam
 
 LEAF = 100

@@ -8,8 +8,8 @@ import pytest
 
 from models import stages
 from models.data.dataset import point_texts
+from models.data.prepare import split
 from models.errors import ReleaseError
-from models.prepare import split
 from models.release import check_parity
 from service.bundle import ParityInfo, read_manifest, verify
 from service.core.drift import histogram_counts

@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from models import prepare, stages
-from models.data import splits
+from models import stages
+from models.data import prepare, splits
 from models.data.dataset import LabelCatalogue
 from models.data.formats import write_dataset
+from models.data.prepare import open_configured, split
 from models.data.synthetic import synthetic_dataset
 from models.errors import DataError, RunError
-from models.prepare import open_configured, split
 from tests.support.tiny_job import write_tiny_job
 
 
