@@ -17,7 +17,7 @@ from scipy.special import expit
 
 from models.atomic import write_atomic
 from models.data.filters import filtered_pairs
-from models.metrics import expected_calibration_error
+from models.quality.metrics import expected_calibration_error
 from service.bundle import CalibrationInfo
 from service.core.calibration import PiecewiseLinear
 

@@ -35,10 +35,10 @@ from models.data.tokens import TokenizedTexts
 from models.encoders.build import TextEncoder, embed
 from models.errors import TrainingError
 from models.method import Method, Phase
-from models.metrics import ndcg_at_k, precision_at_k
 from models.optimizers import Optimizers, scheduled_share
 from models.progress import track
-from models.ranking import exact_ranking, spare, without
+from models.quality.metrics import ndcg_at_k, precision_at_k
+from models.quality.ranking import exact_ranking, spare, without
 from models.rng import Rng
 from models.runs import CHECKPOINT_FILE, FAILED_BATCH_FILE, MODEL_FILE, TENSORBOARD_FOLDER, Run
 from models.training_rows import TrainingRows

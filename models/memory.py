@@ -22,8 +22,8 @@ from models.index_kinds.efforts import cheapest, exact_index, measure_points, na
 from models.index_kinds.flat import Flat, write_flat
 from models.index_kinds.hnsw import GRID as GRAPH_GRID
 from models.index_kinds.hnsw import Hnsw, write_hnsw
-from models.metrics import ndcg_of_each, precision_at_k, remove_filtered
-from models.ranking import spare
+from models.quality.metrics import ndcg_of_each, precision_at_k, remove_filtered
+from models.quality.ranking import spare
 from models.runs import Run
 from service.bundle import IndexInfo, MemoryInfo, OperatingPoint
 from service.core.index.augmented import (

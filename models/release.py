@@ -19,10 +19,10 @@ from models.data.dataset import Dataset, point_texts
 from models.data.filters import item_pairs
 from models.data.prepare import split
 from models.errors import ReleaseError
-from models.evaluate import evaluate
 from models.export_onnx import OPSET
 from models.indexed import Indexed
 from models.model_card import model_card
+from models.quality.evaluate import evaluate
 from models.runs import (
     CALIBRATION_FILE,
     TOKENIZER_FILE,

@@ -31,7 +31,6 @@ from models.encoders.build import (
 )
 from models.encoders.frozen import cached_pooled
 from models.encoders.transformer import architecture_of
-from models.evaluate import evaluate
 from models.export_onnx import encode_with
 from models.index_kinds.efforts import measure
 from models.index_kinds.kind import Material
@@ -40,6 +39,7 @@ from models.indexed import memory_of
 from models.loop import Validation, device_for, train
 from models.memory import Memory, build_memory, remember
 from models.methods import contrastive
+from models.quality.evaluate import evaluate
 from models.release import DEFAULT_EFFORT, release
 from models.rng import Rng
 from models.runs import (

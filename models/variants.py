@@ -25,9 +25,9 @@ from models.errors import ReleaseError, RunError
 from models.export_onnx import encode_with, parity, trace
 from models.loop import Validation
 from models.method import Method
-from models.metrics import precision_at_k
 from models.precision import at_precision
-from models.ranking import spare, without
+from models.quality.metrics import precision_at_k
+from models.quality.ranking import spare, without
 from models.runs import Run, encoder_file
 from service.bundle import ParityInfo, VariantInfo
 from service.core.encoder import OnnxEncoder

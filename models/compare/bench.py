@@ -25,7 +25,7 @@ from models.compare.peers.registry import make_peer
 from models.compare.record import OURS, Comparison, Provenance, Row
 from models.config import Config
 from models.errors import ComparisonError
-from models.evaluate import evaluate
+from models.quality.evaluate import evaluate
 from models.runs import Run, run_digest
 from service.bundle import Manifest, QualityInfo, read_manifest, resolve
 from service.core.engine import Engine

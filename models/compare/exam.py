@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from models.compare.record import Subject
 from models.data.dataset import Dataset, Fields, Points, point_texts
 from models.errors import ComparisonError
-from models.evaluate import flatten
-from models.metrics import evaluate_ranking, remove_filtered
 from models.progress import track
-from models.ranking import spare
+from models.quality.evaluate import flatten
+from models.quality.metrics import evaluate_ranking, remove_filtered
+from models.quality.ranking import spare
 
 DEPTH: Final = 100
 ASKED: Final = 10

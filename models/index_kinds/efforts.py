@@ -19,8 +19,8 @@ from scipy.sparse import csr_array
 from models.config import IndexConfig
 from models.errors import ReleaseError
 from models.index_kinds.registry import KINDS
-from models.metrics import precision_at_k
-from models.ranking import spare, without
+from models.quality.metrics import precision_at_k
+from models.quality.ranking import spare, without
 from service.bundle import EFFORTS, IndexInfo, OperatingPoint
 from service.core.index.faiss_index import EXACT, FaissIndex
 from service.core.index.opening import open_label_index

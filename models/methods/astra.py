@@ -48,7 +48,7 @@ from models.negatives import (
     weigh,
 )
 from models.optimizers import LABELS
-from models.ranking import top_products
+from models.quality.ranking import top_products
 from models.rng import Rng
 from models.training_rows import TrainingRows, cells_of, with_label_rows
 

@@ -40,10 +40,10 @@ from models.encoders.build import TextEncoder, embed, encode_batch, parameter_gr
 from models.errors import TrainingError
 from models.loop import AUTOCAST, Validation, rank_by_product
 from models.losses import contrastive_hinge, info_nce
-from models.metrics import precision_at_k, recall_at_k
 from models.negatives import allowed_in_pool
 from models.optimizers import Optimizers, scheduled_share
 from models.progress import track
+from models.quality.metrics import precision_at_k, recall_at_k
 from models.rng import Rng
 from models.runs import PRETRAIN_CHECKPOINT_FILE, PRETRAINED_FILE, TENSORBOARD_FOLDER, Run
 from models.training_rows import TrainingRows, cells_of

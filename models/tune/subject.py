@@ -13,8 +13,8 @@ from scipy.sparse import csr_array
 from models.config import IndexConfig
 from models.index_kinds.efforts import exact_index, recall_at_10
 from models.index_kinds.kind import Material
-from models.metrics import precision_at_k
-from models.ranking import spare, without
+from models.quality.metrics import precision_at_k
+from models.quality.ranking import spare, without
 from models.tune.candidate import Candidate, Measurement
 from models.tune.timing import time_search
 from service.bundle import IndexInfo, MemoryInfo

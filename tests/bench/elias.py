@@ -24,8 +24,8 @@ from models import stages
 from models.config import Config, load_config
 from models.encoders.build import embed
 from models.methods.elias import Elias
-from models.metrics import precision_at_k, recall_at_k
-from models.ranking import spare, without
+from models.quality.metrics import precision_at_k, recall_at_k
+from models.quality.ranking import spare, without
 from models.runs import PRETRAINED_FILE, Run
 from models.trained import load_model
 from service.bundle import IndexInfo

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from models.data.dataset import point_texts
 from models.data.formats import open_dataset
-from models.metrics import precision_at_k
+from models.quality.metrics import precision_at_k
 
 K = 10
 

@@ -34,7 +34,7 @@ from models.export_onnx import encode_with
 from models.index_kinds.efforts import TIMED_QUERIES, exact_index, machine, named
 from models.index_kinds.kind import Material
 from models.index_kinds.registry import KINDS, build_label_index
-from models.metrics import precision_at_k
+from models.quality.metrics import precision_at_k
 from models.runs import TOKENIZER_FILE, encoder_file, read_run
 from models.trained import load_model
 from models.tune.candidate import Build

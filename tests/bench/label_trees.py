@@ -38,8 +38,8 @@ from models.label_trees.shape import (
     huffman_depth,
 )
 from models.methods.tree import DenseForest, TreeConfig, train_forest
-from models.metrics import inverse_propensity, precision_at_k, psp_at_k
-from models.ranking import spare, without
+from models.quality.metrics import inverse_propensity, precision_at_k, psp_at_k
+from models.quality.ranking import spare, without
 from models.runs import TOKENIZER_FILE, encoder_file, read_run
 from models.trained import load_model
 from models.variants import Exported

@@ -25,7 +25,7 @@ from models.label_trees.shape import EntropySplit, MassBalance, Rule, expected_d
 from models.label_trees.shape import label_vectors as pifa
 from models.label_trees.sparse import Chunks, SparseTree, fit_svms
 from models.methods.tree import plant
-from models.metrics import precision_at_k
+from models.quality.metrics import precision_at_k
 from service.core.index.tree_beam import TreeBeam
 
 LEAF = 100

@@ -6,7 +6,7 @@ from scipy.sparse import csr_array
 
 from models.data.dataset import report
 from models.data.synthetic import MAX_LABELS_PER_POINT, synthetic_dataset
-from models.metrics import precision_at_k
+from models.quality.metrics import precision_at_k
 
 
 def test_the_same_seed_gives_the_same_data_and_another_does_not():

@@ -16,7 +16,7 @@ from models.errors import ConfigError, TrainingError
 from models.index_kinds.kind import Material
 from models.index_kinds.registry import build_label_index
 from models.losses import path_bce
-from models.metrics import recall_at_k
+from models.quality.metrics import recall_at_k
 from models.rng import Rng
 from models.runs import METRICS_FILE, MODEL_FILE, Run
 from models.trained import fresh_model, load_model

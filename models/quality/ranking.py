@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.metrics import remove_filtered
+from models.quality.metrics import remove_filtered
 
 _QUERIES_AT_ONCE = 512
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from models.data.dataset import LabelCatalogue
-from models.evaluate import evaluate
+from models.quality.evaluate import evaluate
 from models.release import release
 from service.bundle import Defaults, read_manifest, verify
 from service.core.engine import Engine

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.data.dataset import Dataset, Fields, Points, point_texts
-from models.metrics import Quality, evaluate_ranking, remove_filtered
 from models.progress import track
-from models.ranking import spare
+from models.quality.metrics import Quality, evaluate_ranking, remove_filtered
+from models.quality.ranking import spare
 from service.bundle import QualityInfo
 from service.core.engine import Engine
 from service.core.types import Query

@@ -1,4 +1,5 @@
-"""models.metrics: a hand-worked example, a slow obvious twin of each figure, untouched inputs."""
+"""models.quality.metrics: a hand-worked example, a slow obvious twin of each figure, untouched
+inputs."""
 
 import json
 import math
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from models.metrics import (
+from models.quality.metrics import (
     evaluate_ranking,
     expected_calibration_error,
     inverse_propensity,
