@@ -21,7 +21,6 @@ from models.data.dataset import Dataset, label_texts, point_texts, report
 from models.data.filters import filtered_pairs
 from models.data.prepare import Split, TokenizedData, open_configured, split, tokenize
 from models.data.tokens import TokenizedTexts
-from models.distributed import World
 from models.encoders.build import (
     TextEncoder,
     bag_of,
@@ -36,7 +35,6 @@ from models.index_kinds.efforts import measure
 from models.index_kinds.kind import Material
 from models.index_kinds.registry import KINDS, build_label_index
 from models.indexed import memory_of
-from models.loop import Validation, device_for, train
 from models.memory import Memory, build_memory, remember
 from models.methods import contrastive
 from models.quality.evaluate import evaluate
@@ -57,7 +55,9 @@ from models.runs import (
 )
 from models.teacher import soft_targets, teacher_probabilities
 from models.trained import fresh_model, load_model
-from models.training_rows import TrainingRows
+from models.training.distributed import World
+from models.training.loop import Validation, device_for, train
+from models.training.training_rows import TrainingRows
 from models.tune.check import Checked, check_bundle
 from models.tune.goal import Goal
 from models.tune.report import Report

@@ -4,13 +4,13 @@ from safetensors.torch import load_file
 
 from models.config import Config
 from models.data.tokens import TokenizedTexts
-from models.distributed import World
 from models.encoders.build import TextEncoder, empty_encoder
 from models.errors import TrainingError
-from models.method import Method
 from models.methods import astra, elias
 from models.runs import ARCHITECTURE_FILE, MODEL_FILE, Run
-from models.training_rows import TrainingRows
+from models.training.distributed import World
+from models.training.method import Method
+from models.training.training_rows import TrainingRows
 
 
 def fresh_model(

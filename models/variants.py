@@ -23,12 +23,12 @@ from models.data.tokens import TokenizedTexts
 from models.encoders.build import embed, transformer_of
 from models.errors import ReleaseError, RunError
 from models.export_onnx import encode_with, parity, trace
-from models.loop import Validation
-from models.method import Method
 from models.precision import at_precision
 from models.quality.metrics import precision_at_k
 from models.quality.ranking import spare, without
 from models.runs import Run, encoder_file
+from models.training.loop import Validation
+from models.training.method import Method
 from service.bundle import ParityInfo, VariantInfo
 from service.core.encoder import OnnxEncoder
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from models.config import IndexConfig
-from models.label_graph import LabelGraph
+from models.training.label_graph import LabelGraph
 
 
 @dataclass(frozen=True, slots=True)

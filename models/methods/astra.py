@@ -19,7 +19,8 @@ Babbar, 2023) for the predecessor. The importance weights are this project's rea
                     BCE over every label
     4. servable     the encoder, and the classifier vectors times `scale`
 
-Under torchrun a rank holds the label rows `shard` and scores these only (models.distributed).
+Under torchrun a rank holds the label rows `shard` and scores these only
+(models.training.distributed).
 """
 
 from collections.abc import Mapping
@@ -34,11 +35,13 @@ from torch.nn.functional import embedding, normalize
 
 from models.config import MethodConfig, TrainConfig
 from models.data.tokens import TokenizedTexts
-from models.distributed import World
 from models.encoders.build import TextEncoder, embed, encode_batch, parameter_groups
-from models.losses import Cells, full_bce, log_partition, sampled_bce, sampled_softmax
-from models.method import Phase, Ranked, Servable
-from models.negatives import (
+from models.quality.ranking import top_products
+from models.rng import Rng
+from models.training.distributed import World
+from models.training.losses import Cells, full_bce, log_partition, sampled_bce, sampled_softmax
+from models.training.method import Phase, Ranked, Servable
+from models.training.negatives import (
     HardNegatives,
     allowed_in_pool,
     density_in_pool,
@@ -47,10 +50,8 @@ from models.negatives import (
     uniform_pool,
     weigh,
 )
-from models.optimizers import LABELS
-from models.quality.ranking import top_products
-from models.rng import Rng
-from models.training_rows import TrainingRows, cells_of, with_label_rows
+from models.training.optimizers import LABELS
+from models.training.training_rows import TrainingRows, cells_of, with_label_rows
 
 
 class Astra(nn.Module):

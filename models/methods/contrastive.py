@@ -31,22 +31,22 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from models.board import Board
-from models.checkpoint import Progress, load_checkpoint, save_checkpoint, write_tensors
-from models.clusters import clustered_order
 from models.config import Config, PretrainConfig, TrainConfig
 from models.data.tokens import TokenizedTexts
 from models.encoders.build import TextEncoder, embed, encode_batch, parameter_groups
 from models.errors import TrainingError
-from models.loop import AUTOCAST, Validation, rank_by_product
-from models.losses import contrastive_hinge, info_nce
-from models.negatives import allowed_in_pool
-from models.optimizers import Optimizers, scheduled_share
 from models.progress import track
 from models.quality.metrics import precision_at_k, recall_at_k
 from models.rng import Rng
 from models.runs import PRETRAIN_CHECKPOINT_FILE, PRETRAINED_FILE, TENSORBOARD_FOLDER, Run
-from models.training_rows import TrainingRows, cells_of
+from models.training.board import Board
+from models.training.checkpoint import Progress, load_checkpoint, save_checkpoint, write_tensors
+from models.training.clusters import clustered_order
+from models.training.loop import AUTOCAST, Validation, rank_by_product
+from models.training.losses import contrastive_hinge, info_nce
+from models.training.negatives import allowed_in_pool
+from models.training.optimizers import Optimizers, scheduled_share
+from models.training.training_rows import TrainingRows, cells_of
 
 log = logging.getLogger(__name__)
 

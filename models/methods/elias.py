@@ -33,9 +33,10 @@ from torch.nn.functional import embedding, normalize
 
 from models.config import EliasConfig, MethodConfig, TrainConfig
 from models.data.tokens import TokenizedTexts
-from models.distributed import World
 from models.encoders.build import TextEncoder, embed, encode_batch, parameter_groups
-from models.label_graph import (
+from models.rng import Rng
+from models.training.distributed import World
+from models.training.label_graph import (
     LabelGraph,
     balanced_clusters,
     centres,
@@ -43,17 +44,11 @@ from models.label_graph import (
     label_vectors_of,
     usual_clusters,
 )
-from models.losses import path_bce
-from models.method import Phase, Ranked, Servable
-from models.optimizers import LABELS
-from models.path_scores import (
-    all_paths,
-    cluster_scores,
-    edge_weights,
-    shortlist,
-)
-from models.rng import Rng
-from models.training_rows import TrainingRows, cells_of, targets_at, with_label_rows
+from models.training.losses import path_bce
+from models.training.method import Phase, Ranked, Servable
+from models.training.optimizers import LABELS
+from models.training.path_scores import all_paths, cluster_scores, edge_weights, shortlist
+from models.training.training_rows import TrainingRows, cells_of, targets_at, with_label_rows
 
 INITIAL, FIXED, LEARNED = "initial", "fixed", "learned"
 _FORCED = 5

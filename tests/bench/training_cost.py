@@ -62,9 +62,9 @@ def _measure(args: argparse.Namespace, kind: str, n_labels: int) -> dict[str, fl
     from models.encoders.bag import BagEncoder
     from models.encoders.build import parameter_groups
     from models.methods.astra import Astra
-    from models.optimizers import LABELS, Optimizers
     from models.rng import Rng
-    from models.training_rows import TrainingRows
+    from models.training.optimizers import LABELS, Optimizers
+    from models.training.training_rows import TrainingRows
 
     torch.set_num_threads(args.threads)
     rng = Rng.from_seed(1)

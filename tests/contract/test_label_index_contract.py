@@ -17,8 +17,8 @@ from scipy.sparse import csr_array
 from models.config import IndexConfig
 from models.index_kinds.kind import Material
 from models.index_kinds.registry import KINDS, build_label_index
-from models.label_graph import LabelGraph
 from models.memory import MEMORY_FILES, remember, write_memory
+from models.training.label_graph import LabelGraph
 from service.bundle import IndexInfo, MemoryInfo
 from service.core.catalogue.delta import DeltaRows
 from service.core.catalogue.snapshot import Snapshot

@@ -9,10 +9,10 @@ import pytest
 from models import stages, variants
 from models.config import ExportConfig
 from models.errors import ConfigError, ReleaseError, RunError
-from models.loop import Validation
 from models.precision import at_precision
 from models.runs import encoder_file, open_run
 from models.trained import load_model
+from models.training.loop import Validation
 from models.variants import Exported, choose, export_variants
 from service.bundle import VariantInfo, read_manifest
 from service.core.engine import GOLDEN_TOLERANCE, Engine

@@ -14,13 +14,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from scipy.sparse import csr_array
 
-from models import checkpoint, loop, stages
+from models import stages
 from models.__main__ import main
-from models.checkpoint import write_tensors
 from models.config import load_config
 from models.data.formats import write_dataset
 from models.errors import RunError
 from models.runs import CHECKPOINT_FILE, METRICS_FILE, MODEL_FILE
+from models.training import checkpoint, loop
+from models.training.checkpoint import write_tensors
 from service.core.engine import Engine
 from service.core.types import Query
 from tests.support.tiny_job import full_disk, tiny_dataset, write_tiny_job

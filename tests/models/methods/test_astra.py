@@ -7,13 +7,13 @@ import pytest
 import torch
 from scipy.sparse import csr_array
 
-from models import negatives
 from models.config import MethodConfig
 from models.data.tokens import TokenizedTexts
 from models.encoders.bag import BagEncoder
 from models.methods.astra import build
 from models.rng import Rng
-from models.training_rows import TrainingRows
+from models.training import negatives
+from models.training.training_rows import TrainingRows
 from tests.support.tiny_job import tiny_transformer
 
 N_LABELS = 6

@@ -11,7 +11,6 @@ from scipy.sparse import csr_array
 from models import stages
 from models.config import PretrainConfig
 from models.data.tokens import TokenizedTexts
-from models.distributed import World
 from models.encoders.bag import BagEncoder
 from models.errors import RunError, TrainingError
 from models.methods import astra, contrastive
@@ -23,7 +22,8 @@ from models.runs import (
     PRETRAIN_CHECKPOINT_FILE,
     PRETRAINED_FILE,
 )
-from models.training_rows import TrainingRows
+from models.training.distributed import World
+from models.training.training_rows import TrainingRows
 from tests.support.tiny_job import write_tiny_job
 
 SWITCHED_ON = (

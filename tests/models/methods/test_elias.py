@@ -9,17 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models import loop, stages
-from models.distributed import World
+from models import stages
 from models.encoders.build import embed
 from models.errors import ConfigError, TrainingError
 from models.index_kinds.kind import Material
 from models.index_kinds.registry import build_label_index
-from models.losses import path_bce
 from models.quality.metrics import recall_at_k
 from models.rng import Rng
 from models.runs import METRICS_FILE, MODEL_FILE, Run
 from models.trained import fresh_model, load_model
+from models.training import loop
+from models.training.distributed import World
+from models.training.losses import path_bce
 from service.core.engine import Engine
 from service.core.index.opening import open_label_index
 from service.core.types import Query

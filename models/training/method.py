@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.config import TrainConfig
-from models.distributed import World
 from models.encoders.build import TextEncoder
-from models.label_graph import LabelGraph
 from models.rng import Rng
-from models.training_rows import TrainingRows
+from models.training.distributed import World
+from models.training.label_graph import LabelGraph
+from models.training.training_rows import TrainingRows
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 
-from models.clusters import clustered_order
+from models.training.clusters import clustered_order
 
 _LABELS_IN_CLUSTER = 100
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from models.atomic import write_atomic
 from models.errors import RunError
-from models.optimizers import LABELS, Optimizers
 from models.rng import Rng
+from models.training.optimizers import LABELS, Optimizers
 
 SHARDED = "labels.weight"
 """The one weight whose rows are spread over ranks; files hold all of it."""

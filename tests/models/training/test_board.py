@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from models.board import Board
+from models.training.board import Board
 from tests.support.tiny_job import full_disk
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.path_scores import all_paths, cluster_scores, edge_weights, shortlist
+from models.training.path_scores import all_paths, cluster_scores, edge_weights, shortlist
 
 N_LABELS = 40
 
@@ -87,7 +87,7 @@ def test_queries_in_many_chunks_give_the_same(monkeypatch):
     edges, weights, scores = graph(2)
     chosen = scores.topk(3).indices
     whole = shortlist(scores, chosen, edges, weights, N_LABELS, 9)
-    monkeypatch.setattr("models.path_scores._CELLS_AT_ONCE", 50)
+    monkeypatch.setattr("models.training.path_scores._CELLS_AT_ONCE", 50)
     parts = shortlist(scores, chosen, edges, weights, N_LABELS, 9)
     assert torch.equal(whole.labels, parts.labels)
     assert torch.equal(whole.clusters, parts.clusters)

@@ -1,8 +1,8 @@
 """The training loop: phases, epochs, schedule, validation, early stopping, checkpoints, logs.
 
-It knows a method only as `models.method.Method`. The test split never comes here. A loss that is
-not a number stops the run and names the step and its rows. Under torchrun every rank runs it, and
-the leading one writes.
+It knows a method only as `models.training.method.Method`. The test split never comes here. A loss
+that is not a number stops the run and names the step and its rows. Under torchrun every rank runs
+it, and the leading one writes.
 """
 
 import json
@@ -21,8 +21,17 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from models.atomic import write_atomic
-from models.board import Board
-from models.checkpoint import (
+from models.config import TrainConfig
+from models.data.tokens import TokenizedTexts
+from models.encoders.build import TextEncoder, embed
+from models.errors import TrainingError
+from models.progress import track
+from models.quality.metrics import ndcg_at_k, precision_at_k
+from models.quality.ranking import exact_ranking, spare, without
+from models.rng import Rng
+from models.runs import CHECKPOINT_FILE, FAILED_BATCH_FILE, MODEL_FILE, TENSORBOARD_FOLDER, Run
+from models.training.board import Board
+from models.training.checkpoint import (
     Progress,
     load_checkpoint,
     phase_of,
@@ -30,18 +39,9 @@ from models.checkpoint import (
     weights_of,
     write_tensors,
 )
-from models.config import TrainConfig
-from models.data.tokens import TokenizedTexts
-from models.encoders.build import TextEncoder, embed
-from models.errors import TrainingError
-from models.method import Method, Phase
-from models.optimizers import Optimizers, scheduled_share
-from models.progress import track
-from models.quality.metrics import ndcg_at_k, precision_at_k
-from models.quality.ranking import exact_ranking, spare, without
-from models.rng import Rng
-from models.runs import CHECKPOINT_FILE, FAILED_BATCH_FILE, MODEL_FILE, TENSORBOARD_FOLDER, Run
-from models.training_rows import TrainingRows
+from models.training.method import Method, Phase
+from models.training.optimizers import Optimizers, scheduled_share
+from models.training.training_rows import TrainingRows
 
 log = logging.getLogger(__name__)
 

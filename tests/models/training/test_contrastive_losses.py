@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.losses import contrastive_hinge, info_nce
+from models.training.losses import contrastive_hinge, info_nce
 
 MARGIN, HARDEST, TEMPERATURE = 0.3, 3, 0.1
 

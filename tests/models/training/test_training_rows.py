@@ -5,7 +5,7 @@ import pytest
 from scipy.sparse import csr_array
 
 from models.data.tokens import TokenizedTexts
-from models.training_rows import TrainingRows, cells_of, with_label_rows
+from models.training.training_rows import TrainingRows, cells_of, with_label_rows
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """Scores of the paths from a query over clusters to labels, and the labels that are best reached.
 
 A path's score is the cluster's score for the query times the weight of the edge; of several paths
-to one label the best counts (ELIAS). Pure functions of tensors; edges as in `models.label_graph`.
+to one label the best counts (ELIAS). Pure functions of tensors; edges as in
+`models.training.label_graph`.
 """
 
 from dataclasses import dataclass

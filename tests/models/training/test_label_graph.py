@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from models.label_graph import (
+from models.training.label_graph import (
     balanced_clusters,
     centres,
     common_edges,

@@ -2,8 +2,9 @@
 
 Every rank draws the same random numbers and sees the same batch. It encodes its share of the texts,
 all ranks gather all embeddings, and each scores the labels whose rows it holds. Losses and encoder
-gradients are summed, so the job computes what one process would (tests/models/test_distributed.py).
-With one process every function here hands back what it got.
+gradients are summed, so the job computes what one process would
+(tests/models/training/test_distributed.py). With one process every function here hands back what it
+got.
 """
 
 import logging

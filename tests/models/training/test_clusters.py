@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from models.clusters import clustered_order
+from models.training.clusters import clustered_order
 
 
 def blobs(n_blobs, per_blob, seed=3):

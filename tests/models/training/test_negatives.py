@@ -6,9 +6,10 @@ import pytest
 import torch
 from scipy.sparse import csr_array
 
-from models import negatives
 from models.config import MethodConfig
-from models.negatives import (
+from models.rng import Rng
+from models.training import negatives
+from models.training.negatives import (
     HardNegatives,
     build_index,
     density_in_pool,
@@ -18,7 +19,6 @@ from models.negatives import (
     uniform_pool,
     weigh,
 )
-from models.rng import Rng
 
 
 def test_pool_is_distinct_sorted_and_cut_to_the_label_count():

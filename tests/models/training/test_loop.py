@@ -11,14 +11,12 @@ import torch
 from safetensors.torch import load_file
 from tensorboardX.proto.event_pb2 import Event
 
-from models import loop, stages
+from models import stages
 from models.config import TrainConfig
-from models.distributed import World
 from models.encoders import frozen
 from models.encoders.build import transformer_of
 from models.errors import RunError, TrainingError
 from models.methods.astra import Astra
-from models.optimizers import scheduled_share
 from models.runs import (
     CHECKPOINT_FILE,
     FAILED_BATCH_FILE,
@@ -27,6 +25,9 @@ from models.runs import (
     TENSORBOARD_FOLDER,
 )
 from models.trained import load_model
+from models.training import loop
+from models.training.distributed import World
+from models.training.optimizers import scheduled_share
 from tests.support.tiny_job import WIDTH, write_tiny_job
 
 FROZEN = ["encoder.kind=bag+transformer", "encoder.frozen=true"]

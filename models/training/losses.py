@@ -3,7 +3,8 @@
 Binary cross-entropies are summed over labels, as Renee does, and averaged over the queries of a
 batch; a softmax over the same sample may stand beside. A positive may carry a target below 1 (a
 teacher's probability). Contrastive losses compare a query's one positive with the labels in its
-batch. Slow obvious twins are in tests/models/test_losses.py and test_contrastive_losses.py.
+batch. Slow obvious twins are in tests/models/training/test_losses.py and
+test_contrastive_losses.py.
 """
 
 import math

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, eye_array, vstack
 
 from models.data.tokens import TokenizedTexts, concatenate
-from models.losses import Cells
+from models.training.losses import Cells
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from models.config import MethodConfig
-from models.losses import Cells
+from models.training.losses import Cells
 
 _QUERIES_AT_ONCE = 4096
 _EXACT_BELOW = 4096

@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 
 from models import stages
 from models.__main__ import main
-from models.distributed import World
 from models.runs import CHECKPOINT_FILE, METRICS_FILE, MODEL_FILE, TENSORBOARD_FOLDER
+from models.training.distributed import World
 from tests.support.tiny_job import write_tiny_job
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 ONE_ROW_LEFT = "train.batch_size=899"
 EPOCHS = 3
 SHORT = f"train.epochs={EPOCHS}"

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.losses import Cells, full_bce, log_partition, sampled_bce, sampled_softmax
+from models.training.losses import Cells, full_bce, log_partition, sampled_bce, sampled_softmax
 
 N, N_LABELS, DIM = 3, 7, 4
 
