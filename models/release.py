@@ -19,7 +19,8 @@ from models.data.dataset import Dataset, point_texts
 from models.data.filters import item_pairs
 from models.data.prepare import split
 from models.errors import ReleaseError
-from models.export_onnx import OPSET
+from models.export.export_onnx import OPSET
+from models.export.precisions import REFERENCE, Exported
 from models.indexed import Indexed
 from models.model_card import model_card
 from models.quality.evaluate import evaluate
@@ -30,7 +31,6 @@ from models.runs import (
     code_revision,
     encoder_file,
 )
-from models.variants import REFERENCE, Exported
 from service.bundle import (
     SCHEMA_VERSION,
     CodeInfo,
@@ -123,7 +123,8 @@ def release(run: Run, dataset: Dataset, bundles: Path, indexed: Indexed | None =
 def check_parity(config: Config, parity: ParityInfo) -> None:
     """Refuse an fp32 export that computes something else than torch does. Raises ReleaseError.
 
-    What other precisions may lose is judged by P@1, when they are chosen (models.variants).
+    What other precisions may lose is judged by P@1, when they are chosen
+    (models.export.precisions).
     """
     limits = config.release
     if parity.max_abs_diff > limits.max_parity_diff:

@@ -30,7 +30,8 @@ from models.encoders.build import (
 )
 from models.encoders.frozen import cached_pooled
 from models.encoders.transformer import architecture_of
-from models.export_onnx import encode_with
+from models.export.export_onnx import encode_with
+from models.export.precisions import RECORD, Exported, export_variants
 from models.index_kinds.efforts import measure
 from models.index_kinds.kind import Material
 from models.index_kinds.registry import KINDS, build_label_index
@@ -63,7 +64,6 @@ from models.tune.goal import Goal
 from models.tune.report import Report
 from models.tune.subject import Subject
 from models.tune.tuning import Request, scored_by_vectors, tune
-from models.variants import RECORD, Exported, export_variants
 from service.bundle import QualityInfo, read_manifest, resolve
 from service.core.encoder import OnnxEncoder
 from service.core.engine import Engine

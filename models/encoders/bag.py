@@ -3,8 +3,8 @@
 It has no layers, so one text costs a few microseconds on a CPU; what order of words it knows, it
 knows from the pairs. Pairs are hashed by `hash_pairs`, which is also traced into the ONNX graph, so
 training and serving cannot hash differently. The mean of the design is a sum here: after scaling to
-unit norm the two are the same vector. The graph that serves is models.export_onnx's: it has the
-same arithmetic over padded batches, and the parity gate compares the two.
+unit norm the two are the same vector. The graph that serves is models.export.export_onnx's: it has
+the same arithmetic over padded batches, and the parity gate compares the two.
 
 Hashing of pieces into a fixed table: Weinberger et al., 2009. Bags of pieces and pairs as a text
 encoder: Joulin et al., 2017 (fastText).

@@ -30,7 +30,8 @@ from scipy.sparse import csr_array
 from models.config import IndexConfig
 from models.data.prepare import open_configured, split, tokenize
 from models.encoders.build import embed
-from models.export_onnx import encode_with
+from models.export.export_onnx import encode_with
+from models.export.precisions import Exported
 from models.index_kinds.efforts import TIMED_QUERIES, exact_index, machine, named
 from models.index_kinds.kind import Material
 from models.index_kinds.registry import KINDS, build_label_index
@@ -40,7 +41,6 @@ from models.trained import load_model
 from models.tune.candidate import Build
 from models.tune.timing import time_search
 from models.tune.variants import variants
-from models.variants import Exported
 from service.bundle import IndexInfo
 from service.core.encoder import OnnxEncoder
 from service.core.index.faiss_index import EXACT

@@ -27,7 +27,8 @@ from models.data.dataset import point_texts
 from models.data.filters import filtered_pairs
 from models.data.prepare import open_configured, split
 from models.data.tokens import tokenize_texts
-from models.export_onnx import encode_with
+from models.export.export_onnx import encode_with
+from models.export.precisions import Exported
 from models.index_kinds.efforts import machine, one_by_one_us
 from models.label_trees.shape import (
     EntropySplit,
@@ -42,7 +43,6 @@ from models.quality.metrics import inverse_propensity, precision_at_k, psp_at_k
 from models.quality.ranking import spare, without
 from models.runs import TOKENIZER_FILE, encoder_file, read_run
 from models.trained import load_model
-from models.variants import Exported
 from service.core.encoder import OnnxEncoder
 from service.core.index.label_tree import DenseScorer, LabelTreeIndex
 from service.core.index.tree_beam import Blocks

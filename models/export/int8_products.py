@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
 from models.data.tokens import TokenizedTexts
-from models.graph_editor import GraphEditor, cast, in_backbone
+from models.export.graph_editor import GraphEditor, cast, in_backbone
 from service.core.encoder import ATTENTION_MASK, INPUT_IDS, open_session
 
 SAMPLE_TEXTS: Final = 256

@@ -22,8 +22,8 @@ from models.config import ExportConfig, Precision
 from models.data.tokens import TokenizedTexts
 from models.encoders.build import embed, transformer_of
 from models.errors import ReleaseError, RunError
-from models.export_onnx import encode_with, parity, trace
-from models.precision import at_precision
+from models.export.export_onnx import encode_with, parity, trace
+from models.export.precision import at_precision
 from models.quality.metrics import precision_at_k
 from models.quality.ranking import spare, without
 from models.runs import Run, encoder_file

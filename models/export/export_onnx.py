@@ -1,7 +1,7 @@
 """The trained encoder as an ONNX graph, and the proof that it computes what torch computes.
 
 Batch and length stay dynamic. The graph is traced once, in fp32; the other precisions are made from
-it by models.precision, and chosen among by models.variants.
+it by models.export.precision, and chosen among by models.export.precisions.
 """
 
 import logging

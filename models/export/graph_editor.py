@@ -1,7 +1,7 @@
 """An ONNX graph while it is rewritten: nodes in order, stored tensors by name.
 
 It knows which nodes came from the transformer's backbone, for the tracer notes the module of each.
-What is rewritten into what is models.precision's and models.int8_products' affair.
+What is rewritten into what is models.export.precision's and models.export.int8_products' affair.
 """
 
 from collections.abc import Callable

@@ -6,11 +6,11 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from models import int8_products
 from models.data.tokens import TokenizedTexts
-from models.export_onnx import trace
-from models.graph_editor import GraphEditor
-from models.int8_products import Int8Products, largest_by_channel, loud_channels, quantised
+from models.export import int8_products
+from models.export.export_onnx import trace
+from models.export.graph_editor import GraphEditor
+from models.export.int8_products import Int8Products, largest_by_channel, loud_channels, quantised
 from tests.support.tiny_job import WIDTH, tiny_transformer
 
 TEXTS = TokenizedTexts(

@@ -11,8 +11,8 @@ from models.data.tokens import TokenizedTexts
 from models.encoders.bag import BagEncoder
 from models.encoders.build import transformer_of
 from models.encoders.transformer import BagTransformer
-from models.export_onnx import encode_with, parity, trace
-from models.precision import at_precision
+from models.export.export_onnx import encode_with, parity, trace
+from models.export.precision import at_precision
 from service.core.encoder import OnnxEncoder
 from tests.models.methods.test_astra import label_texts  # noqa: F401
 from tests.support.tiny_job import tiny_transformer

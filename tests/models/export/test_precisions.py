@@ -6,14 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from models import stages, variants
+from models import stages
 from models.config import ExportConfig
 from models.errors import ConfigError, ReleaseError, RunError
-from models.precision import at_precision
+from models.export import precisions as variants
+from models.export.precision import at_precision
+from models.export.precisions import Exported, choose, export_variants
 from models.runs import encoder_file, open_run
 from models.trained import load_model
 from models.training.loop import Validation
-from models.variants import Exported, choose, export_variants
 from service.bundle import VariantInfo, read_manifest
 from service.core.engine import GOLDEN_TOLERANCE, Engine
 from service.errors import GoldenMismatch
@@ -166,7 +167,7 @@ def test_a_drift_that_was_not_measured_is_not_allowed(sealed):
 
 
 def test_the_log_says_what_each_variant_costs(sealed, tiny_job, tmp_path, caplog):
-    caplog.set_level(logging.INFO, logger="models.variants")
+    caplog.set_level(logging.INFO, logger="models.export.precisions")
     export_again(tiny_job, tmp_path)
     for name in ("fp32", "fp16", "int8"):
         assert f"{name}: P@1 " in caplog.text

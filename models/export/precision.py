@@ -1,8 +1,8 @@
 """A traced fp32 encoder rewritten to fp16 or int8: what is stored, and what is computed in it.
 
-    precision   tables                              the transformer's layers
-    fp16        half precision                      half precision
-    int8        int8, one scale a row               int8 products (models.int8_products), rest fp32
+    precision   tables                              the transformer's layers fp16        half
+    precision                      half precision int8        int8, one scale a row
+    int8 products (models.export.int8_products), rest fp32
 
 Rows gathered from a table are widened, so a bag's arithmetic, pooling, projection and norm are fp32
 in every precision.
@@ -17,8 +17,8 @@ from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 
 from models.config import Precision
 from models.data.tokens import TokenizedTexts
-from models.graph_editor import GraphEditor, cast, in_backbone
-from models.int8_products import Int8Products, quantised
+from models.export.graph_editor import GraphEditor, cast, in_backbone
+from models.export.int8_products import Int8Products, quantised
 
 _HALF_MAX: Final = 65504.0
 

@@ -1,0 +1,1 @@
+"""From a trained encoder to ONNX graphs in several precisions, each measured."""
