@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from models import memory as memories
 from models.atomic import staging_folder, write_array
 from models.bundle_writer import publish, write_manifest
 from models.config import Config, IndexConfig
@@ -27,9 +26,10 @@ from models.data.dataset import point_texts
 from models.data.filters import filtered_pairs
 from models.data.prepare import open_configured, split
 from models.errors import FoldError
-from models.index_kinds.efforts import measure
-from models.index_kinds.kind import Material
-from models.index_kinds.registry import build_label_index
+from models.index import memory as memories
+from models.index.efforts import measure
+from models.index.kind import Material
+from models.index.registry import build_label_index
 from models.model_card import model_card
 from models.release import LABEL_FILES, MODEL_CARD, record_golden, with_drifts
 from models.runs import code_revision

@@ -21,7 +21,7 @@ from models.data.prepare import split
 from models.errors import ReleaseError
 from models.export.export_onnx import OPSET
 from models.export.precisions import REFERENCE, Exported
-from models.indexed import Indexed
+from models.index.indexed import Indexed
 from models.model_card import model_card
 from models.quality.evaluate import evaluate
 from models.runs import (

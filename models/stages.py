@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from models import calibrate
 from models.atomic import write_atomic
 from models.config import Config
 from models.data.dataset import Dataset, label_texts, point_texts, report
@@ -32,11 +31,12 @@ from models.encoders.frozen import cached_pooled
 from models.encoders.transformer import architecture_of
 from models.export.export_onnx import encode_with
 from models.export.precisions import RECORD, Exported, export_variants
-from models.index_kinds.efforts import measure
-from models.index_kinds.kind import Material
-from models.index_kinds.registry import KINDS, build_label_index
-from models.indexed import memory_of
-from models.memory import Memory, build_memory, remember
+from models.index import calibrate
+from models.index.efforts import measure
+from models.index.indexed import memory_of
+from models.index.kind import Material
+from models.index.memory import Memory, build_memory, remember
+from models.index.registry import KINDS, build_label_index
 from models.methods import contrastive
 from models.quality.evaluate import evaluate
 from models.release import DEFAULT_EFFORT, release

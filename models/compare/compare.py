@@ -24,7 +24,7 @@ from models.data.formats import open_dataset
 from models.data.prepare import load_config_with_data
 from models.errors import ComparisonError
 from models.extras import need
-from models.index_kinds.efforts import machine
+from models.index.efforts import machine
 from models.runs import code_revision
 from service.bundle import read_manifest, resolve
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from models.config import IndexConfig
-from models.index_kinds.efforts import exact_index, recall_at_10
-from models.index_kinds.kind import Material
+from models.index.efforts import exact_index, recall_at_10
+from models.index.kind import Material
 from models.quality.metrics import precision_at_k
 from models.quality.ranking import spare, without
 from models.tune.candidate import Candidate, Measurement

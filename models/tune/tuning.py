@@ -10,12 +10,12 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from models import calibrate
 from models.config import Config, IndexConfig
 from models.errors import ModelsError, TuneError
-from models.index_kinds.efforts import machine
-from models.index_kinds.registry import KINDS
-from models.indexed import Indexed
+from models.index import calibrate
+from models.index.efforts import machine
+from models.index.indexed import Indexed
+from models.index.registry import KINDS
 from models.progress import track
 from models.runs import CALIBRATION_FILE, Run
 from models.tune.candidate import Build, Candidate, Measurement

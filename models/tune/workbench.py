@@ -15,8 +15,8 @@ from typing import Final
 
 from models.atomic import write_atomic
 from models.config import IndexConfig
-from models.index_kinds.efforts import machine
-from models.index_kinds.registry import KINDS, build_label_index
+from models.index.efforts import machine
+from models.index.registry import KINDS, build_label_index
 from models.progress import track
 from models.tune.candidate import Build, Candidate, Measurement
 from models.tune.ledger import LEDGER_FILE, Ledger

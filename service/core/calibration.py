@@ -1,6 +1,7 @@
 """Raw score to probability: a monotone, piecewise-linear map that travels in the bundle.
 
-Fitting it is `models.calibrate`'s work. Being monotone it never changes the order of an answer.
+Fitting it is `models.index.calibrate`'s work. Being monotone it never changes the order of an
+answer.
 """
 
 from dataclasses import dataclass

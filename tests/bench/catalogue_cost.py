@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.index_kinds.efforts import one_by_one_us
+from models.index.efforts import one_by_one_us
 from service.core.catalogue.changes import Change
 from service.core.catalogue.fields import FieldIndex
 from service.core.catalogue.live import LiveCatalogue

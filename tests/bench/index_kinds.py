@@ -32,9 +32,9 @@ from models.data.prepare import open_configured, split, tokenize
 from models.encoders.build import embed
 from models.export.export_onnx import encode_with
 from models.export.precisions import Exported
-from models.index_kinds.efforts import TIMED_QUERIES, exact_index, machine, named
-from models.index_kinds.kind import Material
-from models.index_kinds.registry import KINDS, build_label_index
+from models.index.efforts import TIMED_QUERIES, exact_index, machine, named
+from models.index.kind import Material
+from models.index.registry import KINDS, build_label_index
 from models.quality.metrics import precision_at_k
 from models.runs import TOKENIZER_FILE, encoder_file, read_run
 from models.trained import load_model

@@ -29,7 +29,7 @@ from models.data.prepare import open_configured, split
 from models.data.tokens import tokenize_texts
 from models.export.export_onnx import encode_with
 from models.export.precisions import Exported
-from models.index_kinds.efforts import machine, one_by_one_us
+from models.index.efforts import machine, one_by_one_us
 from models.label_trees.shape import (
     EntropySplit,
     MassBalance,

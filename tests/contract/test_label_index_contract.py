@@ -1,6 +1,6 @@
 """What every label index promises, whatever it is made of: `service.core.index.protocol`.
 
-Each kind of `models.index_kinds.registry` is built and opened here as a run would; an index that is
+Each kind of `models.index.registry` is built and opened here as a run would; an index that is
 put together otherwise, such as one with a memory beside it, is one more entry of `CASES`.
 """
 
@@ -15,9 +15,9 @@ import pytest
 from scipy.sparse import csr_array
 
 from models.config import IndexConfig
-from models.index_kinds.kind import Material
-from models.index_kinds.registry import KINDS, build_label_index
-from models.memory import MEMORY_FILES, remember, write_memory
+from models.index.kind import Material
+from models.index.memory import MEMORY_FILES, remember, write_memory
+from models.index.registry import KINDS, build_label_index
 from models.training.label_graph import LabelGraph
 from service.bundle import IndexInfo, MemoryInfo
 from service.core.catalogue.delta import DeltaRows

@@ -7,7 +7,7 @@
 An effort visits the `beam` best clusters and scores the `shortlist` labels with the best paths; one
 without parameters visits everything. A whole batch goes through each step at once. A (label, score)
 pair is one whole number, so that a plain sort removes doubles and ranks, ties by row
-(docs/decisions/0013). Arrays are memory-mapped; models.index_kinds.learned_graph writes them.
+(docs/decisions/0013). Arrays are memory-mapped; models.index.learned_graph writes them.
 """
 
 import math

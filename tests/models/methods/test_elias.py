@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from models import stages
 from models.encoders.build import embed
 from models.errors import ConfigError, TrainingError
-from models.index_kinds.kind import Material
-from models.index_kinds.registry import build_label_index
+from models.index.kind import Material
+from models.index.registry import build_label_index
 from models.quality.metrics import recall_at_k
 from models.rng import Rng
 from models.runs import METRICS_FILE, MODEL_FILE, Run

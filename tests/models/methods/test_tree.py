@@ -7,8 +7,8 @@ import pytest
 from scipy.sparse import csr_array
 
 from models.config import IndexConfig
-from models.index_kinds.kind import Material
-from models.index_kinds.label_tree import LabelTree, tree_config
+from models.index.kind import Material
+from models.index.label_tree import LabelTree, tree_config
 from models.label_trees.shape import EntropySplit, MassBalance
 from models.methods.tree import TreeConfig, train_forest, with_first_ranked, write_forest
 from service.bundle import IndexInfo

@@ -9,8 +9,8 @@ from scipy.sparse import csr_array
 from models import stages
 from models.config import IndexConfig
 from models.errors import RunError
-from models.index_kinds.efforts import exact_index
-from models.index_kinds.kind import Material
+from models.index.efforts import exact_index
+from models.index.kind import Material
 from models.tune.candidate import Build, Candidate
 from models.tune.goal import Goal
 from models.tune.subject import Judge, Searched, Subject

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from models.calibrate import calibrate, fit, relevant, write_calibration
+from models.index.calibrate import calibrate, fit, relevant, write_calibration
 from service.core.calibration import load_calibration
 
 scored = st.lists(st.tuples(st.floats(-30, 30, width=32), st.booleans()), min_size=1, max_size=60)

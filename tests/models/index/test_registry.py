@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 
 from models.config import IndexConfig
-from models.index_kinds.registry import KINDS
+from models.index.registry import KINDS
 from service.core.index.opening import OPENERS
 
 

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.config import IndexConfig
-from models.index_kinds.kind import Material
-from models.index_kinds.quantised import CODES, four_bit_codes
-from models.index_kinds.second_lists import second_lists
-from models.index_kinds.storage import (
+from models.index.kind import Material
+from models.index.quantised import CODES, four_bit_codes
+from models.index.second_lists import second_lists
+from models.index.storage import (
     at_least,
     centred,
     code_width,

@@ -18,7 +18,7 @@ from scipy.sparse import csr_array
 
 from models.config import IndexConfig
 from models.errors import ReleaseError
-from models.index_kinds.registry import KINDS
+from models.index.registry import KINDS
 from models.quality.metrics import precision_at_k
 from models.quality.ranking import spare, without
 from service.bundle import EFFORTS, IndexInfo, OperatingPoint

@@ -18,10 +18,10 @@ from scipy.sparse import csr_array
 
 from models.atomic import write_array
 from models.config import Config, IndexConfig
-from models.index_kinds.efforts import cheapest, exact_index, measure_points, named
-from models.index_kinds.flat import Flat, write_flat
-from models.index_kinds.hnsw import GRID as GRAPH_GRID
-from models.index_kinds.hnsw import Hnsw, write_hnsw
+from models.index.efforts import cheapest, exact_index, measure_points, named
+from models.index.flat import Flat, write_flat
+from models.index.hnsw import GRID as GRAPH_GRID
+from models.index.hnsw import Hnsw, write_hnsw
 from models.quality.metrics import ndcg_of_each, precision_at_k, remove_filtered
 from models.quality.ranking import spare
 from models.runs import Run

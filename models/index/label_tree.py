@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from models.config import IndexConfig
-from models.index_kinds.kind import Material
+from models.index.kind import Material
 from models.label_trees.classifiers import FitConfig
 from models.label_trees.shape import EntropySplit, MassBalance, Rule
 from models.methods.tree import TreeConfig, train_forest, write_forest

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.config import IndexConfig
-from models.index_kinds.kind import Material
-from models.index_kinds.storage import at_least, centred, code_width, write_rescored
+from models.index.kind import Material
+from models.index.storage import at_least, centred, code_width, write_rescored
 from models.runs import INDEX_FILE
 
 CODES = 16

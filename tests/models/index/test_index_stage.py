@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from models import stages
-from models.index_kinds.registry import KINDS
+from models.index.registry import KINDS
 from models.runs import CALIBRATION_FILE, Run
 from service.core.engine import Engine
 from service.core.types import Query

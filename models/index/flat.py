@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.config import IndexConfig
-from models.index_kinds.kind import Material
-from models.index_kinds.storage import write_index
+from models.index.kind import Material
+from models.index.storage import write_index
 from models.runs import INDEX_FILE
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from models.atomic import write_array, write_atomic
 from models.config import IndexConfig
-from models.index_kinds.kind import Material
+from models.index.kind import Material
 
 FILES: Final = (
     "graph.json",

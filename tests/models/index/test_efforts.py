@@ -6,9 +6,9 @@ from scipy.sparse import csr_array
 
 from models.config import IndexConfig
 from models.errors import ReleaseError
-from models.index_kinds.efforts import measure
-from models.index_kinds.kind import Material
-from models.index_kinds.registry import KINDS, build_label_index
+from models.index.efforts import measure
+from models.index.kind import Material
+from models.index.registry import KINDS, build_label_index
 from service.core.index.faiss_index import open_faiss
 
 N, DIM = 3000, 32

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from models.calibrate import DEPTH, calibrate
 from models.config import IndexConfig
 from models.errors import ReleaseError
-from models.index_kinds.efforts import exact_index
-from models.index_kinds.efforts import measure as measure_labels
-from models.index_kinds.kind import Material
-from models.index_kinds.registry import build_label_index
-from models.memory import (
+from models.index.calibrate import DEPTH, calibrate
+from models.index.efforts import exact_index
+from models.index.efforts import measure as measure_labels
+from models.index.kind import Material
+from models.index.memory import (
     MEMORY_FILES,
     Grid,
     _crossed_gains,
@@ -25,6 +24,7 @@ from models.memory import (
     remember,
     write_memory,
 )
+from models.index.registry import build_label_index
 from service.bundle import IndexInfo, MemoryInfo
 from service.core.index.augmented import AugmentedIndex, Blend
 from service.core.index.faiss_index import EXACT, open_faiss

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Final
 
 from models.config import IndexConfig
-from models.index_kinds.flat import Flat
-from models.index_kinds.hnsw import Hnsw
-from models.index_kinds.inverted import IvfFlat, IvfPq
-from models.index_kinds.kind import IndexKind, Material
-from models.index_kinds.label_tree import LabelTree
-from models.index_kinds.learned_graph import LearnedGraph
-from models.index_kinds.quantised import PqFastScan, Sq8
+from models.index.flat import Flat
+from models.index.hnsw import Hnsw
+from models.index.inverted import IvfFlat, IvfPq
+from models.index.kind import IndexKind, Material
+from models.index.label_tree import LabelTree
+from models.index.learned_graph import LearnedGraph
+from models.index.quantised import PqFastScan, Sq8
 from service.bundle import IndexInfo
 
 _ALL: Final[tuple[IndexKind, ...]] = (

@@ -1,0 +1,1 @@
+"""Label indexes, built and measured: kinds, efforts, memory, calibration."""
