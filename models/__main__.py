@@ -245,7 +245,7 @@ def _compare(args: argparse.Namespace) -> str:
 
 
 def _fold(args: argparse.Namespace) -> str:
-    from models.fold import fold
+    from models.seal.fold import fold
     from service.bundle import read_manifest
 
     return _table(read_manifest(fold(args.bundle, args.state, args.out, args.data)))

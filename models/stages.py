@@ -39,7 +39,6 @@ from models.index.memory import Memory, build_memory, remember
 from models.index.registry import KINDS, build_label_index
 from models.methods import contrastive
 from models.quality.evaluate import evaluate
-from models.release import DEFAULT_EFFORT, release
 from models.rng import Rng
 from models.runs import (
     ARCHITECTURE_FILE,
@@ -54,6 +53,7 @@ from models.runs import (
     open_run,
     read_run,
 )
+from models.seal.release import DEFAULT_EFFORT, release
 from models.teacher import soft_targets, teacher_probabilities
 from models.trained import fresh_model, load_model
 from models.training.distributed import World

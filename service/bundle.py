@@ -1,8 +1,8 @@
 """The contract between training and serving: what a bundle folder holds and how it is checked.
 
-A bundle is immutable and written whole or not at all (`models.bundle_writer`). This module knows
-the manifest's schema, finds a bundle behind a pointer, and verifies every byte *before* any file
-reaches ONNX Runtime or FAISS. It does not open the parts: that is `service.core.engine`.
+A bundle is immutable and written whole or not at all (`models.seal.bundle_writer`). This module
+knows the manifest's schema, finds a bundle behind a pointer, and verifies every byte *before* any
+file reaches ONNX Runtime or FAISS. It does not open the parts: that is `service.core.engine`.
 """
 
 import hashlib

@@ -2,7 +2,7 @@
 
 A variant that loses more of fp32's P@1 than the configuration allows is left out, unless it is
 asked for by name. Everything downstream (index, calibration, quality) is measured with the one that
-serves. The files go to the run folder; models.release takes them into the bundle.
+serves. The files go to the run folder; models.seal.release takes them into the bundle.
 """
 
 import logging

@@ -1,6 +1,6 @@
 """One tuning from the candidates to what is sealed: search, confirm, choose the efforts, report.
 
-Pure orchestration over a Workbench; sealing itself is models.release.
+Pure orchestration over a Workbench; sealing itself is models.seal.release.
 """
 
 import logging

@@ -3,7 +3,7 @@
 Three memory-mapped arrays: `filter.items.npy` holds the items' 64-bit hashes in rising order,
 `filter.starts.npy` where each one's rows start (and where the last ones end), `filter.rows.npy` the
 rows end to end. A look-up is a binary search; an unknown id costs the same and finds nothing.
-Written by `models.release`.
+Written by `models.seal.release`.
 """
 
 from collections.abc import Sequence

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from models import stages
-from models.fold import fold
+from models.seal.fold import fold
 from service.bundle import read_manifest
 from service.core.catalogue.changes import Change
 from service.core.engine import Engine

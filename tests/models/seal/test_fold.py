@@ -9,7 +9,7 @@ import pytest
 
 from models.__main__ import main
 from models.errors import FoldError
-from models.fold import fold
+from models.seal.fold import fold
 from service.bundle import MANIFEST, POINTER, read_manifest, resolve, verify
 from service.core.catalogue.changes import Change
 from service.core.catalogue.store import ChangeStore, store_path
@@ -130,7 +130,7 @@ def test_learned_kinds_refuse(sealed, tmp_path):
 
 def test_other_data_than_the_bundles_is_refused(folded, sealed, tmp_path):
     _, state, *_ = folded
-    sample = Path(__file__).resolve().parents[2] / "models" / "samples" / "gutenberg-lcsh"
+    sample = Path(__file__).resolve().parents[3] / "models" / "samples" / "gutenberg-lcsh"
     with pytest.raises(FoldError, match="--data"):
         fold(sealed, state, tmp_path, sample)
     store = ChangeStore(store_path(state, read_manifest(sealed).name), read_manifest(sealed).name)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from models.model_card import model_card
+from models.seal.model_card import model_card
 from service.bundle import read_manifest
 
 

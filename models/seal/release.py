@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from models.atomic import staging_folder
-from models.bundle_writer import publish, write_manifest
 from models.config import Config
 from models.data.dataset import Dataset, point_texts
 from models.data.filters import item_pairs
@@ -22,7 +21,6 @@ from models.errors import ReleaseError
 from models.export.export_onnx import OPSET
 from models.export.precisions import REFERENCE, Exported
 from models.index.indexed import Indexed
-from models.model_card import model_card
 from models.quality.evaluate import evaluate
 from models.runs import (
     CALIBRATION_FILE,
@@ -31,6 +29,8 @@ from models.runs import (
     code_revision,
     encoder_file,
 )
+from models.seal.bundle_writer import publish, write_manifest
+from models.seal.model_card import model_card
 from service.bundle import (
     SCHEMA_VERSION,
     CodeInfo,

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from models.atomic import staging_folder, write_atomic
-from models.bundle_writer import publish
+from models.seal.bundle_writer import publish
 from service.bundle import POINTER
 
 

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from models.atomic import staging_folder, write_array
-from models.bundle_writer import publish, write_manifest
 from models.config import Config, IndexConfig
 from models.data.dataset import point_texts
 from models.data.filters import filtered_pairs
@@ -30,9 +29,10 @@ from models.index import memory as memories
 from models.index.efforts import measure
 from models.index.kind import Material
 from models.index.registry import build_label_index
-from models.model_card import model_card
-from models.release import LABEL_FILES, MODEL_CARD, record_golden, with_drifts
 from models.runs import code_revision
+from models.seal.bundle_writer import publish, write_manifest
+from models.seal.model_card import model_card
+from models.seal.release import LABEL_FILES, MODEL_CARD, record_golden, with_drifts
 from service.bundle import FilterInfo, IndexInfo, Manifest, OperatingPoint, resolve
 from service.core.catalogue.live import measure_placement
 from service.core.catalogue.snapshot import Snapshot

@@ -10,7 +10,7 @@ from models import stages
 from models.data.dataset import point_texts
 from models.data.prepare import split
 from models.errors import ReleaseError
-from models.release import check_parity
+from models.seal.release import check_parity
 from service.bundle import ParityInfo, read_manifest, verify
 from service.core.drift import histogram_counts
 from service.core.engine import Engine
@@ -77,7 +77,7 @@ def test_a_full_disk_while_sealing_leaves_no_half_bundle(sealed, tiny_job, monke
     def fail(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("models.release.write_labels", fail)
+    monkeypatch.setattr("models.seal.release.write_labels", fail)
     with pytest.raises(OSError, match="No space left"):
         stages.release(tiny_job.run, tiny_job.dataset, tmp_path / "bundles")
     assert list((tmp_path / "bundles").iterdir()) == []
