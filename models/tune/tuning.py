@@ -18,13 +18,13 @@ from models.index.indexed import Indexed
 from models.index.registry import KINDS
 from models.progress import track
 from models.runs import CALIBRATION_FILE, Run
+from models.tune.builds import thinned, variants
 from models.tune.candidate import Build, Candidate, Measurement
 from models.tune.goal import Goal, choose, nearest
 from models.tune.halving import halve
 from models.tune.page import write_page
 from models.tune.report import Report, last_of_each
 from models.tune.subject import Subject
-from models.tune.variants import thinned, variants
 from models.tune.workbench import Workbench
 from service.bundle import EFFORTS, OperatingPoint
 from service.core.index.faiss_index import EXACT

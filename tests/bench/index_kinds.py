@@ -38,9 +38,9 @@ from models.index.registry import KINDS, build_label_index
 from models.quality.metrics import precision_at_k
 from models.runs import TOKENIZER_FILE, encoder_file, read_run
 from models.trained import load_model
+from models.tune.builds import variants
 from models.tune.candidate import Build
 from models.tune.timing import time_search
-from models.tune.variants import variants
 from service.bundle import IndexInfo
 from service.core.encoder import OnnxEncoder
 from service.core.index.faiss_index import EXACT
