@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from models.compare.peers.registry import NONE, PEERS, choose_peers
 
 if TYPE_CHECKING:
-    from service.bundle import Manifest, QualityInfo
+    from service.bundle.manifest import Manifest, QualityInfo
 
 STAGES = {
     "prepare": "read the data, print a report on it and on the validation split",
@@ -183,7 +183,7 @@ def _run(args: argparse.Namespace) -> None:
         return
     from models import stages
     from models.data.prepare import load_config_with_data
-    from service.bundle import read_manifest
+    from service.bundle.verify import read_manifest
 
     config = load_config_with_data(args.config, args.set)
     if args.stage == "all":
@@ -246,7 +246,7 @@ def _compare(args: argparse.Namespace) -> str:
 
 def _fold(args: argparse.Namespace) -> str:
     from models.seal.fold import fold
-    from service.bundle import read_manifest
+    from service.bundle.verify import read_manifest
 
     return _table(read_manifest(fold(args.bundle, args.state, args.out, args.data)))
 

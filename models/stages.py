@@ -64,7 +64,8 @@ from models.tune.goal import Goal
 from models.tune.report import Report
 from models.tune.subject import Subject
 from models.tune.tuning import Request, scored_by_vectors, tune
-from service.bundle import QualityInfo, read_manifest, resolve
+from service.bundle.manifest import QualityInfo
+from service.bundle.verify import read_manifest, resolve
 from service.core.encoder import OnnxEncoder
 from service.core.engine import Engine
 from service.core.index.augmented import MEMORY_EF_SEARCH, open_augmented

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from service.bundle import Manifest
+from service.bundle.manifest import Manifest
 from service.edge_settings import EdgeSettings
 from service.errors import SettingsInvalid
 from service.gpu_settings import GpuSettings

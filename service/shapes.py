@@ -12,10 +12,10 @@ import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.utils import floatToGoString
 
+from service.bundle.manifest import HistogramInfo, ReferenceInfo
 from service.core.drift import LENGTH_BOUNDS, SCORE_BOUNDS, Drift, histogram_counts
 from service.core.types import Prediction
 from service.exposition import COUNTS, REFERENCE, SUM, WINDOW
-from service.manifest_parts import HistogramInfo, ReferenceInfo
 
 GROUP: Final = 64
 

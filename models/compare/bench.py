@@ -27,7 +27,8 @@ from models.config import Config
 from models.errors import ComparisonError
 from models.quality.evaluate import evaluate
 from models.runs import Run, run_digest
-from service.bundle import Manifest, QualityInfo, read_manifest, resolve
+from service.bundle.manifest import Manifest, QualityInfo
+from service.bundle.verify import read_manifest, resolve
 from service.core.engine import Engine
 from service.core.types import Query
 

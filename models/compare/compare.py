@@ -26,7 +26,7 @@ from models.errors import ComparisonError
 from models.extras import need
 from models.index.efforts import machine
 from models.runs import code_revision
-from service.bundle import read_manifest, resolve
+from service.bundle.verify import read_manifest, resolve
 
 log = logging.getLogger(__name__)
 

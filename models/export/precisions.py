@@ -29,7 +29,7 @@ from models.quality.ranking import spare, without
 from models.runs import Run, encoder_file
 from models.training.loop import Validation
 from models.training.method import Method
-from service.bundle import ParityInfo, VariantInfo
+from service.bundle.manifest import ParityInfo, VariantInfo
 from service.core.encoder import OnnxEncoder
 
 log = logging.getLogger(__name__)

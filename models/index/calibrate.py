@@ -18,7 +18,7 @@ from scipy.special import expit
 from models.atomic import write_atomic
 from models.data.filters import filtered_pairs
 from models.quality.metrics import expected_calibration_error
-from service.bundle import CalibrationInfo
+from service.bundle.manifest import CalibrationInfo
 from service.core.calibration import PiecewiseLinear
 
 DEPTH = 50

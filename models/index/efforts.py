@@ -21,7 +21,7 @@ from models.errors import ReleaseError
 from models.index.registry import KINDS
 from models.quality.metrics import precision_at_k
 from models.quality.ranking import spare, without
-from service.bundle import EFFORTS, IndexInfo, OperatingPoint
+from service.bundle.manifest import EFFORTS, IndexInfo, OperatingPoint
 from service.core.index.faiss_index import EXACT, FaissIndex
 from service.core.index.opening import open_label_index
 from service.core.index.protocol import LabelIndex

@@ -6,7 +6,7 @@ from typing import Self
 
 from models.errors import RunError
 from models.runs import CALIBRATION_FILE, Run
-from service.bundle import CalibrationInfo, GoalInfo, IndexInfo, MemoryInfo, OperatingPoint
+from service.bundle.manifest import CalibrationInfo, GoalInfo, IndexInfo, MemoryInfo, OperatingPoint
 
 
 @dataclass(frozen=True, slots=True)

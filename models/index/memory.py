@@ -25,7 +25,7 @@ from models.index.hnsw import Hnsw, write_hnsw
 from models.quality.metrics import ndcg_of_each, precision_at_k, remove_filtered
 from models.quality.ranking import spare
 from models.runs import Run
-from service.bundle import IndexInfo, MemoryInfo, OperatingPoint
+from service.bundle.manifest import IndexInfo, MemoryInfo, OperatingPoint
 from service.core.index.augmented import (
     MEMORY_EF_SEARCH,
     AugmentedIndex,

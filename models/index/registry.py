@@ -12,7 +12,7 @@ from models.index.kind import IndexKind, Material
 from models.index.label_tree import LabelTree
 from models.index.learned_graph import LearnedGraph
 from models.index.quantised import PqFastScan, Sq8
-from service.bundle import IndexInfo
+from service.bundle.manifest import IndexInfo
 
 _ALL: Final[tuple[IndexKind, ...]] = (
     Flat(),

@@ -15,7 +15,7 @@ from models.data.dataset import Dataset, Fields, Points, point_texts
 from models.progress import track
 from models.quality.metrics import Quality, evaluate_ranking, remove_filtered
 from models.quality.ranking import spare
-from service.bundle import QualityInfo
+from service.bundle.manifest import QualityInfo
 from service.core.engine import Engine
 from service.core.types import Query
 

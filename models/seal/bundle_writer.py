@@ -9,7 +9,8 @@ import os
 from pathlib import Path
 
 from models.atomic import sync, write_atomic
-from service.bundle import MANIFEST, POINTER, Manifest, bundle_id_of, hash_file
+from service.bundle.manifest import MANIFEST, POINTER, Manifest, bundle_id_of
+from service.bundle.verify import hash_file
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:

@@ -33,7 +33,8 @@ from models.runs import code_revision
 from models.seal.bundle_writer import publish, write_manifest
 from models.seal.model_card import model_card
 from models.seal.release import LABEL_FILES, MODEL_CARD, record_golden, with_drifts
-from service.bundle import FilterInfo, IndexInfo, Manifest, OperatingPoint, resolve
+from service.bundle.manifest import FilterInfo, FoldedInfo, IndexInfo, Manifest, OperatingPoint
+from service.bundle.verify import resolve
 from service.core.catalogue.live import measure_placement
 from service.core.catalogue.snapshot import Snapshot
 from service.core.catalogue.store import ChangeStore, store_path
@@ -46,7 +47,6 @@ from service.core.index.memory_labels import MemoryLabels, open_memory_labels
 from service.core.item_filter import write_hashed_item_filter
 from service.core.label_directory import write_directory
 from service.core.labels import Label, write_labels
-from service.manifest_parts import FoldedInfo
 from service.version import __version__
 
 log = logging.getLogger(__name__)

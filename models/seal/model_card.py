@@ -4,7 +4,7 @@ Written from the manifest alone, so it cannot say anything that the manifest doe
 """
 
 from models.tune.goal import Goal
-from service.bundle import Manifest
+from service.bundle.manifest import Manifest
 
 
 def model_card(manifest: Manifest) -> str:

@@ -31,7 +31,7 @@ from models.runs import (
 )
 from models.seal.bundle_writer import publish, write_manifest
 from models.seal.model_card import model_card
-from service.bundle import (
+from service.bundle.manifest import (
     SCHEMA_VERSION,
     CodeInfo,
     DataInfo,
@@ -39,9 +39,11 @@ from service.bundle import (
     EncoderInfo,
     FilterInfo,
     Golden,
+    HistogramInfo,
     LabelsInfo,
     Manifest,
     ParityInfo,
+    ReferenceInfo,
     TextInfo,
     TokenizerInfo,
 )
@@ -53,7 +55,6 @@ from service.core.label_directory import HASH_ROWS_FILE, HASHES_FILE, write_dire
 from service.core.labels import LABELS_FILE, OFFSETS_FILE, Label, write_labels
 from service.core.text import NORMALISER, NORMALISER_VERSION
 from service.core.types import Query
-from service.manifest_parts import HistogramInfo, ReferenceInfo
 from service.version import __version__
 
 log = logging.getLogger(__name__)

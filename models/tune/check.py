@@ -11,7 +11,8 @@ from models.errors import TuneError
 from models.tune.candidate import Build, Candidate, Measurement
 from models.tune.goal import Goal
 from models.tune.subject import Judge, Searched, Subject, has_own_scores, size_of
-from service.bundle import OperatingPoint, resolve, verify
+from service.bundle.manifest import OperatingPoint
+from service.bundle.verify import resolve, verify
 from service.core.parts import open_index
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from models.tune.candidate import Measurement
-from service.bundle import GoalInfo
+from service.bundle.manifest import GoalInfo
 
 P99_MARGIN: Final = 0.15
 """A chosen point's p99 stays this share below what is asked: timings move from run to run."""

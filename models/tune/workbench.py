@@ -21,7 +21,7 @@ from models.progress import track
 from models.tune.candidate import Build, Candidate, Measurement
 from models.tune.ledger import LEDGER_FILE, Ledger
 from models.tune.subject import Judge, Searched, Subject, has_own_scores, size_of
-from service.bundle import IndexInfo
+from service.bundle.manifest import IndexInfo
 from service.core.index.faiss_index import EXACT
 from service.core.index.protocol import LabelIndex
 

@@ -17,7 +17,8 @@ from service.api.problems import responses
 from service.api.reports import models_report
 from service.api.schemas import ModelsResponse
 from service.api.serving import Serving
-from service.bundle import POINTER, resolve
+from service.bundle.manifest import POINTER
+from service.bundle.verify import resolve
 from service.errors import (
     BundleNotFound,
     BundleRefused,

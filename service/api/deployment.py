@@ -12,7 +12,7 @@ from threading import Thread
 
 from service.api.answer_cache import AnswerCache
 from service.api.request_models import RequestLimits, RequestModels, request_models
-from service.bundle import read_manifest, resolve
+from service.bundle.verify import read_manifest, resolve
 from service.core.adaptive_effort import AdaptiveEffort, EffortPolicy
 from service.core.admission import BatchLimits
 from service.core.batcher import MicroBatcher

@@ -15,7 +15,7 @@ from typing import Final
 from service.api.deployment import Deployment
 from service.api.deployments import Deployments, Slot
 from service.api.desired import Desired, DesiredModel, read_desired, stamp, write_desired
-from service.bundle import resolve
+from service.bundle.verify import resolve
 from service.errors import AstrolabeError, BundleNotFound
 from service.settings import Settings
 

@@ -4,7 +4,7 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, Field
 
-from service.bundle import (
+from service.bundle.manifest import (
     CalibrationInfo,
     FilterInfo,
     MemoryInfo,

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from service.bundle import OperatingPoint
+from service.bundle.manifest import OperatingPoint
 from service.core.types import Query
 
 log = logging.getLogger(__name__)

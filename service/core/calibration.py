@@ -11,9 +11,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from service.bundle.strict_json import read_object
 from service.core.types import Float32Rows
 from service.errors import ManifestInvalid
-from service.strict_json import read_object
 
 
 class Calibration(Protocol):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
-from service.bundle import Manifest
+from service.bundle.manifest import Manifest
 from service.core.bound_runs import BoundRuns, Place
 from service.core.onnx_check import check_onnx
 from service.core.providers import CPU, GpuOptions, active_device, candidate_providers

@@ -14,7 +14,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from service.bundle import Golden, Manifest, resolve, verify
+from service.bundle.manifest import Golden, Manifest
+from service.bundle.verify import resolve, verify
 from service.core.calibration import Calibration, RawScores, load_calibration
 from service.core.catalogue.live import LiveCatalogue
 from service.core.catalogue.store import ChangeStore, store_path

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError, model_validator
 
+from service.bundle.strict_json import read_object
 from service.core.catalogue.fields import meets
 from service.core.catalogue.live import LiveCatalogue
 from service.core.catalogue.snapshot import Snapshot
@@ -21,7 +22,6 @@ from service.core.item_filter import NO_ROWS
 from service.core.labels import Label
 from service.core.types import FieldValue
 from service.errors import BundleError, SettingsInvalid
-from service.strict_json import read_object
 
 NAMED: Final = 5
 """Ids that a message names; a file of the wrong catalogue has thousands."""

@@ -16,9 +16,9 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from service.bundle.plain_files import open_plain
 from service.core.arrays import open_array
 from service.errors import BundleMismatch, FileCorrupt, FileMissing
-from service.plain_files import open_plain
 
 LABELS_FILE: Final = "labels.jsonl"
 OFFSETS_FILE: Final = "labels.offsets.npy"

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from service.bundle.plain_files import open_plain
 from service.errors import FileCorrupt, FileMissing, ManifestInvalid
-from service.plain_files import open_plain
 
 MAX_MESSAGES: Final = 400_000
 """Nodes, attributes, tensors and so on that one file may hold; ours have some thousands."""

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from service.bundle import Manifest
+from service.bundle.manifest import Manifest
 from service.core.index.augmented import open_augmented
 from service.core.index.opening import open_label_index
 from service.core.index.protocol import LabelIndex

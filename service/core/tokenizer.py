@@ -14,10 +14,10 @@ import numpy as np
 from tokenizers import Encoding
 from tokenizers import Tokenizer as FastTokenizer
 
+from service.bundle.plain_files import read_plain
 from service.core.text import normalise
 from service.core.types import TokenBatch
 from service.errors import ManifestInvalid
-from service.plain_files import read_plain
 
 MAX_FILE_BYTES: Final = 64 << 20
 """Vocabularies of 250,000 tokens take a quarter of this."""

@@ -22,7 +22,7 @@ from scipy.sparse import csr_array
 from models.config import Config
 from models.data.dataset import Dataset, point_texts
 from models.data.prepare import open_configured, split
-from service.bundle import resolve
+from service.bundle.verify import resolve
 from service.core.catalogue import placement
 from service.core.catalogue.changes import Change
 from service.core.catalogue.live import LiveCatalogue

@@ -28,7 +28,7 @@ from models.quality.metrics import precision_at_k, recall_at_k
 from models.quality.ranking import spare, without
 from models.runs import PRETRAINED_FILE, Run
 from models.trained import load_model
-from service.bundle import IndexInfo
+from service.bundle.manifest import IndexInfo
 from service.core.index.opening import open_label_index
 
 BEAMS = (1, 2, 3, 5, 10, 20)

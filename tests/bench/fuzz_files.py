@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from service.bundle import MANIFEST
+from service.bundle.manifest import MANIFEST
 from service.core.engine import Engine
 from service.core.types import Query
 from service.errors import AstrolabeError, BundleError

@@ -16,7 +16,8 @@ import time
 import traceback
 from pathlib import Path
 
-from service.bundle import MANIFEST, verify
+from service.bundle.manifest import MANIFEST
+from service.bundle.verify import verify
 from service.errors import BundleError
 from tests.support.hostile import changed_manifest
 from tests.support.tiny_bundle import write_tiny_bundle

@@ -21,7 +21,8 @@ import time
 import urllib.request
 from pathlib import Path
 
-from service.bundle import MANIFEST, POINTER, bundle_id_of, resolve
+from service.bundle.manifest import MANIFEST, POINTER, bundle_id_of
+from service.bundle.verify import resolve
 
 KEY = "swap"
 WARM_SWAPS = 2

@@ -19,7 +19,7 @@ from models.index.kind import Material
 from models.index.memory import MEMORY_FILES, remember, write_memory
 from models.index.registry import KINDS, build_label_index
 from models.training.label_graph import LabelGraph
-from service.bundle import IndexInfo, MemoryInfo
+from service.bundle.manifest import IndexInfo, MemoryInfo
 from service.core.catalogue.delta import DeltaRows
 from service.core.catalogue.snapshot import Snapshot
 from service.core.index.augmented import open_augmented

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from service.bundle.manifest import ReferenceInfo
 from service.core.drift import LENGTH_BOUNDS, SCORE_BOUNDS, histogram_counts
 from service.core.live_recall import Window
 from service.core.types import Prediction
 from service.exposition import stability_index, wilson_interval
-from service.manifest_parts import ReferenceInfo
 from service.telemetry import Telemetry
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 
-from service.bundle import MANIFEST
+from service.bundle.manifest import MANIFEST
 from tests.support.fakes import SAFETY_S, fake_settings
 from tests.support.filtered_bundle import write_filtered_bundle
 from tests.support.live import live_service

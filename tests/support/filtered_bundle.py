@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from service.bundle import MANIFEST
+from service.bundle.manifest import MANIFEST
 from service.core.item_filter import ITEMS_FILE, ROWS_FILE, STARTS_FILE, write_item_filter
 from tests.support.tiny_bundle import N_LABELS, seal
 

@@ -9,7 +9,7 @@ import json
 import random
 from typing import Any
 
-from service.bundle import bundle_id_of
+from service.bundle.manifest import bundle_id_of
 
 NASTY: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 2, 0.5, -0.0, 1e308, 1e-320),

@@ -15,7 +15,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from service.bundle import MANIFEST, bundle_id_of, hash_file
+from service.bundle.manifest import MANIFEST, bundle_id_of
+from service.bundle.verify import hash_file
 from service.core.engine import Engine
 from service.core.labels import Label, write_labels
 from service.core.text import NORMALISER, NORMALISER_VERSION

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from service.bundle import Manifest
+from service.bundle.manifest import Manifest
 from service.core.catalogue.changes import Applied, Change, StoredChange
 from service.core.catalogue.fields import Conditions, FieldIndex
 from service.core.catalogue.placement import Embed, Placement, placement_of

@@ -19,7 +19,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from service.bundle import MemoryInfo
+from service.bundle.manifest import MemoryInfo
 from service.core.index.faiss_index import EXACT, open_faiss
 from service.core.index.memory_labels import MemoryLabels, open_memory_labels
 from service.core.index.protocol import LabelIndex, check_queries

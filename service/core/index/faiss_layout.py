@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from service.bundle.plain_files import open_plain
 from service.errors import BundleMismatch, FileCorrupt, FileMissing
-from service.plain_files import open_plain
 
 _INT, _SIZE, _FLOAT, _BYTE = "<i", "<Q", "<f", "<B"
 _INNER_PRODUCT: Final = 0

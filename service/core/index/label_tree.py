@@ -19,7 +19,8 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from service.bundle import IndexInfo
+from service.bundle.manifest import IndexInfo
+from service.bundle.strict_json import read_object
 from service.core.arrays import open_array
 from service.core.index.protocol import check_queries
 from service.core.index.tree_beam import (
@@ -35,7 +36,6 @@ from service.core.index.tree_beam import (
 )
 from service.core.types import Float32Rows, Hits
 from service.errors import BundleError, BundleMismatch
-from service.strict_json import read_object
 
 KIND: Final = "label-tree"
 METRIC: Final = "probability"

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from service.bundle import IndexInfo
+from service.bundle.manifest import IndexInfo
 from service.core.index.faiss_index import open_faiss
 from service.core.index.label_tree import open_label_tree
 from service.core.index.learned_graph import open_learned_graph

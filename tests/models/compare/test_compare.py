@@ -18,7 +18,7 @@ from models.compare.table import TABLE_FILE
 from models.data.formats import write_dataset
 from models.data.synthetic import synthetic_dataset
 from models.errors import ComparisonError, PeerMissing
-from service.bundle import read_manifest
+from service.bundle.verify import read_manifest
 from tests.support.tiny_job import N_LABELS, TOML
 
 

@@ -15,7 +15,8 @@ from models.export.precisions import Exported, choose, export_variants
 from models.runs import encoder_file, open_run
 from models.trained import load_model
 from models.training.loop import Validation
-from service.bundle import VariantInfo, read_manifest
+from service.bundle.manifest import VariantInfo
+from service.bundle.verify import read_manifest
 from service.core.engine import GOLDEN_TOLERANCE, Engine
 from service.errors import GoldenMismatch
 from tests.support.tiny_job import write_tiny_job

@@ -11,7 +11,7 @@ from models.index.kind import Material
 from models.index.label_tree import LabelTree, tree_config
 from models.label_trees.shape import EntropySplit, MassBalance
 from models.methods.tree import TreeConfig, train_forest, with_first_ranked, write_forest
-from service.bundle import IndexInfo
+from service.bundle.manifest import IndexInfo
 from service.core.index.label_tree import FILES, open_label_tree
 
 DIM, N_LABELS, N_POINTS = 16, 150, 1500

@@ -8,7 +8,8 @@ import pytest
 from models.data.dataset import LabelCatalogue
 from models.quality.evaluate import evaluate
 from models.seal.release import release
-from service.bundle import Defaults, read_manifest, verify
+from service.bundle.manifest import Defaults
+from service.bundle.verify import read_manifest, verify
 from service.core.engine import Engine
 from service.core.types import Query
 

@@ -7,7 +7,7 @@ import pytest
 
 from models.atomic import staging_folder, write_atomic
 from models.seal.bundle_writer import publish
-from service.bundle import POINTER
+from service.bundle.manifest import POINTER
 
 
 def test_a_published_folder_is_pointed_at_and_staging_is_gone(tmp_path):

@@ -10,7 +10,8 @@ import pytest
 from models.__main__ import main
 from models.errors import FoldError
 from models.seal.fold import fold
-from service.bundle import MANIFEST, POINTER, read_manifest, resolve, verify
+from service.bundle.manifest import MANIFEST, POINTER
+from service.bundle.verify import read_manifest, resolve, verify
 from service.core.catalogue.changes import Change
 from service.core.catalogue.store import ChangeStore, store_path
 from service.core.engine import Engine

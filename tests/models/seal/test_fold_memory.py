@@ -5,7 +5,7 @@ import pytest
 
 from models import stages
 from models.seal.fold import fold
-from service.bundle import read_manifest
+from service.bundle.verify import read_manifest
 from service.core.catalogue.changes import Change
 from service.core.engine import Engine
 from service.core.types import Query

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from models.seal.model_card import model_card
-from service.bundle import read_manifest
+from service.bundle.verify import read_manifest
 
 
 def test_a_card_says_how_much_a_memory_counts(tiny_memory_bundle: Path, tiny_bundle: Path) -> None:

@@ -11,7 +11,8 @@ from models.data.dataset import point_texts
 from models.data.prepare import split
 from models.errors import ReleaseError
 from models.seal.release import check_parity
-from service.bundle import ParityInfo, read_manifest, verify
+from service.bundle.manifest import ParityInfo
+from service.bundle.verify import read_manifest, verify
 from service.core.drift import histogram_counts
 from service.core.engine import Engine
 from service.core.types import Query

@@ -15,7 +15,7 @@ from models.tune.candidate import Build, Candidate
 from models.tune.goal import Goal
 from models.tune.subject import Judge, Searched, Subject
 from models.tune.tuning import Request, kinds_for, scored_by_vectors
-from service.bundle import read_manifest, resolve
+from service.bundle.verify import read_manifest, resolve
 from service.core.types import Hits
 from tests.support.tiny_job import write_tiny_job
 

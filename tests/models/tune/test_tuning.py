@@ -12,7 +12,7 @@ from models.runs import read_run
 from models.tune.goal import Goal
 from models.tune.subject import Judge
 from models.tune.tuning import Request, kinds_for
-from service.bundle import read_manifest, resolve
+from service.bundle.verify import read_manifest, resolve
 from tests.support.tiny_job import write_tiny_job
 
 EASY = Goal(p99_us=1e6, recall=0.9)

@@ -11,7 +11,7 @@ import numpy as np
 import openai
 import pytest
 
-from service.bundle import MANIFEST
+from service.bundle.manifest import MANIFEST
 from tests.support.fakes import running
 from tests.support.live import live_service
 from tests.support.tiny_bundle import DIM

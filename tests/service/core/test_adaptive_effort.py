@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.bundle import OperatingPoint
+from service.bundle.manifest import OperatingPoint
 from service.core.adaptive_effort import MAX_HOLDS, AdaptiveEffort, EffortPolicy, steps_of
 from service.core.types import Query
 from tests.support.fakes import FakeClock

@@ -9,7 +9,8 @@ import faiss
 import numpy as np
 import pytest
 
-from service.bundle import MANIFEST, verify
+from service.bundle.manifest import MANIFEST
+from service.bundle.verify import verify
 from service.core.engine import Engine
 from service.core.index.augmented import Blend
 from service.core.index.faiss_index import open_faiss

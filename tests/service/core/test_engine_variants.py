@@ -11,7 +11,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from service.bundle import MANIFEST, EncoderInfo, verify
+from service.bundle.manifest import MANIFEST, EncoderInfo
+from service.bundle.verify import verify
 from service.core.engine import Engine
 from service.errors import BundleMismatch, GoldenMismatch, VariantMissing
 from tests.support.tiny_bundle import seal, write_tiny_bundle

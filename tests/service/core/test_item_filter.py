@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.bundle import MANIFEST, read_manifest
+from service.bundle.manifest import MANIFEST
+from service.bundle.verify import read_manifest
 from service.core.engine import Engine
 from service.core.item_filter import (
     ITEMS_FILE,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from service.bundle import MANIFEST
+from service.bundle.manifest import MANIFEST
 from tests.service.test_main import served
 from tests.support.pages import Opener, Seen
 from tests.support.tiny_bundle import seal

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.bundle import IndexInfo
+from service.bundle.manifest import IndexInfo
 from service.core.index.label_tree import (
     ABOUT_FILE,
     BIAS_FILE,

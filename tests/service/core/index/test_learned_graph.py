@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 
-from service.bundle import IndexInfo
+from service.bundle.manifest import IndexInfo
 from service.core.index.learned_graph import Graph, LearnedGraphIndex, open_learned_graph
 from service.errors import BundleMismatch
 

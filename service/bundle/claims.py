@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from service.errors import BundleMismatch, ManifestInvalid
 
 if TYPE_CHECKING:
-    from service.bundle import Manifest
+    from service.bundle.manifest import Manifest
 
 _BITS_BY_ROW_AND_DIMENSION: Final = {
     "flat": 32,

@@ -7,15 +7,8 @@ from typing import Any
 
 import pytest
 
-from service.bundle import (
-    MANIFEST,
-    Manifest,
-    bundle_id_of,
-    hash_file,
-    read_manifest,
-    resolve,
-    verify,
-)
+from service.bundle.manifest import MANIFEST, Manifest, bundle_id_of
+from service.bundle.verify import hash_file, read_manifest, resolve, verify
 from service.errors import (
     BundleError,
     BundleMismatch,

@@ -1,49 +1,87 @@
-"""The contract between training and serving: what a bundle folder holds and how it is checked.
+"""The schema of manifest.json: every part, strict and frozen.
 
-A bundle is immutable and written whole or not at all (`models.seal.bundle_writer`). This module
-knows the manifest's schema, finds a bundle behind a pointer, and verifies every byte *before* any
-file reaches ONNX Runtime or FAISS. It does not open the parts: that is `service.core.engine`.
+`service.bundle.verify` reads a manifest and holds it against the files; `models.seal.bundle_writer`
+writes one.
 """
 
 import hashlib
 import json
-import os
-import re
-from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Self
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from service.bundle_claims import check_claims
-from service.errors import (
-    BundleNotFound,
-    FileCorrupt,
-    FileMissing,
-    FileUnlisted,
-    ManifestInvalid,
-    SchemaVersionUnknown,
-)
-from service.manifest_parts import FoldedInfo, Part, ReferenceInfo
-from service.plain_files import open_plain, read_plain
-from service.strict_json import MAX_JSON_BYTES, read_object
+
+class Part(BaseModel):
+    """Frozen, strict, and without fields that are not named."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class FoldedInfo(Part):
+    """Changes to the catalogue that a bundle holds: those of `name` up to `seq`.
+
+    `base` is the bundle they were folded into. Its `quality`, `calibration` and `parity` are those
+    here; operating points and golden queries were made anew. Counts are of this fold; a label that
+    was added has `scale` times the embedding of its text for a vector, in later folds too.
+    """
+
+    name: str
+    seq: Annotated[int, Field(ge=0)]
+    base: str
+    scale: Annotated[float, Field(gt=0)]
+    n_added: int
+    n_removed: int
+    n_updated: int
+    n_added_in_all: int
+    """Labels that all folds so far gave the vector of their text; some may be gone since."""
+
+
+class HistogramInfo(Part):
+    """How many values lie up to each bound, which rise, and above the last one."""
+
+    bounds: Annotated[list[float], Field(min_length=1, max_length=256)]
+    counts: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=257)]
+
+    @model_validator(mode="after")
+    def _check_fit(self) -> Self:
+        if len(self.counts) != len(self.bounds) + 1:
+            raise ValueError(
+                f"{len(self.counts)} counts for {len(self.bounds)} bounds: one more is needed"
+            )
+        return self
+
+
+class ReferenceInfo(Part):
+    """What answers looked like when the bundle was sealed, at its defaults: drift is from there.
+
+    `top_score` is of the best served scores, `query_tokens` of the lengths after truncation.
+    """
+
+    split: str
+    n_queries: Annotated[int, Field(ge=1, lt=2**31)]
+    top_score: HistogramInfo
+    query_tokens: HistogramInfo
+
 
 SCHEMA_VERSION: Final = 1
-MANIFEST: Final = "manifest.json"
-POINTER: Final = "CURRENT"
-MAX_MANIFEST_BYTES: Final = MAX_JSON_BYTES
-EFFORTS: Final = ("fast", "balanced", "thorough", "exact")
 
-_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_HASH_CHUNK_BYTES = 1 << 20
-_POINTER_BYTES = 4096
+MANIFEST: Final = "manifest.json"
+
+POINTER: Final = "CURRENT"
+
+EFFORTS: Final = ("fast", "balanced", "thorough", "exact")
 
 # What no real bundle comes near, so that nothing is reserved for a number that only claims to be.
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 """Rows, labels, pairs: label rows are int32 in the arrays of a bundle."""
+
 Bytes = Annotated[int, Field(ge=0, lt=2**48)]
+
 Width = Annotated[int, Field(ge=1, le=65536)]
 """Dimensions, tokens of a text, depth of an answer."""
+
 Name = Annotated[str, Field(min_length=1, max_length=128)]
+
 FileNames = Annotated[list[Name], Field(min_length=1, max_length=64)]
 
 
@@ -270,108 +308,3 @@ def bundle_id_of(manifest: dict[str, Any]) -> str:
     body = {key: value for key, value in manifest.items() if key != "bundle_id"}
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def resolve(path: Path) -> Path:
-    """The bundle folder that `path` means: itself, or the one its pointer file names.
-
-    Raises BundleNotFound.
-    """
-    if (path / MANIFEST).is_file():
-        return path
-    pointer = path / POINTER
-    if not pointer.is_file():
-        raise BundleNotFound(
-            f"{path} holds neither {MANIFEST} nor {POINTER}: name a sealed bundle, or a folder "
-            "of bundles as `python -m models all` writes it"
-        )
-    try:
-        name = read_plain(pointer, _POINTER_BYTES).decode("utf-8", "replace").strip()
-    except (FileMissing, FileCorrupt) as exc:
-        raise BundleNotFound(exc.detail) from exc
-    if not _FILE_NAME.fullmatch(name):
-        raise BundleNotFound(f"{pointer} holds {name[:80]!r}, expected the name of a bundle folder")
-    if not (path / name / MANIFEST).is_file():
-        raise BundleNotFound(f"{pointer} names {name}, but {path / name / MANIFEST} is not there")
-    return path / name
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """Parse and cross-check manifest.json; no other file is looked at.
-
-    Raises BundleNotFound, SchemaVersionUnknown, ManifestInvalid, BundleMismatch.
-    """
-    try:
-        raw = read_object(folder / MANIFEST, MAX_MANIFEST_BYTES)
-    except FileMissing as exc:
-        raise BundleNotFound(exc.detail) from exc
-    version = raw.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise SchemaVersionUnknown(
-            f"{folder / MANIFEST}: schema_version is {version!r}, this code reads "
-            f"{SCHEMA_VERSION}: serve it with the Astrolabe that sealed it, or seal it again"
-        )
-    try:
-        manifest = Manifest.model_validate(raw)
-    except ValidationError as exc:
-        first = exc.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ManifestInvalid(f"{folder / MANIFEST}: field {where}: {first['msg']}") from exc
-    actual = bundle_id_of(raw)
-    if manifest.bundle_id != actual:
-        raise ManifestInvalid(
-            f"{folder / MANIFEST}: bundle_id is {manifest.bundle_id[:80]}, its content hashes to "
-            f"{actual}: the manifest was changed after sealing"
-        )
-    for name in manifest.files:
-        if not _FILE_NAME.fullmatch(name) or name == MANIFEST:
-            raise ManifestInvalid(f"{folder / MANIFEST}: files: {name[:80]!r} is no file name")
-    check_claims(folder / MANIFEST, manifest)
-    return manifest
-
-
-def verify(folder: Path) -> Manifest:
-    """Check that the folder is exactly what its manifest says: names, sizes, hashes.
-
-    Raises BundleNotFound, SchemaVersionUnknown, ManifestInvalid, BundleMismatch, FileMissing,
-    FileUnlisted, FileCorrupt.
-    """
-    manifest = read_manifest(folder)
-    for extra in sorted(set(_names_in(folder)) - set(manifest.files) - {MANIFEST}):
-        raise FileUnlisted(f"{folder / extra} is not listed in {MANIFEST}: remove it")
-    for name, entry in sorted(manifest.files.items()):
-        _verify_file(folder / name, entry)
-    return manifest
-
-
-def hash_file(path: Path, max_bytes: int | None = None) -> FileEntry:
-    """Size and SHA-256 of a file, read once, and to one byte over `max_bytes` at the most.
-
-    Raises FileMissing, or FileCorrupt where it is no plain file.
-    """
-    digest = hashlib.sha256()
-    size = 0
-    with open_plain(path) as file:
-        while chunk := file.read(_HASH_CHUNK_BYTES):
-            digest.update(chunk)
-            size += len(chunk)
-            if max_bytes is not None and size > max_bytes:
-                break  # it grows while it is read
-    return FileEntry(sha256=digest.hexdigest(), bytes=size)
-
-
-def _verify_file(path: Path, entry: FileEntry) -> None:
-    with open_plain(path) as file:
-        size = os.fstat(file.fileno()).st_size
-    if size != entry.bytes:
-        raise FileCorrupt(f"{path} has {size} bytes, {MANIFEST} says {entry.bytes}")
-    actual = hash_file(path, entry.bytes).sha256
-    if actual != entry.sha256:
-        raise FileCorrupt(f"{path} has SHA-256 {actual}, {MANIFEST} says {entry.sha256}")
-
-
-def _names_in(folder: Path) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except OSError as exc:
-        raise BundleNotFound(f"{folder} cannot be listed: {exc.strerror}") from exc

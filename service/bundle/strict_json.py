@@ -10,8 +10,8 @@ import math
 from pathlib import Path
 from typing import Any, Final
 
+from service.bundle.plain_files import read_plain
 from service.errors import FileCorrupt, FileMissing, ManifestInvalid
-from service.plain_files import read_plain
 
 MAX_JSON_BYTES: Final = 16 << 20
 MAX_NESTING: Final = 32

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.bundle import MANIFEST, verify
+from service.bundle.manifest import MANIFEST
+from service.bundle.verify import verify
 from service.errors import BundleError
 from tests.support.hostile import changed_bytes, changed_manifest
 

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from service.bundle.strict_json import parse, read_object
 from service.errors import FileMissing, ManifestInvalid
-from service.strict_json import parse, read_object
 
 
 @pytest.mark.parametrize(

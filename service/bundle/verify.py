@@ -1,0 +1,145 @@
+"""The contract between training and serving: what a bundle folder holds and how it is checked.
+
+A bundle is immutable and written whole or not at all (`models.seal.bundle_writer`). This module
+knows the manifest's schema, finds a bundle behind a pointer, and verifies every byte *before* any
+file reaches ONNX Runtime or FAISS. It does not open the parts: that is `service.core.engine`.
+"""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import Final
+
+from pydantic import ValidationError
+
+from service.bundle.claims import check_claims
+from service.bundle.manifest import (
+    MANIFEST,
+    POINTER,
+    SCHEMA_VERSION,
+    FileEntry,
+    Manifest,
+    bundle_id_of,
+)
+from service.bundle.plain_files import open_plain, read_plain
+from service.bundle.strict_json import MAX_JSON_BYTES, read_object
+from service.errors import (
+    BundleNotFound,
+    FileCorrupt,
+    FileMissing,
+    FileUnlisted,
+    ManifestInvalid,
+    SchemaVersionUnknown,
+)
+
+MAX_MANIFEST_BYTES: Final = MAX_JSON_BYTES
+
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_HASH_CHUNK_BYTES = 1 << 20
+_POINTER_BYTES = 4096
+
+
+def resolve(path: Path) -> Path:
+    """The bundle folder that `path` means: itself, or the one its pointer file names.
+
+    Raises BundleNotFound.
+    """
+    if (path / MANIFEST).is_file():
+        return path
+    pointer = path / POINTER
+    if not pointer.is_file():
+        raise BundleNotFound(
+            f"{path} holds neither {MANIFEST} nor {POINTER}: name a sealed bundle, or a folder "
+            "of bundles as `python -m models all` writes it"
+        )
+    try:
+        name = read_plain(pointer, _POINTER_BYTES).decode("utf-8", "replace").strip()
+    except (FileMissing, FileCorrupt) as exc:
+        raise BundleNotFound(exc.detail) from exc
+    if not _FILE_NAME.fullmatch(name):
+        raise BundleNotFound(f"{pointer} holds {name[:80]!r}, expected the name of a bundle folder")
+    if not (path / name / MANIFEST).is_file():
+        raise BundleNotFound(f"{pointer} names {name}, but {path / name / MANIFEST} is not there")
+    return path / name
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Parse and cross-check manifest.json; no other file is looked at.
+
+    Raises BundleNotFound, SchemaVersionUnknown, ManifestInvalid, BundleMismatch.
+    """
+    try:
+        raw = read_object(folder / MANIFEST, MAX_MANIFEST_BYTES)
+    except FileMissing as exc:
+        raise BundleNotFound(exc.detail) from exc
+    version = raw.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise SchemaVersionUnknown(
+            f"{folder / MANIFEST}: schema_version is {version!r}, this code reads "
+            f"{SCHEMA_VERSION}: serve it with the Astrolabe that sealed it, or seal it again"
+        )
+    try:
+        manifest = Manifest.model_validate(raw)
+    except ValidationError as exc:
+        first = exc.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ManifestInvalid(f"{folder / MANIFEST}: field {where}: {first['msg']}") from exc
+    actual = bundle_id_of(raw)
+    if manifest.bundle_id != actual:
+        raise ManifestInvalid(
+            f"{folder / MANIFEST}: bundle_id is {manifest.bundle_id[:80]}, its content hashes to "
+            f"{actual}: the manifest was changed after sealing"
+        )
+    for name in manifest.files:
+        if not _FILE_NAME.fullmatch(name) or name == MANIFEST:
+            raise ManifestInvalid(f"{folder / MANIFEST}: files: {name[:80]!r} is no file name")
+    check_claims(folder / MANIFEST, manifest)
+    return manifest
+
+
+def verify(folder: Path) -> Manifest:
+    """Check that the folder is exactly what its manifest says: names, sizes, hashes.
+
+    Raises BundleNotFound, SchemaVersionUnknown, ManifestInvalid, BundleMismatch, FileMissing,
+    FileUnlisted, FileCorrupt.
+    """
+    manifest = read_manifest(folder)
+    for extra in sorted(set(_names_in(folder)) - set(manifest.files) - {MANIFEST}):
+        raise FileUnlisted(f"{folder / extra} is not listed in {MANIFEST}: remove it")
+    for name, entry in sorted(manifest.files.items()):
+        _verify_file(folder / name, entry)
+    return manifest
+
+
+def hash_file(path: Path, max_bytes: int | None = None) -> FileEntry:
+    """Size and SHA-256 of a file, read once, and to one byte over `max_bytes` at the most.
+
+    Raises FileMissing, or FileCorrupt where it is no plain file.
+    """
+    digest = hashlib.sha256()
+    size = 0
+    with open_plain(path) as file:
+        while chunk := file.read(_HASH_CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+            if max_bytes is not None and size > max_bytes:
+                break  # it grows while it is read
+    return FileEntry(sha256=digest.hexdigest(), bytes=size)
+
+
+def _verify_file(path: Path, entry: FileEntry) -> None:
+    with open_plain(path) as file:
+        size = os.fstat(file.fileno()).st_size
+    if size != entry.bytes:
+        raise FileCorrupt(f"{path} has {size} bytes, {MANIFEST} says {entry.bytes}")
+    actual = hash_file(path, entry.bytes).sha256
+    if actual != entry.sha256:
+        raise FileCorrupt(f"{path} has SHA-256 {actual}, {MANIFEST} says {entry.sha256}")
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError as exc:
+        raise BundleNotFound(f"{folder} cannot be listed: {exc.strerror}") from exc
