@@ -73,7 +73,8 @@ trace_id_of_task: ContextVar[str] = ContextVar("trace_id", default="")
 
 
 class Telemetry:
-    """The metrics of one service; `service.core.batcher` and `service.api` report to it."""
+    """The metrics of one service; `service.core.batching.batcher` and `service.api` report to
+    it."""
 
     def __init__(self, shared: Path | None = None) -> None:
         """`shared` is the folder given to `share_metrics`, where workers share their metrics."""

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from service.core.batcher import Answer
+from service.core.batching.job import Answer
 from service.errors import SettingsInvalid
 from service.settings import Settings
 from service.version import __version__

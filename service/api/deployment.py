@@ -13,9 +13,9 @@ from threading import Thread
 from service.api.answer_cache import AnswerCache
 from service.api.request_models import RequestLimits, RequestModels, request_models
 from service.bundle.verify import read_manifest, resolve
-from service.core.adaptive_effort import AdaptiveEffort, EffortPolicy
-from service.core.admission import BatchLimits
-from service.core.batcher import MicroBatcher
+from service.core.batching.adaptive_effort import AdaptiveEffort, EffortPolicy
+from service.core.batching.admission import BatchLimits
+from service.core.batching.batcher import MicroBatcher
 from service.core.engine import Engine
 from service.core.label_rules import read_label_rules
 from service.core.live_recall import EXACT, LiveRecall

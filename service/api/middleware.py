@@ -25,7 +25,7 @@ from service.api.reply import REPLY, Reply
 from service.api.serving import Serving
 from service.api.shedding import BULK, PRIORITY, TIMEOUT
 from service.api.unread import UNREAD
-from service.core.batcher import Answer
+from service.core.batching.job import Answer
 from service.errors import (
     Abandoned,
     AstrolabeError,

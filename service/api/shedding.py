@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from service.api.resting import Resting
-from service.core.admission import MIN_RETRY_AFTER_S
+from service.core.batching.admission import MIN_RETRY_AFTER_S
 from service.errors import AstrolabeError, DeadlineUnreachable, OverloadError, QueueFull
 
 ARMED_S: Final = 1.0

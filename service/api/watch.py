@@ -11,7 +11,7 @@ from typing import Final
 from starlette.types import Receive
 
 from service.api.reply import Reply
-from service.core.batcher import Answer
+from service.core.batching.job import Answer
 from service.errors import Abandoned, DeadlineExceeded
 
 GRACE_S: Final = 0.05

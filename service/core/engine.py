@@ -2,7 +2,7 @@
 
 `Engine.open` verifies, opens, warms and replays the golden queries; only then does a caller get an
 object. Search, evaluation and the release gate all go through `predict`, so what is measured is
-what is served. It holds no queue: that is `service.core.batcher`.
+what is served. It holds no queue: that is `service.core.batching.batcher`.
 """
 
 import time

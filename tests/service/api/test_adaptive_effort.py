@@ -168,7 +168,7 @@ async def test_each_change_is_one_log_line_that_blames_no_request(
 ) -> None:
     blamed: list[str] = []
     caplog.handler.addFilter(lambda _: blamed.append(request_id_of_task.get()) or True)
-    caplog.set_level(logging.INFO, "service.core.adaptive_effort")
+    caplog.set_level(logging.INFO, "service.core.batching.adaptive_effort")
     async with loaded() as (service, predict):
         await burst(service, predict, *[{}] * 4)
         for _ in range(6):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.bundle.manifest import OperatingPoint
-from service.core.adaptive_effort import MAX_HOLDS, AdaptiveEffort, EffortPolicy, steps_of
+from service.core.batching.adaptive_effort import MAX_HOLDS, AdaptiveEffort, EffortPolicy, steps_of
 from service.core.types import Query
 from tests.support.fakes import FakeClock
 

@@ -19,15 +19,15 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final, Protocol
 
-from service.core.adaptive_effort import AdaptiveEffort
-from service.core.admission import Admission, BatchLimits
-from service.core.job_queue import Job, JobQueue
-from service.core.lane import Lane
-from service.core.pace import LAG_TURNS, Pace
-from service.core.types import PredictedBatch, Prediction, Query, StageTimings
+from service.core.batching.adaptive_effort import AdaptiveEffort
+from service.core.batching.admission import Admission, BatchLimits
+from service.core.batching.job import Answer, Job
+from service.core.batching.job_queue import JobQueue
+from service.core.batching.lane import Lane
+from service.core.batching.pace import LAG_TURNS, Pace
+from service.core.types import PredictedBatch, Query, StageTimings
 from service.errors import (
     AstrolabeError,
     DeadlineExceeded,
@@ -44,17 +44,6 @@ BYTES_PER_TOKEN: Final = 3
 SPECIAL_TOKENS: Final = 2
 
 PredictFn = Callable[[Sequence[Query]], PredictedBatch]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One job's queries as they were computed, their predictions, and where its time went."""
-
-    queries: Sequence[Query]
-    predictions: list[Prediction]
-    timings: StageTimings
-    queue_s: float
-    batch_queries: int
 
 
 class BatchObserver(Protocol):

@@ -5,19 +5,14 @@ that bulk texts lengthen no interactive answer by more than such a batch. So tha
 starve, it gets one batch after every `BULK_EVERY` that passed it over: by count and not by age,
 because under a long overload all bulk work is old, and would then go first.
 
-It computes nothing and touches no future: `service.core.batcher` admits, drops and answers.
+It computes nothing and touches no future: `service.core.batching.batcher` admits, drops and
+answers.
 """
 
-import asyncio
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from service.core.types import Query
-
-if TYPE_CHECKING:
-    from service.core.batcher import Answer
+from service.core.batching.job import Job
 
 BULK_EVERY: Final = 8
 BULK_BATCH_SHARE: Final = 1 / 8
@@ -25,19 +20,6 @@ BULK_BATCH_SHARE: Final = 1 / 8
 
 SHARE_KEPT: Final = 0.95
 """How much of what was seen before counts beside the newest batch, in the bulk share."""
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """One request that waits or computes. `at_once`: it came while a lane was free for it."""
-
-    queries: Sequence[Query]
-    tokens: int
-    submitted_s: float
-    deadline_s: float
-    future: "asyncio.Future[Answer]"
-    bulk: bool = False
-    at_once: bool = False
 
 
 class JobQueue:

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from service.core.admission import SLACK, Admission, BatchLimits
-from service.core.job_queue import Job, JobQueue
-from service.core.pace import Pace
+from service.core.batching.admission import SLACK, Admission, BatchLimits
+from service.core.batching.job import Job
+from service.core.batching.job_queue import JobQueue
+from service.core.batching.pace import Pace
 from service.errors import DeadlineExceeded, DeadlineUnreachable, PayloadTooLarge, QueueFull
-from tests.service.core.test_batcher import FAR_S, Bench, started
+from tests.service.core.batching.test_batcher import FAR_S, Bench, started
 from tests.support.fakes import SAFETY_S
 
 pytestmark = pytest.mark.anyio

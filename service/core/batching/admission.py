@@ -3,15 +3,15 @@
 Two reasons to refuse: the queue is full, or by the measured pace the answer would come too late.
 Both are 429 with the time after which trying again makes sense, because nothing was computed and a
 later try can succeed; 504 is left to requests that were accepted and then not answered in time.
-It changes nothing: `service.core.batcher` asks it, then queues, evicts or raises.
+It changes nothing: `service.core.batching.batcher` asks it, then queues, evicts or raises.
 """
 
 import math
 from dataclasses import dataclass
 from typing import Final
 
-from service.core.job_queue import JobQueue
-from service.core.pace import Pace
+from service.core.batching.job_queue import JobQueue
+from service.core.batching.pace import Pace
 from service.errors import AstrolabeError, DeadlineUnreachable, PayloadTooLarge, QueueFull
 
 MIN_RETRY_AFTER_S: Final = 1.0

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from service.core.adaptive_effort import AdaptiveEffort, EffortPolicy
-from service.core.admission import BatchLimits
-from service.core.batcher import MicroBatcher, estimate_tokens
+from service.core.batching.adaptive_effort import AdaptiveEffort, EffortPolicy
+from service.core.batching.admission import BatchLimits
+from service.core.batching.batcher import MicroBatcher, estimate_tokens
 from service.core.types import Query, StageTimings
 from service.errors import (
     DeadlineExceeded,

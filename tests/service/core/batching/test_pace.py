@@ -1,6 +1,6 @@
 import pytest
 
-from service.core.pace import Pace
+from service.core.batching.pace import Pace
 
 
 def measured(*batches: tuple[int, float, bool], lanes: int = 1) -> Pace:

@@ -1,6 +1,7 @@
 """Lane: one thread that computes what its inbox brings, and lets the event loop go first.
 
-It knows nothing of queues, pace or futures: `service.core.batcher` feeds it and settles what comes.
+It knows nothing of queues, pace or futures: `service.core.batching.batcher` feeds it and settles
+what comes.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Final
 
-from service.core.job_queue import Job
+from service.core.batching.job import Job
 from service.core.types import Query
 
 NICENESS: Final = 5

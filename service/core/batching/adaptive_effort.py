@@ -5,8 +5,8 @@ for a whole interval: one slow batch is no queue. Measured is the oldest request
 A step up is a trial: where it has to be undone, the next one waits twice as long, so that a load
 that only a lower effort can carry is not tried at a higher one again and again.
 
-It computes nothing and knows no queue: `service.core.batcher` tells it of waits and asks it what to
-compute, on the event loop's thread alone.
+It computes nothing and knows no queue: `service.core.batching.batcher` tells it of waits and asks
+it what to compute, on the event loop's thread alone.
 """
 
 import logging

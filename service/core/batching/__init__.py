@@ -1,0 +1,1 @@
+"""Who is admitted, who waits, and what goes into the next batch."""
