@@ -16,8 +16,8 @@ from service.bundle.verify import read_manifest, resolve
 from service.core.batching.adaptive_effort import AdaptiveEffort, EffortPolicy
 from service.core.batching.admission import BatchLimits
 from service.core.batching.batcher import MicroBatcher
+from service.core.catalogue.label_rules import read_label_rules
 from service.core.engine import Engine
-from service.core.label_rules import read_label_rules
 from service.core.live_recall import EXACT, LiveRecall
 from service.cpus import usable_cpus
 from service.errors import SettingsInvalid

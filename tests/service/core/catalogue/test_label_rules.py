@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from service.core.catalogue.changes import Change
+from service.core.catalogue.label_rules import LabelRules, read_label_rules
 from service.core.engine import Engine
-from service.core.label_rules import LabelRules, read_label_rules
 from service.core.types import LabelFilter, Query
 from service.errors import SettingsInvalid
 from tests.support.shop import add, opened
