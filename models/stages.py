@@ -66,7 +66,7 @@ from models.tune.subject import Subject
 from models.tune.tuning import Request, scored_by_vectors, tune
 from service.bundle.manifest import QualityInfo
 from service.bundle.verify import read_manifest, resolve
-from service.core.encoder import OnnxEncoder
+from service.core.encoding.encoder import OnnxEncoder
 from service.core.engine import Engine
 from service.core.index.augmented import MEMORY_EF_SEARCH, open_augmented
 from service.core.index.faiss_index import EXACT

@@ -25,8 +25,8 @@ from models.errors import RunError
 from models.progress import track
 from models.runs import RUN_FILE, TOKENIZER_FILE, Run, read_run
 from models.trained import load_model
+from service.core.encoding.tokenizer import Tokenizer
 from service.core.engine import Engine
-from service.core.tokenizer import Tokenizer
 from service.core.types import Query
 
 _QUERIES_AT_ONCE = 256

@@ -7,7 +7,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings
 
 if TYPE_CHECKING:
-    from service.core.providers import GpuOptions
+    from service.core.encoding.providers import GpuOptions
 
 
 class GpuSettings(BaseSettings):
@@ -41,7 +41,7 @@ class GpuSettings(BaseSettings):
     def gpu_options(self) -> "GpuOptions":
         """The same for `Engine.open`."""
         # Here, so that --help need not wait for NumPy.
-        from service.core.providers import GpuOptions
+        from service.core.encoding.providers import GpuOptions
 
         return GpuOptions(
             device_id=self.gpu_device_id,

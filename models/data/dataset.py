@@ -1,8 +1,8 @@
 """What a data set is once it is read: points, a label catalogue, and the report on both.
 
-A point's labels are one row of a sparse matrix. Rows without labels and blank titles are legal:
-the report counts them and training skips them. Nothing here touches a file (see formats.py), and
-text is joined but never cleaned: that is service.core.text, the same for training and serving.
+A point's labels are one row of a sparse matrix. Rows without labels and blank titles are legal: the
+report counts them and training skips them. Nothing here touches a file (see formats.py), and text
+is joined but never cleaned: that is service.core.encoding.text, the same for training and serving.
 """
 
 from collections.abc import Sequence

@@ -20,7 +20,7 @@ from models.data.splits import validation_split
 from models.data.tokens import TokenizedTexts, tokenize_texts
 from models.errors import ConfigError, DataError
 from models.rng import Rng
-from service.core.tokenizer import Tokenizer
+from service.core.encoding.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Texts as token ids, split once and held flat, so that a training batch is a slice and a pad.
 
-Splitting goes through service.core.tokenizer, the code that serves: training and serving cannot
-differ in text cleaning, special tokens or truncation.
+Splitting goes through service.core.encoding.tokenizer, the code that serves: training and serving
+cannot differ in text cleaning, special tokens or truncation.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from service.core.tokenizer import Tokenizer
+from service.core.encoding.tokenizer import Tokenizer
 from service.core.types import TokenBatch
 
 _TEXTS_AT_ONCE = 8192

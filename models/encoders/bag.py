@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from models.config import EncoderConfig
 from models.encoders.source import TOKENIZER_FILE, locate, word_vectors
 from models.errors import SourceError
-from service.core.text import normalise
+from service.core.encoding.text import normalise
 
 _FIRST_FACTOR = 1_000_003
 _SECOND_FACTOR = 7_919

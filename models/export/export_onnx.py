@@ -22,7 +22,7 @@ from models.encoders.bag import EPSILON, BagEncoder, hash_pairs
 from models.encoders.build import TextEncoder, transformer_of
 from models.encoders.transformer import BagTransformer
 from service.bundle.manifest import ParityInfo
-from service.core.encoder import ATTENTION_MASK, INPUT_IDS, Encoder
+from service.core.encoding.encoder import ATTENTION_MASK, INPUT_IDS, Encoder
 
 # From 20 on GELU is one operator, which ONNX Runtime fuses with the bias before it.
 OPSET: Final = 20

@@ -19,7 +19,7 @@ from onnx import NodeProto, TensorProto, helper
 
 from models.data.tokens import TokenizedTexts
 from models.export.graph_editor import GraphEditor, cast, in_backbone
-from service.core.encoder import ATTENTION_MASK, INPUT_IDS, open_session
+from service.core.encoding.encoder import ATTENTION_MASK, INPUT_IDS, open_session
 
 SAMPLE_TEXTS: Final = 256
 LOUD: Final = 3.0

@@ -30,7 +30,7 @@ from models.runs import Run, encoder_file
 from models.training.loop import Validation
 from models.training.method import Method
 from service.bundle.manifest import ParityInfo, VariantInfo
-from service.core.encoder import OnnxEncoder
+from service.core.encoding.encoder import OnnxEncoder
 
 log = logging.getLogger(__name__)
 

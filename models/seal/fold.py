@@ -38,7 +38,7 @@ from service.bundle.verify import resolve
 from service.core.catalogue.live import measure_placement
 from service.core.catalogue.snapshot import Snapshot
 from service.core.catalogue.store import ChangeStore, store_path
-from service.core.embedding import embed_texts
+from service.core.encoding.embedding import embed_texts
 from service.core.engine import Engine
 from service.core.id_hash import hash_ids
 from service.core.index.augmented import AugmentedIndex

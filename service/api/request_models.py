@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, create_model
 
 VISIBLE = "[^\\s\\u0000-\\u001f\\u007f-\\u009f\\u200b\\u2028\\u2029\\ufeff]"
-"""A text must hold one character that `service.core.text.normalise` keeps."""
+"""A text must hold one character that `service.core.encoding.text.normalise` keeps."""
 
 MAX_ID_CHARS = 1024
 MAX_WHERE_FIELDS = 16

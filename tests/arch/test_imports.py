@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "service.edge_settings": (),
     "service.observing_settings": (),
-    "service.gpu_settings": ("service.core.providers",),
+    "service.gpu_settings": ("service.core.encoding.providers",),
     "service.settings": (
         "service.bundle",
         "service.edge_settings",

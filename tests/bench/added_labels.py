@@ -27,7 +27,7 @@ from service.core.catalogue import placement
 from service.core.catalogue.changes import Change
 from service.core.catalogue.live import LiveCatalogue
 from service.core.catalogue.store import ChangeStore
-from service.core.embedding import embed_texts
+from service.core.encoding.embedding import embed_texts
 from service.core.engine import Engine
 
 AT_ONCE = 16384

@@ -22,7 +22,7 @@ from service.core.catalogue.changes import Change
 from service.core.catalogue.fields import FieldIndex
 from service.core.catalogue.live import LiveCatalogue
 from service.core.catalogue.store import ChangeStore
-from service.core.embedding import embed_texts
+from service.core.encoding.embedding import embed_texts
 from service.core.engine import Engine
 from service.core.label_directory import LabelDirectory, write_directory
 from service.core.labels import Label, LabelStore, write_labels

@@ -43,10 +43,10 @@ from models.quality.metrics import inverse_propensity, precision_at_k, psp_at_k
 from models.quality.ranking import spare, without
 from models.runs import TOKENIZER_FILE, encoder_file, read_run
 from models.trained import load_model
-from service.core.encoder import OnnxEncoder
+from service.core.encoding.encoder import OnnxEncoder
+from service.core.encoding.tokenizer import Tokenizer
 from service.core.index.label_tree import DenseScorer, LabelTreeIndex
 from service.core.index.tree_beam import Blocks
-from service.core.tokenizer import Tokenizer
 
 GAMMAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 LAMBDAS = (0.02, 0.1, 0.5)

@@ -9,7 +9,7 @@ import numpy as np
 from service.core.catalogue.changes import Change
 from service.core.catalogue.live import LiveCatalogue
 from service.core.catalogue.store import ChangeStore, store_path
-from service.core.embedding import embed_texts
+from service.core.encoding.embedding import embed_texts
 from service.core.engine import Engine
 
 MAX_TOKENS = 2048

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import orjson
 
+from service.core.encoding.text import normalise
 from service.core.labels import Label
-from service.core.text import normalise
 from service.errors import InvalidValue, LabelExists, LabelUnknown
 
 Op = Literal["add", "update", "remove"]

@@ -21,13 +21,13 @@ from service.core.catalogue.placement import Embed, Placement, placement_of
 from service.core.catalogue.snapshot import Snapshot
 from service.core.catalogue.state import CatalogueState, Vectors
 from service.core.catalogue.store import ChangeStore
-from service.core.embedding import embed_texts
-from service.core.encoder import Encoder
+from service.core.encoding.embedding import embed_texts
+from service.core.encoding.encoder import Encoder
+from service.core.encoding.tokenizer import Tokenizer
 from service.core.index.faiss_index import EXACT
 from service.core.index.protocol import LabelIndex
 from service.core.label_directory import LabelDirectory
 from service.core.labels import Label, LabelStore
-from service.core.tokenizer import Tokenizer
 from service.core.types import Float32Rows, Hits
 from service.errors import CatalogueUnavailable
 

@@ -17,10 +17,10 @@ from service.core.catalogue.delta import DeltaRows
 from service.core.catalogue.fields import GrowingFieldIndex
 from service.core.catalogue.placement import Placement
 from service.core.catalogue.snapshot import Snapshot
+from service.core.encoding.text import normalise
 from service.core.index.protocol import LabelIndex
 from service.core.label_directory import LabelDirectory
 from service.core.labels import Label, LabelStore
-from service.core.text import normalise
 
 Vectors = Mapping[int, NDArray[np.float32]]
 

@@ -5,7 +5,7 @@ import pytest
 
 from models.data import tokens
 from models.data.tokens import TokenizedTexts, concatenate, tokenize_texts
-from service.core.tokenizer import Tokenizer
+from service.core.encoding.tokenizer import Tokenizer
 
 ROWS = [[5, 6, 7], [], [8], [9, 10], [11, 12, 13, 14]]
 

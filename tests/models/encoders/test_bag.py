@@ -7,7 +7,7 @@ import torch
 from models.config import EncoderConfig
 from models.encoders.bag import BagEncoder, build_bag, hash_pairs
 from models.errors import SourceError
-from service.core.tokenizer import Tokenizer
+from service.core.encoding.tokenizer import Tokenizer
 
 TEXTS = ["the whale hunt", "the white whale", "a hunt at sea"]
 

@@ -22,7 +22,7 @@ from models.encoders.build import (
 from models.encoders.transformer import BagTransformer, TransformerEncoder, architecture_of
 from models.errors import SourceError
 from models.training.optimizers import Optimizers
-from service.core.tokenizer import Tokenizer
+from service.core.encoding.tokenizer import Tokenizer
 from tests.support.tiny_job import WIDTH
 
 KINDS = {"bag": BagEncoder, "transformer": TransformerEncoder, "bag+transformer": BagTransformer}

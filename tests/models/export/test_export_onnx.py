@@ -13,7 +13,7 @@ from models.encoders.build import transformer_of
 from models.encoders.transformer import BagTransformer
 from models.export.export_onnx import encode_with, parity, trace
 from models.export.precision import at_precision
-from service.core.encoder import OnnxEncoder
+from service.core.encoding.encoder import OnnxEncoder
 from tests.models.methods.test_astra import label_texts  # noqa: F401
 from tests.support.tiny_job import tiny_transformer
 

@@ -2,7 +2,7 @@
 
 One session serves every lane: `InferenceSession.run` is thread-safe and computes on the calling
 thread when `intra_op_threads` is 1, so lanes share one copy of the weights. On a GPU batches go
-through buffers of few shapes (`service.core.bound_runs`).
+through buffers of few shapes (`service.core.encoding.bound_runs`).
 """
 
 import importlib.util
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import numpy as np
 
 from service.bundle.manifest import Manifest
-from service.core.bound_runs import BoundRuns, Place
-from service.core.onnx_check import check_onnx
-from service.core.providers import CPU, GpuOptions, active_device, candidate_providers
+from service.core.encoding.bound_runs import BoundRuns, Place
+from service.core.encoding.onnx_check import check_onnx
+from service.core.encoding.providers import CPU, GpuOptions, active_device, candidate_providers
 from service.core.types import Float32Rows, TokenBatch
 from service.errors import BundleMismatch, DeviceUnavailable, ManifestInvalid, VariantMissing
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.core.bound_runs import BoundRuns, OneThread, Place
-from service.core.buckets import powers_of_two
-from service.core.encoder import ATTENTION_MASK, INPUT_IDS, OnnxEncoder, open_session
-from service.core.providers import GpuOptions
+from service.core.encoding.bound_runs import BoundRuns, OneThread, Place
+from service.core.encoding.buckets import powers_of_two
+from service.core.encoding.encoder import ATTENTION_MASK, INPUT_IDS, OnnxEncoder, open_session
+from service.core.encoding.providers import GpuOptions
 from service.core.types import TokenBatch
 from service.errors import DeviceUnavailable
 from tests.support.fakes import SAFETY_S

@@ -6,8 +6,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from service.core.encoder import OnnxEncoder
-from service.core.onnx_check import MAX_DEPTH, MAX_MESSAGES, check_onnx
+from service.core.encoding.encoder import OnnxEncoder
+from service.core.encoding.onnx_check import MAX_DEPTH, MAX_MESSAGES, check_onnx
 from service.errors import ManifestInvalid
 
 

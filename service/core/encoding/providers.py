@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from service.core.buckets import Bucket, Buckets, powers_of_two
+from service.core.encoding.buckets import Bucket, Buckets, powers_of_two
 from service.errors import DeviceUnavailable
 
 DEVICES: Final = ("auto", "cuda", "tensorrt", "cpu")

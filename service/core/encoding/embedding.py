@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from service.core.encoder import Encoder
-from service.core.tokenizer import Tokenizer, length_sorted_chunks, pad
+from service.core.encoding.encoder import Encoder
+from service.core.encoding.tokenizer import Tokenizer, length_sorted_chunks, pad
 from service.core.types import Float32Rows
 
 

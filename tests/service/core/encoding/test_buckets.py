@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.buckets import Bucket, Buckets, empty_inputs, fill, powers_of_two
+from service.core.encoding.buckets import Bucket, Buckets, empty_inputs, fill, powers_of_two
 
 
 def test_there_are_few_shapes_and_the_limits_are_among_them() -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
-from service.core.buckets import Bucket, Buckets, empty_inputs, fill
+from service.core.encoding.buckets import Bucket, Buckets, empty_inputs, fill
 from service.core.types import Float32Rows, Int64Rows
 
 if TYPE_CHECKING:

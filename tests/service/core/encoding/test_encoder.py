@@ -6,8 +6,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from service.core.encoder import OnnxEncoder
-from service.core.tokenizer import Tokenizer, pad
+from service.core.encoding.encoder import OnnxEncoder
+from service.core.encoding.tokenizer import Tokenizer, pad
 from service.core.types import TokenBatch
 from service.errors import BundleMismatch, DeviceUnavailable, ManifestInvalid
 from tests.support.tiny_bundle import DIM, MAX_TOKENS

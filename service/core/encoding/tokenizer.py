@@ -15,7 +15,7 @@ from tokenizers import Encoding
 from tokenizers import Tokenizer as FastTokenizer
 
 from service.bundle.plain_files import read_plain
-from service.core.text import normalise
+from service.core.encoding.text import normalise
 from service.core.types import TokenBatch
 from service.errors import ManifestInvalid
 

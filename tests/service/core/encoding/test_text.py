@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.text import normalise
+from service.core.encoding.text import normalise
 
 
 @pytest.mark.parametrize(

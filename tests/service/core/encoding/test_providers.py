@@ -3,7 +3,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from service.core.providers import (
+from service.core.encoding.providers import (
     GpuOptions,
     active_device,
     candidate_providers,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.tokenizer import Tokenizer, length_sorted_chunks, pad
+from service.core.encoding.tokenizer import Tokenizer, length_sorted_chunks, pad
 from service.errors import ManifestInvalid
 from tests.support.tiny_bundle import MAX_TOKENS, SPECIALS, WORDS
 

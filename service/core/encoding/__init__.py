@@ -1,0 +1,1 @@
+"""From a text to its vector: cleaning, tokens, ONNX Runtime, devices."""
