@@ -40,13 +40,13 @@ from service.core.catalogue.snapshot import Snapshot
 from service.core.catalogue.store import ChangeStore, store_path
 from service.core.encoding.embedding import embed_texts
 from service.core.engine import Engine
-from service.core.id_hash import hash_ids
 from service.core.index.augmented import AugmentedIndex
 from service.core.index.faiss_index import EXACT, FaissIndex, open_faiss
 from service.core.index.memory_labels import MemoryLabels, open_memory_labels
-from service.core.item_filter import write_hashed_item_filter
-from service.core.label_directory import write_directory
-from service.core.labels import Label, write_labels
+from service.core.labels.id_hash import hash_ids
+from service.core.labels.item_filter import write_hashed_item_filter
+from service.core.labels.label_directory import write_directory
+from service.core.labels.labels import Label, write_labels
 from service.version import __version__
 
 log = logging.getLogger(__name__)

@@ -51,9 +51,9 @@ from service.core.drift import LENGTH_BOUNDS, REFERENCE_SIZE, SCORE_BOUNDS, hist
 from service.core.encoding.encoder import ATTENTION_MASK, INPUT_IDS, OnnxEncoder
 from service.core.encoding.text import NORMALISER, NORMALISER_VERSION
 from service.core.engine import Engine
-from service.core.item_filter import ITEMS_FILE, ROWS_FILE, STARTS_FILE, write_item_filter
-from service.core.label_directory import HASH_ROWS_FILE, HASHES_FILE, write_directory
-from service.core.labels import LABELS_FILE, OFFSETS_FILE, Label, write_labels
+from service.core.labels.item_filter import ITEMS_FILE, ROWS_FILE, STARTS_FILE, write_item_filter
+from service.core.labels.label_directory import HASH_ROWS_FILE, HASHES_FILE, write_directory
+from service.core.labels.labels import LABELS_FILE, OFFSETS_FILE, Label, write_labels
 from service.core.types import Query
 from service.version import __version__
 

@@ -33,7 +33,7 @@ from service.api.recommend import check_room, server_timing
 from service.api.serving import Serving
 from service.api.watch import Watch
 from service.core.batching.job import Answer
-from service.core.labels import Label
+from service.core.labels.labels import Label
 from service.core.types import Query
 from service.errors import InvalidValue, MalformedRequest, UnsupportedMediaType
 from service.settings import Settings

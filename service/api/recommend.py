@@ -24,7 +24,7 @@ from service.api.request_models import ItemRequest, RecommendRequest, Wanted
 from service.api.serving import Serving
 from service.api.watch import Watch
 from service.core.batching.job import Answer
-from service.core.labels import Label
+from service.core.labels.labels import Label
 from service.core.live_recall import LiveRecall
 from service.core.types import FilterPlan, LabelFilter, Prediction, Query
 from service.errors import InvalidValue

@@ -23,11 +23,11 @@ from service.core.catalogue.store import ChangeStore, store_path
 from service.core.encoding.encoder import DEFAULT_GPU, Encoder, open_encoder
 from service.core.encoding.providers import GpuOptions
 from service.core.encoding.tokenizer import Tokenizer, length_sorted_chunks, pad
-from service.core.filtered_search import resolve_filter, search_filtered
 from service.core.index.augmented import AugmentedIndex
 from service.core.index.protocol import LabelIndex
-from service.core.item_filter import NO_ROWS, ItemFilter
-from service.core.labels import Label, LabelStore
+from service.core.labels.filtered_search import resolve_filter, search_filtered
+from service.core.labels.item_filter import NO_ROWS, ItemFilter
+from service.core.labels.labels import Label, LabelStore
 from service.core.parts import check_text, open_index, open_item_filter, raw_score_kind
 from service.core.types import (
     FilterPlan,

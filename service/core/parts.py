@@ -7,7 +7,7 @@ from service.core.encoding.text import NORMALISER, NORMALISER_VERSION
 from service.core.index.augmented import open_augmented
 from service.core.index.opening import open_label_index
 from service.core.index.protocol import LabelIndex
-from service.core.item_filter import ItemFilter
+from service.core.labels.item_filter import ItemFilter
 from service.errors import BundleMismatch
 
 

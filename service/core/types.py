@@ -1,7 +1,7 @@
 """The values that pass between stages, and the array aliases they are made of.
 
 Small frozen dataclasses only: no behaviour beyond derived properties, no I/O. Rows are positions in
-the index; label ids and texts come from `service.core.labels`.
+the index; label ids and texts come from `service.core.labels.labels`.
 """
 
 from collections.abc import Mapping

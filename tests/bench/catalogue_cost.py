@@ -24,8 +24,8 @@ from service.core.catalogue.live import LiveCatalogue
 from service.core.catalogue.store import ChangeStore
 from service.core.encoding.embedding import embed_texts
 from service.core.engine import Engine
-from service.core.label_directory import LabelDirectory, write_directory
-from service.core.labels import Label, LabelStore, write_labels
+from service.core.labels.label_directory import LabelDirectory, write_directory
+from service.core.labels.labels import Label, LabelStore, write_labels
 from tests.support.shop import catalogue_of
 
 DELTAS = (0, 100, 1000, 3000, 10_000)

@@ -26,7 +26,7 @@ from service.core.index.augmented import open_augmented
 from service.core.index.faiss_index import EXACT, FaissIndex
 from service.core.index.opening import open_label_index
 from service.core.index.protocol import LabelIndex
-from service.core.labels import Label, LabelStore, write_labels
+from service.core.labels.labels import Label, LabelStore, write_labels
 from service.core.types import Hits
 
 DIM, N_LABELS, N_POINTS, N_QUERIES = 16, 600, 900, 150

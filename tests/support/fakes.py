@@ -14,7 +14,7 @@ import numpy as np
 from service.api.app import create_app
 from service.api.middleware import Gate
 from service.bundle.manifest import Manifest, OperatingPoint
-from service.core.labels import Label
+from service.core.labels.labels import Label
 from service.core.types import PredictedBatch, Prediction, Query, StageTimings
 from service.settings import Settings
 from service.telemetry import Telemetry

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from service.bundle.manifest import MANIFEST
-from service.core.item_filter import ITEMS_FILE, ROWS_FILE, STARTS_FILE, write_item_filter
+from service.core.labels.item_filter import ITEMS_FILE, ROWS_FILE, STARTS_FILE, write_item_filter
 from tests.support.tiny_bundle import N_LABELS, seal
 
 RECIPROCAL = {"P1": (3, 0, 7), "P2": (5,), "L004": (9,)}

@@ -19,7 +19,7 @@ from service.bundle.manifest import MANIFEST, bundle_id_of
 from service.bundle.verify import hash_file
 from service.core.encoding.text import NORMALISER, NORMALISER_VERSION
 from service.core.engine import Engine
-from service.core.labels import Label, write_labels
+from service.core.labels.labels import Label, write_labels
 from service.core.types import Query
 
 DIM = 16

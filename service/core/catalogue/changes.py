@@ -10,7 +10,7 @@ from typing import Any, Literal
 import orjson
 
 from service.core.encoding.text import normalise
-from service.core.labels import Label
+from service.core.labels.labels import Label
 from service.errors import InvalidValue, LabelExists, LabelUnknown
 
 Op = Literal["add", "update", "remove"]

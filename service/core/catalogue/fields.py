@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from service.core.labels import Label
+from service.core.labels.labels import Label
 
 Value = str | int | float | bool
 Conditions = Mapping[str, Value | Sequence[Value]]

@@ -17,9 +17,9 @@ from service.bundle.strict_json import read_object
 from service.core.catalogue.fields import meets
 from service.core.catalogue.live import LiveCatalogue
 from service.core.catalogue.snapshot import Snapshot
-from service.core.filtered_search import RowFilter, are_open
-from service.core.item_filter import NO_ROWS
-from service.core.labels import Label
+from service.core.labels.filtered_search import RowFilter, are_open
+from service.core.labels.item_filter import NO_ROWS
+from service.core.labels.labels import Label
 from service.core.types import FieldValue
 from service.errors import BundleError, SettingsInvalid
 

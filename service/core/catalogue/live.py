@@ -26,8 +26,8 @@ from service.core.encoding.encoder import Encoder
 from service.core.encoding.tokenizer import Tokenizer
 from service.core.index.faiss_index import EXACT
 from service.core.index.protocol import LabelIndex
-from service.core.label_directory import LabelDirectory
-from service.core.labels import Label, LabelStore
+from service.core.labels.label_directory import LabelDirectory
+from service.core.labels.labels import Label, LabelStore
 from service.core.types import Float32Rows, Hits
 from service.errors import CatalogueUnavailable
 

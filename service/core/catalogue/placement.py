@@ -17,7 +17,7 @@ from service.core.catalogue.delta import ToScore
 from service.core.index.augmented import AugmentedIndex
 from service.core.index.faiss_index import EXACT, FaissIndex
 from service.core.index.protocol import LabelIndex
-from service.core.labels import LabelStore
+from service.core.labels.labels import LabelStore
 from service.core.types import Float32Rows
 
 BOOST: Final = 1.5

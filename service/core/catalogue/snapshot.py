@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from service.core.catalogue.delta import Delta
 from service.core.index.protocol import LabelIndex, check_queries
-from service.core.labels import Label, LabelStore
+from service.core.labels.labels import Label, LabelStore
 from service.core.types import Float32Rows, Hits
 
 

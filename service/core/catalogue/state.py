@@ -19,8 +19,8 @@ from service.core.catalogue.placement import Placement
 from service.core.catalogue.snapshot import Snapshot
 from service.core.encoding.text import normalise
 from service.core.index.protocol import LabelIndex
-from service.core.label_directory import LabelDirectory
-from service.core.labels import Label, LabelStore
+from service.core.labels.label_directory import LabelDirectory
+from service.core.labels.labels import Label, LabelStore
 
 Vectors = Mapping[int, NDArray[np.float32]]
 

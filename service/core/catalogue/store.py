@@ -22,7 +22,7 @@ import orjson
 from numpy.typing import NDArray
 
 from service.core.catalogue.changes import Change, LabelOf, StoredChange, resolve
-from service.core.labels import Label
+from service.core.labels.labels import Label
 from service.errors import CatalogueCorrupt, CatalogueUnavailable
 
 APPLICATION_ID: Final = 0x41535452

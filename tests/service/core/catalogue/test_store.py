@@ -12,7 +12,7 @@ import pytest
 
 from service.core.catalogue.changes import Change
 from service.core.catalogue.store import ChangeStore, store_path
-from service.core.labels import Label
+from service.core.labels.labels import Label
 from service.errors import (
     CatalogueCorrupt,
     CatalogueUnavailable,

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.core.arrays import open_array
-from service.core.id_hash import hash_id, hash_ids
-from service.core.labels import LabelStore
+from service.core.labels.id_hash import hash_id, hash_ids
+from service.core.labels.labels import LabelStore
 from service.errors import BundleMismatch
 
 HASHES_FILE: Final = "labels.hashes.npy"

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.core.labels import LABELS_FILE, OFFSETS_FILE, Label, LabelStore, write_labels
+from service.core.labels.labels import LABELS_FILE, OFFSETS_FILE, Label, LabelStore, write_labels
 from service.errors import BundleMismatch
 
 LABELS = [

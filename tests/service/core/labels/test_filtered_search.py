@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from service.core.engine import Engine
-from service.core.filtered_search import (
+from service.core.labels.filtered_search import (
     RowFilter,
     plan_kind,
     resolve_filter,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.core.arrays import open_array
-from service.core.id_hash import hash_id, hash_ids
+from service.core.labels.id_hash import hash_id, hash_ids
 from service.errors import BundleMismatch
 
 ITEMS_FILE: Final = "filter.items.npy"

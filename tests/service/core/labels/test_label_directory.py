@@ -3,14 +3,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.core import label_directory
-from service.core.label_directory import (
+from service.core.labels import label_directory
+from service.core.labels.label_directory import (
     HASH_ROWS_FILE,
     HASHES_FILE,
     LabelDirectory,
     write_directory,
 )
-from service.core.labels import Label, LabelStore, write_labels
+from service.core.labels.labels import Label, LabelStore, write_labels
 from service.errors import BundleMismatch
 
 IDS = [f"id/{i}" for i in range(500)]

@@ -13,7 +13,7 @@ from typing import Final, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from service.core.item_filter import NO_ROWS
+from service.core.labels.item_filter import NO_ROWS
 from service.core.types import FieldValue, FilterPlan, Float32Rows, Hits, Int64Rows, LabelFilter
 
 SCANNED_PER_FOUND: Final = 1.0

@@ -13,7 +13,7 @@ import pytest
 from service.bundle.manifest import MANIFEST
 from service.bundle.verify import read_manifest
 from service.core.engine import Engine
-from service.core.item_filter import (
+from service.core.labels.item_filter import (
     ITEMS_FILE,
     ROWS_FILE,
     STARTS_FILE,

@@ -1,0 +1,1 @@
+"""Labels by row and by id, and answers that filters narrow."""
