@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from service.settings import Settings
+    from service.settings.settings import Settings
 
 log = logging.getLogger("service")
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT; the exit code is 0 then, and 1 where starting failed."""
     # Nothing heavy above: --help must not wait for ONNX Runtime and FAISS.
     from service.errors import AstrolabeError
-    from service.settings import load_settings
+    from service.settings.settings import load_settings
 
     try:
         settings = load_settings(sys.argv[1:] if arguments is None else arguments)

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from service.api.deployment import open_engine
     from service.core.types import Query
     from service.errors import AstrolabeError
-    from service.settings import load_settings
+    from service.settings.settings import load_settings
 
     try:
         engine = open_engine(options.bundle, load_settings(flags))

@@ -23,7 +23,7 @@ from service.core.engine import Engine
 from service.errors import AstrolabeError
 from service.gpu_metrics import open_gpu_metrics
 from service.processes import group_usage, n_threads, started_s
-from service.settings import Settings
+from service.settings.settings import Settings
 from service.shared_metrics import MasterTelemetry, forget_worker, share_metrics
 from service.supervisor import Supervisor
 from service.telemetry import Telemetry, configure_logging

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from service.core.batching.job import Answer
 from service.errors import SettingsInvalid
-from service.settings import Settings
+from service.settings.settings import Settings
 from service.version import __version__
 
 if TYPE_CHECKING:

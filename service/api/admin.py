@@ -35,7 +35,7 @@ from service.errors import (
     ShuttingDown,
     Unauthorized,
 )
-from service.settings import Settings
+from service.settings.settings import Settings
 
 _PART: Final = "[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 _PATH: Final = f"^{_PART}(/{_PART}){{0,2}}$"

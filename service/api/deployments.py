@@ -28,7 +28,7 @@ from service.errors import (
     NoSuchBundle,
     SettingsInvalid,
 )
-from service.settings import Settings
+from service.settings.settings import Settings
 from service.telemetry import Telemetry
 from service.version import __version__
 

@@ -17,7 +17,7 @@ from service.api.deployments import Deployments, Slot
 from service.api.desired import Desired, DesiredModel, read_desired, stamp, write_desired
 from service.bundle.verify import resolve
 from service.errors import AstrolabeError, BundleNotFound
-from service.settings import Settings
+from service.settings.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from starlette.types import Scope
 
 from service.api.keys import Keyring
 from service.api.rate_limit import RateLimit
-from service.edge_settings import ADMIN_KEY, EdgeSettings
 from service.errors import Forbidden, NotFound, RateLimited, Unauthorized
+from service.settings.edge import ADMIN_KEY, EdgeSettings
 
 OPEN_PATHS: Final = frozenset({"/", "/livez", "/readyz", "/metrics", "/openapi.json"})
 OPEN_PREFIXES: Final = ("/docs", "/problems/", "/ui/", "/v2/health/")

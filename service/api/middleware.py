@@ -33,7 +33,7 @@ from service.errors import (
     PayloadTooLarge,
     RateLimited,
 )
-from service.settings import Settings
+from service.settings.settings import Settings
 from service.telemetry import request_id_of_task, trace_id_of_task
 from service.tracing import RequestTrace
 

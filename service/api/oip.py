@@ -36,7 +36,7 @@ from service.core.batching.job import Answer
 from service.core.labels.labels import Label
 from service.core.types import Query
 from service.errors import InvalidValue, MalformedRequest, UnsupportedMediaType
-from service.settings import Settings
+from service.settings.settings import Settings
 
 LABEL_OUTPUTS: Final = ("label_id", "label_text", "score")
 OUTPUTS: Final = (*LABEL_OUTPUTS, "embedding")

@@ -13,7 +13,7 @@ from service.api.recommend import PINNED as PINNED_HEADER
 from service.api.request_models import VISIBLE
 from service.api.serving import Serving
 from service.errors import InvalidValue, NoSuchBundle, PayloadTooLarge
-from service.settings import Settings
+from service.settings.settings import Settings
 
 VERSION_CHARS = 12
 """A version of a model is this much of its bundle's id."""

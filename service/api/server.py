@@ -23,8 +23,8 @@ from service.api.connection import BoundedConnection, ConnectionLimits
 from service.api.cors import with_cors
 from service.api.middleware import Gate
 from service.api.ports import accept_all, hold_new_connections
-from service.edge_settings import EdgeSettings
 from service.errors import SettingsInvalid
+from service.settings.edge import EdgeSettings
 
 log = logging.getLogger(__name__)
 

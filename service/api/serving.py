@@ -16,7 +16,7 @@ from service.api.shedding import PATH, Shedding
 from service.core.engine import Engine
 from service.core.types import Query
 from service.errors import AstrolabeError, NotReady, OverloadError, ShuttingDown
-from service.settings import Settings
+from service.settings.settings import Settings
 from service.telemetry import Telemetry
 
 DEEP_TIMEOUT_S: Final = 2.0

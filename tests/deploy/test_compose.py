@@ -7,7 +7,7 @@ import yaml
 
 from loadtest.arguments import build_parser
 from service.api.server import ANSWER_GRACE_S
-from service.settings import Settings, variable_of
+from service.settings.settings import Settings, variable_of
 from tests.support.dockerfile import ROOT, read_stages
 
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from service.settings import Settings, variable_of
+from service.settings.settings import Settings, variable_of
 from tests.support.dockerfile import ROOT, effective, environment, everything_in, read_stages
 
 IMAGES = ("service", "service-gpu", "trainer", "loadtest")

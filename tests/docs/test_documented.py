@@ -7,7 +7,7 @@ import pytest
 from service.api.app import create_app
 from service.api.problems import problem_kinds
 from service.gpu_metrics import FAMILIES
-from service.settings import Settings, documentation, variable_of
+from service.settings.settings import Settings, documentation, variable_of
 from service.telemetry import Telemetry
 from tests.support.fakes import FakePredict, fake_engine, fake_settings
 

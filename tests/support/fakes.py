@@ -16,7 +16,7 @@ from service.api.middleware import Gate
 from service.bundle.manifest import Manifest, OperatingPoint
 from service.core.labels.labels import Label
 from service.core.types import PredictedBatch, Prediction, Query, StageTimings
-from service.settings import Settings
+from service.settings.settings import Settings
 from service.telemetry import Telemetry
 from tests.support.tiny_bundle import tiny_manifest
 

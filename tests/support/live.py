@@ -13,7 +13,7 @@ from service.api.app import create_app
 from service.api.ports import bind
 from service.api.server import DrainingServer
 from service.core.engine import Engine
-from service.settings import Settings
+from service.settings.settings import Settings
 from service.telemetry import Telemetry
 from tests.support.fakes import SAFETY_S, fake_settings
 

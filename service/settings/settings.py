@@ -6,7 +6,6 @@ the environment. `python -m service.settings` prints docs/configuration.md from 
 
 import difflib
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -16,10 +15,10 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from service.bundle.manifest import Manifest
-from service.edge_settings import EdgeSettings
 from service.errors import SettingsInvalid
-from service.gpu_settings import GpuSettings
-from service.observing_settings import ObservingSettings
+from service.settings.edge import EdgeSettings
+from service.settings.gpu import GpuSettings
+from service.settings.observing import ObservingSettings
 
 PREFIX: Final = "ASTROLABE_"
 
@@ -371,7 +370,7 @@ def _default_of(field: FieldInfo) -> str:
 _DOCUMENTATION_HEAD: Final = [
     "# Configuration of the service",
     "",
-    "Generated from `service/settings.py` by `python -m service.settings`: do not edit by hand.",
+    "Generated from `service/settings/` by `python -m service.settings`: do not edit by hand.",
     "",
     "Every setting is an environment variable and a flag of `python -m service`; the flag wins. An",
     "unknown variable with the prefix `ASTROLABE_` is refused at start; an empty variable or flag",
@@ -380,6 +379,3 @@ _DOCUMENTATION_HEAD: Final = [
     "| variable | flag | default | what it does |",
     "|---|---|---|---|",
 ]
-
-if __name__ == "__main__":
-    sys.stdout.write(documentation())

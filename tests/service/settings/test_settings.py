@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import SettingsInvalid
-from service.settings import Settings, flag_of, load_settings, variable_of
+from service.settings.settings import Settings, flag_of, load_settings, variable_of
 from tests.support.fakes import fake_manifest, fake_settings
 
 ADAPTIVE = ["--bundle", "b", "--adaptive-effort", "true"]
