@@ -21,13 +21,14 @@ from service.api.middleware import Gate
 from service.api.server import ANSWER_GRACE_S, preload, run
 from service.core.engine import Engine
 from service.errors import AstrolabeError
-from service.gpu_metrics import open_gpu_metrics
+from service.observe.gpu_metrics import open_gpu_metrics
+from service.observe.logs import configure_logging
+from service.observe.telemetry import Telemetry
+from service.observe.tracing import check_tracing, open_tracer
+from service.observe.worker_metrics import MasterTelemetry, forget_worker, share_metrics
 from service.processes import group_usage, n_threads, started_s
 from service.settings.settings import Settings
-from service.shared_metrics import MasterTelemetry, forget_worker, share_metrics
 from service.supervisor import Supervisor
-from service.telemetry import Telemetry, configure_logging
-from service.tracing import check_tracing, open_tracer
 
 log = logging.getLogger(__name__)
 

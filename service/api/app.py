@@ -21,8 +21,8 @@ from service.api.routes import add_routes
 from service.api.serving import open_serving
 from service.core.engine import Engine
 from service.errors import AstrolabeError, InvalidValue, MethodNotAllowed, NotFound
+from service.observe.telemetry import Telemetry
 from service.settings.settings import Settings
-from service.telemetry import Telemetry
 from service.version import __version__
 
 

@@ -21,8 +21,8 @@ from service.core.engine import Engine
 from service.core.live_recall import EXACT, LiveRecall
 from service.cpus import usable_cpus
 from service.errors import SettingsInvalid
+from service.observe.telemetry import Telemetry
 from service.settings.settings import Settings
-from service.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 

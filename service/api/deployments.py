@@ -28,8 +28,8 @@ from service.errors import (
     NoSuchBundle,
     SettingsInvalid,
 )
+from service.observe.telemetry import Telemetry
 from service.settings.settings import Settings
-from service.telemetry import Telemetry
 from service.version import __version__
 
 log = logging.getLogger(__name__)

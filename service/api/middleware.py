@@ -33,9 +33,9 @@ from service.errors import (
     PayloadTooLarge,
     RateLimited,
 )
+from service.observe.logs import request_id_of_task, trace_id_of_task
+from service.observe.tracing import RequestTrace
 from service.settings.settings import Settings
-from service.telemetry import request_id_of_task, trace_id_of_task
-from service.tracing import RequestTrace
 
 log = logging.getLogger(__name__)
 

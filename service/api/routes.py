@@ -51,7 +51,7 @@ from service.errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
-from service.telemetry import CONTENT_TYPE
+from service.observe.telemetry import CONTENT_TYPE
 
 ASSETS_PATH: Final = "/docs/assets"
 

@@ -16,8 +16,8 @@ from service.api.shedding import PATH, Shedding
 from service.core.engine import Engine
 from service.core.types import Query
 from service.errors import AstrolabeError, NotReady, OverloadError, ShuttingDown
+from service.observe.telemetry import Telemetry
 from service.settings.settings import Settings
-from service.telemetry import Telemetry
 
 DEEP_TIMEOUT_S: Final = 2.0
 DEEP_EVERY_S: Final = 1.0

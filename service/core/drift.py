@@ -2,8 +2,8 @@
 
 Keeps two histograms of one quantity over the same bins: a reference, which a bundle brings or else
 the first values make, and a sliding window. Comparing them is the reader's work, for several
-processes must add theirs up first (`service.exposition`); so the bins are given, and not the tenths
-of what one process happened to see first, which would not add up.
+processes must add theirs up first (`service.observe.exposition`); so the bins are given, and not
+the tenths of what one process happened to see first, which would not add up.
 """
 
 from collections import deque

@@ -11,7 +11,7 @@ import yaml
 from service.core.drift import REFERENCE_SIZE
 from service.core.live_recall import Window
 from service.core.types import Prediction, StageTimings
-from service.telemetry import Telemetry
+from service.observe.telemetry import Telemetry
 from tests.support.dockerfile import ROOT
 
 PROMETHEUS = ROOT / "deploy" / "prometheus"

@@ -6,9 +6,9 @@ import pytest
 
 from service.api.app import create_app
 from service.api.problems import problem_kinds
-from service.gpu_metrics import FAMILIES
+from service.observe.gpu_metrics import FAMILIES
+from service.observe.telemetry import Telemetry
 from service.settings.settings import Settings, documentation, variable_of
-from service.telemetry import Telemetry
 from tests.support.fakes import FakePredict, fake_engine, fake_settings
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

@@ -16,8 +16,8 @@ from service.api.middleware import Gate
 from service.bundle.manifest import Manifest, OperatingPoint
 from service.core.labels.labels import Label
 from service.core.types import PredictedBatch, Prediction, Query, StageTimings
+from service.observe.telemetry import Telemetry
 from service.settings.settings import Settings
-from service.telemetry import Telemetry
 from tests.support.tiny_bundle import tiny_manifest
 
 SAFETY_S = 10.0

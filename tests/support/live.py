@@ -13,8 +13,8 @@ from service.api.app import create_app
 from service.api.ports import bind
 from service.api.server import DrainingServer
 from service.core.engine import Engine
+from service.observe.telemetry import Telemetry
 from service.settings.settings import Settings
-from service.telemetry import Telemetry
 from tests.support.fakes import SAFETY_S, fake_settings
 
 

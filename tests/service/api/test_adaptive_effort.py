@@ -13,7 +13,7 @@ import pytest
 
 from service.core.engine import Engine
 from service.core.types import PredictedBatch, Query
-from service.telemetry import request_id_of_task
+from service.observe.logs import request_id_of_task
 from tests.support.fakes import (
     FakeClock,
     FakePredict,

@@ -14,7 +14,7 @@ from service.api.connection import MAX_HEADERS
 from service.api.ports import bind
 from service.api.server import DrainingServer
 from service.errors import SettingsInvalid
-from service.telemetry import Telemetry
+from service.observe.telemetry import Telemetry
 from tests.service.api.test_server import Served, served
 from tests.support.fakes import SAFETY_S, FakePredict, fake_engine, fake_settings
 

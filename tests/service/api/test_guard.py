@@ -8,7 +8,7 @@ import pytest
 from service.api.guard import Guard
 from service.api.keys import Keyring
 from service.errors import Forbidden, NotFound, RateLimited, Unauthorized
-from service.telemetry import JsonFormatter
+from service.observe.logs import JsonFormatter
 from tests.support.fakes import FakeClock, fake_settings, running
 
 pytestmark = pytest.mark.anyio

@@ -11,7 +11,7 @@ import pytest
 
 from service.api.app import create_app
 from service.api.deployment import open_changed_engine
-from service.telemetry import Telemetry
+from service.observe.telemetry import Telemetry
 from tests.support.fakes import FakePredict, Running, fake_settings
 
 pytestmark = pytest.mark.anyio

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from service.api.app import create_app
-from service.telemetry import Telemetry
+from service.observe.telemetry import Telemetry
 from tests.support.fakes import FakePredict, fake_engine, fake_settings
 
 LABEL = "/v1/labels/{label_id}"

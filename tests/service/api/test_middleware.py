@@ -3,7 +3,7 @@ import logging
 
 import pytest
 
-from service.telemetry import JsonFormatter, TextFormatter
+from service.observe.logs import JsonFormatter, TextFormatter
 from tests.support.fakes import FakePredict, running
 
 pytestmark = pytest.mark.anyio

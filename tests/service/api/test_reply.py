@@ -7,7 +7,7 @@ import pytest
 
 from service.api.app import create_app
 from service.api.server import DrainingServer
-from service.telemetry import Telemetry
+from service.observe.telemetry import Telemetry
 from tests.service.api.test_connection import raw
 from tests.service.api.test_server import served
 from tests.support.fakes import FakePredict, fake_engine, fake_settings

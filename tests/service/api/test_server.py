@@ -14,7 +14,7 @@ import pytest
 from service.api.app import create_app
 from service.api.ports import bind
 from service.api.server import DrainingServer
-from service.telemetry import Telemetry
+from service.observe.telemetry import Telemetry
 from tests.support.fakes import JSON, SAFETY_S, FakePredict, fake_engine, fake_settings
 
 pytestmark = pytest.mark.anyio

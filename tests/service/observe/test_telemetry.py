@@ -6,15 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from service.core.types import StageTimings
-from service.telemetry import (
-    FLUSH_AT,
-    SECONDS_BUCKETS,
-    JsonFormatter,
-    Telemetry,
-    TextFormatter,
-    configure_logging,
-    request_id_of_task,
-)
+from service.observe.logs import JsonFormatter, TextFormatter, configure_logging, request_id_of_task
+from service.observe.telemetry import FLUSH_AT, SECONDS_BUCKETS, Telemetry
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Metrics of several processes in files of one folder, and those that only their master knows.
 
 Each process calls `share_metrics` before it makes any metric. A scrape of any worker then adds up
-what all of them wrote (`service.telemetry`).
+what all of them wrote (`service.observe.telemetry`).
 """
 
 import os

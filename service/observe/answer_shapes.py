@@ -1,8 +1,8 @@
 """Shapes: histograms and drift of what the answers look like, counted a group at a time.
 
 One `observe` of a prometheus_client histogram costs 2 microseconds, which is too much for every
-text of every answer; counted in groups of 64 a value costs a tenth of that. `service.exposition`
-makes histograms and a drift index of what is counted here.
+text of every answer; counted in groups of 64 a value costs a tenth of that.
+`service.observe.exposition` makes histograms and a drift index of what is counted here.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from prometheus_client.utils import floatToGoString
 from service.bundle.manifest import HistogramInfo, ReferenceInfo
 from service.core.drift import LENGTH_BOUNDS, SCORE_BOUNDS, Drift, histogram_counts
 from service.core.types import Prediction
-from service.exposition import COUNTS, REFERENCE, SUM, WINDOW
+from service.observe.exposition import COUNTS, REFERENCE, SUM, WINDOW
 
 GROUP: Final = 64
 

@@ -4,8 +4,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from service.gpu_metrics import open_gpu_metrics
-from service.telemetry import Telemetry
+from service.observe.gpu_metrics import open_gpu_metrics
+from service.observe.telemetry import Telemetry
 
 
 class FakeNvml(ModuleType):

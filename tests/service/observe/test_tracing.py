@@ -12,10 +12,10 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from service import tracing
 from service.errors import SettingsInvalid
-from service.telemetry import JsonFormatter
-from service.tracing import RequestTracer, check_tracing, open_tracer, provider_of
+from service.observe import tracing
+from service.observe.logs import JsonFormatter
+from service.observe.tracing import RequestTracer, check_tracing, open_tracer, provider_of
 from tests.support.fakes import Running, fake_settings, running
 
 pytestmark = pytest.mark.anyio

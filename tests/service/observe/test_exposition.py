@@ -7,8 +7,8 @@ from service.bundle.manifest import ReferenceInfo
 from service.core.drift import LENGTH_BOUNDS, SCORE_BOUNDS, histogram_counts
 from service.core.live_recall import Window
 from service.core.types import Prediction
-from service.exposition import stability_index, wilson_interval
-from service.telemetry import Telemetry
+from service.observe.exposition import stability_index, wilson_interval
+from service.observe.telemetry import Telemetry
 
 
 def answers(scores: np.ndarray, n_tokens: int = 5) -> list[Prediction]:
