@@ -23,9 +23,6 @@ from uvicorn.server import ServerState
 
 from service.api.problems import problem_body, problem_headers
 from service.api.reply import REPLY, Reply
-from service.api.resting import LONGEST_S
-from service.api.shedding import Shedding
-from service.api.unread import UNREAD, unread_s
 from service.errors import (
     AstrolabeError,
     HeadersTooLarge,
@@ -33,6 +30,9 @@ from service.errors import (
     OverloadError,
     TooManyConnections,
 )
+from service.overload.resting import LONGEST_S
+from service.overload.shedding import Shedding
+from service.overload.unread import UNREAD, unread_s
 
 log = logging.getLogger(__name__)
 

@@ -18,13 +18,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.envelopes import envelope
 from service.api.guard import Guard, needs_admin
-from service.api.overload_log import STATUSES as OVERLOAD_STATUSES
-from service.api.overload_log import OverloadLog
 from service.api.problems import Headers, as_error
 from service.api.reply import REPLY, Reply
 from service.api.serving import Serving
-from service.api.shedding import BULK, PRIORITY, TIMEOUT
-from service.api.unread import UNREAD
 from service.core.batching.job import Answer
 from service.errors import (
     Abandoned,
@@ -35,6 +31,10 @@ from service.errors import (
 )
 from service.observe.logs import request_id_of_task, trace_id_of_task
 from service.observe.tracing import RequestTrace
+from service.overload.overload_log import STATUSES as OVERLOAD_STATUSES
+from service.overload.overload_log import OverloadLog
+from service.overload.shedding import BULK, PRIORITY, TIMEOUT
+from service.overload.unread import UNREAD
 from service.settings.settings import Settings
 
 log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from service.api.overload_log import OverloadLog
+from service.overload.overload_log import OverloadLog
 from tests.service.api.test_watch import RawRequest
 from tests.support.fakes import JSON, SAFETY_S, Running, running
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from service.api import watch
-from service.api.unread import UNREAD
+from service.overload.unread import UNREAD
 from tests.service.api.test_server import served
 from tests.service.core.batching.test_overload import alive
 from tests.support.fakes import SAFETY_S, Running, running

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from service.api.resting import Resting
 from service.core.batching.admission import MIN_RETRY_AFTER_S
 from service.errors import AstrolabeError, DeadlineUnreachable, OverloadError, QueueFull
+from service.overload.resting import Resting
 
 ARMED_S: Final = 1.0
 WORDS_KEPT_S: Final = 0.005

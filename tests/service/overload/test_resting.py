@@ -5,10 +5,10 @@ import asyncio
 import httpx
 import pytest
 
-from service.api import resting
+from service.overload import resting
 from tests.service.api.test_connection import raw
 from tests.service.api.test_server import Served, served
-from tests.service.api.test_shedding import REQUEST, SMALL, is_shed, overload
+from tests.service.overload.test_shedding import REQUEST, SMALL, is_shed, overload
 from tests.support.fakes import SAFETY_S
 
 pytestmark = pytest.mark.anyio

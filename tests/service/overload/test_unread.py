@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from service.api.unread import unread_s
+from service.overload.unread import unread_s
 from tests.service.api.test_watch import RawRequest
 from tests.support.fakes import SAFETY_S, running
 

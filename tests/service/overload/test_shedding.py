@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import httpx
 import pytest
 
-from service.api.shedding import ARMED_S, PATH, Shedding
 from service.errors import AstrolabeError, InvalidValue, OverloadError, QueueFull, ShuttingDown
+from service.overload.shedding import ARMED_S, PATH, Shedding
 from tests.service.api.test_connection import Raw, raw, rejected
 from tests.service.api.test_server import Served, served
 from tests.support.fakes import SAFETY_S, FakeClock

@@ -1,0 +1,1 @@
+"""Refusals before a request is read, and connections that rest: docs/decisions/0024."""
