@@ -44,9 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             flags.append(f"--{name}={value}")
 
     # Nothing heavy above: --help must not wait for ONNX Runtime and FAISS.
-    from service.api.deployment import open_engine
     from service.core.types import Query
     from service.errors import AstrolabeError
+    from service.serving.deployment import open_engine
     from service.settings.settings import load_settings
 
     try:

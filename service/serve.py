@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Final
 
 from service.api.app import create_app
-from service.api.deployment import check_ruled_models, open_engine, with_changes
 from service.api.middleware import Gate
 from service.api.server import ANSWER_GRACE_S, preload, run
 from service.core.engine import Engine
@@ -27,6 +26,7 @@ from service.observe.telemetry import Telemetry
 from service.observe.tracing import check_tracing, open_tracer
 from service.observe.worker_metrics import MasterTelemetry, forget_worker, share_metrics
 from service.processes import group_usage, n_threads, started_s
+from service.serving.deployment import check_ruled_models, open_engine, with_changes
 from service.settings.settings import Settings
 from service.supervisor import Supervisor
 

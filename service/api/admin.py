@@ -11,12 +11,10 @@ from typing import Annotated, Any, Final
 from fastapi import FastAPI, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.api.follow import Follower
 from service.api.links import link, links
 from service.api.problems import responses
 from service.api.reports import models_report
 from service.api.schemas import ModelsResponse
-from service.api.serving import Serving
 from service.bundle.manifest import POINTER
 from service.bundle.verify import resolve
 from service.errors import (
@@ -35,6 +33,8 @@ from service.errors import (
     ShuttingDown,
     Unauthorized,
 )
+from service.serving.follow import Follower
+from service.serving.serving import Serving
 from service.settings.settings import Settings
 
 _PART: Final = "[A-Za-z0-9][A-Za-z0-9._-]{0,127}"

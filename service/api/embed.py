@@ -8,9 +8,9 @@ from starlette.types import Receive, Scope, Send
 from service.api.bodies import check_json, parse, read_body, validate
 from service.api.middleware import EXCHANGE, Exchange
 from service.api.recommend import check_room, chosen, server_timing
-from service.api.serving import Serving
 from service.api.watch import Watch
 from service.core.types import Query
+from service.serving.serving import Serving
 
 
 class Embed:

@@ -5,8 +5,8 @@ They are read and checked by `service.api.middleware`.
 
 from typing import Any
 
-from service.api.deployments import PINNED
 from service.api.middleware import PRIORITY_NAMES
+from service.serving.deployments import PINNED
 
 
 def request_headers(max_timeout_ms: int) -> list[dict[str, Any]]:

@@ -10,12 +10,9 @@ from typing import Annotated, Any, Literal
 from fastapi import FastAPI, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.api.deployment import Deployment
 from service.api.links import link, links
 from service.api.problems import responses
-from service.api.request_models import MAX_ID_CHARS, VISIBLE
 from service.api.schemas import LabelResponse
-from service.api.serving import Serving
 from service.core.catalogue.changes import Change
 from service.errors import (
     CatalogueCorrupt,
@@ -31,6 +28,9 @@ from service.errors import (
     RateLimited,
     Unauthorized,
 )
+from service.serving.deployment import Deployment
+from service.serving.request_models import MAX_ID_CHARS, VISIBLE
+from service.serving.serving import Serving
 
 MAX_CHANGES = 100_000
 

@@ -20,7 +20,6 @@ from service.api.envelopes import envelope
 from service.api.guard import Guard, needs_admin
 from service.api.problems import Headers, as_error
 from service.api.reply import REPLY, Reply
-from service.api.serving import Serving
 from service.core.batching.job import Answer
 from service.errors import (
     Abandoned,
@@ -35,6 +34,7 @@ from service.overload.overload_log import STATUSES as OVERLOAD_STATUSES
 from service.overload.overload_log import OverloadLog
 from service.overload.shedding import BULK, PRIORITY, TIMEOUT
 from service.overload.unread import UNREAD
+from service.serving.serving import Serving
 from service.settings.settings import Settings
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,6 @@ from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
 from service.api.bodies import parse, read_body, validate
-from service.api.deployment import Deployment
 from service.api.documented import document
 from service.api.headers import request_headers
 from service.api.middleware import EXCHANGE, Exchange
@@ -30,12 +29,13 @@ from service.api.oip_tensors import (
 )
 from service.api.protocol_requests import check_texts, deployment_named, version_of
 from service.api.recommend import check_room, server_timing
-from service.api.serving import Serving
 from service.api.watch import Watch
 from service.core.batching.job import Answer
 from service.core.labels.labels import Label
 from service.core.types import Query
 from service.errors import InvalidValue, MalformedRequest, UnsupportedMediaType
+from service.serving.deployment import Deployment
+from service.serving.serving import Serving
 from service.settings.settings import Settings
 
 LABEL_OUTPUTS: Final = ("label_id", "label_text", "score")

@@ -22,10 +22,10 @@ from service.api.protocol_requests import check_texts, deployment_named
 from service.api.recommend import check_room, server_timing
 from service.api.reports import model_object
 from service.api.schemas import ModelObject
-from service.api.serving import Serving
 from service.api.watch import Watch
 from service.core.types import Float32Rows, Prediction, Query
 from service.errors import InvalidValue
+from service.serving.serving import Serving
 
 EMBEDDINGS: Final = "/v1/embeddings"
 ERRORS: Final[dict[int | str, dict[str, Any]]] = {

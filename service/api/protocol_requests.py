@@ -6,13 +6,13 @@ The limits are those of /v1/recommend, so that a text is as welcome by one door 
 import re
 from collections.abc import Sequence
 
-from service.api.deployment import Deployment
-from service.api.deployments import Slot
 from service.api.middleware import Exchange
 from service.api.recommend import PINNED as PINNED_HEADER
-from service.api.request_models import VISIBLE
-from service.api.serving import Serving
 from service.errors import InvalidValue, NoSuchBundle, PayloadTooLarge
+from service.serving.deployment import Deployment
+from service.serving.deployments import Slot
+from service.serving.request_models import VISIBLE
+from service.serving.serving import Serving
 from service.settings.settings import Settings
 
 VERSION_CHARS = 12

@@ -3,8 +3,6 @@
 from datetime import datetime
 from typing import Literal
 
-from service.api.deployment import Deployment
-from service.api.deployments import Deployments, Slot
 from service.api.schemas import (
     AdaptiveEffortReport,
     BundleReport,
@@ -17,8 +15,10 @@ from service.api.schemas import (
     ModelReport,
     ModelsResponse,
 )
-from service.api.serving import Serving
 from service.core.engine import Engine
+from service.serving.deployment import Deployment
+from service.serving.deployments import Deployments, Slot
+from service.serving.serving import Serving
 from service.version import __version__
 
 

@@ -16,7 +16,6 @@ from starlette.types import ASGIApp
 
 from service.api.admin import add_admin
 from service.api.embed import Embed
-from service.api.follow import Follower
 from service.api.headers import request_headers
 from service.api.labels import add_labels
 from service.api.links import link, links
@@ -33,7 +32,6 @@ from service.api.schemas import (
     RecommendResponse,
     Status,
 )
-from service.api.serving import Serving
 from service.errors import (
     DeadlineExceeded,
     DeadlineUnreachable,
@@ -52,6 +50,8 @@ from service.errors import (
     UnsupportedMediaType,
 )
 from service.observe.telemetry import CONTENT_TYPE
+from service.serving.follow import Follower
+from service.serving.serving import Serving
 
 ASSETS_PATH: Final = "/docs/assets"
 

@@ -1,4 +1,4 @@
-"""What answers hold: the schemas behind OpenAPI. Requests are `service.api.request_models`."""
+"""What answers hold: the schemas behind OpenAPI. Requests are `service.serving.request_models`."""
 
 from typing import Any, Literal, TypeAlias
 

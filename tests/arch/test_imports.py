@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "service.version": (),
     "service.errors": (),
-    "service.cpus": (),
+    "service.serving.cpus": (),
     "service.interrupt": (),
     "service.bundle.manifest": (),
     "service.bundle.plain_files": ("service.errors",),

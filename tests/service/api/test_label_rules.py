@@ -9,9 +9,9 @@ import httpx
 import pytest
 
 from service.api.app import create_app
-from service.api.deployment import check_ruled_models, open_changed_engine
 from service.errors import SettingsInvalid
 from service.observe.telemetry import Telemetry
+from service.serving.deployment import check_ruled_models, open_changed_engine
 from tests.support.fakes import FakePredict, Running, fake_settings
 from tests.support.tiny_bundle import seal
 

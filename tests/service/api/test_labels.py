@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from service.api.app import create_app
-from service.api.deployment import open_changed_engine
 from service.observe.telemetry import Telemetry
+from service.serving.deployment import open_changed_engine
 from tests.support.fakes import FakePredict, Running, fake_settings
 
 pytestmark = pytest.mark.anyio

@@ -1,7 +1,7 @@
 import pytest
 
-from service.api.deployment import GPU_LANES, auto_lanes
 from service.errors import NotReady, ShuttingDown
+from service.serving.deployment import GPU_LANES, auto_lanes
 from tests.support.fakes import FakeClock, FakePredict, running
 
 
@@ -12,7 +12,7 @@ from tests.support.fakes import FakeClock, FakePredict, running
 def test_lanes_follow_the_cpus_or_the_device(
     monkeypatch: pytest.MonkeyPatch, device: str, threads: int, lanes: int
 ) -> None:
-    monkeypatch.setattr("service.api.deployment.usable_cpus", lambda: 6)
+    monkeypatch.setattr("service.serving.deployment.usable_cpus", lambda: 6)
     assert auto_lanes(device, threads) == lanes
 
 

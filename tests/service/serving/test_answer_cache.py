@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.api.answer_cache import AnswerCache, CachedAnswer
+from service.serving.answer_cache import AnswerCache, CachedAnswer
 from tests.support.fakes import FakePredict, fake_engine, running
 
 ONE, TWO, THREE = (CachedAnswer(name, "fast", 1) for name in (b"one", b"two", b"three"))

@@ -1,7 +1,8 @@
 """Deployment: one open bundle being served, with its own batcher and the requests it understands.
 
 What differs between two bundles lives here: engine, lanes, the ceiling on effort, defaults and
-limits that requests are validated against. What the process has once is `service.api.serving`'s.
+limits that requests are validated against. What the process has once is
+`service.serving.serving`'s.
 """
 
 import logging
@@ -10,8 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Thread
 
-from service.api.answer_cache import AnswerCache
-from service.api.request_models import RequestLimits, RequestModels, request_models
 from service.bundle.verify import read_manifest, resolve
 from service.core.batching.adaptive_effort import AdaptiveEffort, EffortPolicy
 from service.core.batching.admission import BatchLimits
@@ -19,9 +18,11 @@ from service.core.batching.batcher import MicroBatcher
 from service.core.catalogue.label_rules import read_label_rules
 from service.core.engine import Engine
 from service.core.live_recall import EXACT, LiveRecall
-from service.cpus import usable_cpus
 from service.errors import SettingsInvalid
 from service.observe.telemetry import Telemetry
+from service.serving.answer_cache import AnswerCache
+from service.serving.cpus import usable_cpus
+from service.serving.request_models import RequestLimits, RequestModels, request_models
 from service.settings.settings import Settings
 
 log = logging.getLogger(__name__)

@@ -1,8 +1,8 @@
 """Follower: keeps a process on the bundles that it should serve.
 
-Looks at what another worker was told by an admin request (`service.api.desired`), at labels that
-another worker changed, and at a pointer CURRENT that a training job moves. A bundle that is refused
-is not tried again until what points at it changes.
+Looks at what another worker was told by an admin request (`service.serving.desired`), at labels
+that another worker changed, and at a pointer CURRENT that a training job moves. A bundle that is
+refused is not tried again until what points at it changes.
 """
 
 import asyncio
@@ -12,11 +12,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
-from service.api.deployment import Deployment
-from service.api.deployments import Deployments, Slot
-from service.api.desired import Desired, DesiredModel, read_desired, stamp, write_desired
 from service.bundle.verify import resolve
 from service.errors import AstrolabeError, BundleNotFound
+from service.serving.deployment import Deployment
+from service.serving.deployments import Deployments, Slot
+from service.serving.desired import Desired, DesiredModel, read_desired, stamp, write_desired
 from service.settings.settings import Settings
 
 log = logging.getLogger(__name__)

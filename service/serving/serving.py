@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from service.api.deployment import Deployment
-from service.api.deployments import Deployments
 from service.core.engine import Engine
 from service.core.types import Query
 from service.errors import AstrolabeError, NotReady, OverloadError, ShuttingDown
 from service.observe.telemetry import Telemetry
 from service.overload.shedding import PATH, Shedding
+from service.serving.deployment import Deployment
+from service.serving.deployments import Deployments
 from service.settings.settings import Settings
 
 DEEP_TIMEOUT_S: Final = 2.0

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from service.cpus import cgroup_quota, usable_cpus
+from service.serving.cpus import cgroup_quota, usable_cpus
 
 
 def lay(root: Path, files: dict[str, str]) -> Path:

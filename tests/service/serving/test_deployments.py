@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from service.api.app import create_app
-from service.api.deployment import open_changed_engine
 from service.bundle.manifest import MANIFEST, POINTER
 from service.core.drift import LENGTH_BOUNDS, SCORE_BOUNDS, histogram_counts
 from service.observe.telemetry import Telemetry
+from service.serving.deployment import open_changed_engine
 from tests.support.fakes import SAFETY_S, FakePredict, Running, fake_settings
 from tests.support.tiny_bundle import seal
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from service.api.deployment import Deployment, open_changed_engine
 from service.core.engine import Engine
 from service.errors import (
     BundleError,
@@ -29,6 +28,7 @@ from service.errors import (
     SettingsInvalid,
 )
 from service.observe.telemetry import Telemetry
+from service.serving.deployment import Deployment, open_changed_engine
 from service.settings.settings import Settings
 from service.version import __version__
 

@@ -1,0 +1,1 @@
+"""Which bundles are open, by which name, and how that changes while they serve."""
