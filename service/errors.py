@@ -1,7 +1,7 @@
 """Every error the online half raises on purpose, as one tree.
 
 Each leaf carries what HTTP needs (`status`), what a program matches on (`code`) and whether trying
-again can help (`retryable`); `service.api.problems` maps by these three and by nothing else.
+again can help (`retryable`); `service.gate.problems` maps by these three and by nothing else.
 
     AstrolabeError
     ├── RequestError                the caller must change something

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Final
 
 from service.api.app import create_app
-from service.api.middleware import Gate
 from service.api.server import ANSWER_GRACE_S, preload, run
 from service.core.engine import Engine
 from service.errors import AstrolabeError
+from service.gate.gate import Gate
 from service.observe.gpu_metrics import open_gpu_metrics
 from service.observe.logs import configure_logging
 from service.observe.telemetry import Telemetry

@@ -12,7 +12,6 @@ from fastapi import FastAPI, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.api.links import link, links
-from service.api.problems import responses
 from service.api.reports import models_report
 from service.api.schemas import ModelsResponse
 from service.bundle.manifest import POINTER
@@ -33,6 +32,7 @@ from service.errors import (
     ShuttingDown,
     Unauthorized,
 )
+from service.gate.problems import responses
 from service.serving.follow import Follower
 from service.serving.serving import Serving
 from service.settings.settings import Settings

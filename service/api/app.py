@@ -14,11 +14,12 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-from service.api.middleware import EXCHANGE, Gate, answer_error, request_ids
-from service.api.problems import Problem, as_error
 from service.api.routes import add_routes
 from service.core.engine import Engine
 from service.errors import AstrolabeError, InvalidValue, MethodNotAllowed, NotFound
+from service.gate.exchange import EXCHANGE
+from service.gate.gate import Gate, answer_error, request_ids
+from service.gate.problems import Problem, as_error
 from service.observe.telemetry import Telemetry
 from service.serving.follow import Follower
 from service.serving.serving import open_serving

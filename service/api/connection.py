@@ -21,8 +21,6 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from service.api.problems import problem_body, problem_headers
-from service.api.reply import REPLY, Reply
 from service.errors import (
     AstrolabeError,
     HeadersTooLarge,
@@ -30,6 +28,8 @@ from service.errors import (
     OverloadError,
     TooManyConnections,
 )
+from service.gate.problems import problem_body, problem_headers
+from service.gate.reply import REPLY, Reply
 from service.overload.resting import LONGEST_S
 from service.overload.shedding import Shedding
 from service.overload.unread import UNREAD, unread_s

@@ -5,11 +5,11 @@ from typing import Any
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from service.api.bodies import check_json, parse, read_body, validate
-from service.api.middleware import EXCHANGE, Exchange
 from service.api.recommend import check_room, chosen, server_timing
-from service.api.watch import Watch
 from service.core.types import Query
+from service.gate.bodies import check_json, parse, read_body, validate
+from service.gate.exchange import EXCHANGE, Exchange
+from service.gate.watch import Watch
 from service.serving.serving import Serving
 
 

@@ -1,11 +1,11 @@
 """Request headers that every answering route takes, as OpenAPI describes them.
 
-They are read and checked by `service.api.middleware`.
+They are read and checked by `service.gate.gate`.
 """
 
 from typing import Any
 
-from service.api.middleware import PRIORITY_NAMES
+from service.gate.gate import PRIORITY_NAMES
 from service.serving.deployments import PINNED
 
 

@@ -11,7 +11,6 @@ from fastapi import FastAPI, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.api.links import link, links
-from service.api.problems import responses
 from service.api.schemas import LabelResponse
 from service.core.catalogue.changes import Change
 from service.errors import (
@@ -28,6 +27,7 @@ from service.errors import (
     RateLimited,
     Unauthorized,
 )
+from service.gate.problems import responses
 from service.serving.deployment import Deployment
 from service.serving.request_models import MAX_ID_CHARS, VISIBLE
 from service.serving.serving import Serving

@@ -12,10 +12,8 @@ import numpy as np
 from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
-from service.api.bodies import parse, read_body, validate
 from service.api.documented import document
 from service.api.headers import request_headers
-from service.api.middleware import EXCHANGE, Exchange
 from service.api.oip_models import ERRORS, InferResponse, Name, add_oip_metadata
 from service.api.oip_tensors import (
     InferRequest,
@@ -29,11 +27,13 @@ from service.api.oip_tensors import (
 )
 from service.api.protocol_requests import check_texts, deployment_named, version_of
 from service.api.recommend import check_room, server_timing
-from service.api.watch import Watch
 from service.core.batching.job import Answer
 from service.core.labels.labels import Label
 from service.core.types import Query
 from service.errors import InvalidValue, MalformedRequest, UnsupportedMediaType
+from service.gate.bodies import parse, read_body, validate
+from service.gate.exchange import EXCHANGE, Exchange
+from service.gate.watch import Watch
 from service.serving.deployment import Deployment
 from service.serving.serving import Serving
 from service.settings.settings import Settings

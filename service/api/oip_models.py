@@ -10,9 +10,9 @@ from typing import Annotated, Any, Final
 from fastapi import FastAPI, Path
 from pydantic import BaseModel, Field
 
-from service.api.envelopes import OipError
 from service.api.links import link, links
 from service.api.protocol_requests import at_version, open_bundles, version_of
+from service.gate.envelopes import OipError
 from service.serving.deployments import Slot
 from service.serving.serving import Serving
 from service.version import __version__

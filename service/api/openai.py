@@ -13,18 +13,18 @@ from fastapi import FastAPI, Path
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api.bodies import check_json, parse, read_body, validate
 from service.api.documented import document
-from service.api.envelopes import OpenAIError
 from service.api.headers import request_headers
-from service.api.middleware import EXCHANGE, Exchange
 from service.api.protocol_requests import check_texts, deployment_named
 from service.api.recommend import check_room, server_timing
 from service.api.reports import model_object
 from service.api.schemas import ModelObject
-from service.api.watch import Watch
 from service.core.types import Float32Rows, Prediction, Query
 from service.errors import InvalidValue
+from service.gate.bodies import check_json, parse, read_body, validate
+from service.gate.envelopes import OpenAIError
+from service.gate.exchange import EXCHANGE, Exchange
+from service.gate.watch import Watch
 from service.serving.serving import Serving
 
 EMBEDDINGS: Final = "/v1/embeddings"

@@ -6,9 +6,9 @@ The limits are those of /v1/recommend, so that a text is as welcome by one door 
 import re
 from collections.abc import Sequence
 
-from service.api.middleware import Exchange
 from service.api.recommend import PINNED as PINNED_HEADER
 from service.errors import InvalidValue, NoSuchBundle, PayloadTooLarge
+from service.gate.exchange import Exchange
 from service.serving.deployment import Deployment
 from service.serving.deployments import Slot
 from service.serving.request_models import VISIBLE

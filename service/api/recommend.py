@@ -16,14 +16,14 @@ import numpy as np
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from service.api.bodies import check_json, parse, query_string, read_body, validate
-from service.api.middleware import EXCHANGE, Exchange
-from service.api.watch import Watch
 from service.core.batching.job import Answer
 from service.core.labels.labels import Label
 from service.core.live_recall import LiveRecall
 from service.core.types import FilterPlan, LabelFilter, Prediction, Query
 from service.errors import InvalidValue
+from service.gate.bodies import check_json, parse, query_string, read_body, validate
+from service.gate.exchange import EXCHANGE, Exchange
+from service.gate.watch import Watch
 from service.serving.answer_cache import CachedAnswer
 from service.serving.deployment import Deployment
 from service.serving.request_models import ItemRequest, RecommendRequest, Wanted

@@ -22,7 +22,6 @@ from service.api.links import link, links
 from service.api.oip import add_oip
 from service.api.openai import add_openai
 from service.api.playground import add_playground
-from service.api.problems import PROBLEMS_PATH, ProblemKind, problem_kinds, responses
 from service.api.recommend import Recommend
 from service.api.reports import info_report, models_report
 from service.api.schemas import (
@@ -49,6 +48,7 @@ from service.errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
+from service.gate.problems import PROBLEMS_PATH, ProblemKind, problem_kinds, responses
 from service.observe.telemetry import CONTENT_TYPE
 from service.serving.follow import Follower
 from service.serving.serving import Serving

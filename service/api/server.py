@@ -21,9 +21,9 @@ from fastapi import FastAPI
 
 from service.api.connection import BoundedConnection, ConnectionLimits
 from service.api.cors import with_cors
-from service.api.middleware import Gate
 from service.api.ports import accept_all, hold_new_connections
 from service.errors import SettingsInvalid
+from service.gate.gate import Gate
 from service.settings.edge import EdgeSettings
 
 log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from service.api.app import create_app
-from service.api.problems import problem_kinds
+from service.gate.problems import problem_kinds
 from service.observe.gpu_metrics import FAMILIES
 from service.observe.telemetry import Telemetry
 from service.settings.settings import Settings, documentation, variable_of

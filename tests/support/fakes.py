@@ -12,10 +12,10 @@ import httpx
 import numpy as np
 
 from service.api.app import create_app
-from service.api.middleware import Gate
 from service.bundle.manifest import Manifest, OperatingPoint
 from service.core.labels.labels import Label
 from service.core.types import PredictedBatch, Prediction, Query, StageTimings
+from service.gate.gate import Gate
 from service.observe.telemetry import Telemetry
 from service.settings.settings import Settings
 from tests.support.tiny_bundle import tiny_manifest

@@ -70,7 +70,7 @@ async def test_the_callers_trace_goes_on_and_is_named_in_the_log(
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter())
-    logger = logging.getLogger("service.api.middleware")
+    logger = logging.getLogger("service.gate.gate")
     logger.addHandler(handler)
     try:
         async with traced(log_requests="errors") as run:

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from service.overload.unread import unread_s
-from tests.service.api.test_watch import RawRequest
+from tests.service.gate.test_watch import RawRequest
 from tests.support.fakes import SAFETY_S, running
 
 pytestmark = pytest.mark.anyio

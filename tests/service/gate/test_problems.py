@@ -2,8 +2,8 @@ from typing import Any
 
 import pytest
 
-from service.api.problems import Problem, as_error, problem_body, problem_kinds
 from service.errors import AstrolabeError, InternalError
+from service.gate.problems import Problem, as_error, problem_body, problem_kinds
 from tests.support.fakes import JSON, Running, running
 
 ROUTES = (

@@ -12,9 +12,9 @@ from typing import Final
 
 from starlette.types import Scope
 
-from service.api.keys import Keyring
-from service.api.rate_limit import RateLimit
 from service.errors import Forbidden, NotFound, RateLimited, Unauthorized
+from service.gate.keys import Keyring
+from service.gate.rate_limit import RateLimit
 from service.settings.edge import ADMIN_KEY, EdgeSettings
 
 OPEN_PATHS: Final = frozenset({"/", "/livez", "/readyz", "/metrics", "/openapi.json"})

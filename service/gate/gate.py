@@ -1,6 +1,6 @@
 """Gate: what happens to every request, whatever its route. Pure ASGI.
 
-Names the request, has its caller checked (`service.api.guard`), checks size and deadline, hands it
+Names the request, has its caller checked (`service.gate.guard`), checks size and deadline, hands it
 on, turns whatever escapes a route into a problem document, and counts and logs each request exactly
 once. It reads no body.
 """
@@ -16,11 +16,6 @@ from typing import Any, Final
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.envelopes import envelope
-from service.api.guard import Guard, needs_admin
-from service.api.problems import Headers, as_error
-from service.api.reply import REPLY, Reply
-from service.core.batching.job import Answer
 from service.errors import (
     Abandoned,
     AstrolabeError,
@@ -28,8 +23,12 @@ from service.errors import (
     PayloadTooLarge,
     RateLimited,
 )
+from service.gate.envelopes import envelope
+from service.gate.exchange import EXCHANGE, Exchange
+from service.gate.guard import Guard, needs_admin
+from service.gate.problems import Headers, as_error
+from service.gate.reply import REPLY
 from service.observe.logs import request_id_of_task, trace_id_of_task
-from service.observe.tracing import RequestTrace
 from service.overload.overload_log import STATUSES as OVERLOAD_STATUSES
 from service.overload.overload_log import OverloadLog
 from service.overload.shedding import BULK, PRIORITY, TIMEOUT
@@ -39,84 +38,13 @@ from service.settings.settings import Settings
 
 log = logging.getLogger(__name__)
 
-EXCHANGE: Final = "astrolabe.exchange"
-"""Key of the request's `Exchange` in the ASGI scope."""
 
 UNMATCHED: Final = "unmatched"
-PAGE_HEADERS: Final[Headers] = [
-    (b"x-content-type-options", b"nosniff"),
-    (b"x-frame-options", b"DENY"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cross-origin-opener-policy", b"same-origin"),
-]
-"""What every HTML page carries that says nothing else; its Content-Security-Policy is its own."""
 
 PRIORITY_NAMES: Final = ("interactive", "bulk")
 PRIORITIES: Final = frozenset(name.encode() for name in PRIORITY_NAMES)
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-
-
-@dataclass(slots=True)
-class Exchange:
-    """One request on its way through: what the gate found out, and what became of it."""
-
-    request_id: str
-    path: str
-    started_s: float
-    headers: dict[bytes, bytes]
-    timeout_s: float
-    serving: Serving
-    status: int = 0
-    code: str = ""
-    route: str = ""
-    queries: list[str] | None = None
-    answer: Answer | None = None
-    trace: RequestTrace | None = None
-    key: str = ""
-    bulk: bool = False
-    reply: Reply | None = None
-
-    @property
-    def deadline_s(self) -> float:
-        """When the answer is due, on the batcher's clock."""
-        return self.started_s + self.timeout_s
-
-    @property
-    def left_s(self) -> float:
-        """Time until then."""
-        return self.deadline_s - self.serving.clock()
-
-    async def respond(self, send: Send, status: int, headers: Headers, body: bytes) -> None:
-        """Answer in one go, with the headers that every answer carries."""
-        self.status = status
-        self._add_common(headers)
-        if self.reply is not None and self.reply(status, headers, body):
-            return
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
-
-    def naming(self, send: Send) -> Send:
-        """A `send` that adds what `respond` adds, for applications that answer by themselves."""
-
-        async def send_named(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                self.status = message["status"]
-                headers = list(message["headers"])
-                self._add_common(headers)
-                found = dict(headers)
-                if found.get(b"content-type", b"").startswith(b"text/html"):
-                    headers += [header for header in PAGE_HEADERS if header[0] not in found]
-                message["headers"] = headers
-            await send(message)
-
-        return send_named
-
-    def _add_common(self, headers: Headers) -> None:
-        headers.append((b"x-request-id", self.request_id.encode()))
-        if self.serving.draining:
-            # A kept connection would pin its client to a replica that is going away.
-            headers.append((b"connection", b"close"))
 
 
 @dataclass(frozen=True, slots=True)

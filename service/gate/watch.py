@@ -10,9 +10,9 @@ from typing import Final
 
 from starlette.types import Receive
 
-from service.api.reply import Reply
 from service.core.batching.job import Answer
 from service.errors import Abandoned, DeadlineExceeded
+from service.gate.reply import Reply
 
 GRACE_S: Final = 0.05
 

@@ -10,8 +10,8 @@ from typing import Any, Final
 import orjson
 from pydantic import BaseModel, Field
 
-from service.api.problems import Headers, problem_body, problem_headers
 from service.errors import AstrolabeError, InvalidValue, MalformedRequest, OverloadError
+from service.gate.problems import Headers, problem_body, problem_headers
 
 JSON: Final = "application/json"
 OIP_PREFIX: Final = "/v2"

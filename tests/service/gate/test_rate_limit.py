@@ -1,6 +1,6 @@
 import pytest
 
-from service.api.rate_limit import RateLimit
+from service.gate.rate_limit import RateLimit
 from tests.support.fakes import FakeClock
 
 

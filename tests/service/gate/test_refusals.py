@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from service.overload.overload_log import OverloadLog
-from tests.service.api.test_watch import RawRequest
+from tests.service.gate.test_watch import RawRequest
 from tests.support.fakes import JSON, SAFETY_S, Running, running
 
 pytestmark = pytest.mark.anyio
@@ -104,7 +104,7 @@ async def test_client_that_leaves_its_bulk_request_is_dropped_before_compute() -
 
 
 async def test_a_flood_of_refusals_is_one_log_line(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "service.api.middleware")
+    caplog.set_level(logging.INFO, "service.gate.gate")
     async with running(max_batch_tokens=32, max_queue_tokens=32, max_queries=1) as service:
         waiting = await fill(service, 1)
         for _ in range(20):

@@ -5,9 +5,9 @@ from typing import Any
 import httpx
 import pytest
 
-from service.api.guard import Guard
-from service.api.keys import Keyring
 from service.errors import Forbidden, NotFound, RateLimited, Unauthorized
+from service.gate.guard import Guard
+from service.gate.keys import Keyring
 from service.observe.logs import JsonFormatter
 from tests.support.fakes import FakeClock, fake_settings, running
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from service.api import watch
+from service.gate import watch
 from service.overload.unread import UNREAD
 from tests.service.api.test_server import served
 from tests.service.core.batching.test_overload import alive
