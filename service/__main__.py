@@ -49,7 +49,7 @@ def _serve(settings: "Settings") -> int:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from service.api.ports import bind
     from service.observe.logs import configure_logging
-    from service.serve import serve_alone, serve_with_workers
+    from service.process.serve import serve_alone, serve_with_workers
 
     configure_logging(settings.log_level, settings.log_format)
     log.info("starting", extra={"fields": {"pid": os.getpid(), "settings": settings.public()}})

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 
-from service.processes import proportional_bytes
+from service.process.usage import proportional_bytes
 
 MB = 1 << 20
 QUERIES = ("the white whale", "history of rome", "poems about the sea", "a garden in spring")

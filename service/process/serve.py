@@ -25,10 +25,10 @@ from service.observe.logs import configure_logging
 from service.observe.telemetry import Telemetry
 from service.observe.tracing import check_tracing, open_tracer
 from service.observe.worker_metrics import MasterTelemetry, forget_worker, share_metrics
-from service.processes import group_usage, n_threads, started_s
+from service.process.supervisor import Supervisor
+from service.process.usage import group_usage, n_threads, started_s
 from service.serving.deployment import check_ruled_models, open_engine, with_changes
 from service.settings.settings import Settings
-from service.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 

@@ -3,14 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from service.processes import group_usage, n_threads, proportional_bytes, started_s
+from service.process.usage import group_usage, n_threads, proportional_bytes, started_s
 
 TICKS_S = 1 / 100
 
 
 @pytest.fixture
 def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("service.processes._ticks", lambda: 100)
+    monkeypatch.setattr("service.process.usage._ticks", lambda: 100)
     (tmp_path / "stat").write_text("cpu 1 2\nbtime 1000\n")
     return tmp_path
 

@@ -1,0 +1,1 @@
+"""One process or a master with workers: start, signals, drain, restarts."""
