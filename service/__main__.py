@@ -47,7 +47,7 @@ def _serve(settings: "Settings") -> int:
     if settings.workers > 1:
         # NumPy's own threads, started at its import, would not survive the fork.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from service.api.ports import bind
+    from service.edge.ports import bind
     from service.observe.logs import configure_logging
     from service.process.serve import serve_alone, serve_with_workers
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from service.api.app import create_app
-from service.api.server import ANSWER_GRACE_S, preload, run
 from service.core.engine import Engine
+from service.edge.server import ANSWER_GRACE_S, preload, run
 from service.errors import AstrolabeError
 from service.gate.gate import Gate
 from service.observe.gpu_metrics import open_gpu_metrics

@@ -149,7 +149,7 @@ def test_client_import_pulls_neither_the_service_nor_its_libraries() -> None:
 
 def test_service_import_pulls_no_torch() -> None:
     code = (
-        "import sys, service.api.app, service.api.server, service.core.engine\n"
+        "import sys, service.api.app, service.edge.server, service.core.engine\n"
         f"print([m for m in {HEAVY_IN_SERVICE} if m in sys.modules])"
     )
     done = subprocess.run(

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from loadtest.arguments import build_parser
-from service.api.server import ANSWER_GRACE_S
+from service.edge.server import ANSWER_GRACE_S
 from service.settings.settings import Settings, variable_of
 from tests.support.dockerfile import ROOT, read_stages
 

@@ -10,9 +10,9 @@ from typing import Any
 import uvicorn
 
 from service.api.app import create_app
-from service.api.ports import bind
-from service.api.server import DrainingServer
 from service.core.engine import Engine
+from service.edge.ports import bind
+from service.edge.server import DrainingServer
 from service.observe.telemetry import Telemetry
 from service.settings.settings import Settings
 from tests.support.fakes import SAFETY_S, fake_settings

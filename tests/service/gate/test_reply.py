@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from service.api.app import create_app
-from service.api.server import DrainingServer
+from service.edge.server import DrainingServer
 from service.observe.telemetry import Telemetry
-from tests.service.api.test_connection import raw
-from tests.service.api.test_server import served
+from tests.service.edge.test_connection import raw
+from tests.service.edge.test_server import served
 from tests.support.fakes import FakePredict, fake_engine, fake_settings
 
 pytestmark = pytest.mark.anyio

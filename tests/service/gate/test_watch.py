@@ -8,8 +8,8 @@ import pytest
 
 from service.gate import watch
 from service.overload.unread import UNREAD
-from tests.service.api.test_server import served
 from tests.service.core.batching.test_overload import alive
+from tests.service.edge.test_server import served
 from tests.support.fakes import SAFETY_S, Running, running
 
 pytestmark = pytest.mark.anyio

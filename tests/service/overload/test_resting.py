@@ -6,8 +6,8 @@ import httpx
 import pytest
 
 from service.overload import resting
-from tests.service.api.test_connection import raw
-from tests.service.api.test_server import Served, served
+from tests.service.edge.test_connection import raw
+from tests.service.edge.test_server import Served, served
 from tests.service.overload.test_shedding import REQUEST, SMALL, is_shed, overload
 from tests.support.fakes import SAFETY_S
 

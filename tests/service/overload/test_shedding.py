@@ -9,8 +9,8 @@ import pytest
 
 from service.errors import AstrolabeError, InvalidValue, OverloadError, QueueFull, ShuttingDown
 from service.overload.shedding import ARMED_S, PATH, Shedding
-from tests.service.api.test_connection import Raw, raw, rejected
-from tests.service.api.test_server import Served, served
+from tests.service.edge.test_connection import Raw, raw, rejected
+from tests.service.edge.test_server import Served, served
 from tests.support.fakes import SAFETY_S, FakeClock
 
 pytestmark = pytest.mark.anyio

@@ -19,9 +19,9 @@ from typing import Any, Final
 import uvicorn
 from fastapi import FastAPI
 
-from service.api.connection import BoundedConnection, ConnectionLimits
-from service.api.cors import with_cors
-from service.api.ports import accept_all, hold_new_connections
+from service.edge.connection import BoundedConnection, ConnectionLimits
+from service.edge.cors import with_cors
+from service.edge.ports import accept_all, hold_new_connections
 from service.errors import SettingsInvalid
 from service.gate.gate import Gate
 from service.settings.edge import EdgeSettings

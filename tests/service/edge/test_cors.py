@@ -1,7 +1,7 @@
 import httpx
 import pytest
 
-from service.api.cors import with_cors
+from service.edge.cors import with_cors
 from tests.support.fakes import running
 
 pytestmark = pytest.mark.anyio

@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from service.api.app import create_app
-from service.api.ports import bind
-from service.api.server import DrainingServer
+from service.edge.ports import bind
+from service.edge.server import DrainingServer
 from service.observe.telemetry import Telemetry
 from tests.support.fakes import JSON, SAFETY_S, FakePredict, fake_engine, fake_settings
 

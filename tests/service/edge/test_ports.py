@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from service.api.ports import accept_all, bind, hold_new_connections
+from service.edge.ports import accept_all, bind, hold_new_connections
 
 
 def connect(listener: socket.socket) -> tuple[socket.socket, bool]:

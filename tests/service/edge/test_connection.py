@@ -10,12 +10,12 @@ import pytest
 import trustme
 
 from service.api.app import create_app
-from service.api.connection import MAX_HEADERS
-from service.api.ports import bind
-from service.api.server import DrainingServer
+from service.edge.connection import MAX_HEADERS
+from service.edge.ports import bind
+from service.edge.server import DrainingServer
 from service.errors import SettingsInvalid
 from service.observe.telemetry import Telemetry
-from tests.service.api.test_server import Served, served
+from tests.service.edge.test_server import Served, served
 from tests.support.fakes import SAFETY_S, FakePredict, fake_engine, fake_settings
 
 pytestmark = pytest.mark.anyio

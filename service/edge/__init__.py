@@ -1,0 +1,1 @@
+"""Sockets, connections and uvicorn: all that comes before a request has a route."""
