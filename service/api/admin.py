@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 from fastapi import FastAPI, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.api.links import link, links
+from service.api.openapi import link, links
 from service.api.reports import models_report
 from service.api.schemas import ModelsResponse
 from service.bundle.manifest import POINTER

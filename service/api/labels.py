@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from fastapi import FastAPI, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.api.links import link, links
+from service.api.openapi import link, links
 from service.api.schemas import LabelResponse
 from service.core.catalogue.changes import Change
 from service.errors import (

@@ -13,8 +13,7 @@ from fastapi import FastAPI, Path
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api.documented import document
-from service.api.headers import request_headers
+from service.api.openapi import document, request_headers
 from service.api.protocol_requests import check_texts, deployment_named
 from service.api.recommend import check_room, server_timing
 from service.api.reports import model_object

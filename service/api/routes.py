@@ -16,11 +16,10 @@ from starlette.types import ASGIApp
 
 from service.api.admin import add_admin
 from service.api.embed import Embed
-from service.api.headers import request_headers
 from service.api.labels import add_labels
-from service.api.links import link, links
-from service.api.oip import add_oip
+from service.api.oip.infer import add_oip
 from service.api.openai import add_openai
+from service.api.openapi import link, links, request_headers
 from service.api.playground import add_playground
 from service.api.recommend import Recommend
 from service.api.reports import info_report, models_report

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 from fastapi import FastAPI, Path
 from pydantic import BaseModel, Field
 
-from service.api.links import link, links
+from service.api.openapi import link, links
 from service.api.protocol_requests import at_version, open_bundles, version_of
 from service.gate.envelopes import OipError
 from service.serving.deployments import Slot

@@ -12,10 +12,8 @@ import numpy as np
 from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
-from service.api.documented import document
-from service.api.headers import request_headers
-from service.api.oip_models import ERRORS, InferResponse, Name, add_oip_metadata
-from service.api.oip_tensors import (
+from service.api.oip.metadata import ERRORS, InferResponse, Name, add_oip_metadata
+from service.api.oip.tensors import (
     InferRequest,
     InputTensor,
     OutputTensor,
@@ -25,6 +23,7 @@ from service.api.oip_tensors import (
     split_binary,
     texts_of,
 )
+from service.api.openapi import document, request_headers
 from service.api.protocol_requests import check_texts, deployment_named, version_of
 from service.api.recommend import check_room, server_timing
 from service.core.batching.job import Answer

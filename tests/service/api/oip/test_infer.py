@@ -11,7 +11,7 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
-from service.api.oip_tensors import OutputTensor, serialise
+from service.api.oip.tensors import OutputTensor, serialise
 from service.bundle.manifest import MANIFEST
 from tests.support.live import live_service
 from tests.support.tiny_bundle import DIM, N_LABELS
