@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Thread
 
+from service.bundle.manifest import Manifest
 from service.bundle.verify import read_manifest, resolve
 from service.core.batching.adaptive_effort import AdaptiveEffort, EffortPolicy
 from service.core.batching.admission import BatchLimits
 from service.core.batching.batcher import MicroBatcher
 from service.core.catalogue.label_rules import read_label_rules
+from service.core.encoding.providers import GpuOptions
 from service.core.engine import Engine
 from service.core.live_recall import EXACT, LiveRecall
 from service.errors import SettingsInvalid
@@ -23,7 +25,7 @@ from service.observe.telemetry import Telemetry
 from service.serving.answer_cache import AnswerCache
 from service.serving.cpus import usable_cpus
 from service.serving.request_models import RequestLimits, RequestModels, request_models
-from service.settings.settings import Settings
+from service.settings.settings import PREFIX, Settings
 
 log = logging.getLogger(__name__)
 
@@ -94,18 +96,51 @@ def open_engine(path: Path, settings: Settings) -> Engine:
     Raises BundleError, SettingsInvalid where the limits do not fit it, DeviceUnavailable.
     """
     folder = resolve(path)
-    settings.check_bundle(read_manifest(folder))
+    check_limits(settings, read_manifest(folder))
     engine = Engine.open(
         folder,
         device=settings.device,
         intra_op_threads=settings.intra_op_threads,
         max_batch_tokens=settings.max_batch_tokens,
         variant=settings.encoder_variant,
-        gpu=settings.gpu_options(),
+        gpu=gpu_options(settings),
     )
     if settings.device == "auto" and engine.encoder.device == "cpu":
         log.info("device auto found no GPU: the encoder runs on the CPU")
     return engine
+
+
+def check_limits(settings: Settings, manifest: Manifest) -> None:
+    """Refuse limits that this bundle cannot work under; raises SettingsInvalid."""
+    if settings.max_batch_tokens < manifest.tokenizer.max_tokens:
+        raise SettingsInvalid(
+            f"max_batch_tokens ({settings.max_batch_tokens}) is below the bundle's max_tokens "
+            f"({manifest.tokenizer.max_tokens}): raise {PREFIX}MAX_BATCH_TOKENS"
+        )
+    max_tokens = manifest.tokenizer.max_tokens
+    if settings.max_queue_tokens < settings.max_queries * max_tokens:
+        raise SettingsInvalid(
+            f"max_queue_tokens ({settings.max_queue_tokens}) cannot hold one request of "
+            f"max_queries ({settings.max_queries}) texts of max_tokens ({max_tokens}): lower "
+            f"{PREFIX}MAX_QUERIES, or raise {PREFIX}MAX_QUEUE_TOKENS to "
+            f"{settings.max_queries * max_tokens}"
+        )
+    if settings.max_k < manifest.defaults.k:
+        raise SettingsInvalid(
+            f"max_k ({settings.max_k}) is below the bundle's default k ({manifest.defaults.k}): "
+            f"raise {PREFIX}MAX_K"
+        )
+
+
+def gpu_options(settings: Settings) -> GpuOptions:
+    """What the settings say of the GPU, as the encoder takes it."""
+    return GpuOptions(
+        device_id=settings.gpu_device_id,
+        memory_mb=settings.gpu_memory_mb,
+        graphs=settings.cuda_graphs,
+        engine_cache=settings.tensorrt_cache,
+        max_rows=settings.gpu_max_rows,
+    )
 
 
 def with_changes(engine: Engine, settings: Settings) -> Engine:

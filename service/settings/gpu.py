@@ -1,13 +1,9 @@
 """Settings of a GPU. A base of `service.settings.Settings`, which everything else reads."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import Field
 from pydantic_settings import BaseSettings
-
-if TYPE_CHECKING:
-    from service.core.encoding.providers import GpuOptions
 
 
 class GpuSettings(BaseSettings):
@@ -37,16 +33,3 @@ class GpuSettings(BaseSettings):
         description="Folder that keeps TensorRT's engines between starts, by bundle. They are "
         "code for the GPU: nobody else may write there.",
     )
-
-    def gpu_options(self) -> "GpuOptions":
-        """The same for `Engine.open`."""
-        # Here, so that --help need not wait for NumPy.
-        from service.core.encoding.providers import GpuOptions
-
-        return GpuOptions(
-            device_id=self.gpu_device_id,
-            memory_mb=self.gpu_memory_mb,
-            graphs=self.cuda_graphs,
-            engine_cache=self.tensorrt_cache,
-            max_rows=self.gpu_max_rows,
-        )

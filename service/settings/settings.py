@@ -14,7 +14,6 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from service.bundle.manifest import Manifest
 from service.errors import SettingsInvalid
 from service.settings.edge import EdgeSettings
 from service.settings.gpu import GpuSettings
@@ -271,27 +270,6 @@ class Settings(EdgeSettings, GpuSettings, ObservingSettings):
             raise ValueError(
                 f"adaptive_hold_s ({self.adaptive_hold_s:g}) is below adaptive_interval_ms "
                 f"({self.adaptive_interval_ms}): raise it to {self.adaptive_interval_ms / 1000:g}"
-            )
-
-    def check_bundle(self, manifest: Manifest) -> None:
-        """Refuse limits that this bundle cannot work under; raises SettingsInvalid."""
-        if self.max_batch_tokens < manifest.tokenizer.max_tokens:
-            raise SettingsInvalid(
-                f"max_batch_tokens ({self.max_batch_tokens}) is below the bundle's max_tokens "
-                f"({manifest.tokenizer.max_tokens}): raise {PREFIX}MAX_BATCH_TOKENS"
-            )
-        max_tokens = manifest.tokenizer.max_tokens
-        if self.max_queue_tokens < self.max_queries * max_tokens:
-            raise SettingsInvalid(
-                f"max_queue_tokens ({self.max_queue_tokens}) cannot hold one request of "
-                f"max_queries ({self.max_queries}) texts of max_tokens ({max_tokens}): lower "
-                f"{PREFIX}MAX_QUERIES, or raise {PREFIX}MAX_QUEUE_TOKENS to "
-                f"{self.max_queries * max_tokens}"
-            )
-        if self.max_k < manifest.defaults.k:
-            raise SettingsInvalid(
-                f"max_k ({self.max_k}) is below the bundle's default k ({manifest.defaults.k}): "
-                f"raise {PREFIX}MAX_K"
             )
 
     def public(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import pytest
 
 from service.errors import SettingsInvalid
 from service.settings.settings import Settings, flag_of, load_settings, variable_of
-from tests.support.fakes import fake_manifest, fake_settings
+from tests.support.fakes import fake_settings
 
 ADAPTIVE = ["--bundle", "b", "--adaptive-effort", "true"]
 
@@ -119,28 +119,6 @@ def test_secrets_are_masked_where_settings_are_shown() -> None:
     assert "sesame" not in str(settings.public())
 
 
-def test_settings_refuse_batch_budget_below_max_tokens() -> None:
-    with pytest.raises(
-        SettingsInvalid, match=r"max_batch_tokens \(8\) .* max_tokens \(32\): raise"
-    ):
-        fake_settings(max_batch_tokens=8).check_bundle(fake_manifest())
-
-
-def test_settings_refuse_max_k_below_the_default_k() -> None:
-    with pytest.raises(SettingsInvalid, match=r"max_k \(5\) .* default k \(10\): raise"):
-        fake_settings(max_k=5).check_bundle(fake_manifest())
-
-
-def test_settings_refuse_a_queue_that_cannot_hold_one_full_request() -> None:
-    settings = fake_settings(max_queries=64, max_queue_tokens=64 * 32 - 1, max_batch_tokens=32)
-    with pytest.raises(SettingsInvalid, match="ASTROLABE_MAX_QUEUE_TOKENS to 2048"):
-        settings.check_bundle(fake_manifest())
-
-
-def test_fitting_settings_pass_the_bundle_check() -> None:
-    fake_settings().check_bundle(fake_manifest())
-
-
 def test_every_setting_is_described() -> None:
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
 
@@ -205,12 +183,3 @@ def test_no_key_is_in_what_is_logged_at_start(tmp_path: Path) -> None:
 def test_graphs_are_refused_where_they_cannot_be() -> None:
     with pytest.raises(ValueError, match="cuda_graphs does not go with device tensorrt"):
         fake_settings(device="tensorrt", cuda_graphs=True)
-
-
-def test_what_is_set_for_the_gpu_reaches_it(tmp_path: Path) -> None:
-    settings = fake_settings(
-        gpu_device_id=2, gpu_memory_mb=512, gpu_max_rows=16, cuda_graphs=True, tensorrt_cache="c"
-    )
-    options = settings.gpu_options()
-    assert (options.device_id, options.memory_mb, options.max_rows) == (2, 512, 16)
-    assert (options.graphs, options.engine_cache) == (True, Path("c"))
