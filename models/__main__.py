@@ -193,7 +193,7 @@ def _run(args: argparse.Namespace) -> None:
         bundle = args.bundle or args.var / "bundles" / config.name
         print(_figures(stages.run_evaluate(config, bundle, args.split)))
         return
-    job = stages.Job.open(config, args.var)
+    job = stages.TrainingJob.open(config, args.var)
     if args.stage == "prepare":
         print(stages.run_prepare(job))
     elif args.stage == "release":
@@ -264,9 +264,9 @@ def _tune(args: argparse.Namespace) -> None:
     if args.check is not None and args.config is None and args.run is None:
         job = stages.job_of_bundle(args.check, args.var)
     elif args.run is not None:
-        job = stages.Job.of_run(args.run, args.var)
+        job = stages.TrainingJob.of_run(args.run, args.var)
     else:
-        job = stages.Job.open(load_config_with_data(args.config, args.set), args.var)
+        job = stages.TrainingJob.open(load_config_with_data(args.config, args.set), args.var)
     if args.check is not None:
         checked = stages.run_check(job, args.check, None if goal == Goal() else goal)
         print(checked.text)

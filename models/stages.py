@@ -77,7 +77,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class TrainingJob:
     """A run with its data opened and split; `cache` holds what a frozen transformer gave."""
 
     run: Run
@@ -87,7 +87,7 @@ class Job:
     cache: Path
 
     @classmethod
-    def open(cls, config: Config, var: Path) -> "Job":
+    def open(cls, config: Config, var: Path) -> "TrainingJob":
         """Read the data, find or make the run folder. Raises ModelsError."""
         dataset = open_configured(config)
         parts = split(config, dataset)
@@ -95,7 +95,7 @@ class Job:
         return cls(run, dataset, parts, var / "bundles" / config.name, var / "cache" / "pooled")
 
     @classmethod
-    def of_run(cls, folder: Path, var: Path) -> "Job":
+    def of_run(cls, folder: Path, var: Path) -> "TrainingJob":
         """The same of a run folder that is there, whatever code began it. Raises ModelsError."""
         run = read_run(folder)
         dataset = open_configured(run.config)
@@ -118,14 +118,14 @@ class Job:
         return np.stack(cells.coords, axis=1).astype(np.int64)
 
 
-def job_of_bundle(bundle: Path, var: Path) -> Job:
+def job_of_bundle(bundle: Path, var: Path) -> TrainingJob:
     """The job that sealed a bundle, its run still under `var`. Raises ModelsError, BundleError."""
     manifest = read_manifest(resolve(bundle))
     config = Config.model_validate(manifest.config)
-    return Job.of_run(find_run(var, config, manifest.data.sha256), var)
+    return TrainingJob.of_run(find_run(var, config, manifest.data.sha256), var)
 
 
-def run_prepare(job: Job) -> str:
+def run_prepare(job: TrainingJob) -> str:
     """Counts of the data and of the split, as text."""
     text = report(job.dataset, job.run.config.data.fields).as_text()
     parts = job.parts
@@ -135,7 +135,7 @@ def run_prepare(job: Job) -> str:
     )
 
 
-def run_train(job: Job) -> None:
+def run_train(job: TrainingJob) -> None:
     """Train to the end; leaves model.safetensors and tokenizer.json."""
     world = World.join()
     try:
@@ -147,7 +147,7 @@ def run_train(job: Job) -> None:
         world.leave()
 
 
-def _train(job: Job, world: World) -> None:
+def _train(job: TrainingJob, world: World) -> None:
     run, config = job.run, job.run.config
     rng = Rng.from_seed(config.seed)
     encoder = _fresh_encoder(job, world).to(device_for(config.train))
@@ -182,7 +182,7 @@ def _train(job: Job, world: World) -> None:
         (run.folder / CHECKPOINT_FILE).unlink(missing_ok=True)
 
 
-def _fresh_encoder(job: Job, world: World) -> TextEncoder:
+def _fresh_encoder(job: TrainingJob, world: World) -> TextEncoder:
     """The untrained encoder; leaves its tokenizer, and a transformer's architecture."""
     run, config = job.run, job.run.config
     texts = point_texts(job.dataset.train, config.data.fields)
@@ -201,7 +201,7 @@ def _write_text(path: Path, text: str) -> None:
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def _points(job: Job, data: TokenizedData, world: World) -> TrainingRows:
+def _points(job: TrainingJob, data: TokenizedData, world: World) -> TrainingRows:
     """The training points without label rows; every stored relevance counts as relevant."""
     train, picked = job.dataset.train, job.parts.train_rows
     labels = csr_array(train.labels[picked] > 0, dtype=np.float32)
@@ -216,7 +216,7 @@ def _points(job: Job, data: TokenizedData, world: World) -> TrainingRows:
     return TrainingRows(data.train, labels, csr_array(ignored), uids)
 
 
-def run_export(job: Job) -> None:
+def run_export(job: TrainingJob) -> None:
     """Trace the encoder to ONNX in every precision, measure each, choose the one that serves."""
     run = job.run
     if RECORD in run.measured():
@@ -226,7 +226,7 @@ def run_export(job: Job) -> None:
     export_variants(load_model(run), validation, run)
 
 
-def run_index(job: Job) -> None:
+def run_index(job: TrainingJob) -> None:
     """Build the label index, choose its operating points, fit the calibration."""
     run, config = job.run, job.run.config
     if run.has(CALIBRATION_FILE) and {"calibration", "index"} <= run.measured().keys():
@@ -253,7 +253,7 @@ def run_index(job: Job) -> None:
     run.record(calibration=described.model_dump())
 
 
-def _material(job: Job, encoder: OnnxEncoder, wants_points: bool) -> Material:
+def _material(job: TrainingJob, encoder: OnnxEncoder, wants_points: bool) -> Material:
     """What a label index may be built from; without points where they are not wanted."""
     config = job.run.config
     parts = load_model(job.run).servable()
@@ -266,12 +266,12 @@ def _material(job: Job, encoder: OnnxEncoder, wants_points: bool) -> Material:
     return Material(vectors, config.method.logit_bias, points, labels, parts.graph)
 
 
-def _training_labels(job: Job) -> csr_array:
+def _training_labels(job: TrainingJob) -> csr_array:
     """Labels of the points that were trained on, csr (n, n_labels) of ones."""
     return csr_array(job.dataset.train.labels[job.parts.train_rows] > 0, dtype=np.float32)
 
 
-def _remembered(job: Job) -> Memory:
+def _remembered(job: TrainingJob) -> Memory:
     """Embeddings and labels of the points that were trained on."""
     model = load_model(job.run)
     texts = _tokenized(job, model.encoder).train
@@ -279,12 +279,12 @@ def _remembered(job: Job) -> Memory:
     return remember(embeddings, _training_labels(job), job.run.config.memory.values)
 
 
-def run_release(job: Job) -> Path:
+def run_release(job: TrainingJob) -> Path:
     """Score the test split through service.core and seal the bundle."""
     return release(job.run, job.dataset, job.bundles)
 
 
-def run_tune(job: Job, request: Request) -> Report:
+def run_tune(job: TrainingJob, request: Request) -> Report:
     """Search for an index that holds a goal, and seal the run with it. Raises ModelsError.
 
     Where nothing holds it the report says so, and nothing is sealed.
@@ -297,12 +297,12 @@ def run_tune(job: Job, request: Request) -> Report:
     return report
 
 
-def run_check(job: Job, bundle: Path, goal: Goal | None) -> Checked:
+def run_check(job: TrainingJob, bundle: Path, goal: Goal | None) -> Checked:
     """Measure a bundle's operating points again; the goal is its own where none is given."""
     return check_bundle(_subject(job, wants_points=False), job.dataset.sha256, bundle, goal)
 
 
-def _subject(job: Job, wants_points: bool) -> Subject:
+def _subject(job: TrainingJob, wants_points: bool) -> Subject:
     """The run as something to tune: with its memory, at the width that `balanced` was given."""
     run, encoder = job.run, _onnx(job.run)
     memory = memory_of(run)
@@ -326,7 +326,7 @@ def run_all(config: Config, var: Path) -> Path:
     if sealed is not None:
         log.info("%s is sealed already", sealed)
         return sealed
-    job = Job.open(config, var)
+    job = TrainingJob.open(config, var)
     for line in run_prepare(job).splitlines():
         log.info("%s", line)
     for stage in (run_train, run_export, run_index):
@@ -358,7 +358,7 @@ def find_sealed(config: Config, var: Path) -> Path | None:
 
 
 def _tokenized(
-    job: Job, encoder: TextEncoder | None = None, world: World | None = None
+    job: TrainingJob, encoder: TextEncoder | None = None, world: World | None = None
 ) -> TokenizedData:
     """The parts as token ids; of a frozen `encoder` also what its transformer makes of them."""
     config = job.run.config

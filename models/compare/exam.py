@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from models.compare.record import Subject
+from models.compare.record import ComparedData
 from models.data.dataset import Dataset, Fields, Points, point_texts
 from models.errors import ComparisonError
 from models.progress import track
@@ -38,10 +38,10 @@ class Exam:
     propensity_b: float
 
     @property
-    def subject(self) -> Subject:
+    def subject(self) -> ComparedData:
         """What the comparison is on."""
         data = self.dataset
-        return Subject(
+        return ComparedData(
             data=data.name,
             data_sha256=data.sha256,
             fields=self.fields,

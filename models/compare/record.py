@@ -19,7 +19,7 @@ OURS: Final = "Astrolabe"
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class ComparedData:
     """What all rows have in common: data, split, text, propensity constants, filtered pairs."""
 
     data: str
@@ -67,7 +67,7 @@ class Row:
 class Comparison:
     """Rows on one subject, the best P@1 first."""
 
-    subject: Subject
+    subject: ComparedData
     rows: tuple[Row, ...] = ()
 
     def find(self, system: str, digest: str) -> Row | None:
@@ -87,7 +87,7 @@ class Comparison:
         write_atomic(folder / COMPARISON_FILE, lambda path: path.write_text(text, "utf-8"))
 
 
-def open_comparison(folder: Path, subject: Subject) -> Comparison:
+def open_comparison(folder: Path, subject: ComparedData) -> Comparison:
     """What the folder holds on this subject, or an empty record; the folder is made.
 
     Raises ComparisonError where it holds rows on another subject, or no record.
@@ -99,7 +99,7 @@ def open_comparison(folder: Path, subject: Subject) -> Comparison:
     try:
         raw = json.loads(path.read_bytes())
         rows = tuple(_row(each) for each in raw["rows"])
-        found = Subject(**raw["subject"])
+        found = ComparedData(**raw["subject"])
     except (ValueError, KeyError, TypeError) as exc:
         raise ComparisonError(
             f"{path} is no comparison ({exc!r}): remove it or name another --out"
@@ -115,7 +115,7 @@ def _row(raw: dict[str, Any]) -> Row:
     return Row(**raw | {"measured_by": Provenance(**raw["measured_by"])})
 
 
-def _said(subject: Subject) -> str:
+def _said(subject: ComparedData) -> str:
     return (
         f"{subject.data} {subject.data_sha256[:12]} ({subject.fields}, "
         f"A={subject.propensity_a}, B={subject.propensity_b})"

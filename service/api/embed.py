@@ -28,7 +28,7 @@ class Embed:
         with Watch(receive, exchange.left_s, exchange.reply) as watch:
             raw = parse(await read_body(receive))
             deployment = chosen(serving, exchange, raw)
-            request = validate(deployment.models.embed, raw)
+            request = validate(deployment.request_models.embed, raw)
             texts = [request.input] if isinstance(request.input, str) else request.input
             exchange.queries = texts
             manifest = deployment.engine.manifest

@@ -50,7 +50,7 @@ class Recommend:
             deployment = chosen(self._serving, exchange, raw)
             if deployment.cache and await self._repeat(exchange, deployment, asked, send):
                 return
-            request = validate(deployment.models.body, raw)
+            request = validate(deployment.request_models.body, raw)
             texts = [request.query] if isinstance(request.query, str) else request.query
             exchange.queries = texts
             queries = _queries(request, texts)
@@ -62,8 +62,8 @@ class Recommend:
         check_room(self._serving, exchange)
         raw = query_string(scope["query_string"])
         deployment = chosen(self._serving, exchange, raw)
-        given = validate(deployment.models.parameters, raw)
-        request = deployment.models.body.model_construct(
+        given = validate(deployment.request_models.parameters, raw)
+        request = deployment.request_models.body.model_construct(
             query=given.q,
             include=["text"],
             **given.model_dump(exclude={"q"}),
@@ -81,7 +81,7 @@ class Recommend:
         with Watch(receive, exchange.left_s, exchange.reply) as watch:
             raw = parse(await read_body(receive))
             deployment = chosen(self._serving, exchange, raw)
-            request = validate(deployment.models.by_embedding, raw)
+            request = validate(deployment.request_models.by_embedding, raw)
             vectors = _vectors(request.embedding)
             k, effort, strict = request.k, request.effort, request.effort_strict
             wanted = label_filter(request)
@@ -99,7 +99,7 @@ class Recommend:
         asked: bytes | None = None,
     ) -> None:
         serving, engine = self._serving, deployment.engine
-        version = engine.version
+        catalogue_seq = engine.catalogue_seq
         future = deployment.batcher.submit(queries, exchange.deadline_s, exchange.bulk)
         answer = exchange.answer = await watch.answer(future)
         effort = answer.queries[0].effort
@@ -126,7 +126,7 @@ class Recommend:
         if lowered:
             headers.append((b"cache-control", b"no-store"))  # what load did should not outlive it
         elif asked is not None and deployment.cache is not None and not request.explain:
-            deployment.cache.put(asked, CachedAnswer(body, effort, len(queries)), version)
+            deployment.cache.put(asked, CachedAnswer(body, effort, len(queries)), catalogue_seq)
         await exchange.respond(send, 200, headers, body)
         serving.telemetry.answered(effort, len(queries), total_s)
         serving.telemetry.served(answer.predictions)
@@ -139,7 +139,7 @@ class Recommend:
         """Answer from the cache where it knows the body."""
         cache, serving = deployment.cache, self._serving
         assert cache is not None
-        found = cache.get(asked, deployment.engine.version)
+        found = cache.get(asked, deployment.engine.catalogue_seq)
         serving.telemetry.looked_up("miss" if found is None else "hit")
         if found is None:
             return False

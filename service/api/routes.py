@@ -103,7 +103,7 @@ def add_routes(app: FastAPI, serving: Serving, follower: Follower) -> Bare:
 
 
 def _add_recommend(app: FastAPI, serving: Serving) -> Bare:
-    models = serving.default.models
+    models = serving.default.request_models
     body_model, parameters_model = models.body, models.parameters
     vectors_model, embed_model = models.by_embedding, models.embed
     recommend_endpoints, embed_endpoints = Recommend(serving), Embed(serving)

@@ -184,7 +184,7 @@ class Engine:
         return raw_score_kind(self.manifest)
 
     @property
-    def version(self) -> int:
+    def catalogue_seq(self) -> int:
         """Rises with every change of a label."""
         return self.catalogue.seq
 

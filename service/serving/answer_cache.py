@@ -23,22 +23,22 @@ class AnswerCache:
     def __init__(self, entries: int) -> None:
         self._entries = entries
         self._answers: OrderedDict[bytes, CachedAnswer] = OrderedDict()
-        self._version = 0
+        self._catalogue_seq = 0
 
-    def get(self, asked: bytes, version: int) -> CachedAnswer | None:
-        """The answer to a body under this version of the labels."""
-        if version != self._version:
+    def get(self, asked: bytes, catalogue_seq: int) -> CachedAnswer | None:
+        """The answer to a body under this state of the catalogue."""
+        if catalogue_seq != self._catalogue_seq:
             self._answers.clear()
-            self._version = version
+            self._catalogue_seq = catalogue_seq
         found = self._answers.get(asked)
         if found is not None:
             self._answers.move_to_end(asked)
         return found
 
-    def put(self, asked: bytes, answer: CachedAnswer, version: int) -> None:
-        """Keep an answer that was made under this version of the labels."""
-        if version != self._version:
-            return  # a label has changed since the question came
+    def put(self, asked: bytes, answer: CachedAnswer, catalogue_seq: int) -> None:
+        """Keep an answer that was made under this state of the catalogue."""
+        if catalogue_seq != self._catalogue_seq:
+            return  # a label has changed since the request came
         self._answers[asked] = answer
         if len(self._answers) > self._entries:
             self._answers.popitem(last=False)

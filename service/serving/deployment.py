@@ -47,8 +47,8 @@ class Deployment:
         "engine",
         "folder",
         "live_recall",
-        "models",
         "name",
+        "request_models",
     )
 
     def __init__(
@@ -66,7 +66,7 @@ class Deployment:
         self.effort = open_effort(engine, settings, clock) if settings.adaptive_effort else None
         self.cache = AnswerCache(settings.cache_entries) if settings.cache_entries else None
         self.live_recall = open_live_recall(engine, settings, telemetry)
-        self.models: RequestModels = request_models(_limits(engine, settings))
+        self.request_models: RequestModels = request_models(_limits(engine, settings))
         self.batcher = MicroBatcher(
             engine.predict, _batch_limits(engine, settings), telemetry, clock, self.effort
         )

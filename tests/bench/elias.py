@@ -55,13 +55,13 @@ def main() -> None:
     results: list[dict[str, str | float]] = []
     first: Run | None = None
     for system, config in (("fixed clusters", fixed), ("learned index", learned)):
-        job = stages.Job.open(config, args.var)
+        job = stages.TrainingJob.open(config, args.var)
         first = first or job.run
         _share_pretraining(first, job.run)
         stages.run_train(job)
         results += [{"system": system} | row for row in _at_beams(job)]
     if args.astra:
-        job = stages.Job.open(load_config(args.astra, args.set), args.var)
+        job = stages.TrainingJob.open(load_config(args.astra, args.set), args.var)
         assert first is not None
         _share_pretraining(first, job.run)
         for stage in (stages.run_train, stages.run_export, stages.run_index):
@@ -89,7 +89,7 @@ def _pretraining(config: Config) -> dict[str, object]:
     return {name: whole[name] for name in ("seed", "data", "validation", "encoder", "pretrain")}
 
 
-def _at_beams(job: stages.Job) -> Iterator[dict[str, str | float]]:
+def _at_beams(job: stages.TrainingJob) -> Iterator[dict[str, str | float]]:
     model = load_model(job.run)
     assert isinstance(model, Elias)
     queries = embed(model.encoder, stages._tokenized(job, model.encoder).validation)
@@ -101,7 +101,7 @@ def _at_beams(job: stages.Job) -> Iterator[dict[str, str | float]]:
         yield {"search": f"beam {beam} of {n_clusters}"} | _figures(job, ranked)
 
 
-def _at_efforts(job: stages.Job) -> Iterator[dict[str, str | float]]:
+def _at_efforts(job: stages.TrainingJob) -> Iterator[dict[str, str | float]]:
     model, measured = load_model(job.run), job.run.measured()
     queries = embed(model.encoder, stages._tokenized(job, model.encoder).validation)
     efforts = {point["name"]: point["params"] for point in measured["operating_points"]}
@@ -112,7 +112,7 @@ def _at_efforts(job: stages.Job) -> Iterator[dict[str, str | float]]:
         yield {"search": f"{info.kind}, {effort}"} | _figures(job, ranked)
 
 
-def _figures(job: stages.Job, ranked: NDArray[np.int64]) -> dict[str, str | float]:
+def _figures(job: stages.TrainingJob, ranked: NDArray[np.int64]) -> dict[str, str | float]:
     truth = job.validation_truth
     kept = without(ranked, job.validation_filter, DEPTH)
     return {

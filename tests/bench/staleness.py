@@ -61,7 +61,7 @@ def main() -> None:
 
 def _train(config: Config) -> list[dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder:
-        job = stages.Job.open(config, Path(folder))
+        job = stages.TrainingJob.open(config, Path(folder))
         stages.run_train(job)
         lines = (job.run.folder / METRICS_FILE).read_text().splitlines()
     return [json.loads(line) for line in lines]

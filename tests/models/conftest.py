@@ -9,7 +9,7 @@ from tests.support.tiny_job import write_tiny_bert, write_tiny_job
 @pytest.fixture(scope="session")
 def tiny_job(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
-    return stages.Job.open(write_tiny_job(folder), folder / "var")
+    return stages.TrainingJob.open(write_tiny_job(folder), folder / "var")
 
 
 @pytest.fixture(scope="session")

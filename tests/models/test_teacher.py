@@ -34,7 +34,7 @@ def taught(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher")
     config = write_tiny_job(folder)
     bundle = stages.run_all(config, folder / "var")
-    return stages.Job.open(config, folder / "var"), bundle
+    return stages.TrainingJob.open(config, folder / "var"), bundle
 
 
 @pytest.mark.parametrize("kind", ["run", "bundle"])
@@ -59,7 +59,7 @@ def test_run_and_bundle_both_teach_probabilities(taught, kind, tmp_path):
 def test_a_student_trains_on_soft_targets_and_asks_once(taught, tmp_path, monkeypatch):
     job, _ = taught
     config = write_tiny_job(tmp_path, f'teacher.path="{job.run.folder}"', "train.epochs=2")
-    student = stages.Job.open(config, tmp_path / "var")
+    student = stages.TrainingJob.open(config, tmp_path / "var")
     stages.run_train(student)
     assert (student.run.folder / TEACHER_FILE).is_file()
     monkeypatch.setattr(teacher, "_ask_run", lambda *_: pytest.fail("asked again"))

@@ -180,7 +180,7 @@ def test_ten_percent_of_doubled_rows_never_straddle_the_split(tmp_path, capsys):
     assert "train duplicate uids 90" in " ".join(capsys.readouterr().out.split())
     assert run("train", path) == 0
     assert measured(path)["validation_p_at_1"] > 50
-    job = stages.Job.open(load_config(path), tmp_path / "var")
+    job = stages.TrainingJob.open(load_config(path), tmp_path / "var")
     titles = job.dataset.train.titles
     trained = {titles[row] for row in job.parts.train_rows}
     assert not trained & {titles[row] for row in job.parts.validation_rows}

@@ -1,8 +1,8 @@
 """Made-up rows of a comparison, for tests of what is done with them."""
 
-from models.compare.record import Provenance, Row, Subject
+from models.compare.record import ComparedData, Provenance, Row
 
-SUBJECT = Subject(
+SUBJECT = ComparedData(
     data="shelf",
     data_sha256="ab" * 32,
     fields="title",

@@ -125,7 +125,7 @@ def fake_engine(predict: FakePredict, **changes: Any) -> Any:
         folder=None,
         rules=None,
         raw_score_kind="logit",
-        version=0,
+        catalogue_seq=0,
         variant="fp32",
         catalogue=SimpleNamespace(
             label=labels.__getitem__,

@@ -59,8 +59,8 @@ def test_points_whose_contents_open_alike_stay_on_one_side(tmp_path):
 
 def test_a_run_begun_with_another_split_is_not_gone_on_with(tmp_path, monkeypatch):
     config = write_tiny_job(tmp_path)
-    stages.Job.open(config, tmp_path / "var")
-    stages.Job.open(config, tmp_path / "var")
+    stages.TrainingJob.open(config, tmp_path / "var")
+    stages.TrainingJob.open(config, tmp_path / "var")
 
     def drawn_otherwise(*arguments, **settings):
         train_rows, validation_rows = splits.validation_split(*arguments, **settings)
@@ -69,4 +69,4 @@ def test_a_run_begun_with_another_split_is_not_gone_on_with(tmp_path, monkeypatc
 
     monkeypatch.setattr(prepare, "validation_split", drawn_otherwise)
     with pytest.raises(RunError, match=r"other validation points.*delete that folder"):
-        stages.Job.open(config, tmp_path / "var")
+        stages.TrainingJob.open(config, tmp_path / "var")

@@ -46,7 +46,7 @@ class Killed(BaseException):
 
 def job_in(folder, *overrides):
     folder.mkdir(exist_ok=True)
-    return stages.Job.open(write_tiny_job(folder, *ELIAS, *overrides), folder / "var")
+    return stages.TrainingJob.open(write_tiny_job(folder, *ELIAS, *overrides), folder / "var")
 
 
 def history(job):

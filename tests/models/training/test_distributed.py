@@ -64,7 +64,7 @@ def train_in(folder, overrides):
 
 def job_in(folder, *overrides):
     folder.mkdir()
-    return stages.Job.open(write_tiny_job(folder, *overrides), folder / "var")
+    return stages.TrainingJob.open(write_tiny_job(folder, *overrides), folder / "var")
 
 
 def history(job):

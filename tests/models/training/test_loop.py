@@ -51,7 +51,7 @@ def losses(job):
 
 def job_in(folder, *overrides):
     folder.mkdir(exist_ok=True)
-    return stages.Job.open(write_tiny_job(folder, *overrides), folder / "var")
+    return stages.TrainingJob.open(write_tiny_job(folder, *overrides), folder / "var")
 
 
 def weights_of(job):

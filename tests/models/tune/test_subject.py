@@ -89,7 +89,9 @@ def test_the_digest_is_of_the_model_not_of_the_folder(subject, tmp_path):
 
 
 def test_a_run_with_a_memory_is_tuned_with_it(tmp_path):
-    job = stages.Job.open(write_tiny_job(tmp_path, 'memory.kind="queries"'), tmp_path / "var")
+    job = stages.TrainingJob.open(
+        write_tiny_job(tmp_path, 'memory.kind="queries"'), tmp_path / "var"
+    )
     stages.run_train(job)
     request = Request(Goal(recall=0.9), kinds=("hnsw",))
     with pytest.raises(RunError, match="has no memory yet"):

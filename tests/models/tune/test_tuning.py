@@ -21,7 +21,7 @@ EASY = Goal(p99_us=1e6, recall=0.9)
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tuned")
-    job = stages.Job.open(write_tiny_job(folder), folder / "var")
+    job = stages.TrainingJob.open(write_tiny_job(folder), folder / "var")
     stages.run_train(job)
     return job
 
@@ -149,7 +149,7 @@ def test_a_bundle_of_other_data_is_not_checked(job, bundle):
 
 def test_a_run_folder_is_as_good_as_its_configuration(job):
     var = job.bundles.parent.parent
-    again = stages.Job.of_run(job.run.folder, var)
+    again = stages.TrainingJob.of_run(job.run.folder, var)
     assert again.run == read_run(job.run.folder)
     assert (again.bundles, again.parts.sha256) == (job.bundles, job.parts.sha256)
 

@@ -48,6 +48,6 @@ async def test_a_change_of_labels_is_seen_at_once() -> None:
     engine = fake_engine(predict)
     async with running(predict, engine, cache_entries=4) as service:
         await service.recommend({"query": "moby dick"})
-        engine.version = 1
+        engine.catalogue_seq = 1
         await service.recommend({"query": "moby dick"})
         assert len(predict.texts()) == 2
