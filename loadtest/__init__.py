@@ -1,0 +1,1 @@
+"""A load test from outside: docs/loadtest.md."""

@@ -1,0 +1,1 @@
+"""Training: from (text, labels) pairs to a measured, sealed bundle."""

@@ -1,0 +1,1 @@
+"""The service: bundles in, answers over HTTP out."""

@@ -1,0 +1,1 @@
+"""Encoders: a bag of words, a transformer, a frozen one."""

@@ -1,0 +1,1 @@
+"""Label trees as they are trained."""

@@ -1,0 +1,1 @@
+"""One file a method: ASTRA, ELIAS, contrastive pre-training, label trees."""

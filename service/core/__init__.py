@@ -1,0 +1,1 @@
+"""What computes an answer. It knows no web, no settings and no environment."""

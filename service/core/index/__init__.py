@@ -1,0 +1,1 @@
+"""Label indexes as they are searched."""
