@@ -38,8 +38,9 @@ serve: $(INSTALLED) ## serve the newest bundle of CONFIG on HOST:PORT
 
 # Arrays in tests are tiny: a second thread would only wait, and for long on a busy machine.
 test: export OMP_NUM_THREADS ?= 1
+# Two processes: most tests compute on one core. One that is free takes tests from the other.
 test: $(INSTALLED) ## run the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=2 --dist=worksteal
 
 check: $(INSTALLED) ## formatting, lint, types, generated docs
 	$(BIN)/ruff format --check .

@@ -43,7 +43,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = terminalreporter.stats.get("skipped", [])
     if skipped:
         terminalreporter.write_line(
-            f"{len(skipped)} tests were left out for the reasons above. "
+            f"{len(skipped)} tests were left out, for the reasons below. "
             "On Debian, as root, `.ci/run` installs what they need, except a GPU."
         )
 

@@ -56,7 +56,7 @@ def test_without_it_a_run_passes_and_says_what_it_left_out(run) -> None:
     done = run()
     assert done.returncode == 0, done.stdout
     assert "5 skipped, 1 xfailed" in done.stdout
-    assert "5 tests were left out for the reasons above" in done.stdout
+    assert "5 tests were left out, for the reasons below" in done.stdout
 
 
 def test_with_it_each_skip_fails_with_its_reason_but_for_want_of_a_gpu(run) -> None:
