@@ -7,6 +7,7 @@ lower floors, never from above and never from a neighbour on the same floor.
 import ast
 import subprocess
 import sys
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -80,6 +81,7 @@ NOT_IN_CORE = ("fastapi", "starlette", "uvicorn", "prometheus_client", "pydantic
 METHODS = "models.methods"
 
 
+@cache
 def modules() -> dict[str, Path]:
     by_name = {}
     for package in FLOORS:
@@ -89,6 +91,7 @@ def modules() -> dict[str, Path]:
     return by_name
 
 
+@cache
 def imports_of(path: Path) -> set[str]:
     """Absolute names imported anywhere in a file, inside functions too."""
     names: set[str] = set()
