@@ -169,7 +169,7 @@ class BoundedConnection(HttpToolsProtocol):
         self.transport.write(_shed_answer(error, keeps, blank).replace(blank, request_id))
         if keeps:
             self.on_response_complete()
-            self._rested = self._limits.shedding.resting.refused(self.flow)
+            self._rested = self._limits.shedding.resting.on_refused(self.flow)
         else:
             self.transport.close()
 

@@ -178,7 +178,7 @@ class DrainingServer(uvicorn.Server):
             for listener in listeners:
                 hold_new_connections(listener)
             await asyncio.sleep(LAST_HANDSHAKES_S)
-        self._serving.shedding.resting.end()
+        self._serving.shedding.resting.stop()
         accepted = [one for listener in listeners for one in accept_all(listener)]
         for server in self.servers:
             server.close()
