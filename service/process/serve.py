@@ -28,7 +28,7 @@ from service.observe.tracing import check_tracing, open_tracer
 from service.observe.worker_metrics import MasterTelemetry, forget_worker, share_metrics
 from service.process.supervisor import Supervisor
 from service.process.usage import group_usage, n_threads, started_s
-from service.serving.deployment import check_ruled_models, open_engine, with_changes
+from service.serving.deployment import check_label_rules, open_engine, with_changes
 from service.settings.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def open_engines(settings: Settings) -> list[Engine]:
     """
     paths = (settings.bundle, *settings.more_bundles)
     engines = [open_engine(path, settings) for path in paths]
-    check_ruled_models(engines, settings)
+    check_label_rules(engines, settings)
     return engines
 
 
@@ -101,9 +101,9 @@ class MasterWatcher:
 
     def on_running(self, pids: list[int]) -> None:
         """Record how many workers run, and what they and the master use together."""
-        self._telemetry.workers(len(pids))
+        self._telemetry.record_workers(len(pids))
         usage = group_usage(os.getpid(), pids)
-        self._telemetry.usage(usage.cpu_s, usage.memory_bytes, usage.open_fds)
+        self._telemetry.record_usage(usage.cpu_s, usage.memory_bytes, usage.open_fds)
 
     def on_died(self, number: int) -> None:
         """Leave a dead worker's gauges out of the sums."""
@@ -111,7 +111,7 @@ class MasterWatcher:
 
     def on_replaced(self, number: int) -> None:
         """Count a worker that replaces a dead one."""
-        self._telemetry.restarted()
+        self._telemetry.count_restart()
 
     def on_stopping(self) -> None:
         """Close the master's listening sockets, and tell the workers that all of them end.
@@ -164,7 +164,7 @@ def _run(
     telemetry.tracer = open_tracer(settings)
     gpu = open_gpu_metrics(first.encoder.device)
     if gpu is not None:
-        telemetry.show_beside(gpu)
+        telemetry.add_collector(gpu)
     first, *more = (with_changes(engine, settings) for engine in (first, *more))
     try:
         serve(create_app(first, settings, telemetry, more=more))

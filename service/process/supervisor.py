@@ -120,17 +120,17 @@ class Supervisor:
         # Frozen objects are left out of it.
         gc.collect()
         gc.freeze()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED_SIGNALS)
+        old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED_SIGNALS)
         try:
             while self._start_at_s or self._workers:
-                self._start_due(before)
+                self._start_due(old_mask)
                 self._watcher.on_running(list(self._workers))
                 self._on_signal(signal.sigtimedwait(AWAITED_SIGNALS, self._sleep_s()))
                 self._reap()
                 self._kill_late()
         finally:
             self._send_to_all(signal.SIGKILL)  # after an error some workers still run
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
             os.close(self._lifeline.reader)
             os.close(self._lifeline.writer)
         if self._fast_deaths >= MAX_FAST_DEATHS:
