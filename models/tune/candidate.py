@@ -23,7 +23,7 @@ class Build:
 
     @classmethod
     def of(cls, kind: str, settings: Mapping[str, Setting]) -> Self:
-        """The same from a mapping, whatever its order."""
+        """Make one from a mapping; the order of its keys does not matter."""
         return cls(kind, tuple(sorted(settings.items())))
 
     def __str__(self) -> str:
@@ -51,7 +51,7 @@ class Candidate:
 
     @classmethod
     def of(cls, build: Build, params: Mapping[str, int]) -> Self:
-        """The same from a mapping, whatever its order."""
+        """Make one from a mapping; the order of its keys does not matter."""
         return cls(build, tuple(sorted(params.items())))
 
     def __str__(self) -> str:

@@ -30,7 +30,7 @@ FAST_S: Final = 10.0
 be longer than opening a bundle takes."""
 
 MAX_FAST_DEATHS: Final = 5
-"""After this many fast deaths in a row the service ends, for a restart does not seem to help. A
+"""After this many fast deaths in a row the service ends, because restarts do not seem to help. A
 choice: where one worker keeps dying, the pauses up to then add up to 2.6 seconds."""
 
 FIRST_PAUSE_S: Final = 0.1

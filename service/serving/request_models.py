@@ -177,9 +177,12 @@ def _filter_fields(limits: RequestLimits) -> dict[str, Any]:
     return {
         "scores": (
             Scores,
-            Field("served", description="`raw`: as the index gives them, before calibration."),
+            Field("served", description="`raw`: the scores of the index, before calibration."),
         ),
-        "explain": (bool, Field(False, description="Say why, and what it cost.")),
+        "explain": (
+            bool,
+            Field(False, description="Explain the answer: how it was found, and at what cost."),
+        ),
         "include": (
             list[Include],
             # A factory, because pydantic makes a deep copy of a default list for each request.
@@ -233,7 +236,7 @@ def _shared_fields(limits: RequestLimits) -> dict[str, Any]:
         ),
         "effort_strict": (
             bool,
-            Field(False, description="Keep to the effort also where the service lowers it."),
+            Field(False, description="Keep this effort even while the service lowers efforts."),
         ),
     }
 
@@ -242,9 +245,14 @@ def _item_field(limits: RequestLimits, many: bool) -> dict[str, Any]:
     """The field that names the item of a text; with `many`, also the items of a list of texts."""
     one: Any = Annotated[str, StringConstraints(max_length=MAX_ID_CHARS)]
     each: Any = Annotated[list[one | None], Field(min_length=1, max_length=limits.max_queries)]
-    description = "Item that the text describes: it and what is filtered for it are left out."
+    description = (
+        "The item that the text describes. The answer leaves out the labels that the bundle "
+        "filters for it, such as its own."
+    )
     if many:
-        description += " For a list of texts a list as long, null where a text has no item."
+        description += (
+            " For a list of texts: a list of the same length, null for a text without item."
+        )
     return {
         "item_id": (
             one | each | None if many else one | None,
