@@ -1,1 +1,1 @@
-"""The release gate: a candidate is opened, scored, recorded, sealed; or a fold of one."""
+"""Seals bundles: from a run, or from an earlier bundle and the changes to its catalogue."""

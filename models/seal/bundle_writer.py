@@ -1,7 +1,8 @@
-"""Writes a bundle whole or not at all: a hidden sibling is filled, flushed, renamed into place.
+"""Writes a bundle's manifest, and moves a finished bundle from its staging folder into place.
 
-A reader therefore never sees half a bundle, and a full disk or a kill leaves at most a hidden
-folder, which the next seal removes.
+The caller fills a hidden staging folder (`models.atomic.staging_folder`), and `publish` renames it.
+So a reader never sees an unfinished bundle. A full disk or a kill leaves at most a hidden folder,
+which the next seal removes.
 """
 
 import json
@@ -14,7 +15,7 @@ from service.bundle.verify import hash_file
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
-    """Hash every file of the folder, fill in `files` and `bundle_id`, write manifest.json."""
+    """Hash every file of the folder, then write manifest.json with `files` and `bundle_id`."""
     files = {
         path.name: hash_file(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST
     }
@@ -28,13 +29,16 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
 
 
 def publish(folder: Path, bundle_id: str) -> Path:
-    """Flush a staging folder, rename it to its bundle id, and point at it. Returns where it is."""
+    """Flush a staging folder, rename it to its bundle id, and let the pointer CURRENT name it.
+
+    Returns the bundle's folder.
+    """
     parent = folder.parent
     for path in folder.iterdir():
         sync(path)
     sync(folder)
     target = parent / bundle_id
-    if not target.exists():  # the same content sealed before is the same bundle
+    if not target.exists():  # else a bundle with the same content is there already
         os.rename(folder, target)
     write_atomic(parent / POINTER, lambda path: path.write_text(f"{bundle_id}\n", "utf-8"))
     return target

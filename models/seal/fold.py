@@ -1,9 +1,11 @@
-"""Folds the changes to a catalogue into the next bundle: the same encoder, the index built again.
+"""Folds the changes to a catalogue into the next bundle, without training.
 
-Added labels get the vectors that they are served with (`service.core.catalogue.placement`), removed
-ones are left out, rows of the item filter and of the memory are moved along. Operating points and
-golden queries are made anew; quality and calibration stay the base's, and the manifest says so.
-Nothing is trained, so kinds of index that are learned with the labels cannot take new ones.
+The base is the bundle that the changes were made to. The next bundle has the same encoder and a new
+index. Added labels keep the vectors with which the service serves them
+(`service.core.catalogue.placement`), and removed labels are left out. The item filter and the
+memory get new label rows. Operating points and golden queries are measured and recorded again.
+Quality and calibration are copied from the base, and the manifest says so. An index that was
+trained with its labels cannot take new ones, so such kinds are refused.
 """
 
 import datetime
@@ -55,10 +57,11 @@ _TOKENS_AT_ONCE = 16384
 
 
 def fold(bundle: Path, state_dir: Path, out: Path | None = None, data: Path | None = None) -> Path:
-    """Seal `bundle` with the changes in `state_dir` folded in, in `out`, and point at it.
+    """Seal the next bundle from `bundle` and the changes in `state_dir`; returns its folder.
 
-    `out` is by default where the bundle lies, `data` the folder of the data it was trained on.
-    Raises FoldError, DataError, ReleaseError, BundleError, CatalogueError.
+    It is written to `out`, by default the folder that holds `bundle`, and CURRENT then names it.
+    `data` is the folder of the training data, by default the one that the run read. Raises
+    FoldError, DataError, ReleaseError, BundleError, CatalogueError.
     """
     folder = resolve(bundle)
     engine = Engine.open(folder, device="cpu")
@@ -82,19 +85,19 @@ def fold(bundle: Path, state_dir: Path, out: Path | None = None, data: Path | No
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """The labels of the next bundle, and from which rows of now they come."""
+    """The labels of the next bundle with their vectors (n, dim), and where each base row moves."""
 
     labels: list[Label]
     vectors: NDArray[np.float32]
     moved: NDArray[np.int64]
-    """(rows of the base), the new row of each; -1 where it is removed."""
+    """(n_base,) The new row of each row of the base; -1 where its label is removed."""
     first_added: int
     folded: FoldedInfo
 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """Validation queries, their embeddings and the new rows that answer them."""
+    """Validation queries (n, dim), true labels (n, n_labels), filtered pairs (m, 2)."""
 
     queries: NDArray[np.float32]
     truth: csr_array
@@ -154,7 +157,7 @@ def _folded(manifest: Manifest, snapshot: Snapshot, seq: int, scale: float) -> F
 
 def _label_index(engine: Engine) -> FaissIndex:
     index = engine.index.labels if isinstance(engine.index, AugmentedIndex) else engine.index
-    assert isinstance(index, FaissIndex)  # every kind that compares inner products is one
+    assert isinstance(index, FaissIndex)  # true of every kind whose metric is inner_product
     return index
 
 
@@ -163,7 +166,7 @@ def _embed(engine: Engine, texts: Sequence[str]) -> NDArray[np.float32]:
 
 
 def _asked(manifest: Manifest, engine: Engine, plan: _Plan, data: Path | None) -> _Asked:
-    """The validation points of the run that trained the base."""
+    """The validation queries of the run that trained the base, with the new label rows."""
     config = Config.model_validate(manifest.config)
     if data is not None:
         moved = config.data.model_copy(update={"path": str(data)})
@@ -187,7 +190,7 @@ def _asked(manifest: Manifest, engine: Engine, plan: _Plan, data: Path | None) -
 
 
 def _columns(plan: _Plan, uids: list[str]) -> NDArray[np.int64]:
-    """The new row of each label of the data, -1 where it is there no more."""
+    """The new row of each label of the data; -1 where the label is removed."""
     rows = {label.label_id: row for row, label in enumerate(plan.labels)}
     return np.array([rows.get(uid, -1) for uid in uids], np.int64)
 
@@ -232,7 +235,7 @@ def _seal(base: Path, staging: Path, engine: Engine, plan: _Plan, asked: _Asked)
         "filter": filter_info,
         "folded": plan.folded,
         "operating_points": points,
-        "goal": None,  # it was held by the base
+        "goal": None,  # only the base was measured against it
         "golden": [],
     }
     draft = write_manifest(staging, manifest.model_copy(update=update))
@@ -248,7 +251,7 @@ def _seal(base: Path, staging: Path, engine: Engine, plan: _Plan, asked: _Asked)
 
 
 def _copy(base: Path, staging: Path, manifest: Manifest) -> None:
-    """What stays as it is: encoder, tokenizer, calibration, the memory's queries."""
+    """Copy the files that do not change: encoder, tokenizer, calibration, the memory's queries."""
     made_anew = {*manifest.index.files, *manifest.labels.files, *LABEL_FILES, MODEL_CARD}
     made_anew |= set(manifest.filter.files) if manifest.filter is not None else set()
     for name in set(manifest.files) - made_anew:
@@ -256,7 +259,7 @@ def _copy(base: Path, staging: Path, manifest: Manifest) -> None:
 
 
 def _index_config(manifest: Manifest, config: Config) -> IndexConfig:
-    """How the base's index is built, which `tune` may have chosen otherwise than the config."""
+    """The settings of the base's index. `tune` may have chosen others than the run's config."""
     return config.index.model_copy(update={"kind": manifest.index.kind, **manifest.index.params})
 
 
@@ -273,7 +276,10 @@ def _write_index(staging: Path, manifest: Manifest, plan: _Plan) -> IndexInfo:
 
 
 def _write_filter(staging: Path, engine: Engine, plan: _Plan) -> FilterInfo | None:
-    """The item filter with moved rows; added labels leave themselves out where all others do."""
+    """Write the item filter with the new rows; None where the base has none.
+
+    Where labels are items that answers leave out for themselves, so are the added labels.
+    """
     info, found = engine.manifest.filter, engine.item_filter
     if info is None or found is None:
         return None
@@ -299,7 +305,7 @@ def _with_memory(
     points: list[OperatingPoint],
     asked: _Asked,
 ) -> list[OperatingPoint]:
-    """Move the memory's label rows along; the operating points with it beside the labels."""
+    """Give the memory the new label rows, and measure the operating points again with it."""
     memory = manifest.memory
     assert memory is not None
     index_file, *array_files = memory.files
@@ -333,7 +339,10 @@ def _with_memory(
 def _write_memory_labels(
     staging: Path, files: list[str], labels: MemoryLabels, moved: NDArray[np.int64]
 ) -> None:
-    """A query whose labels are all removed stays: it goes on taking a neighbour's place."""
+    """Write the memory's labels with their new rows.
+
+    A remembered query stays even where all its labels are removed, and can still be a neighbour.
+    """
     new = moved[labels.labels]
     kept = new >= 0
     before = np.concatenate([[0], np.cumsum(kept)])

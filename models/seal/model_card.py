@@ -1,6 +1,6 @@
-"""MODEL_CARD.md: what a bundle is and what it was measured to do, for people.
+"""MODEL_CARD.md: tells people what a bundle holds and how well it does.
 
-Written from the manifest alone, so it cannot say anything that the manifest does not.
+It is written from the manifest alone, so the two cannot disagree.
 """
 
 from models.tune.goal import Goal

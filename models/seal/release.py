@@ -1,6 +1,9 @@
-"""The release gate: assemble a candidate, score it through service.core, record, seal, open again.
+"""The release gate: seals a run as a bundle, if the bundle passes every check.
 
-The test split is touched here and nowhere else, once, when everything has been chosen.
+It assembles the bundle's files and opens them with `service.core`. With that engine it measures
+quality and records golden queries and the drift reference. Then it seals the bundle and opens it
+once more. Of the stages only this one measures on the test split, once, after every
+choice. (`compare` measures sealed bundles on it.)
 """
 
 import datetime
@@ -66,9 +69,9 @@ LABEL_FILES = [LABELS_FILE, OFFSETS_FILE, HASHES_FILE, HASH_ROWS_FILE]
 
 
 def release(run: Run, dataset: Dataset, bundles: Path, indexed: Indexed | None = None) -> Path:
-    """Seal the run as `bundles/<bundle_id>` and point at it. Raises ModelsError, BundleError.
+    """Seal the run as `bundles/<bundle_id>`, and let CURRENT name it. Returns that folder.
 
-    `indexed` is another index than the `index` stage's.
+    `indexed` replaces the index that the stage `index` built. Raises ModelsError, BundleError.
     """
     config = run.config
     exported = Exported.of(run)
@@ -122,10 +125,9 @@ def release(run: Run, dataset: Dataset, bundles: Path, indexed: Indexed | None =
 
 
 def check_parity(config: Config, parity: ParityInfo) -> None:
-    """Refuse an fp32 export that computes something else than torch does. Raises ReleaseError.
+    """Raise ReleaseError where the fp32 export computes other embeddings than torch.
 
-    What other precisions may lose is judged by P@1, when they are chosen
-    (models.export.precisions).
+    Other precisions may differ more. `models.export.precisions` chooses them by their loss of P@1.
     """
     limits = config.release
     if parity.max_abs_diff > limits.max_parity_diff:
@@ -193,7 +195,7 @@ def _labels(dataset: Dataset) -> list[Label]:
 
 
 def _write_filter(folder: Path, dataset: Dataset, own_item: bool) -> FilterInfo | None:
-    """Write what is left out for which item; None, and no file, where that is nothing."""
+    """Write the item filter. Returns None, and writes no file, where it leaves out no label."""
     item_ids, rows = item_pairs(dataset, own_item)
     if not item_ids:
         return None
@@ -209,11 +211,12 @@ def _write_filter(folder: Path, dataset: Dataset, own_item: bool) -> FilterInfo 
 def with_drifts(
     info: EncoderInfo, engine: Engine, golden: list[Golden], precisions: Mapping[str, Path]
 ) -> EncoderInfo:
-    """How far served scores of the golden queries move where a variant runs in place of another.
+    """Measure for each variant how far it moves the scores of the golden queries.
 
-    The served one recorded them, so it is held to fp32 instead: arithmetic in few bits differs
-    between processors, by about as much as it differs from fp32. A variant whose file is not among
-    `precisions` keeps what it had.
+    Every variant but the served one runs the queries that the served one recorded. In place of the
+    served variant fp32 runs them. Its drift then stands for the difference between processors:
+    arithmetic in few bits differs between them by about as much as it differs from fp32. A variant
+    whose file is not in `precisions` keeps its earlier value.
     """
     measured = dict(info.measured)
     for name, found in info.measured.items():
@@ -227,13 +230,13 @@ def with_drifts(
 
 
 def _validation_texts(config: Config, dataset: Dataset, n: int) -> list[str]:
-    """The first validation texts."""
+    """The first `n` validation texts, or all if there are fewer."""
     texts = point_texts(dataset.train, config.data.fields)
     return [texts[row] for row in split(config, dataset).validation_rows[:n]]
 
 
 def record_reference(engine: Engine, texts: Sequence[str]) -> ReferenceInfo | None:
-    """What answers to validation texts look like; None where there is no text."""
+    """Histograms of the best scores and the lengths of these texts; None where there is no text."""
     if not texts:
         return None
     defaults = engine.manifest.defaults
@@ -257,7 +260,7 @@ def _histogram(values: Sequence[float], bounds: Sequence[float]) -> HistogramInf
 
 
 def record_golden(engine: Engine, texts: Sequence[str]) -> list[Golden]:
-    """Answers to texts, as they are now."""
+    """Record this engine's answers to texts, with default k and effort."""
     defaults = engine.manifest.defaults
     queries = [Query(text, defaults.k, defaults.effort) for text in texts]
     return [

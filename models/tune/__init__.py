@@ -1,1 +1,1 @@
-"""The search for the cheapest index that meets a goal."""
+"""Finds the fastest index of a run that meets a goal: `python -m models tune`."""

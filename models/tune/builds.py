@@ -1,7 +1,7 @@
-"""Where a tuning starts: a few indexes of each kind, and some entries of each one's grid.
+"""Chooses which indexes a tuning builds, and which entries of their grids it tries.
 
-Built are the configured index and a few values of what shapes its kind most; a kind that has no
-entry here is built once.
+Of each kind it builds the configured index, and a few others that differ in the setting which
+matters most to that kind. A kind without an entry in `_SHAPES` is built once.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +17,13 @@ _LINKS: Final = (16, 32, 48)
 _CODE_DIMS: Final = (1, 2, 4)
 _GAMMAS: Final = (0.0, 0.5)
 _ENTRIES: Final = 24
-"""Of a longer grid, so many entries are tried, spread evenly from the cheapest to the dearest."""
+"""Of a longer grid this many entries are tried, evenly from the cheapest to the costliest. A
+choice: the chosen entry may then cost a few percent more than the best one (docs/decisions/0016).
+"""
 
 
 def variants(config: IndexConfig, n_labels: int) -> list[IndexConfig]:
-    """The configurations to build of `config.kind`, its own always among them.
+    """The configurations to build of the kind `config.kind`. The first is `config` itself.
 
     >>> [each.m for each in variants(IndexConfig(kind="hnsw", m=24), 1000)]
     [24, 16, 32, 48]
@@ -32,7 +34,7 @@ def variants(config: IndexConfig, n_labels: int) -> list[IndexConfig]:
 
 
 def thinned(grid: Sequence[T]) -> list[T]:
-    """A grid, or _ENTRIES of it with both ends.
+    """The whole grid, or `_ENTRIES` of it that include both ends.
 
     >>> thinned(range(70))[:4], thinned(range(70))[-1], thinned("abc")
     ([0, 3, 6, 9], 69, ['a', 'b', 'c'])

@@ -1,6 +1,6 @@
-"""What is tried and what was found: an index of one kind, built and searched in one way.
+"""Values of a tuning: an index and how it is searched (a candidate), and its measurement.
 
-Plain values that JSON holds; how they are measured is bench.py, what is wanted of them goal.py.
+All can be written as JSON. `subject` measures candidates, and `goal` judges the measurements.
 """
 
 import json
@@ -16,18 +16,18 @@ Setting = int | float | str
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """One index: its kind, and the keys of `IndexConfig` that differ from the run's own."""
+    """One index: its kind, and the keys of `IndexConfig` from which it is built."""
 
     kind: str
     settings: tuple[tuple[str, Setting], ...] = ()
 
     @classmethod
     def of(cls, kind: str, settings: Mapping[str, Setting]) -> Self:
-        """The same from a mapping, whatever its order."""
+        """Make one from a mapping; the order of its keys does not matter."""
         return cls(kind, tuple(sorted(settings.items())))
 
     def __str__(self) -> str:
-        """The kind, and what is set otherwise than by default.
+        """The kind, and the settings that differ from the defaults.
 
         >>> str(Build("hnsw", (("ef_construction", 200), ("m", 16))))
         'hnsw m=16'
@@ -44,14 +44,14 @@ def _usual_settings() -> frozenset[tuple[str, Setting]]:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A built index with one entry of its kind's grid; no parameters: all of it is scanned."""
+    """An index and its search parameters; without parameters the search is exhaustive."""
 
     build: Build
     params: tuple[tuple[str, int], ...] = ()
 
     @classmethod
     def of(cls, build: Build, params: Mapping[str, int]) -> Self:
-        """The same from a mapping, whatever its order."""
+        """Make one from a mapping; the order of its keys does not matter."""
         return cls(build, tuple(sorted(params.items())))
 
     def __str__(self) -> str:
@@ -60,7 +60,7 @@ class Candidate:
 
     @property
     def key(self) -> str:
-        """Text that only an equal candidate has.
+        """A text that two candidates share only if they are equal.
 
         >>> Candidate(Build("hnsw", (("m", 32),)), (("ef_search", 10),)).key
         '["hnsw", {"m": 32}, {"ef_search": 10}]'
@@ -72,10 +72,10 @@ class Candidate:
 class Timing:
     """Microseconds of a search, one query at a time on one thread.
 
-    `p50` and `p99` are over queries, of what each took undisturbed: the lower quartile of several
-    passes. `clocked_p99` is the 99th percentile of a single pass, the middle one: with all that the
-    machine did in between. `cold` is with the caches swept before each query; None where that was
-    not measured.
+    `p50` and `p99` are percentiles over queries, where each query counts with the lower quartile of
+    its times in several passes. `clocked_p99` is the median, over passes, of the plain 99th
+    percentile, which includes disturbances by other work. `cold_p50` and `cold_p99` are measured
+    with swept caches before each query; None where they were not measured.
     """
 
     p50: float
@@ -87,11 +87,12 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What a candidate did on the first `n_queries` validation queries, in their fixed order.
+    """Quality and speed of a candidate on the first `n_queries` of the shuffled validation queries.
 
-    Recall@10 and its standard error are shares, against the same scoring searched exhaustively;
-    P@k are percent, `p_at_1_loss` points below exact search with the trained label vectors.
-    `own_scores`: the kind scores by a model of its own, so that its recall says nothing about them.
+    `recall` (recall@10) and its standard error are shares, compared with an exhaustive search by
+    the same scores. `p_at_1` and `p_at_5` are in percent. `p_at_1_loss` is in points below an exact
+    search, by the label vectors where these are the model. With `own_scores` the index has a
+    scoring model of its own, and recall does not tell how good those scores are.
     """
 
     candidate: Candidate
@@ -107,11 +108,11 @@ class Measurement:
 
     @property
     def sure_recall(self) -> float:
-        """The recall that fresh queries hold too: two standard errors lower."""
+        """The recall less two standard errors, which other queries very likely reach too."""
         return self.recall - 2 * self.recall_error
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values; `from_json` takes them back."""
+        """The measurement as values that JSON holds; `from_json` reads them."""
         candidate = {
             "kind": self.candidate.build.kind,
             "settings": dict(self.candidate.build.settings),
@@ -121,7 +122,7 @@ class Measurement:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Self:
-        """Raises KeyError, TypeError where something else was written."""
+        """Read what `as_json` returned; raises KeyError or TypeError for anything else."""
         of = raw["candidate"]
         candidate = Candidate.of(Build.of(of["kind"], of["settings"]), of["params"])
         return cls(**{**raw, "candidate": candidate, "timing": Timing(**raw["timing"])})

@@ -1,7 +1,8 @@
-"""A sealed bundle's operating points measured again, against what it was chosen to hold.
+"""Measures a sealed bundle's operating points again, and checks them against its goal.
 
-Meant for a fresh process: nothing of the tuning is read but the bundle itself. What is exact comes
-from the run, whose label vectors the bundle may hold in fewer bits.
+It reads only the bundle and its run, nothing that the tuning left. So a fresh process checks what
+the tuning promised. The exact answers come from the run, because the bundle may hold the label
+vectors in fewer bits.
 """
 
 from dataclasses import dataclass
@@ -18,16 +19,17 @@ from service.core.parts import open_index
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """The points as text; `broken` says in a sentence which constraint fell, if one did."""
+    """The measurements as a table; `broken` is a sentence on the constraints that fail, or None."""
 
     text: str
     broken: str | None
 
 
 def check_bundle(subject: Subject, data_sha256: str, bundle: Path, goal: Goal | None) -> Checked:
-    """Measure every point of a bundle; its default one is held to the goal, or to its own.
+    """Measure every operating point, and compare the default one with `goal`.
 
-    Raises TuneError where the bundle is of other data, BundleError where it is broken.
+    Without `goal` it is compared with the goal in the manifest. Raises TuneError where the bundle
+    was trained on other data, and BundleError where it is broken.
     """
     folder = resolve(bundle)
     manifest = verify(folder)

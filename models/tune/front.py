@@ -1,4 +1,4 @@
-"""The Pareto front: what is beaten by nothing in p99, recall@10 and bytes at once."""
+"""The Pareto front: the measurements that no other one dominates in p99, recall@10 and bytes."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,11 @@ from models.tune.candidate import Measurement
 
 
 def pareto_layers(costs: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Layer of each row of `costs` (n, objectives), where less is better: 0 is the front.
+    """Pareto layer (n,) of each row of `costs` (n, objectives); layer 0 is the front.
 
-    A row dominates another if it is nowhere worse and somewhere better; layer 1 is the front of
-    what remains without layer 0, and so on. Equal rows share a layer.
+    Lower costs are better. A row dominates another if it is worse in no objective and better in at
+    least one. Layer 1 is the front of the rows outside layer 0, and so on. Equal rows share a
+    layer.
 
     >>> pareto_layers(np.array([[1.0, 3.0], [2.0, 2.0], [2.0, 4.0], [3.0, 5.0]]))
     array([0, 0, 1, 2])
@@ -29,12 +30,12 @@ def pareto_layers(costs: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def layers_of(found: Sequence[Measurement]) -> NDArray[np.int64]:
-    """Pareto layer of each measurement, by p99, recall@10 and bytes."""
+    """Pareto layer (n,) of each measurement, by p99, recall@10 and bytes."""
     costs = [(each.timing.p99, -each.recall, each.index_bytes) for each in found]
     return pareto_layers(np.array(costs, np.float64).reshape(len(costs), 3))
 
 
 def front_of(found: Sequence[Measurement]) -> list[Measurement]:
-    """The measurements that none of the others dominates, the fastest first."""
+    """The measurements that no other one dominates, the fastest first."""
     on_front = [each for each, layer in zip(found, layers_of(found), strict=True) if layer == 0]
     return sorted(on_front, key=lambda each: (each.timing.p99, -each.recall))

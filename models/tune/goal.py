@@ -1,6 +1,6 @@
-"""What is asked of an index, how far a measurement is from it, and which of two does better.
+"""A goal for an index: its constraints, by how much a measurement misses them, and which is better.
 
-All pure: nothing is measured here.
+These are pure functions of measurements.
 """
 
 import math
@@ -12,20 +12,26 @@ from models.tune.candidate import Measurement
 from service.bundle.manifest import GoalInfo
 
 P99_MARGIN: Final = 0.15
-"""A chosen point's p99 stays this share below what is asked: timings move from run to run."""
+"""A chosen point's p99 times 1.15 is within the limit, because times vary between runs. Three
+tunings found 71 to 75 us, and fresh processes 74 to 85 us for what these chose
+(docs/decisions/0016)."""
 SAME_TIME: Final = 0.1
-"""Times within one step of this share are as good as each other: they are noise."""
+"""Times within a step of a tenth count as equal: such differences are noise (docs/decisions/0016).
+"""
 OWN_SCORES_MAX_LOSS: Final = 1.0
-"""Points of P@1 that a kind with scores of its own may lose where nothing else is asked."""
+"""Points of P@1 that a kind with its own scores may lose, where the goal sets no limit. A choice:
+its recall compares with its own scores, so only P@1 shows that they are worse."""
 _LEAST_MISS: Final = 1e-3
-"""Shares of missed neighbours below this count as this: a recall of 1 has no ratio to be over."""
+"""Lower bound of the share of missed neighbours, because a goal of recall 1 would divide by zero. A
+choice."""
 
 
 @dataclass(frozen=True, slots=True)
 class Miss:
-    """One constraint that is broken: what, by how much it is over (in words), and how far (>= 0).
+    """One constraint that a measurement breaks.
 
-    `distance` is the logarithm of how many times over; for P@1, points.
+    `what` names the constraint, `words` say by how much it is broken. `distance` (>= 0) is the
+    natural logarithm of measured over allowed; for P@1 it is the points over the limit.
     """
 
     what: str
@@ -35,7 +41,11 @@ class Miss:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """Constraints; None is none. P@1 loss is in points, memory in MB of index files."""
+    """The constraints on an index; None sets no limit.
+
+    `p99_us` is in microseconds, `recall` a share, `p_at_1_loss` in points of P@1, and `memory_mb`
+    in MB of index files.
+    """
 
     p99_us: float | None = None
     recall: float | None = None
@@ -56,13 +66,13 @@ class Goal:
 
     @classmethod
     def of(cls, sealed: GoalInfo | None) -> Self:
-        """What a manifest says; no constraint where the bundle was not tuned."""
+        """The goal in a manifest; without constraints where the bundle was not tuned."""
         if sealed is None:
             return cls()
         return cls(sealed.p99_us, sealed.recall_at_10, sealed.p_at_1_loss, sealed.index_mb)
 
     def sealed(self) -> GoalInfo:
-        """What a manifest is to say."""
+        """The form in which the manifest holds this goal."""
         return GoalInfo(
             p99_us=self.p99_us,
             recall_at_10=self.recall,
@@ -71,7 +81,7 @@ class Goal:
         )
 
     def misses(self, found: Measurement, *, safely: bool) -> list[Miss]:
-        """What is broken; `safely` asks for the margins, else for the plain figures."""
+        """The constraints that a measurement breaks, with the margins if `safely`."""
         broken = [
             self._p99(found, safely),
             self._recall(found, safely),
@@ -81,14 +91,15 @@ class Goal:
         return [miss for miss in broken if miss is not None]
 
     def distance(self, found: Measurement, *, safely: bool = True) -> float:
-        """Zero where all holds, margins included if `safely`; else the sum over what is broken."""
+        """Sum of the distances of all broken constraints, with margins if `safely`; 0 for none."""
         return sum(miss.distance for miss in self.misses(found, safely=safely))
 
     def cost(self, found: Measurement) -> tuple[float, ...]:
-        """Which of those that hold is better: the smaller one.
+        """A sort key for measurements that meet the goal: the lower one is better.
 
-        Where quality is asked for, the fastest that has it, and of those as fast to within
-        SAME_TIME the best; else the best that holds the rest.
+        If the goal limits quality (recall or P@1 loss), the faster is better; of two that are
+        equally fast to within `SAME_TIME`, the one with the higher recall. Else the one with the
+        higher recall is better.
         """
         p99, good = found.timing.p99, -found.recall
         if self.recall is None and self.p_at_1_loss is None:
@@ -119,7 +130,7 @@ class Goal:
             f"{self.recall:g}"
         )
         missed = max(1 - self.recall, _LEAST_MISS)
-        # The second term keeps a recall within _LEAST_MISS of one at a distance above zero.
+        # Without the second term a miss within _LEAST_MISS of recall 1 would have the distance 0.
         distance = math.log(max((1 - recall) / missed, 1.0)) + (self.recall - recall)
         return Miss("recall", words, distance)
 
@@ -144,13 +155,13 @@ class Goal:
 
 
 def choose(goal: Goal, found: Sequence[Measurement]) -> list[Measurement]:
-    """Those that hold all constraints, margins included, the best first."""
+    """The measurements that meet the goal with its margins, the best first."""
     holding = [each for each in found if not goal.misses(each, safely=True)]
     return sorted(holding, key=goal.cost)
 
 
 def nearest(goal: Goal, found: Sequence[Measurement]) -> str:
-    """One sentence about the measurement that misses least."""
+    """A sentence about the measurement that misses the goal by least."""
     best = min(found, key=goal.distance)
     missed = "; ".join(miss.words for miss in goal.misses(best, safely=True))
     return (

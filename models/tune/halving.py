@@ -1,11 +1,11 @@
 """Successive halving: all candidates on few queries, then the better half on twice as many.
 
-Jamieson and Talwalkar, AISTATS 2016. A rung costs about the same whatever its place, so the whole
-search costs a few times what measuring the survivors costs, not what the full grid would.
+Jamieson and Talwalkar, AISTATS 2016. Every rung costs about the same, because it has half the
+candidates and twice the queries. So the search costs a few times as much as the last rung.
 
-What is better is decided by taking turns, until half the places are taken: the best that holds the
-goal with its margins; the best by the plain figures, as few queries leave a wide margin of recall;
-the outermost on the Pareto front, which shows what else could be had.
+Three orders take turns to name the better half. The first is by the distance from the goal with its
+margins. The second is by the plain distance, because on few queries the margin of recall is wide.
+The third is by Pareto layer, so that the report shows what other goals could have.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,14 +17,19 @@ from models.tune.front import layers_of
 from models.tune.goal import Goal
 
 FEWEST_QUERIES: Final = 100
+"""A choice: fewer queries leave recall too uncertain to judge by, more make the first rung slower.
+"""
+
 FEWEST_SURVIVORS: Final = 8
+"""A choice: the last rung shows the reader this many alternatives, at the cost of measuring them.
+"""
 
 Measure = Callable[[Sequence[Candidate], int, bool], list[Measurement]]
-"""Measures candidates on the first n queries; the flag says that it is the last rung."""
+"""Measures candidates on the first n queries; the flag is true for the last rung."""
 
 
 def rungs(n_queries: int, n_candidates: int) -> list[int]:
-    """Queries of each rung, doubling up to all; one rung where halving would leave too few.
+    """Queries of each rung: they double up to all. One rung where there are too few to halve.
 
     >>> rungs(1994, 300), rungs(1994, 20), rungs(150, 300)
     ([124, 249, 498, 997, 1994], [498, 997, 1994], [150])
@@ -39,7 +44,10 @@ def rungs(n_queries: int, n_candidates: int) -> list[int]:
 def halve(
     candidates: Sequence[Candidate], n_queries: int, goal: Goal, measure: Measure
 ) -> list[list[Measurement]]:
-    """The measurements of each rung; those of the last are on all queries."""
+    """Measure and halve the candidates.
+
+    Returns each rung's measurements, the last on all queries.
+    """
     found: list[list[Measurement]] = []
     sizes = rungs(n_queries, len(candidates))
     for place, size in enumerate(sizes):
@@ -50,7 +58,7 @@ def halve(
 
 
 def better(found: Sequence[Measurement], goal: Goal, keep: int) -> list[Measurement]:
-    """`keep` of the measurements, the best for the goal first."""
+    """The better `keep` of the measurements, in the order in which the three orders name them."""
     places, layers = range(len(found)), layers_of(found)
     surely = [goal.distance(each) for each in found]
     plainly = [goal.distance(each, safely=False) for each in found]

@@ -1,7 +1,7 @@
-"""Every measurement that was made, a line of JSON each, so that none is made twice.
+"""A file of measurements, one JSON object a line, so that no measurement is made twice.
 
-A line is appended by one write and flushed to the disk; the rest of a line that a kill cut off is
-dropped when the file is opened again.
+Each line is appended by one write and flushed to the disk. If a kill cut off the last line, the
+next opening removes what is left of it.
 """
 
 import json
@@ -19,7 +19,7 @@ LEDGER_FILE = "measurements.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """What was measured on one machine, of one trained model."""
+    """The measurements of one trained model on one machine."""
 
     path: Path
     machine: str
@@ -27,7 +27,10 @@ class Ledger:
 
     @classmethod
     def open(cls, path: Path, machine: str, *, again: bool = False) -> Self:
-        """Read what this machine has measured; `again` ignores it. Raises TuneError."""
+        """Read this machine's measurements, or with `again` ignore them.
+
+        Raises TuneError where a line is no measurement.
+        """
         ledger = cls(path, machine)
         if not path.is_file():
             return ledger
@@ -50,11 +53,11 @@ class Ledger:
         return ledger
 
     def find(self, candidate: Candidate, n_queries: int, last: bool) -> Measurement | None:
-        """What was measured of it on as many queries, and with the last rung's care or not."""
+        """The candidate's measurement on this many queries, carefully or not (`last`); or None."""
         return self._found.get((candidate.key, n_queries, last))
 
     def add(self, found: Measurement, last: bool) -> None:
-        """Keep a measurement: once this returns, a kill does not lose it."""
+        """Append a measurement to the file; it is on disk when this returns."""
         line = json.dumps({"machine": self.machine, "last": last, "found": found.as_json()})
         handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:

@@ -1,4 +1,4 @@
-"""What a tuning found, as one value: kept as JSON, printed as a table, drawn by page.py."""
+"""The result of a tuning, which is saved as JSON, printed as a table, and drawn by `page`."""
 
 import json
 from collections.abc import Sequence
@@ -16,10 +16,11 @@ REPORT_FILE: Final = "tune.json"
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A tuning of one run on one machine.
+    """The result of tuning one run on one machine.
 
-    `last` are the survivors, measured with care on all queries; `earlier` what was measured of the
-    others, on fewer. `chosen` is None where nothing holds the goal; `verdict` says so.
+    `last` holds the survivors, which were measured carefully on all queries. `earlier` holds the
+    other candidates, each measured on fewer. `chosen` is None where no candidate meets the goal;
+    `verdict` says in a sentence which was chosen or why none was.
     """
 
     name: str
@@ -34,11 +35,11 @@ class Report:
 
     @property
     def front(self) -> list[Measurement]:
-        """Of the survivors, those that none of them beats in p99, recall and bytes at once."""
+        """The Pareto front of the survivors by p99, recall@10 and bytes."""
         return front_of(self.last)
 
     def save(self, folder: Path) -> Path:
-        """Write it whole or not at all; returns where."""
+        """Write the report to `folder` atomically; returns the file's path."""
         record = {
             "name": self.name,
             "n_labels": self.n_labels,
@@ -80,7 +81,7 @@ HEADS: Final = (
 
 
 def cells(found: Measurement) -> list[str]:
-    """One row of the table, in the order of HEADS."""
+    """The cells of one measurement's row, in the order of `HEADS`."""
     timing = found.timing
     return [
         str(found.candidate),
@@ -97,7 +98,7 @@ def cells(found: Measurement) -> list[str]:
 
 
 def as_text(report: Report) -> str:
-    """The survivors for a terminal: `*` is on the front, `>` is chosen."""
+    """A table of the survivors for a terminal: `*` marks the front, `>` the chosen one."""
     front = {each.candidate for each in report.front}
     rows = [["", *HEADS]]
     for found in sorted(report.last, key=lambda each: each.timing.p99):

@@ -1,4 +1,4 @@
-"""What is tuned, and how a search of it is measured: the same for a candidate and for a bundle."""
+"""Measures how well and how fast an index searches, for candidates and for sealed bundles alike."""
 
 import hashlib
 from collections.abc import Mapping
@@ -29,12 +29,13 @@ TOP: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is tuned: a trained model's material, and the validation queries that judge.
+    """A trained model whose index is tuned, and the validation queries that judge it.
 
-    `queries` (n, dim), `truth` csr (n, n_labels) and the (row, label) pairs of `filtered` go
-    together. What an exact search over the material's vectors finds is the truth where the
-    `vectors_score`; other models score otherwise. Where the run has a `memory`, it lies in
-    `run_folder` and is blended into every answer, at the given width of its search.
+    `queries` is (n, dim), `truth` a csr matrix (n, n_labels), and `filtered` (m, 2) holds the
+    (query row, label row) pairs that answers leave out. Where `vectors_score` is true, the label
+    vectors are the model, so exact search over them gives the correct answer. If the run has a
+    `memory`, its files are in `run_folder`, and every answer blends it in; `memory_ef_search` is
+    the width of its search.
     """
 
     run_folder: Path
@@ -48,7 +49,7 @@ class Subject:
     memory_ef_search: int | None = None
 
     def shuffled(self, seed: int = 0) -> "Subject":
-        """The queries in a random order, so that the first few stand for all."""
+        """The same subject with shuffled queries, so that the first few are a fair sample."""
         order = np.random.default_rng(seed).permutation(len(self.queries))
         place_of = np.argsort(order)
         filtered = self.filtered.copy()
@@ -61,7 +62,7 @@ class Subject:
         )
 
     def open(self, folder: Path, info: IndexInfo, efforts: Efforts) -> LabelIndex:
-        """A built index with the memory beside it, as a bundle would have it."""
+        """Open a built index, together with the memory if there is one, as the service would."""
         whole = {name: self.whole(params) for name, params in efforts.items()}
         labels = open_label_index(folder, info, self.queries.shape[1], whole)
         if self.memory is None:
@@ -69,26 +70,29 @@ class Subject:
         return open_augmented(self.run_folder, self.memory, labels, whole)
 
     def open_reference(self) -> LabelIndex:
-        """Exact search over the fp32 label vectors, at the effort `exact`."""
+        """An index that searches the fp32 label vectors exactly; its only effort is `exact`."""
         labels = exact_index(self.material.vectors)
         if self.memory is None:
             return labels
         return open_augmented(self.run_folder, self.memory, labels, {EXACT: {}})
 
     def whole(self, params: Mapping[str, int]) -> dict[str, int]:
-        """An effort's parameters with the memory's; one without any stays exhaustive."""
+        """Add the memory's parameter to an effort's.
+
+        An effort without parameters stays exhaustive.
+        """
         if not params or self.memory_ef_search is None:
             return dict(params)
         return {**params, MEMORY_EF_SEARCH: self.memory_ef_search}
 
     def rank(self, index: LabelIndex, effort: str, n: int) -> NDArray[np.int64]:
-        """Label rows (n, 10) of the first n queries without the filtered pairs."""
+        """Best label rows (n, 10) for the first n queries, filtered pairs left out."""
         filtered = self.filtered[self.filtered[:, 0] < n]
         ranked = index.search(self.queries[:n], TOP + spare(filtered), effort).rows
         return without(ranked, filtered, TOP)
 
     def digest(self) -> str:
-        """Twelve hex digits that name this very model, its queries and memory, and the code."""
+        """Twelve hex digits of a hash over vectors, queries, memory and the version of the code."""
         digest = hashlib.sha256(__version__.encode())
         digest.update(self.material.vectors.tobytes())
         digest.update(self.queries.tobytes())
@@ -98,7 +102,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """Exhaustive search: its `rows` (n, 10), and the same `ranked` without the filtered pairs."""
+    """Best rows (n, 10) of an exhaustive search; `ranked` (n, 10) leaves filtered pairs out."""
 
     rows: NDArray[np.int64]
     ranked: NDArray[np.int64]
@@ -106,7 +110,7 @@ class Truth:
 
 @dataclass(frozen=True, slots=True)
 class Searched:
-    """One way to search an open index: by a named effort."""
+    """An open index, one effort to search it with, and what its answers are compared with."""
 
     candidate: Candidate
     index: LabelIndex
@@ -116,13 +120,13 @@ class Searched:
     index_bytes: int
 
     def recall(self, queries: NDArray[np.float32]) -> tuple[float, float]:
-        """Recall@10 on the first queries, all or some, and its standard error."""
+        """Recall@10 on `queries`, the first of the subject's, and its standard error."""
         rows = self.index.search(queries, TOP, self.effort).rows
         return recall_at_10(rows, self.truth.rows[: len(queries)])
 
 
 class Judge:
-    """Measures searches on the queries of a subject, put into a random order."""
+    """Measures searches on the shuffled queries of a subject."""
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject.shuffled()
@@ -130,9 +134,11 @@ class Judge:
         self._by_vectors = self._exhaustive(self.subject.open_reference())
 
     def truth_of(self, index: LabelIndex, own_scores: bool) -> Truth:
-        """What an index is held to: recall to its own scores, P@1 to the model's.
+        """The exact answers with which an index is compared.
 
-        Both are those of the label vectors in fp32, where these are the model.
+        Without `own_scores` they come from the label vectors in fp32. With `own_scores` recall
+        compares with the index's own exhaustive search. P@1 still compares with the label vectors
+        where these are the model.
         """
         if not own_scores:
             return self._by_vectors
@@ -144,7 +150,7 @@ class Judge:
         return Truth(rows, self.subject.rank(index, EXACT, len(rows)))
 
     def measure(self, searched: Searched, n: int, *, carefully: bool) -> Measurement:
-        """Quality and time on the first n queries."""
+        """Measure quality and time on the first n queries; `carefully` as in `time_search`."""
         subject, index, effort = self.subject, searched.index, searched.effort
         truth, queries = subject.truth[:n], subject.queries[:n]
         rows = index.search(queries, TOP, effort).rows
@@ -173,10 +179,10 @@ class Judge:
 
 
 def has_own_scores(info: IndexInfo) -> bool:
-    """Whether an index scores by a model of its own, not by the label vectors."""
+    """Whether an index has a scoring model of its own, other than the label vectors."""
     return info.metric != "inner_product"
 
 
 def size_of(folder: Path, info: IndexInfo) -> int:
-    """Bytes of the index files."""
+    """Size of the index files in bytes."""
     return sum((folder / name).stat().st_size for name in info.files)

@@ -1,9 +1,9 @@
-"""Microseconds of a search as a lane makes it: one query at a time, on one thread.
+"""Times searches in microseconds, as a lane makes them: one query at a time, on one thread.
 
-A machine that does other things too disturbs some queries in every pass. So all queries are
-searched in several passes, each in its own random order, and each query counts with its lower
-quartile: what disturbs some passes of a query is left out, what makes a query slow by itself stays.
-The plain 99th percentile of a pass stands beside it.
+Other work on the machine disturbs some queries in every pass. So all queries are searched in
+several passes, each in a new random order, and each query counts with the lower quartile of its
+times. This leaves out disturbances, and keeps what makes a query slow by itself. The plain 99th
+percentile of a pass is reported too. Measurements: docs/decisions/0016.
 """
 
 import time
@@ -17,9 +17,15 @@ from models.tune.candidate import Timing
 
 PASSES: Final = 3
 CAREFUL_PASSES: Final = 9
+"""With medians of three passes, neighbouring entries of a grid came out at 886 and 368 us; with the
+lower quartile of nine they mostly differ by 5 to 15 % (docs/decisions/0016)."""
+
 COLD_QUERIES: Final = 200
+"""A choice: sweeping the caches makes a cold query slow to measure."""
+
 SWEPT_BYTES: Final = 8 << 20
-"""Read between two cold queries: more than the caches that belong to one core."""
+"""Bytes that are read before each cold query. A choice: more than the caches of a single core.
+"""
 _WARM_UP: Final = 50
 
 Floats = NDArray[np.float64]
@@ -33,7 +39,7 @@ def time_search(
     carefully: bool,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Timing:
-    """Time `search` on each of `queries` (n, dim); `carefully`: in more passes, and cold too."""
+    """Time `search` on each of `queries` (n, dim); `carefully` in more passes, and cold too."""
     for query in queries[:_WARM_UP]:
         search(query[None])
     passes = CAREFUL_PASSES if carefully else PASSES
@@ -48,7 +54,8 @@ def time_search(
 def undisturbed(taken: Floats) -> tuple[float, float]:
     """Median and 99th percentile over queries of `taken` (passes, n queries), in microseconds.
 
-    Of three passes the best counts, of nine the third. The last query was disturbed twice:
+    The lower quartile is the best of three passes, and the third best of nine. Here the last query
+    was disturbed in two passes:
 
     >>> undisturbed(np.array([[1, 2, 9], [1, 2, 90], [1, 2, 3]]))
     (2.0, 3.0)
@@ -82,7 +89,7 @@ def _cold(
     rng: np.random.Generator,
     clock: Callable[[], float],
 ) -> tuple[float, float]:
-    """Median and 99th percentile where other data went through the caches before each query."""
+    """Median and 99th percentile with other data read through the caches before each query."""
     swept = np.ones(SWEPT_BYTES // 8)
     taken = [_pass(search, queries, rng, clock, swept.sum) for _ in range(PASSES)]
     return undisturbed(np.stack(taken))

@@ -1,6 +1,6 @@
-"""One tuning from the candidates to what is sealed: search, confirm, choose the efforts, report.
+"""Runs a tuning: builds candidates, halves them, confirms the best one, and chooses the efforts.
 
-Pure orchestration over a Workbench; sealing itself is models.seal.release.
+`Workbench` does the measuring, and `models.seal.release` seals the result.
 """
 
 import logging
@@ -36,7 +36,10 @@ _CONFIRMED_AT_MOST: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked for; no `kinds` are all that fit, `again` ignores what is on record."""
+    """What the user asks of a tuning. Without `kinds` it tries all kinds that fit the run.
+
+    `again` measures anew what is on record. `command` stands in the report.
+    """
 
     goal: Goal
     kinds: tuple[str, ...] = ()
@@ -44,14 +47,15 @@ class Request:
     command: str = "python -m models tune"
 
     def wants_points(self, run: Run) -> bool:
-        """Whether any of the kinds is built from training points too."""
+        """Whether any of the kinds needs training points to be built."""
         return any(KINDS[name].wants_points for name in kinds_for(run.config, self.kinds))
 
 
 def tune(subject: Subject, run: Run, request: Request) -> tuple[Report, Indexed | None]:
-    """Search, leave tune.json and tune.html in the run, and say what to seal. Raises ModelsError.
+    """Find the best index, and write tune.json and tune.html into the run. Raises ModelsError.
 
-    Nothing is to be sealed where no candidate holds the goal, when measured again too.
+    Returns the report and the index to seal. The latter is None where no candidate meets the goal
+    both in the search and when it is measured again.
     """
     bench = Workbench(subject, again=request.again)
     goal = request.goal
@@ -85,7 +89,7 @@ def tune(subject: Subject, run: Run, request: Request) -> tuple[Report, Indexed 
 
 
 def kinds_for(config: Config, asked: Sequence[str]) -> list[str]:
-    """The kinds that fit a run, or those of them that are asked for. Raises TuneError."""
+    """The kinds that fit a run, or only those in `asked`. Raises TuneError if one does not fit."""
     fitting = [name for name in KINDS if _fits(config, name)]
     for name in asked:
         if name not in fitting:
@@ -94,8 +98,8 @@ def kinds_for(config: Config, asked: Sequence[str]) -> list[str]:
 
 
 def _fits(config: Config, kind: str) -> bool:
-    """Whether the run could have been configured with this kind."""
-    # A memory was weighed beside scores of one meaning, and would be wrong beside others.
+    """Whether the run's configuration is valid with this kind."""
+    # The memory's weight was chosen for scores of one metric, and would be wrong for another.
     if config.memory.kind != "none" and KINDS[kind].metric != KINDS[config.index.kind].metric:
         return False
     raw = config.model_dump()
@@ -107,12 +111,15 @@ def _fits(config: Config, kind: str) -> bool:
 
 
 def scored_by_vectors(config: Config) -> bool:
-    """Whether the label vectors are the model, so that exact search over them is the truth."""
+    """Whether the label vectors are the model, so that exact search over them is correct."""
     return any(KINDS[name].metric == "inner_product" for name in kinds_for(config, ()))
 
 
 def _build_all(bench: Workbench, config: Config, asked: Sequence[str]) -> list[Build]:
-    """Every variant of every kind, built or found; a kind that cannot be is left out unasked."""
+    """Build every variant of every kind.
+
+    Skips a variant that fails, if no kinds were `asked` for.
+    """
     n_labels = len(bench.subject.material.vectors)
     wanted = [
         each
@@ -135,7 +142,10 @@ def _build_all(bench: Workbench, config: Config, asked: Sequence[str]) -> list[B
 def _confirmed(
     bench: Workbench, goal: Goal, holding: Sequence[Measurement]
 ) -> tuple[Measurement | None, list[Measurement]]:
-    """The first that holds the goal when measured once more, and those that no longer did."""
+    """Measure the best candidates once more, until one meets the goal again.
+
+    Returns that one, or None, and the new measurements of those that failed before it.
+    """
     fallen: list[Measurement] = []
     for each in holding[:_CONFIRMED_AT_MOST]:
         again = bench.measure_anew(each.candidate)
@@ -148,7 +158,7 @@ def _confirmed(
 
 
 def _indexed(bench: Workbench, chosen: Measurement, goal: Goal, run: Run) -> Indexed:
-    """The chosen index with its four efforts measured, and calibrated."""
+    """The chosen index, with its four efforts measured and its scores calibrated."""
     build, subject, config = chosen.candidate.build, bench.subject, run.config
     efforts = pick_efforts(bench, chosen, config.index)
     found = {chosen.candidate: chosen}
@@ -168,11 +178,12 @@ def _indexed(bench: Workbench, chosen: Measurement, goal: Goal, run: Run) -> Ind
 def pick_efforts(
     bench: Workbench, chosen: Measurement, config: IndexConfig
 ) -> dict[str, Candidate]:
-    """`balanced` is the chosen one; `fast` a cheaper entry of its grid, `thorough` a dearer one.
+    """Choose the candidates of the four efforts from the grid of the chosen index.
 
-    `fast` is the cheapest that reaches the configured recall, or else the next cheaper; `thorough`
-    the first that reaches its recall, or else the best there is. At the end of a grid two efforts
-    are the same.
+    `balanced` is the chosen candidate. `fast` is the cheapest one that reaches `recall_fast`, or
+    else the next cheaper than the chosen one. `thorough` is the cheapest above the chosen one that
+    reaches `recall_thorough`, or else the one with the best recall. `exact` has no parameters. At
+    the ends of a grid two efforts may be the same candidate.
     """
     grid = bench.candidates(chosen.candidate.build)
     place = grid.index(chosen.candidate)

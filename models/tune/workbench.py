@@ -1,7 +1,7 @@
-"""Builds label indexes, opens them as the service does, and keeps a record of how they search.
+"""Builds label indexes, opens them as the service does, and records how they search.
 
-Indexes and measurements stay in a folder of the run that is named by the model they are of, so a
-tuning that was killed goes on where it stopped, and another goal finds what is there.
+Indexes and measurements stay in a folder of the run, which is named by a digest of the model. So a
+tuning that was killed goes on where it stopped, and a tuning for another goal uses them again.
 """
 
 import hashlib
@@ -32,7 +32,10 @@ _BUILT_FILE: Final = "built.json"
 
 
 class Workbench:
-    """Measures candidates of one subject; what is on record is not measured again."""
+    """Measures candidates of one subject, each only once: later calls read the record.
+
+    `again` ignores the record of earlier tunings.
+    """
 
     def __init__(self, subject: Subject, *, again: bool = False) -> None:
         self.folder = subject.run_folder / TUNE_FOLDER / subject.digest()
@@ -46,22 +49,25 @@ class Workbench:
 
     @property
     def n_queries(self) -> int:
-        """Validation queries that there are."""
+        """Number of validation queries."""
         return len(self.subject.queries)
 
     def folder_of(self, build: Build) -> Path:
-        """Where a built index lies."""
+        """The folder of a built index."""
         digest = hashlib.sha256(repr(build.settings).encode()).hexdigest()[:8]
         return self.folder / f"{build.kind}-{digest}"
 
     def build(self, config: IndexConfig) -> Build:
-        """Build the index that `config` describes, unless it is there. Raises ModelsError."""
+        """Build the index that `config` describes, unless it is built already.
+
+        Raises ModelsError.
+        """
         kind = KINDS[config.kind]
         build = Build.of(kind.name, kind.params(config))
         folder = self.folder_of(build)
         built = folder / _BUILT_FILE
         if not built.is_file():
-            shutil.rmtree(folder, ignore_errors=True)  # what a kill has left
+            shutil.rmtree(folder, ignore_errors=True)  # left by a build that was killed
             folder.mkdir()
             started = time.perf_counter()
             info = build_label_index(self.subject.material, config, folder)
@@ -73,13 +79,13 @@ class Workbench:
         return build
 
     def candidates(self, build: Build) -> list[Candidate]:
-        """A built index with each entry of its grid, the cheapest first."""
+        """One candidate for each entry of the index's grid, the cheapest first."""
         return [Candidate.of(build, params) for params in self._grids[build]]
 
     def measure(self, wanted: Sequence[Candidate], n: int, last: bool) -> list[Measurement]:
-        """Measure each on the first n queries, with care if `last`; in the order asked for."""
+        """Measure each candidate on the first n queries, carefully if `last`; keeps their order."""
         found: dict[Candidate, Measurement] = {}
-        # Index by index, so that each is opened once.
+        # Sorted by index, so that each index is opened once.
         in_turn = sorted(wanted, key=lambda each: str(each.build))
         for candidate in track(in_turn, len(in_turn), f"measuring on {n:,} queries"):
             on_record = self.ledger.find(candidate, n, last)
@@ -90,16 +96,19 @@ class Workbench:
         return [found[candidate] for candidate in wanted]
 
     def measure_anew(self, candidate: Candidate) -> Measurement:
-        """Measure one on all queries with care, whatever is on record."""
+        """Measure a candidate carefully on all queries, even if it is on record."""
         return self._judge.measure(self._searched(candidate), self.n_queries, carefully=True)
 
     def sure_recall(self, candidate: Candidate) -> float:
-        """Recall@10 on all queries less two standard errors, without timing anything."""
+        """Recall@10 on all queries, less two standard errors. Measures no time."""
         recall, error = self._searched(candidate).recall(self.subject.queries)
         return recall - 2 * error
 
     def open(self, build: Build) -> LabelIndex:
-        """A built index with its whole grid as efforts, and `exact`; the last one stays open."""
+        """Open a built index with an effort for each entry of its grid, and `exact`.
+
+        The index that was opened last stays open.
+        """
         return self._searched(Candidate(build)).index
 
     def _searched(self, candidate: Candidate) -> Searched:
@@ -115,7 +124,7 @@ class Workbench:
 
 
 def effort_name(params: Mapping[str, int]) -> str:
-    """The effort that an entry of a grid is opened as; nothing pruned is `exact`.
+    """The name of the effort for an entry of a grid; an entry without parameters is `exact`.
 
     >>> effort_name({"ef_search": 32}), effort_name({})
     ('ef_search=32', 'exact')

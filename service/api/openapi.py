@@ -13,7 +13,7 @@ from fastapi.routing import APIRoute
 from starlette.types import ASGIApp
 
 from service.gate.gate import PRIORITY_NAMES
-from service.serving.deployments import PINNED
+from service.serving.deployments import X_BUNDLE
 
 
 def document(
@@ -55,7 +55,7 @@ def request_headers(max_timeout_ms: int) -> list[dict[str, Any]]:
         _header(
             "X-Bundle",
             "Answer from this open bundle: `current`, `canary`, or the start of its id.",
-            {"type": "string", "pattern": f"^{PINNED.pattern}$"},
+            {"type": "string", "pattern": f"^{X_BUNDLE.pattern}$"},
         ),
     ]
 

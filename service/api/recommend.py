@@ -26,7 +26,7 @@ from service.gate.exchange import EXCHANGE, Exchange
 from service.gate.watch import Watch
 from service.serving.answer_cache import CachedAnswer
 from service.serving.deployment import Deployment
-from service.serving.request_models import ItemRequest, RecommendRequest, Wanted
+from service.serving.request_models import ItemRequest, LabelsRequest, RecommendRequest
 from service.serving.serving import Serving
 
 SCORE_DECIMALS: Final = 6
@@ -92,7 +92,7 @@ class Recommend:
         self,
         exchange: Exchange,
         deployment: Deployment,
-        request: Wanted,
+        request: LabelsRequest,
         queries: list[Query],
         watch: Watch,
         send: Send,
@@ -175,7 +175,7 @@ def chosen(serving: Serving, exchange: Exchange, raw: Any) -> Deployment:
     return serving.deployments.choose(name, exchange.headers.get(PINNED), exchange.request_id)
 
 
-def label_filter(request: Wanted) -> LabelFilter | None:
+def label_filter(request: LabelsRequest) -> LabelFilter | None:
     """The filter that a request asks for, None where it lets every label through."""
     allow, deny, where = request.allow, request.deny, request.where
     if allow is None and not deny and not where:
@@ -214,7 +214,9 @@ def _vectors(given: Sequence[float] | Sequence[Sequence[float]]) -> np.ndarray[A
     return vectors
 
 
-def _result(deployment: Deployment, request: Wanted, prediction: Prediction) -> dict[str, Any]:
+def _result(
+    deployment: Deployment, request: LabelsRequest, prediction: Prediction
+) -> dict[str, Any]:
     served = prediction.scores
     if request.scores == "raw" and prediction.raw_scores is not None:
         served = prediction.raw_scores

@@ -1,1 +1,1 @@
-"""Sockets, connections and uvicorn: all that comes before a request has a route."""
+"""Sockets, connections and uvicorn: everything before a request has a route."""

@@ -1,11 +1,11 @@
-"""Connection: uvicorn's HTTP protocol with an end to everything a client may send before a request.
+"""Connection: uvicorn's HTTP protocol with limits on what a client may send before its body.
 
-uvicorn reads headers for as long and as many as they come. Here their bytes, their number and the
-time they take are bounded, and so are the connections that are open at once. What is refused is
-answered with a problem document, as by any route, and the connection is closed. The body is the
-gate's work: by then there is a deadline.
+uvicorn bounds neither the number of a request's headers nor their size, nor the time in which they
+must arrive. `BoundedConnection` bounds all three, and the number of open connections. It answers
+what it refuses with a problem document, as a route would, and closes the connection. The gate
+bounds the body.
 
-A request whose headers arrive in one piece, as nearly all do, costs two comparisons more.
+Headers nearly always arrive in one piece. Such a request costs two more comparisons.
 """
 
 import asyncio
@@ -37,28 +37,32 @@ from service.overload.unread import UNREAD, unread_s
 log = logging.getLogger(__name__)
 
 MAX_HEADERS: Final = 200
+"""A choice: several times as many as browsers and proxies send."""
+
 RETRY_AFTER_S: Final = 1.0
+"""When a refused client may connect again. A choice: nobody knows when a connection will close."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """What one connection may take; `refused` is told the code of every refusal.
+    """The limits of one connection, and the functions that it calls.
 
-    `shedding` refuses requests unread. With `whole` answers go out past ASGI's messages, which
-    nothing may want to see then.
+    `connections` is the most that may be open at once; None for no limit. `on_refused` is called
+    with the error code of every refusal. `shedding` refuses requests by their headers. With `whole`
+    answers bypass ASGI's messages, so nothing may wrap the application to rewrite them.
     """
 
     header_bytes: int
     header_timeout_s: float
     connections: int | None
     new_request_id: Callable[[], str]
-    refused: Callable[[str], None]
+    on_refused: Callable[[str], None]
     shedding: Shedding
     whole: bool
 
 
 class BoundedConnection(HttpToolsProtocol):
-    """One connection of a client, which can only take so much."""
+    """One connection of a client, within `limits`."""
 
     def __init__(
         self,
@@ -75,26 +79,27 @@ class BoundedConnection(HttpToolsProtocol):
         self._head_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._refusal: AstrolabeError | None = None
-        self._shed: OverloadError | None = None
-        self._rested = False
+        self._shed_error: OverloadError | None = None
+        self._has_rested = False
         self._idle_since_s = math.inf
         self._reply: Reply | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the clock of the first request, or refuse the connection."""
+        """Start the timer for the first request's headers, or refuse the connection."""
         super().connection_made(transport)
-        most = self._limits.connections
-        if most is not None and len(self.connections) > most:
+        max_connections = self._limits.connections
+        if max_connections is not None and len(self.connections) > max_connections:
             self._refuse(
                 TooManyConnections(
-                    f"{most} connections are open, as many as may be", retry_after_s=RETRY_AFTER_S
+                    f"{max_connections} connections are open, and no more may be: try again later",
+                    retry_after_s=RETRY_AFTER_S,
                 )
             )
         else:
             self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock, and tell who still computes for this client."""
+        """Stop the timers, and tell the pending request that its client has left."""
         self._stop_timer()
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
@@ -103,7 +108,7 @@ class BoundedConnection(HttpToolsProtocol):
             self._reply.on_hang_up()
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came, within the limits."""
+        """Parse the data, and refuse the request once its head is over a limit."""
         if self._refusal is not None:
             return
         self._head_bytes += len(data)
@@ -117,34 +122,35 @@ class BoundedConnection(HttpToolsProtocol):
                 self._start_timer()
         else:
             self._head_bytes = 0
-            # Headers may also follow a chunked body.
+            # A chunked body may end with more headers (trailers).
             if self.headers is not None and len(self.headers) > MAX_HEADERS:
                 self._refuse(self._too_large())
 
     def on_message_begin(self) -> None:
-        """A request line has begun."""
+        """Note that a request line has begun."""
         self._in_head = True
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        """The head is whole: check its size, stop the clock, hand it on."""
+        """Stop the timer and check the size of the head. Then shed the request, or pass it on."""
         self._in_head = False
         if self._timer is not None:
             self._stop_timer()
         if len(self.headers) > MAX_HEADERS or (
-            # The piece may hold body as well, so it is counted only where it could be too much.
+            # The data may hold some of the body too. So count the head exactly only if it may be
+            # too big.
             self._head_bytes > self._limits.header_bytes
             and self._exact_head_bytes() > self._limits.header_bytes
         ):
             self._refusal = self._too_large()
-            raise self._refusal  # ends the parser, which calls send_400_response
+            raise self._refusal  # stops the parser; uvicorn then calls send_400_response
         if (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused:
             shedding = self._limits.shedding
             if shedding.armed:
-                waited_s = unread_s(self.transport) if self._rested else 0.0
-                self._rested = False
-                self._shed = shedding.refusal(self.url, self.headers, waited_s)
-                if self._shed is not None:
+                waited_s = unread_s(self.transport) if self._has_rested else 0.0
+                self._has_rested = False
+                self._shed_error = shedding.refusal(self.url, self.headers, waited_s)
+                if self._shed_error is not None:
                     return
                 self.scope[UNREAD] = waited_s  # type: ignore[typeddict-unknown-key]
         super().on_headers_complete()
@@ -153,31 +159,32 @@ class BoundedConnection(HttpToolsProtocol):
             self.scope[REPLY] = self._reply  # type: ignore[typeddict-unknown-key]
 
     def on_body(self, body: bytes) -> None:
-        """More of a body; that of a request that is shed is read and dropped."""
-        if self._shed is None:
+        """Pass on a part of a body, or drop it if the request is shed."""
+        if self._shed_error is None:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """A request is whole: where it is shed, the answer goes out here, and the next may come."""
-        if self._shed is None:
+        """Pass on the end of a request, or answer it here if it is shed."""
+        if self._shed_error is None:
             super().on_message_complete()
             return
-        error, self._shed = self._shed, None
-        keeps = self.parser.should_keep_alive()
+        error, self._shed_error = self._shed_error, None
+        keep_alive = self.parser.should_keep_alive()
         request_id = self._limits.new_request_id().encode()
-        blank = b"\x7f" * len(request_id)
-        self.transport.write(_shed_answer(error, keeps, blank).replace(blank, request_id))
-        if keeps:
+        placeholder = b"\x7f" * len(request_id)
+        answer = _cached_answer(error, keep_alive, placeholder)
+        self.transport.write(answer.replace(placeholder, request_id))
+        if keep_alive:
             self.on_response_complete()
-            self._rested = self._limits.shedding.resting.refused(self.flow)
+            self._has_rested = self._limits.shedding.resting.on_refused(self.flow)
         else:
             self.transport.close()
 
     def on_response_complete(self) -> None:
-        """An answer is out: go on with what was sent early, or wait for the next request.
+        """Begin the next pipelined request after an answer, or wait for the next request.
 
-        The timer of a connection kept alive is not set anew by each answer; it looks, once it is
-        due, since when nothing came.
+        An answer does not restart the keep-alive timer, to save its cost. The timer, once due,
+        checks since when the connection is idle.
         """
         self.server_state.total_requests += 1
         if self.transport.is_closing():
@@ -188,22 +195,22 @@ class BoundedConnection(HttpToolsProtocol):
             return
         self._idle_since_s = self.loop.time()
         if self.timeout_keep_alive_task is None:
-            self._look_in(self.timeout_keep_alive)
+            self._check_idle_in(self.timeout_keep_alive)
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close a connection on which nothing came for as long as it is kept; else look again."""
+        """Close a connection that was idle for `timeout_keep_alive` seconds; else check later."""
         self.timeout_keep_alive_task = None
         if self.transport.is_closing():
             return
-        left_s = self._idle_since_s + self.timeout_keep_alive - self.loop.time()
+        remaining_s = self._idle_since_s + self.timeout_keep_alive - self.loop.time()
         if self.flow.read_paused:
-            self._look_in(LONGEST_S)  # it may hold a request that nobody has read yet
-        elif left_s <= 0:
+            self._check_idle_in(LONGEST_S)  # it rests, so a request may wait unread in the kernel
+        elif remaining_s <= 0:
             self.transport.close()
-        elif left_s < math.inf:
-            self._look_in(left_s)
+        elif remaining_s < math.inf:
+            self._check_idle_in(remaining_s)
 
-    def _look_in(self, seconds: float) -> None:
+    def _check_idle_in(self, seconds: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(
             seconds, self.timeout_keep_alive_handler
         )
@@ -212,7 +219,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._idle_since_s = math.inf
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is not HTTP, or what was refused within the parser."""
+        """Refuse data that is not HTTP, or a request that was refused while it was parsed."""
         self._refuse(self._refusal or MalformedRequest(f"{msg} Send HTTP/1.1."))
 
     def _exact_head_bytes(self) -> int:
@@ -234,20 +241,21 @@ class BoundedConnection(HttpToolsProtocol):
             self._timer = None
 
     def _timed_out(self) -> None:
-        """Close, but let an answer that is still being computed leave first."""
+        """Close the connection, but wait for an answer that is still being computed."""
         self._timer = None
         if self.cycle is not None and not self.cycle.response_complete:
             self._start_timer()
             return
-        self._limits.refused("header_timeout")
+        self._limits.on_refused("header_timeout")
         self.transport.close()
 
     def _refuse(self, error: AstrolabeError) -> None:
         self._refusal = error
         self._stop_timer()
-        self._limits.refused(error.code)
+        self._limits.on_refused(error.code)
         if self.cycle is not None and not self.cycle.response_complete:
-            # A client that sent its next request early would take this for the answer to its last.
+            # The client would take the refusal of a pipelined request for the answer to the one
+            # before.
             self.transport.close()
             return
         request_id = self._limits.new_request_id().encode()
@@ -255,18 +263,19 @@ class BoundedConnection(HttpToolsProtocol):
         self.transport.close()
 
 
-def _answer(error: AstrolabeError, keeps: bool, request_id: bytes) -> bytes:
-    """A problem document as it goes over the wire."""
+def _answer(error: AstrolabeError, keep_alive: bool, request_id: bytes) -> bytes:
+    """The bytes of a response that holds the error as a problem document (RFC 9457)."""
     body = problem_body(error, request_id.decode())
     phrase = HTTPStatus(error.status).phrase.encode()
     head = b"HTTP/1.1 %d %s\r\n" % (error.status, phrase)
     headers = dict(problem_headers(error, body))
     headers[b"x-request-id"] = request_id
-    if not keeps:
+    if not keep_alive:
         headers[b"connection"] = b"close"
     lines = [b"%s: %s\r\n" % header for header in headers.items()]
     return b"".join([head, *lines, b"\r\n", body])
 
 
-_shed_answer = functools.lru_cache(maxsize=4)(_answer)
-"""One refusal is the answer to all that are shed by it, but for their ids."""
+_cached_answer = functools.lru_cache(maxsize=4)(_answer)
+"""`Shedding` refuses many requests with one error, so their answers differ only in the request id.
+"""

@@ -1,9 +1,10 @@
-"""Ports: how one is opened, and how it is closed without hanging up on anybody.
+"""Ports: opens a listening socket, and closes it without resetting a connection.
 
-Closing a listening socket resets every connection that the kernel has made and nobody has accepted.
-Accepting them all first leaves a moment between the last look and the closing, in which one more
-may come. So new ones are held off before: their first packet is dropped, which a client sends again
-a second later, to whoever listens by then, or to be refused.
+When a listening socket closes, the kernel resets the connections that it has established and no
+process has accepted. To accept them all first is not enough: one more may come between the last
+accept and the close. So a socket filter first drops the packets that begin a connection. The client
+sends such a packet again after a second. By then another process listens, or the kernel refuses the
+connection (docs/decisions/0018).
 """
 
 import contextlib
@@ -16,18 +17,19 @@ from typing import Final
 
 _SO_ATTACH_FILTER: Final = 26  # Linux; Python's socket module does not name it
 
-# Classic BPF, (code, jump if true, jump if false, value); it sees a packet from its TCP header on.
+# Classic BPF as (code, jump if true, jump if false, value), from linux/filter.h. A filter on a TCP
+# socket sees each packet from the TCP header on.
 _NO_NEW_CONNECTION: Final = (
-    (0x30, 0, 0, 13),  # load the byte of flags
-    (0x54, 0, 0, 0x12),  # keep SYN and ACK
-    (0x15, 0, 1, 0x02),  # SYN alone begins a connection:
+    (0x30, 0, 0, 13),  # load byte 13 of the header, the flags
+    (0x54, 0, 0, 0x12),  # mask all flags but SYN and ACK
+    (0x15, 0, 1, 0x02),  # SYN without ACK begins a connection:
     (0x06, 0, 0, 0),  # drop it
-    (0x06, 0, 0, 0xFFFFFFFF),  # let everything else through whole
+    (0x06, 0, 0, 0xFFFFFFFF),  # accept all other packets in full
 )
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A bound socket that does not listen yet; raises OSError with the address in it."""
+    """A bound socket that does not listen yet; raises OSError with the address in its message."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -40,9 +42,10 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def hold_new_connections(listener: socket.socket) -> None:
-    """Let no connection begin any more, for every process that shares this socket.
+    """Drop the packets that begin a connection, for every process that shares this socket.
 
-    Connections that have begun are still made. Where the system cannot do it, nothing changes.
+    The kernel still completes handshakes that have begun. Does nothing where the system has no such
+    filters.
     """
     if sys.platform != "linux":
         return
@@ -54,7 +57,7 @@ def hold_new_connections(listener: socket.socket) -> None:
 
 
 def accept_all(listener: socket.socket) -> Iterator[socket.socket]:
-    """Connections that wait to be accepted right now; the socket must not block."""
-    with contextlib.suppress(OSError):  # none is left, or no file descriptor is
+    """Accept and yield the connections that wait now; the socket must be non-blocking."""
+    with contextlib.suppress(OSError):  # no connection waits, or no file descriptor is free
         while True:
             yield listener.accept()[0]

@@ -1,8 +1,9 @@
-"""uvicorn with this service's way of stopping: red first, then quiet, then gone, with exit code 0.
+"""Runs uvicorn, and drains the service on a signal before it ends with exit code 0.
 
-First signal: /readyz turns red and requests are still answered for `drain_delay_s`, so that load
-balancers can look away. Then intake stops and what was accepted is finished. A second signal skips
-the delay, a third one the finishing.
+At the first signal /readyz turns red. Requests are still answered for `drain_delay_s`, in which
+load balancers turn to other replicas. Then the service accepts no more requests and answers those
+that it has accepted. A second signal ends the delay. A third one fails the requests that still
+wait.
 """
 
 import asyncio
@@ -30,9 +31,10 @@ log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ANSWER_GRACE_S = 1.0
-"""Time for the last answers to leave after the batcher has settled every request."""
+"""Time to send the last answers after the batcher has settled every request. A choice: a client
+that reads slowly may delay the end by this long."""
 
-PARTS: Final[dict[str, Any]] = {
+UVICORN_OPTIONS: Final[dict[str, Any]] = {
     "loop": "uvloop",
     "ws": "none",
     "lifespan": "on",
@@ -40,59 +42,64 @@ PARTS: Final[dict[str, Any]] = {
 }
 
 LAST_HANDSHAKES_S = 0.1
-"""Time for connections that have begun to be made before the port closes."""
+"""Time to complete handshakes that have begun, before the port closes. A choice: several network
+round trips."""
 
 LAST_REQUESTS_S = 0.1
-"""Time for requests to arrive on connections that were opened just before the port closed."""
+"""Time for requests to arrive on connections that were opened just before the port closed. A choice
+like the one above; both lengthen every stop."""
 
 TICKS_BETWEEN_REFRESHES = 5
+"""uvicorn ticks ten times a second, so other workers' scrapes are at most half a second behind. A
+choice: a refresh takes time from requests."""
 
 GC_THRESHOLDS = (50_000, 10, 100)
-"""What outlives its turn before the collector looks for cycles among the young, and how many such
-looks make one among the older and one among all. Thousands of requests that wait are as many as
-10,000 objects again and again, and looking at them was a twentieth of the time; with 3,500 open
-connections a look at all takes 200 ms, in which nothing is answered. What requests leave behind
-dies by its reference count."""
+"""Thresholds of Python's garbage collector for its three generations (see `gc.set_threshold`). They
+are far above the defaults, because few objects of a request form cycles: reference counts free
+them. 3,000 waiting requests hold more than 10,000 objects, and collections of the youngest
+generation took a twentieth of the time (docs/decisions/0024). With 3,500 open connections a full
+collection takes 200 ms, during which nothing is answered."""
 
 
 def run(
     app: Gate,
     listeners: Sequence[socket.socket],
     lifeline: int | None = None,
-    ports_end: Callable[[], bool] = lambda: True,
+    all_stop: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Serve on bound sockets until a signal ends it, or until `lifeline` can be read.
+    """Serve on bound sockets until a signal comes, or until `lifeline` can be read.
 
-    `lifeline` is a file descriptor of a worker process: its end of file says that the master died.
-    `ports_end` says, once this ends, whether no other process goes on serving these sockets.
+    `lifeline` is a worker's file descriptor, which reaches its end when the master dies. On a stop
+    the server calls `all_stop`, which says whether all other processes that serve these sockets
+    stop too.
     """
-    # What lives now lives for ever: the collector need not walk it again and again under load.
+    # Objects that exist now live until the end, so the collector need not walk them under load.
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
-    DrainingServer(app, lifeline, ports_end).run(sockets=list(listeners))
+    DrainingServer(app, lifeline, all_stop).run(sockets=list(listeners))
 
 
 def preload() -> None:
-    """Import what serving would import later: before a fork, so that workers share it."""
-    uvicorn.Config(FastAPI(), **PARTS).load()
+    """Import uvicorn's modules before a fork, so that the workers share their memory."""
+    uvicorn.Config(FastAPI(), **UVICORN_OPTIONS).load()
 
 
 class DrainingServer(uvicorn.Server):
-    """Drains on the first signal instead of stopping on it."""
+    """A uvicorn server that drains on the first signal instead of stopping at once."""
 
     def __init__(
         self,
         app: Gate,
         lifeline: int | None = None,
-        ports_end: Callable[[], bool] = lambda: True,
+        all_stop: Callable[[], bool] = lambda: True,
     ) -> None:
         settings = app.serving.settings
         super().__init__(
             uvicorn.Config(
                 with_cors(app, settings.allowed_origins()),
                 http=_protocol(app),  # type: ignore[arg-type]
-                **PARTS,
+                **UVICORN_OPTIONS,
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
@@ -104,28 +111,28 @@ class DrainingServer(uvicorn.Server):
         _load(self.config)
         self._serving = app.serving
         self._lifeline = lifeline
-        self._ports_end = ports_end
-        self._names = {
+        self._all_stop = all_stop
+        self._log_messages = {
             settings.admin_port: "serving admin",
             settings.metrics_port: "serving metrics",
         }
         self._signals_seen = 0
-        self._cut: asyncio.Task[None] | None = None
+        self._forced_drain: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and say so."""
+        """Listen, and log the URL of each port."""
         await super().startup(sockets)
         for listener in sockets or []:
             host, port = listener.getsockname()[:2]
             scheme = "https" if self.config.is_ssl else "http"
-            what = self._names.get(port, "serving")
-            log.info(what, extra={"fields": {"url": f"{scheme}://{host}:{port}"}})
+            message = self._log_messages.get(port, "serving")
+            log.info(message, extra={"fields": {"url": f"{scheme}://{host}:{port}"}})
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle signals on the loop; uvicorn's own way raises them again, so it exits non-zero."""
+        """Handle signals on the loop. uvicorn would raise them again, and so exit non-zero."""
         loop = asyncio.get_running_loop()
-        before = {number: signal.getsignal(number) for number in SIGNALS}
+        old_handlers = {number: signal.getsignal(number) for number in SIGNALS}
         for number in SIGNALS:
             loop.add_signal_handler(number, self.on_signal)
         if self._lifeline is not None:
@@ -133,14 +140,14 @@ class DrainingServer(uvicorn.Server):
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in old_handlers.items():
                 loop.remove_signal_handler(number)
-                signal.signal(number, handler)  # once more what ends the process, not an exception
+                signal.signal(number, handler)  # remove_signal_handler only set the default
             if self._lifeline is not None:
                 loop.remove_reader(self._lifeline)
 
     def on_signal(self) -> None:
-        """One step further towards the end with each signal."""
+        """Turn red at the first signal, stop at the second, fail waiting requests at the third."""
         self._signals_seen += 1
         self._serving.draining = True
         log.info("signal %d: shutting down", self._signals_seen)
@@ -151,41 +158,41 @@ class DrainingServer(uvicorn.Server):
             self._stop()
         else:
             self.force_exit = True
-            self._cut = asyncio.create_task(self._serving.deployments.drain(0.0))
+            self._forced_drain = asyncio.create_task(self._serving.deployments.drain(0.0))
 
     async def on_tick(self, counter: int) -> bool:
-        """Called ten times a second: let other workers' scrapes see this one's metrics."""
+        """Refresh the metrics for other workers' scrapes. uvicorn calls this ten times a second."""
         if counter % TICKS_BETWEEN_REFRESHES == 0:
             self._serving.telemetry.tick()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Drain the batcher while uvicorn waits for the answers to leave."""
+        """Close the ports, and drain the batchers while uvicorn sends the last answers."""
         await self._close_ports(sockets or [])
         drain = asyncio.create_task(self._serving.drain())
         await super().shutdown(sockets)
         await drain
 
     async def _close_ports(self, listeners: Sequence[socket.socket]) -> None:
-        """Stop listening without hanging up on anybody.
+        """Stop listening, and lose no request of a connection that is already open.
 
-        Closing a port resets the connections that the kernel has made and nobody has accepted yet,
-        and uvicorn hangs up on those that have not sent a request yet. So no more are made, the
-        former are accepted, those left unread are read, and all get a moment to send it. A worker
-        that ends alone leaves the ports to the others, and new connections too.
+        When a port closes, the kernel resets connections that no process has accepted. uvicorn then
+        closes those that have not sent a request yet. So this drops new connections first, accepts
+        those that wait, reads those that rest, and gives all a moment to send their requests. A
+        worker that stops alone drops no new connections: the other workers accept them.
         """
-        if self._ports_end():
+        if self._all_stop():
             for listener in listeners:
                 hold_new_connections(listener)
             await asyncio.sleep(LAST_HANDSHAKES_S)
-        self._serving.shedding.resting.end()
-        accepted = [one for listener in listeners for one in accept_all(listener)]
+        self._serving.shedding.resting.stop()
+        connections = [one for listener in listeners for one in accept_all(listener)]
         for server in self.servers:
             server.close()
         for listener in listeners:
             listener.close()
         loop = asyncio.get_running_loop()
-        for connection in accepted:
+        for connection in connections:
             await loop.connect_accepted_socket(self._connection, connection)
         await asyncio.sleep(LAST_REQUESTS_S)
 
@@ -198,7 +205,7 @@ class DrainingServer(uvicorn.Server):
     def _on_master_gone(self, loop: asyncio.AbstractEventLoop, lifeline: int) -> None:
         loop.remove_reader(lifeline)
         log.error("the master process has died: this worker drains and ends")
-        self._ports_end = lambda: True
+        self._all_stop = lambda: True
         self.on_signal()
 
     def _stop(self) -> None:
@@ -214,29 +221,32 @@ def _protocol(app: Gate) -> "functools.partial[BoundedConnection]":
         app.new_request_id,
         app.serving.telemetry.rejected,
         app.serving.shedding,
-        whole=not settings.allowed_origins(),  # CORS adds headers to what is sent
+        whole=not settings.allowed_origins(),  # CORS adds headers to the answers
     )
     return functools.partial(BoundedConnection, limits=limits)
 
 
 def _tls(settings: EdgeSettings) -> dict[str, Any]:
-    """uvicorn's options for HTTPS; none where no certificate is set."""
+    """uvicorn's options for HTTPS; empty where no certificate is set."""
     if settings.tls_certfile is None:
         return {}
     password = settings.tls_keyfile_password
     return {
         "ssl_certfile": str(settings.tls_certfile),
         "ssl_keyfile": str(settings.tls_keyfile) if settings.tls_keyfile else None,
-        # With None a locked key would make OpenSSL ask on the terminal, and wait.
+        # With None, OpenSSL would ask for the password of a locked key on the terminal and wait.
         "ssl_keyfile_password": password.get_secret_value() if password else "",
     }
 
 
 def _load(config: uvicorn.Config) -> None:
-    """Read certificate and key now; raises SettingsInvalid where they do not fit or open."""
+    """Load uvicorn's parts, certificate and key.
+
+    Raises SettingsInvalid where the key cannot be used.
+    """
     try:
         config.load()
-    except OSError as exc:  # ssl.SSLError is one
+    except OSError as exc:  # ssl.SSLError is a subclass
         raise SettingsInvalid(
             f"tls_certfile {config.ssl_certfile} and its key cannot be used ({exc}): they must be "
             "PEM, belong together, and a locked key needs tls_keyfile_password"

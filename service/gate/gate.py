@@ -170,7 +170,7 @@ async def _answer_failure(exchange: Exchange, exc: Exception, send: Send) -> Non
         log.error("unhandled exception", exc_info=exc, extra=private)
     if exchange.status:
         return  # the answer has begun, so it cannot become a problem document any more
-    exchange.serving.shedding.begin(error)
+    exchange.serving.shedding.arm(error)
     status, headers, body = answer_error(error, exchange)
     await exchange.respond(send, status, headers, body)
 

@@ -1,8 +1,8 @@
-"""Shapes: histograms and drift of what the answers look like, counted a group at a time.
+"""Shapes: counts the best score and the length of every answered text, for histograms and drift.
 
-One `observe` of a prometheus_client histogram costs 2 microseconds, which is too much for every
-text of every answer; counted in groups of 64 a value costs a tenth of that.
-`service.observe.exposition` makes histograms and a drift index of what is counted here.
+One `observe` of a prometheus_client histogram takes 2 microseconds, which is too much for every
+text of every answer. Counted in groups of 64, a value takes a tenth of that. From these counts
+`service.observe.exposition` computes the histograms and the drift index that a scrape sees.
 """
 
 from collections.abc import Sequence
@@ -18,13 +18,16 @@ from service.core.types import Prediction
 from service.observe.exposition import COUNTS, REFERENCE, SUM, WINDOW
 
 GROUP: Final = 64
+"""Texts that are counted together; the module's docstring has the measurement."""
 
 LEAST_REFERENCE: Final = 500
-"""A bundle's reference of fewer texts says too little; then the first ones served are it."""
+"""A bundle's reference needs this many texts; with fewer the first answered texts are the
+reference. A choice, the same as `LEAST_WINDOW` of `service.observe.exposition`: fewer make a noisy
+index."""
 
 
 class Shapes:
-    """The best score and the tokens of every text answered. For the event loop's thread."""
+    """Counts the best score and the tokens of every answered text. For the event loop's thread."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         counts = Counter(COUNTS, "Values by histogram and bucket.", ["of", "le"], registry=registry)
@@ -36,18 +39,18 @@ class Shapes:
         self._top_score = _Shape("top_score", SCORE_BOUNDS, counts, sums, drifts)
         self._tokens = _Shape("query_tokens", LENGTH_BOUNDS, counts, sums, drifts)
 
-    def expect(self, reference: ReferenceInfo | None) -> None:
-        """Compare what is answered from now on with a bundle's reference; None: with the first.
+    def set_reference(self, reference: ReferenceInfo | None) -> None:
+        """Compare answers with a bundle's reference from now on; None: with the first answers.
 
-        Asked again for the same, nothing begins anew.
+        The same reference again changes nothing; another one empties the window.
         """
         self.flush()
-        self._top_score.expect(None if reference is None else reference.top_score)
-        self._tokens.expect(None if reference is None else reference.query_tokens)
+        self._top_score.set_reference(None if reference is None else reference.top_score)
+        self._tokens.set_reference(None if reference is None else reference.query_tokens)
 
     def add(self, predictions: Sequence[Prediction]) -> None:
-        """Note what one answer looks like."""
-        scores, tokens = self._top_score.waiting, self._tokens.waiting
+        """Add the texts of one answer."""
+        scores, tokens = self._top_score.pending, self._tokens.pending
         for prediction in predictions:
             if len(prediction.scores):
                 scores.append(prediction.scores[0])
@@ -56,25 +59,25 @@ class Shapes:
             self.flush()
 
     def flush(self) -> None:
-        """Count everything noted."""
+        """Count all that was added."""
         self._top_score.flush()
         self._tokens.flush()
 
     def show_drift(self) -> None:
-        """Let scrapes see the windows as they are now; too dear to do at every flush."""
+        """Copy the drift windows to the gauges that scrapes read. Too slow to do at every flush."""
         self._top_score.show_drift()
         self._tokens.show_drift()
 
 
 class _Shape:
-    """One quantity."""
+    """Counts of one quantity: its histogram, its sum and its drift."""
 
     def __init__(
         self, name: str, bounds: Sequence[float], counts: Counter, sums: Gauge, drifts: list[Gauge]
     ) -> None:
-        self.waiting: list[Any] = []
+        self.pending: list[Any] = []
         self._bounds = bounds
-        self._expected: HistogramInfo | None = None
+        self._reference: HistogramInfo | None = None
         self._buckets = [counts.labels(name, floatToGoString(b)) for b in (*bounds, float("inf"))]
         self._sum = sums.labels(name)
         self._drift = Drift(len(self._buckets))
@@ -84,28 +87,27 @@ class _Shape:
         ]
 
     def flush(self) -> None:
-        if not self.waiting:
+        if not self.pending:
             return
-        values, self.waiting = np.array(self.waiting, np.float64), []
+        values, self.pending = np.array(self.pending, np.float64), []
         counts = histogram_counts(values, self._bounds)
         for bucket in np.flatnonzero(counts):
             self._buckets[bucket].inc(int(counts[bucket]))
         self._sum.inc(float(values.sum()))
         self._drift.add(counts)
 
-    def expect(self, expected: HistogramInfo | None) -> None:
-        if expected is not None and (
-            expected.bounds != list(self._bounds) or sum(expected.counts) < LEAST_REFERENCE
+    def set_reference(self, reference: HistogramInfo | None) -> None:
+        if reference is not None and (
+            reference.bounds != list(self._bounds) or sum(reference.counts) < LEAST_REFERENCE
         ):
-            expected = None  # other bins cannot be compared
-        if expected != self._expected:
-            counts = None if expected is None else np.array(expected.counts, np.int64)
+            reference = None  # histograms with other bins cannot be compared
+        if reference != self._reference:
+            counts = None if reference is None else np.array(reference.counts, np.int64)
             self._drift = Drift(len(self._buckets), reference=counts)
-            self._expected = expected
+            self._reference = reference
 
     def show_drift(self) -> None:
-        for gauges, now in zip(
-            self._bins, (self._drift.window, self._drift.reference), strict=True
-        ):
-            for gauge, value in zip(gauges, now.tolist(), strict=True):
+        histograms = (self._drift.window, self._drift.reference)
+        for gauges, counts in zip(self._bins, histograms, strict=True):
+            for gauge, value in zip(gauges, counts.tolist(), strict=True):
                 gauge.set(value)

@@ -1,6 +1,7 @@
-"""What the GPUs are doing, from NVIDIA's management library; nothing where that is not installed.
+"""Utilisation, memory and power of the GPUs, read from NVIDIA's management library (NVML).
 
-Read at every scrape, which takes well under a millisecond a GPU. Every worker reads the same.
+Each scrape reads them, which takes well under a millisecond a GPU. Every worker reads the same
+values. Without the package `pynvml` these metrics are absent.
 """
 
 import importlib
@@ -23,7 +24,7 @@ FAMILIES: Final = {
 
 
 class GpuCollector(Collector):
-    """Utilisation, memory and power of every GPU. `nvml` is the module pynvml."""
+    """Collects utilisation, memory and power of every GPU. `nvml` is the module pynvml."""
 
     def __init__(self, nvml: Any) -> None:
         """Start NVML; raises nvml.NVMLError where there is no driver."""
@@ -33,7 +34,7 @@ class GpuCollector(Collector):
         self._gpus = [nvml.nvmlDeviceGetHandleByIndex(number) for number in range(count)]
 
     def collect(self) -> Iterator[Metric]:
-        """One family each; a GPU that does not tell is left out."""
+        """Yield one family for each quantity, without the GPUs that do not report it."""
         nvml = self._nvml
         readers: dict[str, Any] = {
             "gpu_utilisation_ratio": lambda gpu: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100,
@@ -51,7 +52,7 @@ class GpuCollector(Collector):
 
 
 def open_gpu_metrics(device: str) -> GpuCollector | None:
-    """A collector where the encoder runs on a GPU and NVML can be had, else None."""
+    """A collector, or None where the encoder runs on the CPU or NVML is missing or fails."""
     if device == "cpu":
         return None
     try:

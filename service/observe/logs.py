@@ -1,5 +1,4 @@
-"""Log lines: one format for the whole process, with the request and the trace that each belongs
-to."""
+"""Log lines: one format for the whole process, with the ids of request and trace in each line."""
 
 import json
 import logging
@@ -11,14 +10,14 @@ from contextvars import ContextVar
 from typing import Any, TextIO
 
 request_id_of_task: ContextVar[str] = ContextVar("request_id", default="")
-"""The id of the request that the current task answers; every log line inside carries it."""
+"""The id of the request that the current task answers. Every log line of the task carries it."""
 
 trace_id_of_task: ContextVar[str] = ContextVar("trace_id", default="")
-"""The trace that the current task belongs to, where requests are traced."""
+"""The id of the trace that the current task belongs to; empty where requests are not traced."""
 
 
 class _EntryFormatter(logging.Formatter):
-    """`common` are members of every entry of this process."""
+    """Adds the members of `common` to every entry."""
 
     def __init__(self, **common: object) -> None:
         super().__init__()
@@ -29,7 +28,7 @@ class _EntryFormatter(logging.Formatter):
 
 
 class JsonFormatter(_EntryFormatter):
-    """One JSON object a line; `extra={"fields": {...}}` of a log call becomes members of it."""
+    """Writes one JSON object a line; a log call adds members with `extra={"fields": {...}}`."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as JSON; a newline in a value can never start a second line."""
@@ -40,10 +39,10 @@ class JsonFormatter(_EntryFormatter):
 
 
 class TextFormatter(_EntryFormatter):
-    """`time level logger message key=value ...`, for a terminal."""
+    """Writes `time level logger message key=value ...` on one line, for a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as one line, a traceback below it where there is one."""
+        """The record as one line, with its traceback below if it has one."""
         entry = self._entry(record)
         head = " ".join(str(entry.pop(key)) for key in ("time", "level", "logger", "message"))
         line = " ".join([head, *(f"{key}={value!r}" for key, value in entry.items())])
@@ -56,7 +55,8 @@ def configure_logging(
 ) -> None:
     """Send every log line of the process, uvicorn's too, to standard error in one format.
 
-    Where there are several workers, `worker` is this one's number and stands in every line.
+    `level` is a name of the module logging; `style` is `json` or `text`. `stream` replaces standard
+    error in tests. `worker` is the number of this worker process, and stands in every line.
     """
     handler = logging.StreamHandler(stream or sys.stderr)
     common = {} if worker is None else {"worker": worker}
@@ -67,19 +67,19 @@ def configure_logging(
 
 
 def _exception_of(record: logging.LogRecord) -> str:
-    """The traceback; without the exceptions' messages where one quotes a text of `private`.
+    """The traceback, without the exceptions' messages if one of them quotes a private text.
 
-    A log call passes `extra={"private": texts}` where an exception may have seen what users sent.
+    A log call passes `extra={"private": texts}` where a message may quote texts that users sent.
     """
     error = record.exc_info[1] if record.exc_info else None
     if error is None:
         return ""
-    shown = "".join(traceback.format_exception(error)).rstrip()
-    folded = shown.casefold()
+    text = "".join(traceback.format_exception(error)).rstrip()
+    folded = text.casefold()
     private: Iterable[str] = getattr(record, "private", ())
-    forms = {form.casefold() for text in private for form in (text, repr(text)[1:-1]) if text}
+    forms = {form.casefold() for query in private for form in (query, repr(query)[1:-1]) if query}
     if not any(form in folded for form in forms):
-        return shown
+        return text
     parts = []
     cause: BaseException | None = error
     while cause is not None:

@@ -1,10 +1,11 @@
-"""Every metric name and bucket of the service, and its logs. Dashboards may use only these names.
+"""Telemetry: the metrics that the service counts itself, with their names and buckets.
 
-One `Telemetry` owns one registry, so two services can live in a process and tests see only their
-own counts. It is fed from the event loop's thread; children of labelled metrics are looked up once.
+Each `Telemetry` owns a registry, so two services can live in one process and tests see only their
+own counts. Its methods are for the event loop's thread, unless their docstrings say otherwise. It
+keeps the children of labelled metrics, because a look-up for each request would cost time.
 
-Where several worker processes serve, their metrics live in files of one folder
-(`service.observe.worker_metrics`), and a scrape of any worker adds up what all of them wrote.
+Where several worker processes serve, each writes its metrics to files of one folder
+(`service.observe.worker_metrics`). A scrape of any worker adds up the metrics of all.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -42,30 +43,34 @@ SECONDS_BUCKETS: Final = (
 QUERIES_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 TOKENS_BUCKETS: Final = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 RATIO_BUCKETS: Final = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""The buckets are choices: finer ones tell more, and each costs a series for every route and
+status."""
 FLUSH_AT: Final = 64
-"""Observations kept back and then made together: made one by one, between other work and on cold
-processor caches, they took a seventh of the service's CPU at one connection. A scrape sees all."""
+"""Observations that are collected and then recorded together. Recorded one by one, between other
+work and on cold processor caches, they took a seventh of the service's CPU at one connection. A
+scrape records all that wait before it reads the metrics."""
 
 GaugeMode = Literal["livesum", "livemax"]
-"""How the gauges of several workers become one; `live` leaves out those of dead workers."""
+"""How a scrape combines the gauges of several workers: by sum or by maximum. Both leave out the
+gauges of dead workers."""
 
 WATCHED: Final[Mapping[str, tuple[str, GaugeMode]]] = {
     "queue_tokens": ("Estimated tokens that wait for a lane.", "livesum"),
     "effort_steps_down": ("Steps that the ceiling on effort is lowered by, 0 if not.", "livemax"),
     "resting_connections": ("Connections left unread after a refusal.", "livesum"),
-    # Workers share a catalogue, so these are no sums.
+    # Workers share a catalogue, so adding these up would count labels twice.
     "delta_labels": ("Labels that are not in the index, of the model with most.", "livemax"),
     "tombstones": ("Rows of the index that do not count, of the model with most.", "livemax"),
 }
-"""Gauges that are read at a scrape: what they say, and how those of several workers become one."""
+"""Gauges whose values are read at a scrape: help text, and how several workers' gauges are
+combined."""
 
 
 class Telemetry:
-    """The metrics of one service; `service.core.batching.batcher` and `service.api` report to
-    it."""
+    """The metrics of one service. The batcher, the gate and the routes report to it."""
 
     def __init__(self, shared: Path | None = None) -> None:
-        """`shared` is the folder given to `share_metrics`, where workers share their metrics."""
+        """`shared` is the folder that `share_metrics` got; None where this process serves alone."""
         self._shared = shared
         self._own = CollectorRegistry()
         self._exposition = Exposition(
@@ -149,29 +154,29 @@ class Telemetry:
         )
 
     def request_finished(self, route: str, status: int, seconds: float) -> None:
-        """Count one request; called exactly once for each."""
+        """Count one request; the gate calls this exactly once for each."""
         child = self._requests.get((route, status))
         if child is None:
             child = self._request_seconds.labels(route, str(status))
             self._requests[route, status] = child
-        self._note((child.observe, seconds))
+        self._observe((child.observe, seconds))
 
     def answered(self, effort: str, n_queries: int, total_s: float) -> None:
-        """Count the texts of one answer and the time it took in all."""
+        """Count the texts of one answer, and record the seconds from its request's arrival."""
         child = self._effort_children.get(effort)
         if child is None:
             child = self._effort_children[effort] = self._effort.labels(effort)
-        self._note((child.inc, n_queries), (self._stage["total"].observe, total_s))
+        self._observe((child.inc, n_queries), (self._stage["total"].observe, total_s))
 
     def key_used(self, name: str) -> None:
         """Count one request that came with the key of this name."""
         child = self._key_children.get(name)
         if child is None:
             child = self._key_children[name] = self._key_requests.labels(name)
-        self._note((child.inc, 1))
+        self._observe((child.inc, 1))
 
     def served(self, predictions: Sequence[Prediction]) -> None:
-        """Record what answers look like: their best scores and how long their texts were."""
+        """Count the best scores and the tokens of the texts of one answer."""
         self.shapes.add(predictions)
 
     def live_recall(self, point: str, window: Window) -> None:
@@ -184,14 +189,14 @@ class Telemetry:
         self._live_recall_dropped.inc()
 
     def queued(self, seconds: float) -> None:
-        """Record how long one job waited for its lane."""
-        self._note((self._stage["queue"].observe, seconds))
+        """Record how many seconds one job waited for a lane."""
+        self._observe((self._stage["queue"].observe, seconds))
 
     def batch_done(self, n_queries: int, timings: StageTimings) -> None:
-        """Record what one batch held and what each stage took."""
+        """Record the size of one batch and the time of each of its stages."""
         stage = self._stage
         padding = timings.n_padded_tokens - timings.n_tokens
-        self._note(
+        self._observe(
             (stage["tokenize"].observe, timings.tokenize_s),
             (stage["encode"].observe, timings.encode_s),
             (stage["search"].observe, timings.search_s),
@@ -212,53 +217,56 @@ class Telemetry:
         child.inc()
 
     def watch(self, **reads: Callable[[], int]) -> None:
-        """Read these gauges of WATCHED from here at every scrape."""
+        """Read the gauges of `WATCHED` from these functions at every scrape."""
         for name, read in reads.items():
             self._watch(self._gauges[name], read)
 
     def describe_bundle(
         self, *, bundle_id: str, name: str, version: str, serving: bool = True
     ) -> None:
-        """Name a bundle and the code that serves it: 1 while it is being served, then 0."""
+        """Show a bundle and this service's version: 1 while the bundle serves, then 0."""
         self._bundle_info.labels(bundle_id, name, version).set(serving)
 
     def looked_up(self, result: str) -> None:
         """Count a look-up in the cache of answers: hit or miss."""
         self._cache.labels(result).inc()
 
-    def swapped(self, result: str) -> None:
+    def count_swap(self, result: str) -> None:
         """Count a change of bundles: activated, rolled_back, canary or failed."""
         self._swaps.labels(result).inc()
 
     def describe_device(self, *, requested: str, active: str) -> None:
-        """Name the device asked for and the one in use, as labels of a constant 1."""
+        """Show the device of the settings and the one in use, as labels of a constant 1."""
         labels = {"requested": requested, "active": active}
         self._info("device_info", "The device asked for and the one in use.", labels)
 
     def render(self) -> bytes:
-        """The registry in Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         self.refresh()
         return generate_latest(self.registry)
 
-    def show_beside(self, collector: Collector) -> None:
-        """Let scrapes also see what this collector finds in the machine."""
+    def add_collector(self, collector: Collector) -> None:
+        """Add the metrics of this collector to every scrape."""
         self._exposition.beside.append(collector)
 
     def tick(self) -> None:
-        """Let the other workers' scrapes see this one; called twice a second on the loop."""
+        """Let scrapes of other workers see this one's metrics.
+
+        The server calls it twice a second.
+        """
         if self._shared is not None:
             self.refresh()
 
     def refresh(self) -> None:
-        """Bring every metric up to date."""
+        """Record all that was collected, and read the watched gauges."""
         self._flush()
         self.shapes.flush()
         self.shapes.show_drift()
         for gauge, read in self._watched.items():
             gauge.set(read())
 
-    def _note(self, *notes: tuple[Callable[[float], None], float]) -> None:
-        self._pending += notes
+    def _observe(self, *observations: tuple[Callable[[float], None], float]) -> None:
+        self._pending += observations
         if len(self._pending) >= FLUSH_AT:
             self._flush()
 
@@ -268,7 +276,7 @@ class Telemetry:
             record(value)
 
     def _watch(self, gauge: Gauge, read: Callable[[], float]) -> None:
-        # Set and not `set_function`: metrics in files cannot call anything.
+        # Not `set_function`: metrics that live in files cannot call functions.
         self._watched[gauge] = read
 
     def _gauge(
@@ -290,7 +298,7 @@ class Telemetry:
         )
 
     def _counter(self, name: str, help_text: str, label: str) -> Counter:
-        # prometheus_client appends _total itself
+        # prometheus_client appends `_total` to the name.
         return Counter(f"astrolabe_{name}", help_text, [label], registry=self._own)
 
     def _info(self, name: str, help_text: str, labels: dict[str, str]) -> None:

@@ -1,12 +1,13 @@
-"""Tracing: one OpenTelemetry span a request, its stages below it, sent by OTLP over HTTP.
+"""Tracing: one OpenTelemetry span for each request, with child spans for its stages.
 
-Off unless `otel_endpoint` is set, and then paid for by traced requests only. The span of a request
-begins with it, so that log lines can name its trace; the stages are added when the answer has gone,
-from times that were measured anyway. They are laid end to end from the request's start; those of a
-batch are the same for all its requests. No span holds a text, a key or a header.
+It is off unless `otel_endpoint` is set. The spans are sent by OTLP over HTTP. The span of a request
+begins with the request, so that log lines can name its trace. The spans of the stages are added
+after the answer, from times that are measured in any case. They follow each other without a gap
+from the start of the request. All requests of a batch get the same times of tokenize, encode and
+search. No span holds a text, a key or a header.
 
-The other `OTEL_` variables (service name, resource attributes, exporter headers, batching) are
-OpenTelemetry's own and mean what its documentation says.
+OpenTelemetry's own variables `OTEL_...` (service name, resource attributes, exporter headers,
+batching) work as its documentation says.
 """
 
 import importlib.util
@@ -28,13 +29,18 @@ if TYPE_CHECKING:
 NAME: Final = "astrolabe"
 TRACES_PATH: Final = "/v1/traces"
 EXPORT_TIMEOUT_S: Final = 2.0
-UNTRACED: Final = frozenset({"/livez", "/readyz", "/metrics"})
+"""A choice: at the end of the process the last spans may delay it by this long."""
+
+UNTRACED_PATHS: Final = frozenset({"/livez", "/readyz", "/metrics"})
 FIRST_SERVER_ERROR: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
 class RequestTrace:
-    """A request's span while it lasts; `trace_id` is 32 hexadecimal digits."""
+    """The open span of a request.
+
+    `trace_id` has 32 hexadecimal digits, `started_ns` is Unix time.
+    """
 
     span: "Span"
     trace_id: str
@@ -42,10 +48,10 @@ class RequestTrace:
 
 
 class RequestTracer:
-    """Makes spans of requests. For the event loop's thread; a thread of its own sends them."""
+    """Makes spans of requests. For the event loop's thread; OpenTelemetry sends from its own."""
 
     def __init__(self, provider: "TracerProvider") -> None:
-        """Spans go where `provider` sends them."""
+        """`provider` samples the spans and sends them."""
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         self._provider = provider
@@ -53,10 +59,13 @@ class RequestTracer:
         self._incoming = TraceContextTextMapPropagator()
 
     def begin(self, method: str, path: str, headers: Mapping[bytes, bytes]) -> RequestTrace | None:
-        """The span of a request, in the trace that its `traceparent` names; None for probes."""
+        """Start the span of a request, or return None for a probe or a scrape.
+
+        The span belongs to the trace that the header `traceparent` names (W3C Trace Context).
+        """
         from opentelemetry.trace import SpanKind, format_trace_id
 
-        if path in UNTRACED:
+        if path in UNTRACED_PATHS:
             return None
         carrier = {
             name: headers[name.encode()].decode("latin-1")
@@ -72,7 +81,7 @@ class RequestTracer:
     def finish(
         self, trace: RequestTrace, method: str, route: str, status: int, answer: Answer | None
     ) -> None:
-        """End the span with what became of the request, and add its stages."""
+        """End the span with the route and the status, and add the stages of its answer."""
         from opentelemetry.trace import StatusCode
 
         span = trace.span
@@ -92,7 +101,7 @@ class RequestTracer:
         span.end()
 
     def shutdown(self) -> None:
-        """Send what waits; gives up where nobody takes it."""
+        """Send the last spans, and give up after `EXPORT_TIMEOUT_S` if no one accepts them."""
         self._provider.force_flush(int(EXPORT_TIMEOUT_S * 1000))
         self._provider.shutdown()
 
@@ -120,9 +129,9 @@ class RequestTracer:
 
 
 def open_tracer(settings: Settings) -> RequestTracer | None:
-    """The tracer that the settings ask for, None for none; raises SettingsInvalid.
+    """The tracer that the settings describe; None where tracing is off. Raises SettingsInvalid.
 
-    After any fork: it starts a thread.
+    Call it after a fork, because it starts a thread.
     """
     if settings.otel_endpoint is None:
         return None
@@ -130,7 +139,7 @@ def open_tracer(settings: Settings) -> RequestTracer | None:
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    # Its own warnings about an endpoint that is away would come with every batch, and tracebacks.
+    # While the endpoint is away OpenTelemetry warns at every batch, with a traceback.
     logging.getLogger("opentelemetry").setLevel(logging.ERROR)
     exporter = OTLPSpanExporter(
         settings.otel_endpoint.rstrip("/").removesuffix(TRACES_PATH) + TRACES_PATH,
@@ -140,15 +149,16 @@ def open_tracer(settings: Settings) -> RequestTracer | None:
 
 
 def provider_of(sample_ratio: float, processor: Any) -> "TracerProvider":
-    """A provider that samples new traces at this ratio and follows the caller's choice for others.
+    """A provider that samples this share of the traces that begin here.
 
-    `processor` is a SpanProcessor.
+    It samples the trace of a caller where the caller does. `processor` is a SpanProcessor.
     """
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
 
-    # Not Resource.create alone: that calls a service without OTEL_SERVICE_NAME "unknown_service".
+    # The detector reads OTEL_SERVICE_NAME and has the last word. Resource.create alone would let
+    # the name given here win over it.
     resource = Resource.create({"service.version": __version__, "service.name": NAME})
     resource = resource.merge(OTELResourceDetector().detect())
     provider = TracerProvider(ParentBasedTraceIdRatio(sample_ratio), resource)
@@ -157,14 +167,14 @@ def provider_of(sample_ratio: float, processor: Any) -> "TracerProvider":
 
 
 def check_tracing(settings: Settings) -> None:
-    """Refuse to trace without the packages for it; raises SettingsInvalid."""
+    """Raise SettingsInvalid where tracing is on and the packages for it are not installed."""
     if settings.otel_endpoint is None:
         return
     try:
-        found = importlib.util.find_spec("opentelemetry.exporter.otlp.proto.http")
+        exporter = importlib.util.find_spec("opentelemetry.exporter.otlp.proto.http")
     except ModuleNotFoundError:
-        found = None
-    if found is None or importlib.util.find_spec("opentelemetry.sdk") is None:
+        exporter = None
+    if exporter is None or importlib.util.find_spec("opentelemetry.sdk") is None:
         raise SettingsInvalid(
             "otel_endpoint is set, but OpenTelemetry is not installed: install astrolabe[otel], or "
             "leave ASTROLABE_OTEL_ENDPOINT out"

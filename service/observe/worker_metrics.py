@@ -1,7 +1,7 @@
-"""Metrics of several processes in files of one folder, and those that only their master knows.
+"""Metrics of worker processes, kept in files of one folder, and the metrics of their master.
 
 Each process calls `share_metrics` before it makes any metric. A scrape of any worker then adds up
-what all of them wrote (`service.observe.telemetry`).
+the metrics of all (`service.observe.telemetry`).
 """
 
 import os
@@ -12,33 +12,36 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, values
 from prometheus_client.multiprocess import mark_process_dead
 
 MULTIPROCESS_DIR: Final = "PROMETHEUS_MULTIPROC_DIR"
-"""Where prometheus_client looks for the folder of metric files."""
+"""The environment variable in which prometheus_client looks for the folder of metric files."""
 
 
 def forget_worker(folder: Path, writer: str) -> None:
-    """Take a dead worker's gauges out of the sums; what it counted stays counted."""
+    """Delete a dead worker's live gauges. Its counters and histograms stay in the sums."""
     mark_process_dead(writer, str(folder))
 
 
 def share_metrics(folder: Path, writer: str) -> None:
-    """From here on, keep this process's metrics in files of `folder` that are named for `writer`.
+    """Keep this process's metrics in files of `folder` that bear the name `writer`, from now on.
 
-    A worker's number and not its process id names them: the replacement of a dead worker goes on
-    counting in the same files, so there are never more of them than workers.
+    `writer` is the worker's number and not its process id. So the replacement of a dead worker goes
+    on with the same files, and their number does not grow (docs/decisions/0018).
     """
     os.environ[MULTIPROCESS_DIR] = str(folder)
     values.ValueClass = values.MultiProcessValue(lambda: writer)
 
 
 class MasterTelemetry:
-    """What the master of several workers knows: its workers, and what all processes use.
+    """Metrics that only the master can know: its workers, and the usage of all processes.
 
-    These are the process's own metrics of a single process, summed: memory is the proportional set
-    size, in which a page that several processes share counts once.
+    They have the names of a single process's metrics. Memory is the sum of the proportional set
+    sizes, in which a page that several processes share counts once.
     """
 
     def __init__(self, folder: Path, started_s: float) -> None:
-        """`folder` is that of the workers' metrics, `started_s` the master's start (Unix time)."""
+        """`folder` is the workers' folder of metrics.
+
+        `started_s` is the master's start, Unix time.
+        """
         share_metrics(folder, "master")
         registry = CollectorRegistry()
 
@@ -55,16 +58,16 @@ class MasterTelemetry:
         gauge("process_start_time_seconds", "Start of the master, Unix time.").set(started_s)
         self._cpu_s = 0.0
 
-    def workers(self, running: int) -> None:
-        """Tell how many workers run now."""
+    def record_workers(self, running: int) -> None:
+        """Record how many workers run now."""
         self._workers.set(running)
 
-    def restarted(self) -> None:
+    def count_restart(self) -> None:
         """Count one worker started in place of a dead one."""
         self._restarts.inc()
 
-    def usage(self, cpu_s: float, memory_bytes: int, open_fds: int) -> None:
-        """Tell what all processes use now; `cpu_s` is since the start."""
+    def record_usage(self, cpu_s: float, memory_bytes: int, open_fds: int) -> None:
+        """Record the use of all processes. `cpu_s` counts CPU seconds since their start."""
         self._cpu.inc(max(0.0, cpu_s - self._cpu_s))
         self._cpu_s = max(self._cpu_s, cpu_s)
         self._memory.set(memory_bytes)

@@ -1,1 +1,1 @@
-"""Refusals before a request is read, and connections that rest: docs/decisions/0024."""
+"""Refuses requests by their headers in an overload, and lets connections rest: decision 0024."""

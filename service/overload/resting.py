@@ -1,10 +1,11 @@
-"""Resting: connections that nobody reads for a while, so that refusing never takes the whole loop.
+"""Resting: stop reading a connection for a while, so that refusals leave time for answers.
 
-A refusal costs this process about 50 microseconds, half of them the kernel's. Clients that ignore
-`Retry-After` can ask for more of them than there is time, and then nothing is answered any more. So
-past a rate the connection that was just refused is left unread: its next request waits in the
-kernel, which costs nothing. It is read again in its turn, or sooner where the queue runs low.
-`Retry-After` foretells that turn, so who heeds it hardly waits.
+A refusal costs this process 24 to 50 microseconds, half of it in the kernel. Clients that ignore
+`Retry-After` can cause so many refusals that the event loop has no time left for answers. So past a
+rate the service stops reading the connection that it has just refused. That connection rests: its
+next request waits in the kernel, which costs nothing. The service reads it again when its turn
+comes, or earlier where the queue is short. `Retry-After` announces this wait, so a client that
+heeds it hardly waits longer. Measurements: docs/decisions/0024.
 """
 
 import asyncio
@@ -15,48 +16,57 @@ from typing import Final
 from uvicorn.protocols.http.flow_control import FlowControl
 
 REFUSALS_PER_S: Final = 5_000.0
-"""More would save clients with few connections their wait, fewer leave more time for answers."""
+"""Refusals a second before connections rest. A compromise that decision 0024 measured: a higher
+rate leaves less time for answers, a lower one makes clients with few connections wait."""
 
 BURST: Final = 500.0
-"""Refusals at once before any connection rests."""
+"""Refusals at once before connections rest. A choice: a tenth of a second's worth, so that a short
+peak makes no connection rest."""
 
 LONGEST_S: Final = 5.0
+"""No connection rests longer. A choice: its client may have gone or may now be welcome, and only
+reading tells."""
+
 TICK_S: Final = 0.01
-WOKEN_FOR_WORK: Final = 50
-"""Connections read again in one tick where the queue runs low: about a tick's answers."""
+"""How often resting connections are looked at. A choice: a longer tick leaves lanes idle, a shorter
+one costs the loop more turns."""
+
+WAKE_PER_TICK: Final = 50
+"""Connections that are read again in one tick where the queue is short: about as many requests as
+the measured bundle answers in a tick (4,500 a second, decision 0024)."""
 
 
 class Resting:
-    """Counts refusals, and holds the connections that are not read; all on the event loop.
+    """Counts refusals, and holds the connections that rest. For the event loop's thread.
 
-    `runs_low` says whether what waits will soon be done.
+    `queue_is_short` says whether a new request would be answered soon.
     """
 
-    __slots__ = ("_allowed", "_at_s", "_ended", "_resting", "_runs_low", "_timer")
+    __slots__ = ("_allowance", "_queue_is_short", "_refilled_s", "_resting", "_stopped", "_timer")
 
-    def __init__(self, runs_low: Callable[[], bool]) -> None:
-        self._runs_low = runs_low
-        self._allowed = BURST
-        self._at_s = 0.0
-        self._resting: deque[tuple[float, FlowControl]] = deque()
+    def __init__(self, queue_is_short: Callable[[], bool]) -> None:
+        self._queue_is_short = queue_is_short
+        self._allowance = BURST  # a token bucket: refusals that need no rest
+        self._refilled_s = 0.0
+        self._resting: deque[tuple[float, FlowControl]] = deque()  # oldest first
         self._timer: asyncio.TimerHandle | None = None
-        self._ended = False
+        self._stopped = False
 
     def __len__(self) -> int:
         return len(self._resting)
 
     @property
-    def turn_s(self) -> float:
-        """How long a connection will rest from now on, by the number of those before it."""
+    def wait_s(self) -> float:
+        """Seconds that a connection rests if it begins now, behind all that rest already."""
         return min(LONGEST_S, len(self._resting) / REFUSALS_PER_S)
 
-    def refused(self, flow: FlowControl) -> bool:
-        """One request was refused on this connection: whether it rests for that."""
+    def on_refused(self, flow: FlowControl) -> bool:
+        """Count a refusal on this connection, and return whether the connection now rests."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         self._refill(now)
-        self._allowed -= 1.0
-        if self._allowed >= 0 or self._ended:
+        self._allowance -= 1.0
+        if self._allowance >= 0 or self._stopped:
             return False
         flow.pause_reading()
         self._resting.append((now, flow))
@@ -64,9 +74,9 @@ class Resting:
             self._timer = loop.call_later(TICK_S, self._tick, loop)
         return True
 
-    def end(self) -> None:
-        """Read every connection again, and let none rest any more."""
-        self._ended = True
+    def stop(self) -> None:
+        """Read every connection again, and let none rest from now on."""
+        self._stopped = True
         while self._resting:
             self._resting.pop()[1].resume_reading()
 
@@ -74,16 +84,17 @@ class Resting:
         now = loop.time()
         self._refill(now)
         resting = self._resting
-        if self._runs_low():
-            # The newest, for their requests have lain there shortest: most can still be answered.
-            for _ in range(min(WOKEN_FOR_WORK, len(resting))):
+        if self._queue_is_short():
+            # The newest first: their requests have waited least, so most can still be answered.
+            for _ in range(min(WAKE_PER_TICK, len(resting))):
                 resting.pop()[1].resume_reading()
-        due = int(self._allowed)
-        while resting and (due > 0 or now - resting[0][0] >= LONGEST_S):
+        n_due = int(self._allowance)
+        while resting and (n_due > 0 or now - resting[0][0] >= LONGEST_S):
             resting.popleft()[1].resume_reading()
-            due -= 1
+            n_due -= 1
         self._timer = loop.call_later(TICK_S, self._tick, loop) if resting else None
 
     def _refill(self, now: float) -> None:
-        self._allowed = min(BURST, self._allowed + REFUSALS_PER_S * (now - self._at_s))
-        self._at_s = now
+        gained = REFUSALS_PER_S * (now - self._refilled_s)
+        self._allowance = min(BURST, self._allowance + gained)
+        self._refilled_s = now

@@ -1,7 +1,7 @@
-"""Unread: how long a request has been in its socket before anybody read it.
+"""How long a request waited in its socket before this process read it.
 
-A caller's clock runs from the sending. Under load a loop comes to read a request late, so its
-deadline is nearer than its arrival here says; the kernel knows since when.
+A client measures its timeout from the moment of sending. Under load the event loop reads a request
+late, so the deadline is nearer than the moment of reading suggests. Linux knows when the data came.
 """
 
 import asyncio
@@ -10,15 +10,16 @@ import sys
 from typing import Final
 
 UNREAD: Final = "astrolabe.unread"
-"""Key of that time in the ASGI scope, in seconds; absent where nobody asked."""
+"""Key of that time in the ASGI scope, in seconds. Absent where `Shedding` is not armed."""
 
 _SIZE: Final = 56
 _LAST_DATA_RECEIVED: Final = slice(52, 56)
-"""`tcpi_last_data_recv` of Linux's `struct tcp_info`: milliseconds since the last data came."""
+"""`tcpi_last_data_recv` of `struct tcp_info` (linux/tcp.h): milliseconds since the last data came.
+"""
 
 
 def unread_s(transport: asyncio.BaseTransport) -> float:
-    """Seconds since the last bytes of this connection came; 0 where the system does not tell."""
+    """Seconds since this connection last got data; 0 where the system does not tell."""
     if sys.platform != "linux":
         return 0.0
     try:

@@ -1,1 +1,1 @@
-"""One process or a master with workers: start, signals, drain, restarts."""
+"""How the service runs: as one process, or as a master that forks and replaces workers."""

@@ -1,8 +1,9 @@
-"""Serving a bundle on bound ports until a signal: in this process, or in several that it forks.
+"""Serve bundles on bound ports until a signal: in this process, or in workers that it forks.
 
-With several, the master opens the bundle once: on the CPU, with encoder calls that stay on their
-own thread, everything that is open works after a fork, and its pages are shared. A GPU context or
-a pool of threads does not survive a fork: then each worker opens an engine of its own.
+With workers on the CPU, the master opens every bundle once and then forks. The workers share its
+memory pages. This needs encoder calls without a thread pool (`intra_op_threads` is 1), because
+neither a thread pool nor a GPU context survives a fork. Otherwise each worker opens the bundles
+itself (docs/decisions/0018).
 """
 
 import logging
@@ -27,90 +28,98 @@ from service.observe.tracing import check_tracing, open_tracer
 from service.observe.worker_metrics import MasterTelemetry, forget_worker, share_metrics
 from service.process.supervisor import Supervisor
 from service.process.usage import group_usage, n_threads, started_s
-from service.serving.deployment import check_ruled_models, open_engine, with_changes
+from service.serving.deployment import check_label_rules, open_engine, with_changes
 from service.settings.settings import Settings
 
 log = logging.getLogger(__name__)
 
 KILL_GRACE_S: Final = 5.0
-"""Beyond all the time that a draining worker may take by its settings."""
+"""The master kills a worker this long after the settings' own time for a drain has passed. A
+choice: a longer time delays the end of a stuck service, a shorter one may cut off a worker on a
+busy machine."""
 
 GPU_FILES: Final = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
+"""One of these exists where there is an NVIDIA GPU: the first on Linux, the second under WSL."""
 
 
 def serve_alone(settings: Settings, listeners: Sequence[socket.socket]) -> None:
-    """Serve in this process; raises BundleError, DeviceUnavailable."""
+    """Serve in this process; raises what `open_engines` raises, and CatalogueError."""
     first, *more = open_engines(settings)
     _run(first, more, settings, Telemetry(), lambda app: run(app, listeners))
 
 
 def serve_with_workers(settings: Settings, listeners: Sequence[socket.socket]) -> None:
-    """Serve in `settings.workers` processes; raises BundleError, WorkersFailed."""
+    """Serve in `settings.workers` processes.
+
+    Raises what `open_engines` raises, and WorkersFailed.
+    """
     check_tracing(settings)
-    engines = open_engines(settings) if _survives_a_fork(settings) else []
+    engines = open_engines(settings) if _engines_survive_fork(settings) else []
     if (threads := n_threads()) > 1:
         log.warning("%d threads run before the fork: each worker opens its own bundles", threads)
         engines = []
     preload()
     if engines:
-        # Made and dropped: what making it imports and fills is then shared too, 4 MB a worker.
+        # The master drops this application. But workers now share what it imported and cached,
+        # which saves each of them 4 MB.
         create_app(engines[0], settings, Telemetry(), more=engines[1:])
     with tempfile.TemporaryDirectory(prefix="astrolabe-metrics-") as folder:
         metrics = Path(folder)
-        all_end = mmap.mmap(-1, 1)  # shared by what is forked; not 0 once the master stops
+        stop_flag = mmap.mmap(-1, 1)  # the workers see this byte; the master sets it when it stops
 
         def work(number: int, lifeline: int) -> None:
-            _work(number, lifeline, engines, settings, listeners, metrics, all_end)
+            _work(number, lifeline, engines, settings, listeners, metrics, stop_flag)
 
         kill_after_s = settings.drain_delay_s + settings.drain_timeout_s
         kill_after_s += ANSWER_GRACE_S + KILL_GRACE_S
-        watcher = MasterWatcher(metrics, listeners, all_end)
+        watcher = MasterWatcher(metrics, listeners, stop_flag)
         Supervisor(settings.workers, work, watcher, kill_after_s).run()
 
 
 def open_engines(settings: Settings) -> list[Engine]:
-    """Every bundle that the settings name, opened.
+    """Open every bundle that the settings name.
 
     Raises BundleError, DeviceUnavailable, SettingsInvalid.
     """
     paths = (settings.bundle, *settings.more_bundles)
     engines = [open_engine(path, settings) for path in paths]
-    check_ruled_models(engines, settings)
+    check_label_rules(engines, settings)
     return engines
 
 
 class MasterWatcher:
-    """Keeps the metrics of the master and clears up behind dead workers."""
+    """Records the master's metrics, and removes the gauges of dead workers."""
 
     def __init__(
-        self, folder: Path, listeners: Sequence[socket.socket], all_end: mmap.mmap
+        self, folder: Path, listeners: Sequence[socket.socket], stop_flag: mmap.mmap
     ) -> None:
-        """`all_end` is one byte of memory that the workers see too."""
+        """`stop_flag` is one byte of memory that the master shares with the workers."""
         self._folder = folder
         self._listeners = listeners
-        self._all_end = all_end
+        self._stop_flag = stop_flag
         self._telemetry = MasterTelemetry(folder, started_s(os.getpid()))
 
-    def running(self, pids: list[int]) -> None:
-        """Tell how many workers run, and what they use together with this process."""
-        self._telemetry.workers(len(pids))
+    def on_running(self, pids: list[int]) -> None:
+        """Record how many workers run, and what they and the master use together."""
+        self._telemetry.record_workers(len(pids))
         usage = group_usage(os.getpid(), pids)
-        self._telemetry.usage(usage.cpu_s, usage.memory_bytes, usage.open_fds)
+        self._telemetry.record_usage(usage.cpu_s, usage.memory_bytes, usage.open_fds)
 
-    def died(self, number: int) -> None:
-        """Take the gauges of a worker out of the sums."""
+    def on_died(self, number: int) -> None:
+        """Leave a dead worker's gauges out of the sums."""
         forget_worker(self._folder, str(number))
 
-    def replaced(self, number: int) -> None:
-        """Count a replacement."""
-        self._telemetry.restarted()
+    def on_replaced(self, number: int) -> None:
+        """Count a worker that replaces a dead one."""
+        self._telemetry.count_restart()
 
-    def stopping(self) -> None:
-        """Let go of the ports: after the last worker, clients are refused and not left waiting.
+    def on_stopping(self) -> None:
+        """Close the master's listening sockets, and tell the workers that all of them end.
 
-        The workers are let know that no other takes what they leave.
+        Were the master to keep the sockets open, clients would wait on them after the last worker
+        has ended. Once they are closed, the kernel refuses new connections at once.
         """
-        self._all_end[0] = 1
+        self._stop_flag[0] = 1
         for listener in self._listeners:
             listener.close()
 
@@ -122,9 +131,9 @@ def _work(
     settings: Settings,
     listeners: Sequence[socket.socket],
     metrics: Path,
-    all_end: mmap.mmap,
+    stop_flag: mmap.mmap,
 ) -> None:
-    """A worker's life, in its own process."""
+    """Serve as worker `number`, in its own process, until `lifeline` or a signal ends it."""
     configure_logging(settings.log_level, settings.log_format, worker=number)
     share_metrics(metrics, str(number))
     try:
@@ -134,7 +143,7 @@ def _work(
             more,
             settings,
             Telemetry(metrics),
-            lambda app: run(app, listeners, lifeline, lambda: all_end[0] != 0),
+            lambda app: run(app, listeners, lifeline, lambda: stop_flag[0] != 0),
         )
     except AstrolabeError as exc:
         log.error("cannot serve: %s", exc.detail)
@@ -148,11 +157,14 @@ def _run(
     telemetry: Telemetry,
     serve: Callable[[Gate], None],
 ) -> None:
-    """Let `serve` serve open engines, traced and with the GPU's metrics where these are."""
+    """Build the application on open engines and call `serve` with it.
+
+    Adds label changes and rules to the engines. Adds tracing and GPU metrics where there are any.
+    """
     telemetry.tracer = open_tracer(settings)
     gpu = open_gpu_metrics(first.encoder.device)
     if gpu is not None:
-        telemetry.show_beside(gpu)
+        telemetry.add_collector(gpu)
     first, *more = (with_changes(engine, settings) for engine in (first, *more))
     try:
         serve(create_app(first, settings, telemetry, more=more))
@@ -161,8 +173,8 @@ def _run(
             telemetry.tracer.shutdown()
 
 
-def _survives_a_fork(settings: Settings) -> bool:
-    """Whether what this configuration opens can be used by a forked child."""
+def _engines_survive_fork(settings: Settings) -> bool:
+    """Whether a forked worker can use the engines that its master opened with these settings."""
     may_use_gpu = settings.device != "cpu" and (
         settings.device != "auto" or any(path.exists() for path in GPU_FILES)
     )

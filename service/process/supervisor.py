@@ -1,8 +1,9 @@
-"""Supervisor: one master that forks workers, replaces the dead, and ends them all in good order.
+"""Supervisor: a master that forks workers, replaces dead ones, and ends them all on a signal.
 
-The master computes nothing and has one thread. It opens what workers share before the first fork;
-the pages are then theirs too, without a copy. It knows nothing of HTTP: a worker is a function of
-its number. Why this and no ready-made process manager: docs/decisions/0018.
+The master has one thread and answers no requests. Its caller loads what the workers share before
+the first fork; the workers then share those memory pages without a copy. This module knows nothing
+of HTTP: a worker runs a function that gets its number. Decision 0018 says why no ready-made process
+manager serves here.
 """
 
 import gc
@@ -21,43 +22,59 @@ from service.errors import WorkersFailed
 
 log = logging.getLogger(__name__)
 
-PASSED_ON: Final = (signal.SIGTERM, signal.SIGINT)
-AWAITED: Final = (*PASSED_ON, signal.SIGCHLD)
+FORWARDED_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+AWAITED_SIGNALS: Final = (*FORWARDED_SIGNALS, signal.SIGCHLD)
 
 FAST_S: Final = 10.0
-"""A worker that lives shorter than this died at its start, or might as well have."""
+"""A worker that lives shorter than this counts as one that failed at its start. A choice: it should
+be longer than opening a bundle takes."""
 
-MOST_FAST_DEATHS: Final = 5
+MAX_FAST_DEATHS: Final = 5
+"""After this many fast deaths in a row the service ends, because restarts do not seem to help. A
+choice: where one worker keeps dying, the pauses up to then add up to 2.6 seconds."""
+
 FIRST_PAUSE_S: Final = 0.1
-LOOK_EVERY_S: Final = 10.0
+"""Wait before the restart that follows the first fast death. The next waits are 0.3, 0.7 and 1.5 s.
+A choice: a lone accident costs little service, and a lasting fault does not cause a storm of forks.
+"""
+
+REPORT_EVERY_S: Final = 10.0
+"""How often the watcher hears which workers run where no signal comes. A choice: their memory and
+CPU time in the metrics are up to this old."""
 
 
 class Watcher(Protocol):
-    """What a supervisor reports."""
+    """Hears from a supervisor what happens to its workers."""
 
-    def running(self, pids: list[int]) -> None:
-        """These workers run now; called after every change and every few seconds."""
+    def on_running(self, pids: list[int]) -> None:
+        """The workers with these process ids run now.
+
+        Called after every change and every few seconds.
+        """
         ...
 
-    def died(self, number: int) -> None:
-        """The worker of this number has ended, asked or not."""
+    def on_died(self, number: int) -> None:
+        """The worker of this number has ended, whether it was told to or not."""
         ...
 
-    def replaced(self, number: int) -> None:
-        """A worker was started in place of a dead one."""
+    def on_replaced(self, number: int) -> None:
+        """The supervisor has started a worker in place of the dead one of this number."""
         ...
 
-    def stopping(self) -> None:
-        """No worker will be started any more; called before the workers are told."""
+    def on_stopping(self) -> None:
+        """The supervisor will start no more workers. Called before it tells them to end."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Lifeline:
-    """A pipe whose writing end only the master holds: its end of file means that the master died.
+    """A pipe that tells workers of their master's death.
 
-    A pipe and not Linux' parent-death signal: that one comes when the master's *thread* ends, and
-    is lost where the master died before it was asked for.
+    `reader` and `writer` are file descriptors.
+
+    Only the master holds the writing end, so a worker reads the end of the file once the master is
+    dead. Linux' parent-death signal would not do: it comes when the master's *thread* ends, and a
+    worker misses it if its master died before the worker asked for it.
     """
 
     reader: int
@@ -71,7 +88,7 @@ class _Worker:
 
 
 class Supervisor:
-    """Runs `work(number, lifeline)` in `n_workers` forked processes until a signal."""
+    """Runs `work(number, lifeline)` in `n_workers` forked processes until SIGTERM or SIGINT."""
 
     def __init__(
         self,
@@ -80,64 +97,68 @@ class Supervisor:
         watcher: Watcher,
         kill_after_s: float,
     ) -> None:
-        """`work` serves until SIGTERM, or until `lifeline` (a file descriptor) can be read.
+        """`work` must return on SIGTERM, and once `lifeline` (a file descriptor) can be read.
 
-        A worker that still runs `kill_after_s` after it was told to end is killed.
+        The supervisor kills a worker that still runs `kill_after_s` seconds after the first signal.
         """
         self._work = work
         self._watcher = watcher
         self._kill_after_s = kill_after_s
         self._workers: dict[int, _Worker] = {}
-        self._due: dict[int, float] = dict.fromkeys(range(n_workers), 0.0)
-        self._started_once: set[int] = set()
+        self._start_at_s: dict[int, float] = dict.fromkeys(range(n_workers), 0.0)
+        self._ever_started: set[int] = set()
         self._fast_deaths = 0
         self._stopping_since_s: float | None = None
         self._lifeline = Lifeline(*os.pipe())
 
     def run(self) -> None:
-        """Return once every worker has ended after a signal; raises WorkersFailed."""
-        # What lives now is shared: a collection in a worker would write to, and so copy, its pages.
+        """Fork the workers, and return once all have ended after a signal.
+
+        Raises WorkersFailed after `MAX_FAST_DEATHS` fast deaths in a row.
+        """
+        # A garbage collection in a worker would write to all objects, and so copy shared pages.
+        # Frozen objects are left out of it.
         gc.collect()
         gc.freeze()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
+        old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED_SIGNALS)
         try:
-            while self._due or self._workers:
-                self._start_due(before)
-                self._watcher.running(list(self._workers))
-                self._on_signal(signal.sigtimedwait(AWAITED, self._patience_s()))
+            while self._start_at_s or self._workers:
+                self._start_due(old_mask)
+                self._watcher.on_running(list(self._workers))
+                self._on_signal(signal.sigtimedwait(AWAITED_SIGNALS, self._sleep_s()))
                 self._reap()
                 self._kill_late()
         finally:
-            self._pass_on(signal.SIGKILL)  # none is left, but after an error
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            self._send_to_all(signal.SIGKILL)  # after an error some workers still run
+            signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
             os.close(self._lifeline.reader)
             os.close(self._lifeline.writer)
-        if self._fast_deaths >= MOST_FAST_DEATHS:
+        if self._fast_deaths >= MAX_FAST_DEATHS:
             raise WorkersFailed(
                 f"{self._fast_deaths} workers in a row ended within {FAST_S:g} s of their start: "
-                "the log lines of the workers say why"
+                "see their log lines for the cause"
             )
 
     def _start_due(self, mask: set[int | signal.Signals]) -> None:
         now = time.monotonic()
-        for number in [number for number, due_s in self._due.items() if due_s <= now]:
-            del self._due[number]
+        for number in [number for number, due_s in self._start_at_s.items() if due_s <= now]:
+            del self._start_at_s[number]
             pid = os.fork()
             if pid == 0:
                 self._be_worker(number, mask)
             self._workers[pid] = _Worker(number, now)
-            if number in self._started_once:
-                self._watcher.replaced(number)
-            self._started_once.add(number)
+            if number in self._ever_started:
+                self._watcher.on_replaced(number)
+            self._ever_started.add(number)
 
     def _be_worker(self, number: int, mask: set[int | signal.Signals]) -> NoReturn:
-        """The child's side of the fork; nothing of the master's stack may run here."""
+        """Run the work in the child, then exit. It must not return into the master's code."""
         code = 1
         try:
             os.close(self._lifeline.writer)
-            os.setpgid(0, 0)  # Ctrl-C reaches the master alone, which passes it on once
-            for which in PASSED_ON:
-                signal.signal(which, lambda *_: os._exit(0))  # until the worker serves
+            os.setpgid(0, 0)  # Ctrl-C then reaches only the master, which forwards it once
+            for which in FORWARDED_SIGNALS:
+                signal.signal(which, lambda *_: os._exit(0))  # until `work` sets its own handlers
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             self._work(number, self._lifeline.reader)
             code = 0
@@ -156,16 +177,16 @@ class Supervisor:
         self._stop()
 
     def _stop(self) -> None:
-        """Tell the workers to end, one step further towards the end with each call."""
+        """Send SIGTERM to the workers; `DrainingServer.on_signal` says what each one does."""
         if self._stopping_since_s is None:
             self._stopping_since_s = time.monotonic()
-            self._watcher.stopping()
-        self._due.clear()
-        self._pass_on(signal.SIGTERM)
+            self._watcher.on_stopping()
+        self._start_at_s.clear()
+        self._send_to_all(signal.SIGTERM)
 
-    def _pass_on(self, which: signal.Signals) -> None:
+    def _send_to_all(self, which: signal.Signals) -> None:
         for pid in self._workers:
-            os.kill(pid, which)  # not yet waited for, so the id is still theirs
+            os.kill(pid, which)  # not reaped yet, so no other process can have this id
 
     def _reap(self) -> None:
         while self._workers:
@@ -174,7 +195,7 @@ class Supervisor:
                 return
             worker = self._workers.pop(pid, None)
             if worker is not None:
-                self._watcher.died(worker.number)
+                self._watcher.on_died(worker.number)
                 if self._stopping_since_s is None:
                     self._replace(worker, pid, os.waitstatus_to_exitcode(status))
 
@@ -185,23 +206,24 @@ class Supervisor:
         how = {"exit_code": code} if code >= 0 else {"signal": -code}
         fields = {"number": worker.number, "pid": pid, "lived_s": round(lived_s, 3), **how}
         log.warning("a worker has died", extra={"fields": fields})
-        if self._fast_deaths >= MOST_FAST_DEATHS:
+        if self._fast_deaths >= MAX_FAST_DEATHS:
             self._stop()
             return
-        # The first death may be an accident; after that, whatever kills them gets time to pass.
+        # A worker that lived long is replaced at once. After each fast death in a row the pause
+        # about doubles, so that a passing fault can pass.
         pause_s = FIRST_PAUSE_S * (2**self._fast_deaths - 1)
-        self._due[worker.number] = now + pause_s
+        self._start_at_s[worker.number] = now + pause_s
 
     def _kill_late(self) -> None:
         since_s = self._stopping_since_s
         if since_s is not None and time.monotonic() - since_s > self._kill_after_s:
             log.error("%d workers did not end in time: killed", len(self._workers))
-            self._pass_on(signal.SIGKILL)
+            self._send_to_all(signal.SIGKILL)
             self._kill_after_s = math.inf
 
-    def _patience_s(self) -> float:
-        """How long to sleep where no signal comes."""
-        now, moments = time.monotonic(), list(self._due.values())
+    def _sleep_s(self) -> float:
+        """Seconds until the next thing to do where no signal comes."""
+        now, moments_s = time.monotonic(), list(self._start_at_s.values())
         if self._stopping_since_s is not None:
-            moments.append(self._stopping_since_s + self._kill_after_s)
-        return min([LOOK_EVERY_S, *(max(0.01, moment - now) for moment in moments)])
+            moments_s.append(self._stopping_since_s + self._kill_after_s)
+        return min([REPORT_EVERY_S, *(max(0.01, moment_s - now) for moment_s in moments_s)])

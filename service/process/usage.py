@@ -1,4 +1,4 @@
-"""What a group of processes uses, read from /proc: CPU time, memory, open files."""
+"""CPU time, memory and open files of a group of processes, read from /proc (man 5 proc)."""
 
 import os
 from collections.abc import Iterable
@@ -11,7 +11,10 @@ PROC: Final = Path("/proc")
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """CPU seconds since the start, bytes of memory with shared pages once, open files."""
+    """What processes use.
+
+    `cpu_s` counts from their start; `memory_bytes` counts shared pages once.
+    """
 
     cpu_s: float
     memory_bytes: int
@@ -19,9 +22,10 @@ class Usage:
 
 
 def group_usage(master: int, workers: Iterable[int], proc: Path = PROC) -> Usage:
-    """The use of a master and its children; the CPU time of children that ended is counted too.
+    """What a master and its workers use together. Includes the CPU time of workers that have ended.
 
-    A process that has gone meanwhile counts as nothing; so does everything where /proc is not.
+    `master` and `workers` are process ids. A process that has ended meanwhile counts as zero. All
+    values are zero on a system without /proc.
     """
     cpu_s, memory, fds = _cpu_s(proc / str(master), with_ended_children=True), 0, 0
     for pid in workers:
@@ -33,7 +37,7 @@ def group_usage(master: int, workers: Iterable[int], proc: Path = PROC) -> Usage
 
 
 def proportional_bytes(pid: int, proc: Path = PROC) -> int:
-    """Proportional set size of a process: its own pages, and its share of the shared ones."""
+    """Proportional set size of a process in bytes: its own pages, and its share of shared pages."""
     for line in _read(proc / str(pid) / "smaps_rollup").splitlines():
         name, *rest = line.split()
         if name == "Pss:":
@@ -42,14 +46,14 @@ def proportional_bytes(pid: int, proc: Path = PROC) -> int:
 
 
 def started_s(pid: int, proc: Path = PROC) -> float:
-    """Start of a process as Unix time; 0 where /proc does not tell."""
+    """When a process started, as Unix time in seconds; 0 where /proc does not tell."""
     fields = _stat(proc / str(pid))
     boot = [line.split()[1] for line in _read(proc / "stat").splitlines() if line[:6] == "btime "]
     return float(boot[0]) + int(fields[19]) / _ticks() if fields and boot else 0.0
 
 
 def n_threads(proc: Path = PROC) -> int:
-    """Threads of this process, native ones counted; 1 where /proc does not tell."""
+    """Number of threads of this process, native ones included; 1 where /proc does not tell."""
     try:
         return len(os.listdir(proc / "self" / "task"))
     except OSError:
@@ -62,7 +66,7 @@ def _cpu_s(folder: Path, with_ended_children: bool = False) -> float:
 
 
 def _stat(folder: Path) -> list[str]:
-    """Fields of `stat` after the name, which may hold spaces and brackets of its own."""
+    """Fields of `stat` after the process's name. The name itself may hold spaces and brackets."""
     return _read(folder / "stat").rpartition(")")[2].split()
 
 

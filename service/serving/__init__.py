@@ -1,1 +1,1 @@
-"""Which bundles are open, by which name, and how that changes while they serve."""
+"""Open bundles: which one answers a request, and how an operator replaces one without a gap."""

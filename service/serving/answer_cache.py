@@ -1,7 +1,8 @@
-"""AnswerCache: whole answers by whole bodies, for callers who ask the same again and again.
+"""AnswerCache: keeps answers by the bytes of the request body, for callers who repeat themselves.
 
-One for each open bundle, so an answer never outlives the bundle that gave it; emptied when a label
-changes. Nothing is parsed into a key: a body that differs by a space is another one.
+Each open bundle has its own cache, so an answer never outlives the bundle that computed it. A
+change of the catalogue empties the cache. The key is the body as it came, unparsed: two bodies that
+differ by a space have two entries.
 """
 
 from collections import OrderedDict
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class CachedAnswer:
-    """A body as it was sent, the operating point it came from, and how many texts it answers."""
+    """An answer's `body`, the operating point that computed it, and how many texts it answers."""
 
     body: bytes
     effort: str
@@ -18,27 +19,30 @@ class CachedAnswer:
 
 
 class AnswerCache:
-    """The answers last asked for, `entries` at most. For one thread."""
+    """A least-recently-used cache of `max_entries` answers. For one thread.
 
-    def __init__(self, entries: int) -> None:
-        self._entries = entries
+    `catalogue_seq` is the engine's number of the catalogue's state; each change raises it.
+    """
+
+    def __init__(self, max_entries: int) -> None:
+        self._max_entries = max_entries
         self._answers: OrderedDict[bytes, CachedAnswer] = OrderedDict()
         self._catalogue_seq = 0
 
-    def get(self, asked: bytes, catalogue_seq: int) -> CachedAnswer | None:
-        """The answer to a body under this state of the catalogue."""
+    def get(self, request_body: bytes, catalogue_seq: int) -> CachedAnswer | None:
+        """The answer to this body under this state of the catalogue, or None."""
         if catalogue_seq != self._catalogue_seq:
             self._answers.clear()
             self._catalogue_seq = catalogue_seq
-        found = self._answers.get(asked)
-        if found is not None:
-            self._answers.move_to_end(asked)
-        return found
+        answer = self._answers.get(request_body)
+        if answer is not None:
+            self._answers.move_to_end(request_body)
+        return answer
 
-    def put(self, asked: bytes, answer: CachedAnswer, catalogue_seq: int) -> None:
-        """Keep an answer that was made under this state of the catalogue."""
+    def put(self, request_body: bytes, answer: CachedAnswer, catalogue_seq: int) -> None:
+        """Keep an answer that was computed under this state of the catalogue."""
         if catalogue_seq != self._catalogue_seq:
             return  # a label has changed since the request came
-        self._answers[asked] = answer
-        if len(self._answers) > self._entries:
+        self._answers[request_body] = answer
+        if len(self._answers) > self._max_entries:
             self._answers.popitem(last=False)

@@ -1,7 +1,8 @@
-"""How many CPUs this process may really use: its affinity, and the quota of its control group.
+"""How many CPUs this process may use: limited by its affinity and the quota of its control group.
 
-`os.cpu_count()` tells what the machine has; a container limited to two of sixty-four CPUs that
-starts sixty-four lanes spends its time being throttled. Reads only; knows cgroup v2 and v1.
+`os.cpu_count()` counts the CPUs of the machine. A container may be limited to two of sixty-four; if
+it started sixty-four lanes, the kernel would throttle them most of the time. Reads cgroup v2 and v1
+(in Linux: Documentation/admin-guide/cgroup-v2.rst, Documentation/scheduler/sched-bwc.rst).
 """
 
 import os
@@ -20,7 +21,7 @@ def usable_cpus(root: Path = CGROUP_ROOT, membership: Path = PROC_CGROUP) -> int
 
 
 def cgroup_quota(root: Path = CGROUP_ROOT, membership: Path = PROC_CGROUP) -> float | None:
-    """The tightest CPU quota on the way from this process's group to the root; None for none."""
+    """The lowest quota, in CPUs, of this process's group and all above it; None without one."""
     quotas = []
     for controllers, group in _memberships(membership):
         if controllers == "":
@@ -32,7 +33,7 @@ def cgroup_quota(root: Path = CGROUP_ROOT, membership: Path = PROC_CGROUP) -> fl
 
 
 def _memberships(path: Path) -> list[tuple[str, str]]:
-    """(controllers, group) of each line `id:controllers:group`; v2's line has no controllers."""
+    """(controllers, group) of each line `id:controllers:group`; v2's line names no controllers."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -42,7 +43,8 @@ def _memberships(path: Path) -> list[tuple[str, str]]:
 
 
 def _upwards(root: Path, group: str) -> list[Path]:
-    # Inside a container the group named may lie outside what is mounted: the root is then its own.
+    """The folder of a group, and all above it up to `root`."""
+    # In a container the group may lie outside the mounted tree. The root is then the group itself.
     folder = root / group.lstrip("/")
     inside = [folder, *folder.parents]
     return inside[: inside.index(root) + 1] if ".." not in folder.parts else [root]
@@ -59,7 +61,7 @@ def _quota_v1(folder: Path) -> float | None:
 
 
 def _share(quota: str, period: str) -> float | None:
-    """CPUs that a quota means; v2 writes `max` and v1 writes -1 for no limit."""
+    """A quota in CPUs, None for no limit: v2 writes `max` for that, v1 writes -1."""
     if not (quota.isdecimal() and period.isdecimal()) or int(period) == 0:
         return None
     return int(quota) / int(period)

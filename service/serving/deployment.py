@@ -1,8 +1,8 @@
-"""Deployment: one open bundle being served, with its own batcher and the requests it understands.
+"""Deployment: one open bundle with its own batcher, cache and request models.
 
-What differs between two bundles lives here: engine, lanes, the ceiling on effort, defaults and
-limits that requests are validated against. What the process has once is
-`service.serving.serving`'s.
+A deployment holds everything that differs between two bundles: the engine, the lanes, the ceiling
+on effort, and the defaults and limits against which requests are validated.
+`service.serving.serving` holds what the process has once.
 """
 
 import logging
@@ -30,13 +30,13 @@ from service.settings.settings import PREFIX, Settings
 log = logging.getLogger(__name__)
 
 GPU_LANES = 2
-"""On a GPU two lanes let one batch tokenise and search while the other is encoded."""
+"""With two lanes, the CPU tokenises and searches one batch while the GPU encodes the other."""
 
 
 class Deployment:
-    """An engine and all that answers from it. `clock` is the batcher's; deadlines are on it.
+    """An engine, and the parts that answer requests with it. Deadlines are seconds of `clock`.
 
-    `effort` is None where effort is not adapted to the load, `cache` where answers are not kept.
+    `effort` is None where `adaptive_effort` is off, `cache` where `cache_entries` is 0.
     """
 
     __slots__ = (
@@ -72,28 +72,32 @@ class Deployment:
         )
 
     def start(self) -> None:
-        """Start the lanes, in the loop that serves; metadata is indexed beside them."""
+        """Start the lanes on the running event loop, and index metadata fields in a thread."""
         self.batcher.start()
         catalogue = self.engine.catalogue
-        # Otherwise the first filter would wait for it: 2 s for 1,000,000 labels.
+        # Otherwise the first request with a filter would wait: 2 s for 1,000,000 labels.
         Thread(target=lambda: catalogue.fields, name="fields", daemon=True).start()
 
     async def drain(self, timeout_s: float) -> None:
-        """Finish or fail what was accepted, then measure nothing and keep no change any more."""
+        """Stop intake, and answer or fail all accepted requests within `timeout_s`.
+
+        Then stop measuring live recall and close the catalogue.
+        """
         await self.batcher.drain(timeout_s)
         if self.live_recall is not None:
             self.live_recall.stop()
         self.engine.catalogue.close()
 
     def effort_steps_down(self) -> int:
-        """Steps by which the ceiling on effort is lowered now."""
+        """By how many operating points the ceiling on effort is lowered now; 0 where it is not."""
         return self.effort.steps_down(self.batcher.oldest_wait_s()) if self.effort else 0
 
 
 def open_engine(path: Path, settings: Settings) -> Engine:
-    """The bundle that a path means, opened as the settings say. Blocking.
+    """Open the bundle at a path, or the one that its CURRENT file names. Blocking.
 
-    Raises BundleError, SettingsInvalid where the limits do not fit it, DeviceUnavailable.
+    Raises BundleError and DeviceUnavailable, and SettingsInvalid where the settings' limits do not
+    fit the bundle.
     """
     folder = resolve(path)
     check_limits(settings, read_manifest(folder))
@@ -111,7 +115,7 @@ def open_engine(path: Path, settings: Settings) -> Engine:
 
 
 def check_limits(settings: Settings, manifest: Manifest) -> None:
-    """Refuse limits that this bundle cannot work under; raises SettingsInvalid."""
+    """Raise SettingsInvalid where the settings' limits do not fit this bundle."""
     if settings.max_batch_tokens < manifest.tokenizer.max_tokens:
         raise SettingsInvalid(
             f"max_batch_tokens ({settings.max_batch_tokens}) is below the bundle's max_tokens "
@@ -133,7 +137,7 @@ def check_limits(settings: Settings, manifest: Manifest) -> None:
 
 
 def gpu_options(settings: Settings) -> GpuOptions:
-    """What the settings say of the GPU, as the encoder takes it."""
+    """The settings of the GPU in the form that the encoder takes."""
     return GpuOptions(
         device_id=settings.gpu_device_id,
         memory_mb=settings.gpu_memory_mb,
@@ -144,13 +148,13 @@ def gpu_options(settings: Settings) -> GpuOptions:
 
 
 def with_changes(engine: Engine, settings: Settings) -> Engine:
-    """The engine with the changes of labels that `state_dir` keeps, and under its rules.
+    """The engine with the label changes from `state_dir` and the rules of its model.
 
     Raises CatalogueError, SettingsInvalid.
     """
     rules = None
     if settings.label_rules is not None:
-        # Read at every opening, so that a new bundle may come with new rules.
+        # Read the file again for every bundle, so that an operator can change both at once.
         rules = read_label_rules(settings.label_rules).get(engine.manifest.name)
     if settings.state_dir is not None:
         engine = engine.with_changes(settings.state_dir)
@@ -164,25 +168,28 @@ def with_changes(engine: Engine, settings: Settings) -> Engine:
 
 
 def open_changed_engine(path: Path, settings: Settings) -> Engine:
-    """As `open_engine`, with changes and rules; raises CatalogueError too."""
+    """Open a bundle with its label changes and rules.
+
+    Raises what `open_engine` raises, and CatalogueError.
+    """
     return with_changes(open_engine(path, settings), settings)
 
 
-def check_ruled_models(engines: Sequence[Engine], settings: Settings) -> None:
-    """Refuse rules of a model that no engine serves; raises SettingsInvalid."""
+def check_label_rules(engines: Sequence[Engine], settings: Settings) -> None:
+    """Raise SettingsInvalid where the file of label rules names a model that no engine serves."""
     if settings.label_rules is None:
         return
-    served = [engine.manifest.name for engine in engines]
+    model_names = [engine.manifest.name for engine in engines]
     for name in read_label_rules(settings.label_rules):
-        if name not in served:
+        if name not in model_names:
             raise SettingsInvalid(
-                f"label_rules: {settings.label_rules} has rules of {name!r}, this service has "
-                f"{', '.join(served)}: use the name of a model, or they would hold for nothing"
+                f"label_rules: {settings.label_rules} has rules for the model {name!r}, but this "
+                f"service has only {', '.join(model_names)}: use one of these names"
             )
 
 
 def open_live_recall(engine: Engine, settings: Settings, telemetry: Telemetry) -> LiveRecall | None:
-    """The measuring of live recall, where it is wanted and the bundle can search exactly."""
+    """The measurement of live recall; None where it is off or the bundle cannot search exactly."""
     share = settings.live_recall_share
     if not share:
         return None
@@ -193,7 +200,7 @@ def open_live_recall(engine: Engine, settings: Settings, telemetry: Telemetry) -
 
 
 def open_effort(engine: Engine, settings: Settings, clock: Callable[[], float]) -> AdaptiveEffort:
-    """The ceiling on effort, between the operating points of this bundle."""
+    """The ceiling on effort, which moves among this bundle's operating points."""
     policy = EffortPolicy(
         target_s=settings.adaptive_target_ms / 1000,
         clear_s=settings.adaptive_clear_ms / 1000,
@@ -211,7 +218,7 @@ def open_effort(engine: Engine, settings: Settings, clock: Callable[[], float]) 
 
 
 def auto_lanes(device: str, intra_op_threads: int, workers: int = 1) -> int:
-    """Lanes of one worker for a device, where the settings leave the number open."""
+    """Number of lanes for each of `workers` processes, where the setting `lanes` is 0."""
     lanes = usable_cpus() // intra_op_threads if device == "cpu" else GPU_LANES
     return max(1, lanes // workers)
 

@@ -1,8 +1,9 @@
-"""Deployments: the bundles being served, by name; which one answers a request; how they change.
+"""Deployments: the open bundles by model name. Chooses which one answers, and replaces them.
 
-A name has one current bundle, and for a while a canary that gets a share of the requests. A change
-opens the new bundle beside the old one, and only a bundle that has passed every check takes over:
-one reference is switched on the event loop, then the old one finishes what it accepted and goes.
+Each name has one current bundle, and at times a canary that gets a share of the requests. To
+replace a bundle, the process opens the new one beside the old one and runs every check. If they
+pass, the event loop switches one reference. The old bundle then answers the requests that it has
+accepted, and is closed. Why: docs/decisions/0023.
 """
 
 import asyncio
@@ -36,13 +37,17 @@ log = logging.getLogger(__name__)
 
 CURRENT: Final = "current"
 CANARY: Final = "canary"
-PINNED: Final = re.compile("(current|canary|[0-9a-f]{8,64})")
-"""What the header X-Bundle may hold; a bundle's id may be cut to its first eight characters."""
+X_BUNDLE: Final = re.compile("(current|canary|[0-9a-f]{8,64})")
+"""What the header X-Bundle may hold: a word, or the first 8 to 64 characters of a bundle's id."""
 
 
 @dataclass(slots=True)
 class Slot:
-    """What serves under one name. `previous` is the folder that `rollback` goes back to."""
+    """The deployments of one model name.
+
+    `previous` is the bundle folder that `rollback` opens again. `canary_percent` is the canary's
+    share of the requests, from 0 to 100.
+    """
 
     current: Deployment
     canary: Deployment | None = None
@@ -51,10 +56,10 @@ class Slot:
 
 
 class Deployments:
-    """All slots of a process; everything but `choose` runs in the order that it is asked for.
+    """All slots of a process. For the event loop's thread; a lock lets one change run at a time.
 
-    State belongs to the event loop's thread. The first engine is the default; `open_` opens a
-    bundle folder, blocking. Raises SettingsInvalid where two engines have one name.
+    The first engine's model is the default one. `open_` opens a bundle folder and may block. Raises
+    SettingsInvalid where two engines have one name.
     """
 
     def __init__(
@@ -73,7 +78,7 @@ class Deployments:
         self._clock = clock
         self._open = open_
         self._lock = asyncio.Lock()
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._retirements: set[asyncio.Task[None]] = set()
         for other in more:
             if other.name in self.slots:
                 raise SettingsInvalid(
@@ -86,12 +91,12 @@ class Deployments:
 
     @property
     def default(self) -> Deployment:
-        """What answers a request that names no model."""
+        """The deployment that answers requests that name no model, canary aside."""
         return self._default.current
 
     @property
     def only(self) -> Deployment | None:
-        """What answers every request, whatever it says; None where there is a choice."""
+        """The deployment that answers every request; None where several could."""
         if len(self.slots) > 1 or self._default.canary is not None:
             return None
         return self._default.current
@@ -104,87 +109,91 @@ class Deployments:
                 yield slot.canary
 
     def slot(self, name: str) -> Slot:
-        """The slot of a name; raises ModelUnknown."""
-        found = self.slots.get(name)
-        if found is None:
+        """The slot of a model name; raises ModelUnknown."""
+        slot = self.slots.get(name)
+        if slot is None:
             raise ModelUnknown(
                 f"there is no model {name[:80]!r}: this service has {', '.join(self.slots)}"
             )
-        return found
+        return slot
 
-    def choose(self, name: str | None, wanted: bytes | None, request_id: str) -> Deployment:
-        """The deployment that answers a request; submit to it before the loop turns again.
+    def choose(self, name: str | None, x_bundle: bytes | None, request_id: str) -> Deployment:
+        """The deployment that answers a request. Submit to it without an await in between.
 
-        `wanted` is the header X-Bundle: `current`, `canary`, or the beginning of a bundle's id.
-        Without it, a canary gets its share by a hash of the request id, so that a caller who
-        sends ids sees one bundle for one id. Raises ModelUnknown, NoSuchBundle, InvalidValue.
+        `x_bundle` is the header X-Bundle: `current`, `canary`, or the beginning of a bundle's id.
+        Without it, a hash of the request id decides whether the canary answers. So one request id
+        always reaches the same bundle. Raises ModelUnknown, NoSuchBundle, InvalidValue.
         """
         slot = self._default if name is None else self.slot(name)
-        if wanted is not None:
-            return _pinned(slot, wanted)
-        if slot.canary is not None and _drawn(request_id, slot.canary_percent):
+        if x_bundle is not None:
+            return _named_by(x_bundle, slot)
+        if slot.canary is not None and _goes_to_canary(request_id, slot.canary_percent):
             return slot.canary
         return slot.current
 
     def start(self) -> None:
-        """Start the lanes of what is open, inside the loop that serves."""
+        """Start the lanes of every deployment on the running event loop."""
         for deployment in self:
             deployment.start()
 
     async def activate(self, path: Path) -> Deployment:
-        """Serve the bundle at a path under its own name, in place of what serves there now.
+        """Make the bundle at a path the current one of its model.
 
-        A canary that already serves this bundle is promoted as it is. Raises BundleRefused; the
-        old bundle then goes on serving.
+        If the bundle is the canary, its deployment becomes the current one as it is. Raises
+        BundleRefused where the bundle fails a check; the old bundle then goes on serving.
         """
         async with self._lock:
-            fresh = await self._fresh(path)
-            slot = self.slots.get(fresh.name)
+            deployment = await self._open_or_reuse(path)
+            slot = self.slots.get(deployment.name)
             if slot is None:
-                self.slots[fresh.name] = Slot(fresh)
-                return self._counted(fresh, "activated")
+                self.slots[deployment.name] = Slot(deployment)
+                return self._report_change(deployment, "activated")
             old, canary = slot.current, slot.canary
-            if fresh is old:
-                return fresh
-            slot.current, slot.previous = fresh, old.folder
+            if deployment is old:
+                return deployment
+            slot.current, slot.previous = deployment, old.folder
             slot.canary, slot.canary_percent = None, 0.0
             self._retire(old)
-            if canary is not None and canary is not fresh:
+            if canary is not None and canary is not deployment:
                 self._retire(canary)
-            return self._counted(fresh, "activated")
+            return self._report_change(deployment, "activated")
 
     async def rollback(self, name: str) -> Deployment:
-        """Serve the bundle before the current one again; raises NoSuchBundle, BundleRefused."""
+        """Make the previous bundle the current one again.
+
+        Raises ModelUnknown, NoSuchBundle, BundleRefused.
+        """
         async with self._lock:
             slot = self.slot(name)
             if slot.previous is None:
                 raise NoSuchBundle(f"model {name} has no earlier bundle to go back to")
-            back = await self._fresh(slot.previous)
+            back = await self._open_or_reuse(slot.previous)
             if back is slot.canary:
                 slot.canary, slot.canary_percent = None, 0.0
             old, slot.current, slot.previous = slot.current, back, slot.current.folder
             self._retire(old)
-            return self._counted(back, "rolled_back")
+            return self._report_change(back, "rolled_back")
 
     async def canary(self, path: Path, percent: float) -> Deployment:
-        """Give a bundle a share of the requests of its name; raises ModelUnknown, BundleRefused.
+        """Make the bundle at a path the canary of its model, with `percent` of the requests.
 
-        Asked again for the same bundle, only the share changes.
+        If it is the canary already, only its share changes. Raises BundleRefused where the bundle
+        fails a check, where its model has no current bundle, or where it is the current one.
         """
         async with self._lock:
-            fresh = await self._fresh(path)
-            slot = self.slots.get(fresh.name)
-            if slot is None or fresh is slot.current:
+            deployment = await self._open_or_reuse(path)
+            slot = self.slots.get(deployment.name)
+            if slot is None or deployment is slot.current:
                 if slot is None:
-                    self._retire(fresh)
+                    self._retire(deployment)
                 raise BundleRefused(
-                    f"{path.name} is of model {fresh.name}, which "
+                    f"{path.name} is of model {deployment.name}, which "
                     + ("nothing serves: activate it" if slot is None else "it serves already")
                 )
-            old, slot.canary, slot.canary_percent = slot.canary, fresh, percent
-            if old is not None and old is not fresh:
+            old, slot.canary, slot.canary_percent = slot.canary, deployment, percent
+            if old is not None and old is not deployment:
                 self._retire(old)
-            return self._counted(fresh, "canary")
+            return self._report_change(deployment, "canary")
 
     async def end_canary(self, name: str) -> None:
         """Send every request to the current bundle again; raises ModelUnknown, NoSuchBundle."""
@@ -196,7 +205,7 @@ class Deployments:
             self._retire(old)
 
     async def remove(self, name: str) -> None:
-        """Stop serving a name; raises ModelUnknown, InvalidValue for the default one."""
+        """Stop serving a model; raises ModelUnknown, and InvalidValue for the default model."""
         async with self._lock:
             slot = self.slot(name)
             if slot is self._default:
@@ -207,17 +216,17 @@ class Deployments:
                     self._retire(deployment)
 
     def health(self) -> str | None:
-        """None while every deployment moves, else one sentence."""
+        """None while every deployment works, else a sentence on the first that does not."""
         faults = ((deployment.name, deployment.batcher.health()) for deployment in self)
         return next((f"model {name}: {fault}" for name, fault in faults if fault), None)
 
     async def drain(self, timeout_s: float) -> None:
-        """Stop intake everywhere and finish or fail what was accepted."""
+        """Stop intake everywhere, and answer or fail all accepted requests within `timeout_s`."""
         drains = [deployment.drain(timeout_s) for deployment in self]
-        await asyncio.gather(*drains, *self._leaving)
+        await asyncio.gather(*drains, *self._retirements)
 
-    async def _fresh(self, path: Path) -> Deployment:
-        """A started deployment of the bundle at a path: an open one, or a new one."""
+    async def _open_or_reuse(self, path: Path) -> Deployment:
+        """Return the deployment of the bundle at a path; if it is not open, open and start it."""
         path = path.resolve()
         for deployment in self:
             if deployment.folder == path:
@@ -225,19 +234,19 @@ class Deployments:
         try:
             engine = await asyncio.to_thread(self._open, path, self._settings)
         except (BundleError, CatalogueError, DeviceUnavailable, SettingsInvalid) as exc:
-            self._telemetry.swapped("failed")
+            self._telemetry.count_swap("failed")
             log.error("bundle refused", extra={"fields": {"path": str(path), "code": exc.code}})
             raise BundleRefused(f"{exc.code}: {exc.detail}; nothing has changed") from exc
         for deployment in self:
             if deployment.bundle_id == engine.manifest.bundle_id:
                 engine.catalogue.close()
                 return deployment
-        fresh = Deployment(engine, self._settings, self._telemetry, self._clock)
-        fresh.start()
-        return fresh
+        deployment = Deployment(engine, self._settings, self._telemetry, self._clock)
+        deployment.start()
+        return deployment
 
-    def _counted(self, deployment: Deployment, result: str) -> Deployment:
-        self._telemetry.swapped(result)
+    def _report_change(self, deployment: Deployment, result: str) -> Deployment:
+        self._telemetry.count_swap(result)
         self._describe(deployment, serving=True)
         fields = {"model": deployment.name, "bundle_id": deployment.bundle_id}
         log.info("bundle %s", result, extra={"fields": fields})
@@ -250,48 +259,51 @@ class Deployments:
             version=__version__,
             serving=serving,
         )
-        # Only what one bundle answers can be compared with its own reference.
+        # A bundle's reference fits only its own answers, so there is none while two bundles answer.
         only = self.only
-        self._telemetry.shapes.expect(None if only is None else only.engine.manifest.reference)
+        self._telemetry.shapes.set_reference(
+            None if only is None else only.engine.manifest.reference
+        )
 
     def _retire(self, deployment: Deployment) -> None:
-        """Let a deployment that nothing chooses any more finish, and give its memory back."""
+        """Close a deployment that gets no more requests, and free its memory."""
         self._describe(deployment, serving=False)
-        task = asyncio.create_task(self._leave(deployment), name="retire")
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
+        task = asyncio.create_task(self._close(deployment), name="retire")
+        self._retirements.add(task)
+        task.add_done_callback(self._retirements.discard)
 
-    async def _leave(self, deployment: Deployment) -> None:
+    async def _close(self, deployment: Deployment) -> None:
         await deployment.drain(self._settings.drain_timeout_s)
         del deployment
-        # A thread: collecting takes a tenth of a second that no request should wait for.
+        # In a thread, because this takes a tenth of a second and requests should not wait for it.
         await asyncio.to_thread(_give_back_memory)
 
 
-def _pinned(slot: Slot, wanted: bytes) -> Deployment:
-    asked = wanted.decode("latin-1")
-    if not PINNED.fullmatch(asked):
+def _named_by(x_bundle: bytes, slot: Slot) -> Deployment:
+    value = x_bundle.decode("latin-1")
+    if not X_BUNDLE.fullmatch(value):
         raise InvalidValue(
             f"X-Bundle must be {CURRENT}, {CANARY}, or the first 8 to 64 characters of a bundle_id"
         )
-    if asked == CURRENT:
+    if value == CURRENT:
         return slot.current
-    if asked == CANARY:
+    if value == CANARY:
         if slot.canary is None:
             raise NoSuchBundle("there is no canary now: send X-Bundle: current, or no X-Bundle")
         return slot.canary
     for deployment in (slot.current, slot.canary):
-        if deployment is not None and deployment.bundle_id.startswith(asked):
+        if deployment is not None and deployment.bundle_id.startswith(value):
             return deployment
-    raise NoSuchBundle(f"no bundle {asked[:64]!r} is open under this name: see /v1/models")
+    raise NoSuchBundle(f"no bundle {value[:64]!r} is open under this name: see /v1/models")
 
 
-def _drawn(request_id: str, percent: float) -> bool:
+def _goes_to_canary(request_id: str, percent: float) -> bool:
+    # CRC-32 spreads ids evenly enough, and every worker computes the same.
     return zlib.crc32(request_id.encode()) % 10_000 < percent * 100
 
 
 def _give_back_memory() -> None:
-    """Free what the closed bundle held: cycles first, then the allocator's spare pages."""
+    """Collect a closed bundle's objects, which form cycles, and return free pages to the system."""
     gc.collect()
     try:
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,8 +1,9 @@
-"""Which bundles are to be served, as a small file that all workers of a machine follow.
+"""The file in `state_dir` that says which bundles to serve. All workers that share it follow it.
 
-Written whole or not at all after every change, so that a restart goes on with what was served and
-workers agree. It is dropped where the configured bundle is another one than when it was written:
-whoever changes the configuration means it.
+The worker that changes a bundle replaces the file atomically. So the workers agree, and a restart
+serves the same bundles again. The file also records which bundle the settings named when it was
+written. If the settings name another one now, `Follower` ignores the file, because the newer choice
+counts (docs/decisions/0023).
 """
 
 import json
@@ -18,7 +19,7 @@ FILE: Final = "serving.json"
 
 @dataclass(frozen=True, slots=True)
 class DesiredModel:
-    """The folders that serve under one name; `percent` is the canary's share."""
+    """The bundle folders of one model name. `percent`, from 0 to 100, is the canary's share."""
 
     bundle: str
     previous: str | None = None
@@ -28,14 +29,14 @@ class DesiredModel:
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """Everything to be served; `configured` is the bundle that the settings meant."""
+    """The file's content: each model's bundles, and the bundle folder that the settings named."""
 
     configured: str
     models: dict[str, DesiredModel]
 
 
 def read_desired(folder: Path) -> Desired | None:
-    """The file's content, None where there is none; raises SettingsInvalid where it is broken."""
+    """Read the file; None where there is none. Raises SettingsInvalid where it is broken."""
     path = folder / FILE
     try:
         raw = json.loads(path.read_bytes())
@@ -45,21 +46,21 @@ def read_desired(folder: Path) -> Desired | None:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as exc:
         raise SettingsInvalid(
-            f"{path} does not say which bundles to serve ({exc}): remove it to serve what the "
-            "settings name"
+            f"{path} does not say which bundles to serve ({exc}): remove it to serve the bundles "
+            "that the settings name"
         ) from exc
 
 
 def write_desired(folder: Path, desired: Desired) -> None:
-    """Replace the file; it is on disk when this returns."""
+    """Replace the file atomically; it is on disk when this returns."""
     path = folder / FILE
-    spare = path.with_name(f".{FILE}.{os.getpid()}")
+    temporary = path.with_name(f".{FILE}.{os.getpid()}")
     body: dict[str, Any] = asdict(desired)
-    with spare.open("w", encoding="utf-8") as file:
+    with temporary.open("w", encoding="utf-8") as file:
         json.dump(body, file, indent=1, sort_keys=True)
         file.flush()
         os.fsync(file.fileno())
-    spare.replace(path)
+    temporary.replace(path)
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -68,7 +69,7 @@ def write_desired(folder: Path, desired: Desired) -> None:
 
 
 def stamp(folder: Path) -> tuple[int, int] | None:
-    """What changes whenever the file does; None where there is none."""
+    """The file's change time (ns) and inode, which a replacement changes; None without a file."""
     try:
         info = (folder / FILE).stat()
     except FileNotFoundError:

@@ -1,8 +1,9 @@
-"""Follower: keeps a process on the bundles that it should serve.
+"""Follower: makes a process serve the same bundles and labels as the other workers.
 
-Looks at what another worker was told by an admin request (`service.serving.desired`), at labels
-that another worker changed, and at a pointer CURRENT that a training job moves. A bundle that is
-refused is not tried again until what points at it changes.
+It looks at three places, again and again. The file of `service.serving.desired` holds the bundles
+that another worker was told to serve. The catalogue holds the labels that another worker changed.
+The pointer CURRENT names the bundle that a training job has sealed last. If a bundle is refused,
+the old one goes on serving. The follower tries again only when the file or the pointer changes.
 """
 
 import asyncio
@@ -22,54 +23,59 @@ from service.settings.settings import Settings
 log = logging.getLogger(__name__)
 
 LOOK_S: Final = 0.25
-"""How often a worker looks whether another one was told to change bundles."""
+"""How often a worker looks at the file and the catalogue. A choice: for this long workers may serve
+different bundles after a change, and each look costs a `stat`."""
 
 
 class Follower:
-    """Runs beside the requests of one process; `start` and `stop` inside its loop."""
+    """Follows from tasks on the event loop. Call `start` and `stop` inside the loop."""
 
     def __init__(self, deployments: Deployments, settings: Settings) -> None:
         self._deployments = deployments
         self._settings = settings
         self._folder = settings.state_dir
-        self._seen: tuple[int, int] | None = None
-        self._pointed = _pointed(settings.bundle)
+        self._stamp: tuple[int, int] | None = None
+        self._configured = _configured_bundle(settings.bundle)
         self._tasks: list[asyncio.Task[None]] = []
         self._lock = asyncio.Lock()
 
     async def start(self) -> None:
-        """Serve what the state folder says, then keep looking."""
+        """Serve the bundles that the file names, then keep looking for changes."""
         if self._folder is not None:
-            await self._tried(self._catch_up)
+            await self._run_logged(self._catch_up)
             self._tasks.append(asyncio.create_task(self._repeat(self._catch_up, LOOK_S)))
         if self._settings.watch_s:
             self._tasks.append(
-                asyncio.create_task(self._repeat(self._look_at_pointer, self._settings.watch_s))
+                asyncio.create_task(self._repeat(self._follow_pointer, self._settings.watch_s))
             )
 
     async def stop(self) -> None:
-        """Look no more."""
+        """Stop looking for changes."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @contextlib.asynccontextmanager
     async def changing(self) -> AsyncIterator[None]:
-        """Around a change: up to date before it, written down after it unless it failed."""
+        """Surround a change of bundles with this.
+
+        First applies the changes of other workers. Writes the file afterwards, unless the change
+        raised.
+        """
         async with self._lock:
             if self._folder is not None:
-                await self._follow()
+                await self._follow_file()
             yield
-            await self._write_down()
+            await self._write()
 
     async def _repeat(self, look: Callable[[], Awaitable[None]], every_s: float) -> None:
         while True:
             await asyncio.sleep(every_s)
-            await self._tried(look)
+            await self._run_logged(look)
 
     @staticmethod
-    async def _tried(look: Callable[[], Awaitable[None]]) -> None:
-        """Whatever cannot be followed, what is open goes on serving."""
+    async def _run_logged(look: Callable[[], Awaitable[None]]) -> None:
+        """Log an error instead of raising it, so that the open bundles go on serving."""
         try:
             await look()
         except AstrolabeError as exc:
@@ -77,69 +83,70 @@ class Follower:
 
     async def _catch_up(self) -> None:
         async with self._lock:
-            await self._follow()
+            await self._follow_file()
         for deployment in list(self._deployments):
             await asyncio.to_thread(deployment.engine.catalogue.poll)
 
-    async def _follow(self) -> None:
+    async def _follow_file(self) -> None:
         assert self._folder is not None
-        seen = stamp(self._folder)
-        if seen is None or seen == self._seen:
+        file_stamp = stamp(self._folder)
+        if file_stamp is None or file_stamp == self._stamp:
             return
-        self._seen = seen
+        self._stamp = file_stamp
         desired = await asyncio.to_thread(read_desired, self._folder)
         if desired is None:
             return
-        if desired.configured != str(self._pointed):
-            log.info("the settings mean another bundle now: what was chosen before is left")
+        if desired.configured != str(self._configured):
+            log.info("the settings name another bundle now: ignoring the earlier choice of bundles")
             return
-        for name, wanted in desired.models.items():
-            await self._converge(name, wanted)
+        for name, model in desired.models.items():
+            await self._converge(name, model)
         for name in set(self._deployments.slots) - set(desired.models):
             if name != self._deployments.default.name:
                 await self._deployments.remove(name)
 
-    async def _converge(self, name: str, wanted: DesiredModel) -> None:
+    async def _converge(self, name: str, model: DesiredModel) -> None:
         deployments = self._deployments
         slot = deployments.slots.get(name)
-        if slot is None or _path(slot.current) != wanted.bundle:
-            await deployments.activate(Path(wanted.bundle))
+        if slot is None or _folder_of(slot.current) != model.bundle:
+            await deployments.activate(Path(model.bundle))
         slot = deployments.slot(name)
-        slot.previous = Path(wanted.previous) if wanted.previous else None
-        if wanted.canary is not None:
-            await deployments.canary(Path(wanted.canary), wanted.percent)
+        slot.previous = Path(model.previous) if model.previous else None
+        if model.canary is not None:
+            await deployments.canary(Path(model.canary), model.percent)
         elif slot.canary is not None:
             await deployments.end_canary(name)
 
-    async def _look_at_pointer(self) -> None:
-        pointed = await asyncio.to_thread(_pointed, self._settings.bundle)
-        if pointed is None or pointed == self._pointed:
+    async def _follow_pointer(self) -> None:
+        bundle = await asyncio.to_thread(_configured_bundle, self._settings.bundle)
+        if bundle is None or bundle == self._configured:
             return
-        self._pointed = pointed
+        self._configured = bundle
         async with self.changing():
-            await self._deployments.activate(pointed)
+            await self._deployments.activate(bundle)
 
-    async def _write_down(self) -> None:
+    async def _write(self) -> None:
         if self._folder is None:
             return
-        models = {name: _desired(slot) for name, slot in self._deployments.slots.items()}
-        desired = Desired(str(self._pointed), models)
+        models = {name: _desired_model(slot) for name, slot in self._deployments.slots.items()}
+        desired = Desired(str(self._configured), models)
         await asyncio.to_thread(write_desired, self._folder, desired)
-        self._seen = stamp(self._folder)
+        self._stamp = stamp(self._folder)
 
 
-def _pointed(bundle: Path) -> Path | None:
+def _configured_bundle(path: Path) -> Path | None:
+    """The bundle folder that a path means, directly or by its pointer; None where it is missing."""
     try:
-        return resolve(bundle).resolve()
+        return resolve(path).resolve()
     except BundleNotFound:
-        return None  # between two bundles, or not there yet
+        return None  # the training job is just moving the pointer, or has not sealed a bundle yet
 
 
-def _path(deployment: Deployment) -> str | None:
+def _folder_of(deployment: Deployment) -> str | None:
     return str(deployment.folder) if deployment.folder else None
 
 
-def _desired(slot: Slot) -> DesiredModel:
+def _desired_model(slot: Slot) -> DesiredModel:
     return DesiredModel(
         bundle=str(slot.current.folder),
         previous=str(slot.previous) if slot.previous else None,

@@ -1,7 +1,7 @@
-"""What requests may hold: the models that validate them and that OpenAPI shows.
+"""Pydantic models that validate requests, and from which OpenAPI describes them.
 
-Limits come from the settings and effort names from the bundle, so the models are built for each
-open bundle and state the limits in force.
+The limits come from the settings, and the names of the efforts from the bundle. So each open bundle
+has models of its own, which state the limits in force.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ VISIBLE = "[^\\s\\u0000-\\u001f\\u007f-\\u009f\\u200b\\u2028\\u2029\\ufeff]"
 MAX_ID_CHARS = 1024
 MAX_WHERE_FIELDS = 16
 MAX_MODEL_CHARS = 256
+# Choices, far above what real ids, filters and names need. They bound the work for one request.
 
 Include: TypeAlias = Literal["text", "metadata", "embedding"]
 """Optional parts of an answer; ids and scores always come."""
@@ -23,11 +24,11 @@ Include: TypeAlias = Literal["text", "metadata", "embedding"]
 Scores: TypeAlias = Literal["served", "raw"]
 
 Value: TypeAlias = str | int | float | bool
-"""Of a metadata field."""
+"""A value of a metadata field."""
 
 
-class Wanted(BaseModel):
-    """What every request for labels may say; `request_models` adds the limits in force."""
+class LabelsRequest(BaseModel):
+    """The fields that all requests for labels share; `request_models` adds the limits in force."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -44,19 +45,19 @@ class Wanted(BaseModel):
     where: dict[str, Value | list[Value]] | None
 
 
-class RecommendRequest(Wanted):
+class RecommendRequest(LabelsRequest):
     """The fields of POST /v1/recommend."""
 
     query: str | list[str]
 
 
 class ItemRequest(RecommendRequest):
-    """The same, for a bundle with an item filter."""
+    """The fields of POST /v1/recommend, for a bundle with an item filter."""
 
     item_id: str | list[str | None] | None
 
 
-class ByEmbeddingRequest(Wanted):
+class ByEmbeddingRequest(LabelsRequest):
     """The fields of POST /v1/recommend/by-embedding."""
 
     embedding: list[float] | list[list[float]]
@@ -85,14 +86,14 @@ class RecommendParameters(BaseModel):
 
 
 class ItemParameters(RecommendParameters):
-    """The same, for a bundle with an item filter."""
+    """The query string of GET /v1/recommend, for a bundle with an item filter."""
 
     item_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """What a request may ask for, and what it gets where it does not say."""
+    """Upper limits of request fields, and defaults of the fields that a request leaves out."""
 
     max_queries: int
     max_text_chars: int
@@ -107,7 +108,7 @@ class RequestLimits:
 
 @dataclass(frozen=True, slots=True)
 class RequestModels:
-    """The models of one bundle's requests."""
+    """The models that validate requests to one bundle."""
 
     body: type[RecommendRequest]
     parameters: type[RecommendParameters]
@@ -116,19 +117,19 @@ class RequestModels:
 
 
 def request_models(limits: RequestLimits) -> RequestModels:
-    """Every model under these limits."""
+    """Build all models with these limits."""
     text: Any = Annotated[
         str,
         StringConstraints(min_length=1, max_length=limits.max_text_chars, pattern=VISIBLE),
     ]
     texts: Any = Annotated[list[text], Field(min_length=1, max_length=limits.max_queries)]
-    # min and max as well as the type: what is longer is refused before it is converted
+    # With both bounds pydantic refuses a list of another length before it converts the numbers.
     vector: Any = Annotated[
         list[Annotated[float, Field(allow_inf_nan=False)]],
         Field(min_length=limits.dim, max_length=limits.dim),
     ]
     vectors: Any = Annotated[list[vector], Field(min_length=1, max_length=limits.max_queries)]
-    shared, filters = _wanted(limits), _filters(limits)
+    shared, filters = _shared_fields(limits), _filter_fields(limits)
     examples = ["moby dick", ["moby dick", "a history of rome"]]
     body = create_model(
         "RecommendBody",
@@ -137,7 +138,7 @@ def request_models(limits: RequestLimits) -> RequestModels:
         query=(text | texts, Field(description="One text, or a list of texts.", examples=examples)),
         **shared,
         **filters,
-        **(_item_id(limits, many=True) if limits.item_filter else {}),
+        **(_item_field(limits, many=True) if limits.item_filter else {}),
     )
     by_embedding = create_model(
         "ByEmbeddingBody",
@@ -162,13 +163,13 @@ def request_models(limits: RequestLimits) -> RequestModels:
         __base__=ItemParameters if limits.item_filter else RecommendParameters,
         q=(text, Field(description="The text.", examples=["moby dick"])),
         **shared,
-        **(_item_id(limits, many=False) if limits.item_filter else {}),
+        **(_item_field(limits, many=False) if limits.item_filter else {}),
     )
     return RequestModels(body, parameters, by_embedding, embed)
 
 
-def _filters(limits: RequestLimits) -> dict[str, Any]:
-    """The fields of a body that shape the answer and that a query string has no room for."""
+def _filter_fields(limits: RequestLimits) -> dict[str, Any]:
+    """The fields of a body, and not of a query string, that shape or filter the answer."""
     label_id: Any = Annotated[str, StringConstraints(max_length=MAX_ID_CHARS)]
     ids: Any = Annotated[list[label_id], Field(max_length=limits.max_filter_ids)]
     value: Any = Annotated[str, StringConstraints(max_length=MAX_ID_CHARS)] | bool | int | float
@@ -176,12 +177,15 @@ def _filters(limits: RequestLimits) -> dict[str, Any]:
     return {
         "scores": (
             Scores,
-            Field("served", description="`raw`: as the index gives them, before calibration."),
+            Field("served", description="`raw`: the scores of the index, before calibration."),
         ),
-        "explain": (bool, Field(False, description="Say why, and what it cost.")),
+        "explain": (
+            bool,
+            Field(False, description="Explain the answer: how it was found, and at what cost."),
+        ),
         "include": (
             list[Include],
-            # a factory: pydantic would copy a list given as default, deeply, for each request
+            # A factory, because pydantic makes a deep copy of a default list for each request.
             Field(
                 default_factory=lambda: ["text"],
                 max_length=8,
@@ -206,8 +210,8 @@ def _filters(limits: RequestLimits) -> dict[str, Any]:
     }
 
 
-def _wanted(limits: RequestLimits) -> dict[str, Any]:
-    """The fields that say how many labels are wanted, and how hard to look."""
+def _shared_fields(limits: RequestLimits) -> dict[str, Any]:
+    """The fields for model, number of labels, lowest score and effort."""
     effort: Any = Literal[tuple(limits.efforts)]
     return {
         "model": (
@@ -215,7 +219,7 @@ def _wanted(limits: RequestLimits) -> dict[str, Any]:
             Field(None, description="Name of the model; GET /v1/models lists them."),
         ),
         "k": (
-            Annotated[int, BeforeValidator(_whole)],
+            Annotated[int, BeforeValidator(_integer)],
             Field(limits.default_k, ge=1, le=limits.max_k, description="Labels wanted per text."),
         ),
         "min_score": (
@@ -232,30 +236,35 @@ def _wanted(limits: RequestLimits) -> dict[str, Any]:
         ),
         "effort_strict": (
             bool,
-            Field(False, description="Keep to the effort also where the service lowers it."),
+            Field(False, description="Keep this effort even while the service lowers efforts."),
         ),
     }
 
 
-def _item_id(limits: RequestLimits, many: bool) -> dict[str, Any]:
-    """The field that names the item of a text; with `many`, also those of a list of texts."""
+def _item_field(limits: RequestLimits, many: bool) -> dict[str, Any]:
+    """The field that names the item of a text; with `many`, also the items of a list of texts."""
     one: Any = Annotated[str, StringConstraints(max_length=MAX_ID_CHARS)]
     each: Any = Annotated[list[one | None], Field(min_length=1, max_length=limits.max_queries)]
-    what = "Item that the text describes: it and what is filtered for it are left out."
+    description = (
+        "The item that the text describes. The answer leaves out the labels that the bundle "
+        "filters for it, such as its own."
+    )
     if many:
-        what += " For a list of texts a list as long, null where a text has no item."
+        description += (
+            " For a list of texts: a list of the same length, null for a text without item."
+        )
     return {
         "item_id": (
             one | each | None if many else one | None,
             Field(
                 None,
-                description=what,
+                description=description,
                 examples=["pg2701", ["pg2701", None]] if many else ["pg2701"],
             ),
         )
     }
 
 
-def _whole(value: Any) -> Any:
-    """JSON knows one kind of number: 10.0 is the integer 10, as JSON Schema has it."""
+def _integer(value: Any) -> Any:
+    """Take 10.0 as the integer 10, as JSON Schema does (Validation 2020-12, 6.1.1)."""
     return int(value) if isinstance(value, float) and value.is_integer() else value

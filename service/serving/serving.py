@@ -1,7 +1,6 @@
-"""Serving: the one object that the routes answer from, and the truth about readiness.
+"""Serving: what a process has once: settings, metrics, deployments, shedding, and its readiness.
 
-Holds what the process has once: settings, metrics, the open deployments, and whether it is on its
-way out. It does no HTTP.
+All routes answer from this object. It knows nothing of HTTP.
 """
 
 import asyncio
@@ -20,12 +19,20 @@ from service.serving.deployments import Deployments
 from service.settings.settings import Settings
 
 DEEP_TIMEOUT_S: Final = 2.0
+"""How long a deep probe waits for an answer: as long as a request by default, whose timeout
+(`request_timeout_ms`) is 2 s too."""
+
 DEEP_EVERY_S: Final = 1.0
+"""A deep probe that answered serves the others for this long. A choice: anybody may send probes,
+and they must not become a load."""
 
 
 @dataclass(slots=True)
 class Serving:
-    """Open bundles being served. `clock` is the batchers'; deadlines are on it."""
+    """The state of a serving process. Deadlines are seconds of `clock`, which the batchers share.
+
+    `draining` is true once the process is shutting down.
+    """
 
     deployments: Deployments
     settings: Settings
@@ -33,33 +40,33 @@ class Serving:
     clock: Callable[[], float]
     shedding: Shedding
     draining: bool = False
-    _answered_s: float = -math.inf
+    _last_answer_s: float = -math.inf
     _drain: "asyncio.Task[None] | None" = None
 
     @property
     def default(self) -> Deployment:
-        """What answers a request that names no model."""
+        """The deployment that answers requests that name no model, canary aside."""
         return self.deployments.default
 
     def effort_steps_down(self) -> int:
-        """Steps by which the ceiling on effort is lowered now, of the model where it is most."""
+        """The most operating points by which any deployment's ceiling on effort is lowered now."""
         return max(deployment.effort_steps_down() for deployment in self.deployments)
 
     def check_ready(self) -> None:
-        """Return where the service answers; raises NotReady or ShuttingDown where it does not."""
+        """Raise ShuttingDown while the process drains, and NotReady where lanes do not work."""
         if self.draining:
             raise ShuttingDown("the service is shutting down: use another replica")
         if fault := self.deployments.health():
             raise NotReady(fault, retry_after_s=1.0)
 
     async def check_answers(self) -> None:
-        """Have the default model answer a text; raises NotReady, OverloadError where it does not.
+        """Send a text through the default model; raises NotReady or OverloadError where that fails.
 
-        By the same queue, encoder and index as any request, so it says what they would meet. Once
-        a second at most, since probes need no key.
+        The text takes the queue, encoder and index that every request takes. Does nothing if it
+        succeeded within the last second, because probes need no key.
         """
         self.check_ready()
-        if self.clock() - self._answered_s < DEEP_EVERY_S:
+        if self.clock() - self._last_answer_s < DEEP_EVERY_S:
             return
         deployment, deadline_s = self.default, self.clock() + DEEP_TIMEOUT_S
         query = Query("ready", 1, deployment.engine.manifest.defaults.effort)
@@ -69,10 +76,10 @@ class Serving:
         except TimeoutError:
             detail = f"no answer to a text within {DEEP_TIMEOUT_S:g} s"
             raise NotReady(detail, retry_after_s=1.0) from None
-        self._answered_s = self.clock()
+        self._last_answer_s = self.clock()
 
     async def drain(self) -> None:
-        """Stop intake and finish or fail what was accepted; a second call joins the first."""
+        """Stop intake and settle all accepted requests; a second call waits for the first."""
         self.draining = True
         if self._drain is None:
             self._drain = asyncio.create_task(
@@ -87,27 +94,28 @@ def open_serving(
     telemetry: Telemetry,
     clock: Callable[[], float],
 ) -> Serving:
-    """Wire a deployment around each engine, the first being the default."""
+    """Make a deployment of each engine, the first as default. Let telemetry read their state."""
     deployments = Deployments(engines, settings, telemetry, clock)
 
-    def count(error: OverloadError) -> None:
+    def count_refusal(error: OverloadError) -> None:
         telemetry.rejected(error.code)
         telemetry.request_finished(PATH.decode(), error.status, 0.0)
 
-    def ask(deadline_s: float, bulk: bool, others: int) -> AstrolabeError | None:
+    def would_refuse(deadline_s: float, bulk: bool, n_ahead: int) -> AstrolabeError | None:
         only = deployments.only
         if only is None or only.cache is not None:
-            return None  # the body could choose another bundle, or be known to the cache
-        return only.batcher.refusal(deadline_s, bulk, others)
+            # Only the body tells which bundle answers, or whether the cache holds the answer.
+            return None
+        return only.batcher.refusal(deadline_s, bulk, n_ahead)
 
-    shedding = Shedding(clock, settings.request_timeout_ms / 1000, ask, count)
+    shedding = Shedding(clock, settings.request_timeout_ms / 1000, would_refuse, count_refusal)
     serving = Serving(deployments, settings, telemetry, clock, shedding)
     telemetry.describe_device(requested=settings.device, active=engines[0].encoder.device)
     telemetry.watch(
-        queue_tokens=lambda: sum(open_.batcher.waiting_tokens for open_ in deployments),
+        queue_tokens=lambda: sum(one.batcher.waiting_tokens for one in deployments),
         effort_steps_down=serving.effort_steps_down,
         resting_connections=lambda: len(shedding.resting),
-        delta_labels=lambda: max(open_.engine.catalogue.n_delta for open_ in deployments),
-        tombstones=lambda: max(open_.engine.catalogue.n_tombstones for open_ in deployments),
+        delta_labels=lambda: max(one.engine.catalogue.n_delta for one in deployments),
+        tombstones=lambda: max(one.engine.catalogue.n_tombstones for one in deployments),
     )
     return serving

@@ -11,7 +11,7 @@ import pytest
 from service.api.app import create_app
 from service.errors import SettingsInvalid
 from service.observe.telemetry import Telemetry
-from service.serving.deployment import check_ruled_models, open_changed_engine
+from service.serving.deployment import check_label_rules, open_changed_engine
 from tests.support.fakes import FakePredict, Running, fake_settings
 from tests.support.tiny_bundle import seal
 
@@ -93,5 +93,5 @@ def test_rules_of_a_model_that_is_not_served_are_refused(tiny_bundle: Path, tmp_
     path = written(tmp_path, tinny={"exclude": {"ids": ["L000"]}})
     settings = fake_settings(bundle=tiny_bundle, device="cpu", label_rules=path)
     engine = open_changed_engine(tiny_bundle, settings)
-    with pytest.raises(SettingsInvalid, match="rules of 'tinny', this service has tiny"):
-        check_ruled_models([engine], settings)
+    with pytest.raises(SettingsInvalid, match="rules for the model 'tinny'"):
+        check_label_rules([engine], settings)

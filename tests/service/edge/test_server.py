@@ -36,11 +36,11 @@ class Served:
 
 @asynccontextmanager
 async def served(
-    verify: Any = True, ports_end: Callable[[], bool] = lambda: True, **settings: Any
+    verify: Any = True, all_stop: Callable[[], bool] = lambda: True, **settings: Any
 ) -> AsyncIterator[Served]:
     predict = FakePredict()
     app = create_app(fake_engine(predict), fake_settings(**settings), Telemetry())
-    server = DrainingServer(app, ports_end=ports_end)
+    server = DrainingServer(app, all_stop=all_stop)
     with bind("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
         ended = asyncio.create_task(server.serve(sockets=[listener]))
@@ -143,7 +143,7 @@ async def test_third_signal_cuts_everything_short() -> None:
 async def test_a_worker_that_ends_alone_leaves_new_connections_to_the_others(
     others_serve: bool,
 ) -> None:
-    async with served(ports_end=lambda: not others_serve) as run:
+    async with served(all_stop=lambda: not others_serve) as run:
         with run.listener.dup() as other:  # what another worker would listen on
             run.server.on_signal()
             await run.ended

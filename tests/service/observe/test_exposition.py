@@ -70,13 +70,13 @@ def test_drift_is_from_the_reference_of_the_bundle_where_there_is_one() -> None:
     rng = np.random.default_rng(2)
     telemetry = Telemetry()
     sealed = reference(rng.uniform(0.2, 0.8, 1000), np.full(1000, 5.0))
-    telemetry.shapes.expect(sealed)
+    telemetry.shapes.set_reference(sealed)
     telemetry.served(answers(rng.uniform(0.1, 0.4, 600), n_tokens=40))
     assert (sample(telemetry, "score_drift", of="top_score") or 0) > 0.5
     assert (sample(telemetry, "score_drift", of="query_tokens") or 0) > 0.5
-    telemetry.shapes.expect(sealed)  # the same again: nothing is forgotten
+    telemetry.shapes.set_reference(sealed)  # the same again: nothing is forgotten
     assert sample(telemetry, "score_drift", of="top_score") is not None
-    telemetry.shapes.expect(reference(rng.uniform(0.1, 0.4, 1000), np.full(1000, 40.0)))
+    telemetry.shapes.set_reference(reference(rng.uniform(0.1, 0.4, 1000), np.full(1000, 40.0)))
     assert sample(telemetry, "score_drift", of="top_score") is None
     telemetry.served(answers(rng.uniform(0.1, 0.4, 600), n_tokens=40))
     assert (sample(telemetry, "score_drift", of="top_score") or 0) < 0.1
@@ -92,7 +92,7 @@ def test_a_reference_that_cannot_be_used_leaves_the_first_answers(unfit: str) ->
     else:
         other = sealed.top_score.model_copy(update={"bounds": [0.0, *sealed.top_score.bounds[1:]]})
         sealed = sealed.model_copy(update={"top_score": other})
-    telemetry.shapes.expect(sealed)
+    telemetry.shapes.set_reference(sealed)
     telemetry.served(answers(rng.uniform(0.1, 0.4, 2600)))
     assert sample(telemetry, "score_drift", of="top_score") is None
     telemetry.served(answers(rng.uniform(0.1, 0.4, 1000)))

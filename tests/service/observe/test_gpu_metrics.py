@@ -44,7 +44,7 @@ def test_a_gpu_in_use_is_measured_at_every_scrape(monkeypatch: pytest.MonkeyPatc
     collector = open_gpu_metrics("cuda")
     assert collector is not None
     telemetry = Telemetry()
-    telemetry.show_beside(collector)
+    telemetry.add_collector(collector)
     lines = telemetry.render().decode().splitlines()
     shown = [line for line in lines if line.startswith("astrolabe_gpu")]
     assert shown == [

@@ -72,7 +72,7 @@ async def test_retry_after_is_no_shorter_than_the_rest_of_those_before(
         waiting = await overload(run)
         await one.says(REQUEST)
         await is_shed(one)
-        run.server._serving.shedding._worded_s = 0.0  # the sentence is old
+        run.server._serving.shedding._error_s = 0.0  # the sentence is old
         await other.says(REQUEST)
         assert (await other.hears())[1]["retry-after"] == "3"
         await finish(run, waiting)

@@ -46,7 +46,7 @@ class Door:
 def test_connections_judge_for_a_while_after_each_refusal() -> None:
     door = Door()
     assert not door.shedding.armed
-    door.shedding.begin(QueueFull("full"))
+    door.shedding.arm(QueueFull("full"))
     door.clock.advance(0.9 * ARMED_S)
     assert door.shedding.armed
     assert door.refused()
@@ -59,7 +59,7 @@ def test_connections_judge_for_a_while_after_each_refusal() -> None:
 
 def test_other_errors_arm_nothing() -> None:
     door = Door()
-    door.shedding.begin(InvalidValue("k"))
+    door.shedding.arm(InvalidValue("k"))
     assert not door.shedding.armed
 
 

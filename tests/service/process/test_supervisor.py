@@ -15,17 +15,17 @@ SAFETY_S = 30.0
 
 SCRIPT = """
 import os, select, signal, sys
-from service import supervisor
+from service.process import supervisor
 from service.errors import WorkersFailed
 
 def say(*words):
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # whole, whoever else writes
 
 class Watcher:
-    def running(self, pids): say("running", *pids)
-    def died(self, number): say("died", number)
-    def replaced(self, number): say("replaced", number)
-    def stopping(self): say("stopping")
+    def on_running(self, pids): say("running", *pids)
+    def on_died(self, number): say("died", number)
+    def on_replaced(self, number): say("replaced", number)
+    def on_stopping(self): say("stopping")
 
 def bell():
     # Readable after a signal: one that comes just before a wait would not end the wait itself.
