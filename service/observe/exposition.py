@@ -124,11 +124,11 @@ def _live_recall(internal: Mapping[str, Metric]) -> Iterator[Metric]:
     }
     totals = _by(internal, RECALL, "point", "what")
     for point in sorted({point for point, _ in totals}):
-        found, wanted = totals[point, "found"], totals[point, "wanted"]
+        hits, expected = totals[point, "hits"], totals[point, "expected"]
         samples = totals[point, "samples"]
-        if wanted and samples:
+        if expected and samples:
             # A query is one trial, not k: its rows are found or missed together.
-            values = (found / wanted, *wilson_interval(found / wanted, samples), samples)
+            values = (hits / expected, *wilson_interval(hits / expected, samples), samples)
             for family, value in zip(families.values(), values, strict=True):
                 family.add_metric([point], value)
     yield from families.values()
