@@ -93,7 +93,7 @@ def read_manifest(folder: Path) -> Manifest:
         )
     for name in manifest.files:
         if not _FILE_NAME.fullmatch(name) or name == MANIFEST:
-            raise ManifestInvalid(f"{folder / MANIFEST}: files: {name[:80]!r} is no file name")
+            raise ManifestInvalid(f"{folder / MANIFEST}: files: {name[:80]!r} is not a file name")
     check_claims(folder / MANIFEST, manifest)
     return manifest
 

@@ -17,12 +17,12 @@ def open_array(path: Path, dtype: DTypeLike, n_axes: int = 1) -> NDArray[Any]:
     Raises BundleMismatch if the file is no such array, or its type or axes differ.
     """
     try:
-        mapped = np.lib.format.open_memmap(path, mode="r")
+        array = np.lib.format.open_memmap(path, mode="r")
     except Exception as exc:  # on a broken header NumPy's reader can raise almost any error
         raise BundleMismatch(f"{path} is not an array that NumPy can map: {exc}") from exc
-    if mapped.dtype != dtype or mapped.ndim != n_axes or not mapped.flags.c_contiguous:
+    if array.dtype != dtype or array.ndim != n_axes or not array.flags.c_contiguous:
         raise BundleMismatch(
-            f"{path} holds {mapped.dtype} of shape {mapped.shape}, expected {_SHAPES[n_axes]} of "
+            f"{path} holds {array.dtype} of shape {array.shape}, expected {_SHAPES[n_axes]} of "
             f"{np.dtype(dtype)} in C order"
         )
-    return np.asarray(mapped)  # indexing an np.memmap is several times slower
+    return np.asarray(array)  # indexing an np.memmap is several times slower

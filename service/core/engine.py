@@ -214,7 +214,7 @@ class Engine:
         index = self.index
         if not isinstance(index, AugmentedIndex):
             return None
-        recalled = index.recall(embeddings, effort)
+        neighbours = index.recall(embeddings, effort)
         return [
             [
                 {
@@ -226,7 +226,7 @@ class Engine:
                 }
                 for j, similarity in zip(rows, similarities, strict=True)
             ]
-            for rows, similarities in zip(recalled.rows, recalled.scores, strict=True)
+            for rows, similarities in zip(neighbours.rows, neighbours.scores, strict=True)
         ]
 
     def search(self, embeddings: Float32Rows, k: int, effort: str) -> Hits:

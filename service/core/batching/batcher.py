@@ -195,7 +195,7 @@ class MicroBatcher:
             async with asyncio.timeout(timeout_s):
                 await self._settled.wait()
         except TimeoutError:
-            log.warning("drain timed out, failing what is left")
+            log.warning("drain timed out, failing the jobs that remain")
         self._fail_waiting(ShuttingDown("the service stopped before this request was computed"))
         for lane in self._lanes:
             self._fail(lane.jobs, ShuttingDown("the service stopped while this was computed"))

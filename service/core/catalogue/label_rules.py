@@ -153,9 +153,9 @@ class _SelectionRows:
             if self._has(added[place]):
                 self._of_delta.append(snapshot.n_base + place)
         overrides = snapshot.overrides
-        unchanged = self._of_base[~np.isin(self._of_base, list(overrides))]
-        changed = [row for row, label in overrides.items() if self._has(label)]
-        rows = np.union1d(unchanged, np.array([*changed, *self._of_delta], np.int64))
+        unchanged_rows = self._of_base[~np.isin(self._of_base, list(overrides))]
+        changed_rows = [row for row, label in overrides.items() if self._has(label)]
+        rows = np.union1d(unchanged_rows, np.array([*changed_rows, *self._of_delta], np.int64))
         return rows[snapshot.lives(rows)]
 
     def _has(self, label: Label) -> bool:
@@ -169,10 +169,10 @@ def _selection_rows(
 ) -> _SelectionRows | None:
     if selection is None:
         return None
-    unknown = [label_id for label_id in selection.ids if not catalogue.knows(label_id)]
-    if unknown:
-        examples = ", ".join(repr(label_id[:80]) for label_id in unknown[:MAX_NAMED])
-        more = f" and {len(unknown) - MAX_NAMED} more" if len(unknown) > MAX_NAMED else ""
+    unknown_ids = [label_id for label_id in selection.ids if not catalogue.knows(label_id)]
+    if unknown_ids:
+        examples = ", ".join(repr(label_id[:80]) for label_id in unknown_ids[:MAX_NAMED])
+        more = f" and {len(unknown_ids) - MAX_NAMED} more" if len(unknown_ids) > MAX_NAMED else ""
         raise SettingsInvalid(
             f"label_rules: {name}.ids: this model has no label {examples}{more}: correct the ids, "
             "or take them out of the file"

@@ -158,15 +158,15 @@ class LiveCatalogue:
 
     def knows(self, label_id: str) -> bool:
         """Whether a label has this id, or had it before a change removed it."""
-        changed = self._snapshot is not None and label_id in self._state.rows
-        return changed or self.directory.row_of(label_id) is not None
+        in_changes = self._snapshot is not None and label_id in self._state.rows
+        return in_changes or self.directory.row_of(label_id) is not None
 
     def rows_of(self, label_ids: Iterable[str]) -> tuple[NDArray[np.int64], list[str]]:
         """Rows of the live labels with these ids, rising, each once; and the unknown ids."""
         row_by_id = {label_id: self.row_of(label_id) for label_id in label_ids}
         rows = sorted({row for row in row_by_id.values() if row is not None})
-        unknown = [label_id for label_id, row in row_by_id.items() if row is None]
-        return np.array(rows, np.int64), unknown
+        unknown_ids = [label_id for label_id, row in row_by_id.items() if row is None]
+        return np.array(rows, np.int64), unknown_ids
 
     def rows_where(self, conditions: Conditions) -> NDArray[np.int64]:
         """Rows of live labels whose metadata meets every condition, rising.
@@ -178,13 +178,13 @@ class LiveCatalogue:
         if snapshot is None:
             return rows
         of_base = snapshot.lives(rows) & ~np.isin(rows, list(snapshot.overrides))
-        changed = [
+        changed_rows = [
             row
             for row, label in self._state.fields.entries_where(conditions)
             if row >= snapshot.n_base or snapshot.overrides.get(row) is label
         ]
-        others = np.array(changed, np.int64)
-        return np.union1d(rows[of_base], others[snapshot.lives(others)])
+        candidates = np.array(changed_rows, np.int64)
+        return np.union1d(rows[of_base], candidates[snapshot.lives(candidates)])
 
     @cached_property
     def directory(self) -> LabelDirectory:
@@ -208,8 +208,8 @@ class LiveCatalogue:
         with self._writing:
             self._catch_up(store, {})
             base, after = self._base_label, self._folded_seq
-            resolved = store.resolve(changes, base, after)
-            embeddings = self._encode(dict(enumerate(resolved)))
+            labels = store.resolve(changes, base, after)
+            embeddings = self._encode(dict(enumerate(labels)))
             stored = store.append(changes, base, after, self._encoder_key, embeddings)
             self._catch_up(store, {stored[place].seq: row for place, row in embeddings.items()})
             ops = [change.op for change in stored]

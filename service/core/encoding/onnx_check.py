@@ -84,7 +84,7 @@ class _Reader:
             part = parts.get(number)
             if part is not None:
                 if wire != _BYTES:
-                    raise _Refused(f"field {number} of a {kind} is no message")
+                    raise _Refused(f"field {number} of a {kind} is not a message")
                 if part == "training":
                     raise _Refused("it carries a training graph")
                 self.check(part, (start, end), depth + 1)
@@ -105,12 +105,12 @@ class _Reader:
 
     def _check_domain(self, name: bytes) -> None:
         if name not in _DOMAINS:
-            shown = name.decode(errors="replace")[:80]
-            raise _Refused(f"it uses operators of {shown!r}, only ONNX's own are opened")
+            domain = name.decode(errors="replace")[:80]
+            raise _Refused(f"it uses operators of {domain!r}, only ONNX's own are allowed")
 
     def _text(self, wire: int, start: int, end: int) -> bytes:
         if wire != _BYTES or end - start > MAX_NAME_BYTES:
-            raise _Refused(f"the name at byte {start} is none, or longer than {MAX_NAME_BYTES}")
+            raise _Refused(f"byte {start} starts no name of at most {MAX_NAME_BYTES} bytes")
         return bytes(self._data[start:end])
 
     def _fields_of(self, span: Span) -> Iterator[Field]:

@@ -83,9 +83,9 @@ def cuda_options(options: GpuOptions) -> dict[str, str]:
     onnxruntime/core/providers/cuda/cuda_execution_provider_info.cc:
     `device_id`; `gpu_mem_limit` in bytes, of the provider's arena alone; `arena_extend_strategy`,
     kSameAsRequested because few shapes ask for few sizes, and doubling would run into the limit;
-    `cudnn_conv_algo_search`, HEURISTIC because an exhaustive search pays where convolutions are;
+    `cudnn_conv_algo_search`, HEURISTIC because an exhaustive search pays only with convolutions;
     `use_tf32`, 0 so that fp32 means fp32 (fp16 does not use it); `enable_cuda_graph`.
-    `prefer_nhwc` is left alone: it lays out images, and an encoder of texts has none.
+    `prefer_nhwc` stays unset: it is a layout for images, and a text encoder has none.
     """
     provider_options = {
         "device_id": str(options.device_id),
@@ -108,8 +108,8 @@ def tensorrt_options(options: GpuOptions, inputs: Sequence[str]) -> dict[str, st
     `trt_max_workspace_size` in bytes; `trt_engine_cache_enable`, `trt_engine_cache_path`,
     `trt_timing_cache_enable`, `trt_timing_cache_path`; and `trt_profile_min_shapes`, `..opt..`,
     `..max..`, each as `input:2x8,input:2x8`, so that one engine is built for all buckets.
-    `trt_cuda_graph_enable` records one graph for a session, whose shapes may then never change: it
-    does not go with buckets and is left off.
+    `trt_cuda_graph_enable` stays unset: it records one graph for a session, whose shapes may then
+    never change, and a session here sees many buckets.
     """
     provider_options = {"device_id": str(options.device_id)}
     if options.half:

@@ -68,15 +68,15 @@ def pad(encodings: Sequence[Encoding]) -> TokenBatch:
     lengths = [len(row) for row in ids]
     width = max(lengths, default=1)
     if min(lengths, default=0) == width:  # all texts have one length: nothing to pad
-        padded = np.array(ids, np.int64)
-        mask = np.ones_like(padded)
+        padded_ids = np.array(ids, np.int64)
+        mask = np.ones_like(padded_ids)
     else:
         real = np.arange(width) < np.array(lengths, np.int64)[:, None]
         mask = real.astype(np.int64)
-        padded = np.zeros((len(ids), width), np.int64)
-        padded[real] = [token for row in ids for token in row]
+        padded_ids = np.zeros((len(ids), width), np.int64)
+        padded_ids[real] = [token for row in ids for token in row]
     truncated = np.array([bool(encoding.overflowing) for encoding in encodings], np.bool_)
-    return TokenBatch(padded, mask, truncated)
+    return TokenBatch(padded_ids, mask, truncated)
 
 
 def length_sorted_chunks(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:

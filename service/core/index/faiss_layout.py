@@ -66,7 +66,7 @@ class _Walk:
         """One index, of one of the FAISS types `kinds` if any are named; returns (dim, n_rows)."""
         name = self._name()
         if name not in _PARTS or (kinds and name not in kinds):
-            raise LayoutBroken(f"{name!r} at byte {self.place - 4} is no type that is served")
+            raise LayoutBroken(f"{name!r} at byte {self.place - 4} is not a type for label indexes")
         self._depth += 1
         if self._depth > _MOST_PARTS:
             raise LayoutBroken("too many indexes in one another")

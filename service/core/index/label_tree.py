@@ -174,9 +174,9 @@ def mean_over_trees(keys: Ints, n_trees: int, count_misses: bool) -> Ints:
     With `count_misses` a label counts as 0 in a tree whose beam did not reach it; else the mean is
     over the trees that did.
     """
-    together = keys.reshape(-1, n_trees * keys.shape[1])
-    costs, rows = unpack(together)
-    rows = np.where(together == PADDING, PADDING, rows)
+    tree_keys = keys.reshape(-1, n_trees * keys.shape[1])
+    costs, rows = unpack(tree_keys)
+    rows = np.where(tree_keys == PADDING, PADDING, rows)
     # Sort by label, then by cost: a sum in a fixed order always rounds alike.
     order = np.lexsort((costs, rows), axis=-1)
     costs, rows = np.take_along_axis(costs, order, 1), np.take_along_axis(rows, order, 1)
@@ -187,11 +187,11 @@ def mean_over_trees(keys: Ints, n_trees: int, count_misses: bool) -> Ints:
     over = n_trees if count_misses else np.diff(starts, append=rows.size)
     with np.errstate(divide="ignore"):
         mean = -np.log(np.minimum(sums / over, 1.0)).astype(np.float32)
-    merged = np.full(rows.shape, PADDING)
+    mean_keys = np.full(rows.shape, PADDING)
     labels = rows.reshape(-1)[starts]
     flat = np.where(labels == PADDING, PADDING, pack(mean, labels & 0xFFFFFFFF))
-    merged.reshape(-1)[starts] = flat
-    return merged
+    mean_keys.reshape(-1)[starts] = flat
+    return mean_keys
 
 
 def open_label_tree(
@@ -256,10 +256,10 @@ def _fault(forest: Forest, n_weights: int, n_bias: int) -> str | None:
     if (by_tree != np.arange(forest.n_labels)).any():
         return "a tree does not hold every label once"
     if ((forest.roots < 0) | (forest.roots >= n_nodes)).any():
-        return "a root is no node"
+        return "a root is not a node"
     nodes = np.arange(n_nodes)
     if ((forest.first <= nodes) | (forest.end <= forest.first) | (forest.end > n_items)).any():
-        return "a node's children do not stand behind it"
+        return "a node's children do not come after it"
     if ((forest.first < n_nodes) & (forest.end > n_nodes)).any():
         return "a node has nodes and labels for children"
     parents = np.zeros(n_items + 1, np.int64)
@@ -268,5 +268,5 @@ def _fault(forest: Forest, n_weights: int, n_bias: int) -> str | None:
     parents = np.cumsum(parents[:-1])
     parents[forest.roots] += 1
     if (parents != 1).any():
-        return "an item is no node's child, or that of several"
+        return "an item is not the child of exactly one node"
     return None

@@ -85,8 +85,10 @@ class LearnedGraphIndex:
             self._keys(queries[start : start + at_once], k, params)
             for start in range(0, len(queries), at_once)
         ]
-        ranked = np.concatenate([np.empty((0, k), np.int64), *keys])[:, ::-1]
-        return Hits(np.ascontiguousarray(self._rows(ranked)), np.ascontiguousarray(_high(ranked)))
+        best_keys = np.concatenate([np.empty((0, k), np.int64), *keys])[:, ::-1]
+        return Hits(
+            np.ascontiguousarray(self._rows(best_keys)), np.ascontiguousarray(_high(best_keys))
+        )
 
     def search_among(self, queries: Float32Rows, rows: NDArray[np.int64], k: int) -> Hits:
         """Top k of `rows`, which rise, by probability over all clusters."""
@@ -100,8 +102,10 @@ class LearnedGraphIndex:
             keys = self._keys(queries[start : start + at_once], self.n_rows, {})
             eligible = np.isin(self._rows(keys), rows)
             parts.append(keys[eligible].reshape(len(keys), -1)[:, len(rows) - k :])
-        ranked = np.concatenate(parts)[:, ::-1]
-        return Hits(np.ascontiguousarray(self._rows(ranked)), np.ascontiguousarray(_high(ranked)))
+        best_keys = np.concatenate(parts)[:, ::-1]
+        return Hits(
+            np.ascontiguousarray(self._rows(best_keys)), np.ascontiguousarray(_high(best_keys))
+        )
 
     def _cells_a_query(self, params: Mapping[str, int]) -> int:
         if not params:
@@ -144,8 +148,8 @@ class LearnedGraphIndex:
         last = np.ones(labels.shape, np.bool_)
         np.not_equal(labels[:, 1:], labels[:, :-1], out=last[:, :-1])
         bits = keys & _LOW
-        reached = last & (labels < self.n_rows) & (bits > 0)
-        return _best(np.where(reached, bits << 32 | self.n_rows - labels, 0), size)
+        is_candidate = last & (labels < self.n_rows) & (bits > 0)
+        return _best(np.where(is_candidate, bits << 32 | self.n_rows - labels, 0), size)
 
     def _rescore(self, queries: Float32Rows, keys: NDArray[np.int64]) -> NDArray[np.int64]:
         """The keys with the labels' scores in place of those of their paths."""
@@ -244,7 +248,7 @@ def open_learned_graph(
         if array.shape != shape:
             raise BundleMismatch(f"{path} has shape {array.shape}, expected {shape}")
         if not np.isfinite(array).all():
-            raise BundleMismatch(f"{path} holds values that are no numbers")
+            raise BundleMismatch(f"{path} holds NaN or infinite values")
     _check_edges(paths[2], paths[3], edges, weights, info.n_rows)
     for name, params in efforts.items():
         if params and not (params.get("beam", 0) > 0 and params.get("shortlist", 0) > 0):

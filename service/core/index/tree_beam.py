@@ -140,13 +140,13 @@ class TreeBeam:
             n_open = np.count_nonzero(is_open)
             if not n_open:
                 return keys
-            grown = _rows(*self._children(keys, is_open, score, 1.0), len(keys))
+            children = _rows(*self._children(keys, is_open, score, 1.0), len(keys))
             if n_open < keys.size:
-                grown = np.concatenate([np.where(is_open, PADDING, keys), grown], axis=1)
-            if grown.shape[1] > beam:
-                grown.partition(beam - 1, axis=1)
-                grown = grown[:, :beam]
-            keys = grown
+                children = np.concatenate([np.where(is_open, PADDING, keys), children], axis=1)
+            if children.shape[1] > beam:
+                children.partition(beam - 1, axis=1)
+                children = children[:, :beam]
+            keys = children
 
     def labels(self, leaves: Ints, score: Scorer) -> Ints:
         """Keys (rows, width) of the labels in these leaves, with label rows, padded, unordered."""

@@ -109,7 +109,7 @@ class LabelStore:
             raw = orjson.loads(line)
             label = Label(raw["id"], raw["text"], raw.get("metadata", {}))
         except (ValueError, TypeError, KeyError, AttributeError) as exc:
-            raise BundleMismatch(f"{self._path}: row {row} is no label: {exc}") from exc
+            raise BundleMismatch(f"{self._path}: row {row} is not a label: {exc}") from exc
         if not (isinstance(label.label_id, str) and isinstance(label.text, str)):
             raise BundleMismatch(f"{self._path}: row {row}: id and text must be texts")
         return label
