@@ -1,17 +1,18 @@
-"""python -m service: settings, logs, ports, then serving until a signal.
+"""python -m service: reads the settings, sets up logs and ports, and serves until a signal.
 
-The port is bound first and listened on last: a taken port is known at once, and a client that
-comes while the bundle is still being verified and warmed is refused by the kernel instead of
-waiting for a 503. Kubernetes' startup probe covers that time; nothing here answers half-open.
+It binds the ports first and listens on them last. So a port that is in use is an error at once.
+While the bundle is still being verified and warmed, the kernel refuses clients, and they do not
+wait for a 503. Kubernetes' startup probe covers that time.
 """
 
 import os
 import signal
 
 if __name__ == "__main__":
-    # Until serving begins, a signal ends the process. An exception would be lost where Python
-    # drops it, such as in a finaliser; a thread that waits, as other commands have, would be one
-    # too many for a fork. Process 1 of a container ignores SIGTERM unless it asks for it.
+    # Until serving begins, a signal ends the process. We raise no exception, because Python drops
+    # it in some places, such as a finaliser. We start no waiting thread (`service.interrupt`),
+    # because threads do not survive a fork. We set a handler at all, because process 1 of a
+    # container ignores SIGTERM without one.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
 
@@ -28,8 +29,8 @@ log = logging.getLogger("service")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until SIGTERM or SIGINT; the exit code is 0 then, and 1 where starting failed."""
-    # Nothing heavy above: --help must not wait for ONNX Runtime and FAISS.
+    """Serve until SIGTERM or SIGINT; returns the exit code, 0 then and 1 for a failed start."""
+    # Import late: --help must not wait for ONNX Runtime and FAISS.
     from service.errors import AstrolabeError
     from service.settings.settings import load_settings
 
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _serve(settings: "Settings") -> int:
     if settings.workers > 1:
-        # NumPy's own threads, started at its import, would not survive the fork.
+        # NumPy's own threads, which start at its import, do not survive a fork.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from service.edge.ports import bind
     from service.observe.logs import configure_logging

@@ -2,17 +2,17 @@
 
     python -m service.check BUNDLE [--query TEXT ...] [--k N] [--effort NAME]
 
-Verifies every file, opens and warms the parts and replays the golden queries, as the service does
-at its start; then answers the texts by the code that serves, without changes of labels and label
-rules. Settings are the service's: its variables, and its flags of the encoder and the GPU. One JSON
-object a line on standard output. The exit code is 0, or 1 with a sentence where the bundle would
-not be served; 130 after Ctrl-C or SIGTERM.
+It verifies every file, opens and warms the parts and replays the golden queries, as the service
+does at its start. Then it answers the texts with the service's own code, but without label changes
+and label rules. It takes the service's environment variables, and its flags of the encoder and the
+GPU. It writes one JSON object a line to standard output. The exit code is 0; or 1, with a sentence,
+if the service would refuse the bundle; or 130 after Ctrl-C or SIGTERM.
 """
 
 from service.interrupt import end_on_signal
 
 if __name__ == "__main__":
-    end_on_signal("Stopped.")  # the imports below take their time
+    end_on_signal("Stopped.")  # before the imports, which are slow
 
 import argparse
 import json
@@ -25,25 +25,25 @@ OPENING: Final = (
     *("device", "encoder-variant", "intra-op-threads", "max-batch-tokens"),
     *("gpu-device-id", "gpu-memory-mb", "gpu-max-rows", "cuda-graphs", "tensorrt-cache"),
 )
-"""Flags of the service that say how a bundle is opened."""
+"""The service's flags that decide how it opens a bundle."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Check, answer, print."""
+    """Check the bundle, answer the queries, print both; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m service.check", description=__doc__)
     parser.add_argument("bundle", type=Path, help="a bundle, or a folder of bundles with a pointer")
     parser.add_argument("--query", action="append", default=[], metavar="TEXT")
-    parser.add_argument("--k", type=int, help="labels wanted (the bundle's own default)")
-    parser.add_argument("--effort", help="operating point (the bundle's own default)")
+    parser.add_argument("--k", type=int, help="labels in an answer (default: the bundle's own)")
+    parser.add_argument("--effort", help="operating point (default: the bundle's own)")
     for name in OPENING:
-        parser.add_argument(f"--{name}", metavar="VALUE", help="as of python -m service")
+        parser.add_argument(f"--{name}", metavar="VALUE", help="as for python -m service")
     options = parser.parse_args(arguments)
     flags = [f"--bundle={options.bundle}"]
     for name in OPENING:
         if (value := getattr(options, name.replace("-", "_"))) is not None:
             flags.append(f"--{name}={value}")
 
-    # Nothing heavy above: --help must not wait for ONNX Runtime and FAISS.
+    # Import late: --help must not wait for ONNX Runtime and FAISS.
     from service.core.types import Query
     from service.errors import AstrolabeError
     from service.serving.deployment import open_engine

@@ -4,9 +4,10 @@
         for label in client.recommend("the white whale", k=5).labels:
             ...
 
-Every call has one deadline, which the service is told, and within it is tried again where that is
-safe and may help. Errors are in `service.remote.errors`, answers in `service.remote.answers`.
-docs/client.md shows all of it at work. Nothing that serves or trains is imported.
+Every call has one deadline, which the client sends to the service. Within it the client tries again
+if that is safe and can help. Errors are in `service.remote.errors`, answers in
+`service.remote.answers`; docs/client.md has examples. The client imports no code that serves or
+trains.
 """
 
 import asyncio
@@ -28,7 +29,7 @@ import httpx
 
 from service.remote import calls
 from service.remote.answers import Applied, Embeddings, Info, Label, Recommendation, Result
-from service.remote.calls import Call, NewLabel, Wanted
+from service.remote.calls import Call, NewLabel, RecommendOptions
 from service.remote.errors import (
     AstrolabeClientError,
     AstrolabeConnectionError,
@@ -42,19 +43,23 @@ from service.version import __version__
 T = TypeVar("T")
 
 MAX_TIMEOUT_MS = 30_000
-"""The service refuses a longer deadline; this is its default, `info()` learns the one in force."""
+"""The service's default for the longest deadline; it refuses a longer one. `info()` replaces it by
+the limit in force."""
 GRACE_S = 0.25
-"""Room for the service's own 504 to arrive before the client gives up at the same deadline."""
+"""Time beyond the deadline in which the service's own 504 can still arrive. A choice: a round trip
+between continents."""
 CONNECT_S = 5.0
+"""Longest time to connect. A choice: a host that is up answers far sooner."""
 NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+"""Errors after which the request certainly did not reach the service."""
 
 
 class Options(TypedDict, total=False):
-    """What both clients take beside the address; times are in seconds.
+    """The options of both clients; times are in seconds.
 
-    `timeout_s` (10) is the deadline of a call over all its tries, unless the call names its own.
-    Labels are changed with `admin_key`, everything else is asked with `api_key`. `clock` and
-    `spread`, which gives numbers from 0 to 1, are for tests.
+    `timeout_s` (default 10) is the deadline of a call over all its tries, unless the call has its
+    own. The client changes labels with `admin_key`, or `api_key` if there is none; all other calls
+    use `api_key`. `clock` and `spread`, which returns numbers from 0 to 1, are for tests.
     """
 
     api_key: str | None
@@ -66,7 +71,7 @@ class Options(TypedDict, total=False):
 
 
 class _Calls:
-    """What both clients share: addresses, keys, deadlines, and reading what came back."""
+    """The common part of both clients: address, keys, deadlines and the reading of answers."""
 
     def __init__(self, url: str, options: Options) -> None:
         if not url.startswith(("http://", "https://")):
@@ -78,15 +83,15 @@ class _Calls:
         self._retries = options.get("retries", Retries())
         self._clock = options.get("clock", time.monotonic)
         self._spread = options.get("spread", random.random)
-        self._known: Info | None = None
+        self._info: Info | None = None
 
     def _attempts(self, call: Call[T], timeout_s: float | None) -> Attempts:
         seconds = self._timeout_s if timeout_s is None else timeout_s
         return Attempts(call.repeatable, seconds, self._retries, self._clock, self._spread)
 
     def _options(self, call: Call[T], left_s: float) -> dict[str, Any]:
-        """Arguments of httpx for one try with this much time left."""
-        limit_ms = self._known.limits.request_timeout_max_ms if self._known else MAX_TIMEOUT_MS
+        """The arguments for httpx of one try, with `left_s` seconds until the deadline."""
+        limit_ms = self._info.limits.request_timeout_max_ms if self._info else MAX_TIMEOUT_MS
         headers = {"x-request-timeout-ms": str(max(1, min(round(left_s * 1000), limit_ms)))}
         if key := self._keys[call.admin]:
             headers["authorization"] = f"Bearer {key}"
@@ -100,12 +105,12 @@ class _Calls:
         }
 
     def _read(self, call: Call[T], response: httpx.Response) -> T:
-        """The answer; raises AstrolabeHTTPError or AnswerNotUnderstood."""
+        """Parse the answer; raises AstrolabeHTTPError or AnswerNotUnderstood."""
         if not response.is_success:
             raise http_error(response.status_code, response.headers, response.content)
         answer = call.parse(response.content, response.headers)
         if isinstance(answer, Info):
-            self._known = answer
+            self._info = answer
         return answer
 
     def _failure(self, exc: httpx.RequestError | TimeoutError) -> AstrolabeConnectionError:
@@ -119,10 +124,10 @@ def _pool(base_url: str) -> dict[str, Any]:
 
 
 class Client(_Calls):
-    """Calls a service; connections are kept open until `close`. Several threads may share one.
+    """Calls a service; its connections stay open until `close`. Threads may share it.
 
-    Methods raise the leaves of AstrolabeClientError, and the constructor ValueError for an address
-    that is none. `sleep` and `transport` are for tests.
+    Methods raise the leaves of AstrolabeClientError. The constructor raises ValueError if `url`
+    does not begin with http:// or https://. `sleep` and `transport` are for tests.
     """
 
     def __init__(
@@ -143,10 +148,10 @@ class Client(_Calls):
         *,
         item_id: str | Sequence[str | None] | None = None,
         timeout_s: float | None = None,
-        **wanted: Unpack[Wanted],
+        **options: Unpack[RecommendOptions],
     ) -> Recommendation:
-        """The best labels for one text or for each of several."""
-        return self._send(calls.recommend(texts, item_id, wanted), timeout_s)
+        """The best labels for one text, or for each of several."""
+        return self._send(calls.recommend(texts, item_id, options), timeout_s)
 
     def recommend_many(
         self,
@@ -154,25 +159,25 @@ class Client(_Calls):
         *,
         item_ids: Sequence[str | None] | None = None,
         timeout_s: float | None = None,
-        **wanted: Unpack[Wanted],
+        **options: Unpack[RecommendOptions],
     ) -> Iterator[Result]:
-        """One result for each text, in order, in as few requests as the service's limits allow.
+        """Yield one result for each text, in order, from as few requests as the limits allow.
 
-        `timeout_s` holds for each of these requests.
+        `timeout_s` is the deadline of each request.
         """
-        limits = (self._known or self.info(timeout_s=timeout_s)).limits
-        for part, ids in calls.chunks(texts, item_ids, limits, wanted):
-            yield from self._send(calls.recommend(part, ids, wanted), timeout_s).results
+        limits = (self._info or self.info(timeout_s=timeout_s)).limits
+        for part, ids in calls.chunks(texts, item_ids, limits, options):
+            yield from self._send(calls.recommend(part, ids, options), timeout_s).results
 
     def recommend_by_embedding(
         self,
         embedding: Sequence[float] | Sequence[Sequence[float]],
         *,
         timeout_s: float | None = None,
-        **wanted: Unpack[Wanted],
+        **options: Unpack[RecommendOptions],
     ) -> Recommendation:
-        """The best labels for a vector, or for each of several, of the bundle's dimension."""
-        return self._send(calls.recommend_by_embedding(embedding, wanted), timeout_s)
+        """The best labels for one vector (dim,), or for each of several (n, dim)."""
+        return self._send(calls.recommend_by_embedding(embedding, options), timeout_s)
 
     def embed(
         self,
@@ -181,17 +186,20 @@ class Client(_Calls):
         model: str | None = None,
         timeout_s: float | None = None,
     ) -> Embeddings:
-        """The encoder's vector of each text."""
+        """The embedding of each text."""
         return self._send(calls.embed(texts, model), timeout_s)
 
     def label(
         self, label_id: str, *, model: str | None = None, timeout_s: float | None = None
     ) -> Label:
-        """One label; raises NoSuchThing where there is none of this id."""
+        """The label with this id; raises NoSuchThing if there is none."""
         return self._send(calls.label(label_id, model), timeout_s)
 
     def add_labels(self, labels: Sequence[NewLabel], *, timeout_s: float | None = None) -> Applied:
-        """Add labels; needs the admin key, and is tried again only where nothing was done."""
+        """Add labels; needs the admin key.
+
+        The client tries again only if the service certainly did nothing.
+        """
         return self._send(calls.add_labels(labels), timeout_s)
 
     def update_label(
@@ -202,23 +210,23 @@ class Client(_Calls):
         *,
         timeout_s: float | None = None,
     ) -> Applied:
-        """Replace a label's text and metadata; like `add_labels`."""
+        """Replace a label's text and metadata; keys and tries as in `add_labels`."""
         return self._send(calls.update_label(label_id, text, metadata), timeout_s)
 
     def remove_label(self, label_id: str, *, timeout_s: float | None = None) -> Applied:
-        """Remove a label; like `add_labels`."""
+        """Remove a label; keys and tries as in `add_labels`."""
         return self._send(calls.remove_label(label_id), timeout_s)
 
     def info(self, *, model: str | None = None, timeout_s: float | None = None) -> Info:
-        """What is served and within which limits; asked anew each time."""
+        """The model, its bundle and the service's limits; every call asks the service."""
         return self._send(calls.info(model), timeout_s)
 
     def models(self, *, timeout_s: float | None = None) -> tuple[str, ...]:
-        """Names of the models that are served."""
+        """The names of the models that the service has open."""
         return self.info(timeout_s=timeout_s).models
 
     def ready(self, *, timeout_s: float = 1.0) -> bool:
-        """Whether the service answers requests now; False also where nobody answers at all."""
+        """Whether the service answers requests now; False if it cannot be reached."""
         try:
             return self._once(calls.ready(), timeout_s)
         except (AstrolabeHTTPError, AstrolabeConnectionError):
@@ -257,7 +265,7 @@ class Client(_Calls):
 
 
 class AsyncClient(_Calls):
-    """The same for asyncio: every method of Client, awaited; `recommend_many` is iterated."""
+    """Client for asyncio. Await its methods; iterate over `recommend_many` with `async for`."""
 
     def __init__(
         self,
@@ -277,10 +285,10 @@ class AsyncClient(_Calls):
         *,
         item_id: str | Sequence[str | None] | None = None,
         timeout_s: float | None = None,
-        **wanted: Unpack[Wanted],
+        **options: Unpack[RecommendOptions],
     ) -> Recommendation:
         """See Client.recommend."""
-        return await self._send(calls.recommend(texts, item_id, wanted), timeout_s)
+        return await self._send(calls.recommend(texts, item_id, options), timeout_s)
 
     async def recommend_many(
         self,
@@ -288,12 +296,12 @@ class AsyncClient(_Calls):
         *,
         item_ids: Sequence[str | None] | None = None,
         timeout_s: float | None = None,
-        **wanted: Unpack[Wanted],
+        **options: Unpack[RecommendOptions],
     ) -> AsyncIterator[Result]:
         """See Client.recommend_many."""
-        limits = (self._known or await self.info(timeout_s=timeout_s)).limits
-        for part, ids in calls.chunks(texts, item_ids, limits, wanted):
-            answer = await self._send(calls.recommend(part, ids, wanted), timeout_s)
+        limits = (self._info or await self.info(timeout_s=timeout_s)).limits
+        for part, ids in calls.chunks(texts, item_ids, limits, options):
+            answer = await self._send(calls.recommend(part, ids, options), timeout_s)
             for result in answer.results:
                 yield result
 
@@ -302,10 +310,10 @@ class AsyncClient(_Calls):
         embedding: Sequence[float] | Sequence[Sequence[float]],
         *,
         timeout_s: float | None = None,
-        **wanted: Unpack[Wanted],
+        **options: Unpack[RecommendOptions],
     ) -> Recommendation:
         """See Client.recommend_by_embedding."""
-        return await self._send(calls.recommend_by_embedding(embedding, wanted), timeout_s)
+        return await self._send(calls.recommend_by_embedding(embedding, options), timeout_s)
 
     async def embed(
         self,

@@ -1,7 +1,7 @@
-"""Every error the online half raises on purpose, as one tree.
+"""All errors that the online half raises on purpose, as one tree.
 
-Each leaf carries what HTTP needs (`status`), what a program matches on (`code`) and whether trying
-again can help (`retryable`); `service.gate.problems` maps by these three and by nothing else.
+Each leaf has an HTTP `status`, a stable `code` for programs, a `title`, and `retryable`, which says
+whether another try can help. `service.gate.problems` makes the answer from these four.
 
     AstrolabeError
     ├── RequestError                the caller must change something
@@ -10,7 +10,7 @@ again can help (`retryable`); `service.gate.problems` maps by these three and by
     │   ├── Forbidden               403 the key is right, but not for this
     │   ├── NotFound                404 no such route
     │   ├── ModelUnknown            404 no bundle is served under this name
-    │   ├── NoSuchBundle            404 no such bundle is open, or lies where bundles lie
+    │   ├── NoSuchBundle            404 no such bundle is open, or the folder does not hold it
     │   ├── MethodNotAllowed        405 the route exists, the method does not
     │   ├── LabelUnknown            404 no live label of the catalogue has this id
     │   ├── LabelExists             409 a live label of the catalogue has this id already
@@ -22,37 +22,37 @@ again can help (`retryable`); `service.gate.problems` maps by these three and by
     ├── OverloadError               the caller may try again
     │   ├── QueueFull               429 admission refused
     │   ├── DeadlineUnreachable     429 admission refused: the answer would come too late
-    │   ├── RateLimited             429 this caller asks more often than it may
-    │   ├── TooManyConnections      503 as many connections are open as may be
+    │   ├── RateLimited             429 this caller is over its rate limit
+    │   ├── TooManyConnections      503 this process is at its limit of open connections
     │   ├── NotReady                503 no bundle is open, or the lanes are dead
     │   ├── ShuttingDown            503 draining after SIGTERM
-    │   └── DeadlineExceeded        504 the time the caller gave has passed
-    ├── Abandoned                   499 the client left; nobody reads the answer
+    │   └── DeadlineExceeded        504 the request's deadline has passed
+    ├── Abandoned                   499 the client has closed its connection
     ├── InternalError               500 anything else that broke
     │   └── PredictFailed           500 the encoder or the index raised; only this batch fails
     ├── BundleError                 the bundle cannot be served
-    │   ├── BundleNotFound          no manifest, no pointer, or a path that is not there
-    │   ├── ManifestInvalid         the manifest is not what the schema says
-    │   ├── SchemaVersionUnknown    written by a newer or older Astrolabe
-    │   ├── FileMissing             the manifest lists it, the folder lacks it
-    │   ├── FileUnlisted            the folder holds it, the manifest does not list it
-    │   ├── FileCorrupt             its size or SHA-256 is not the manifest's
-    │   ├── BundleMismatch          two parts disagree on a count or a dimension
-    │   ├── VariantMissing          it has no encoder of the precision asked for
+    │   ├── BundleNotFound          no manifest, no pointer, or no such path
+    │   ├── ManifestInvalid         manifest.json or another description breaks its format
+    │   ├── SchemaVersionUnknown    a newer or older Astrolabe wrote the bundle
+    │   ├── FileMissing             a file of the manifest is not in the folder
+    │   ├── FileUnlisted            a file in the folder is not in the manifest
+    │   ├── FileCorrupt             a file is not plain, or differs from the manifest
+    │   ├── BundleMismatch          two parts contradict each other
+    │   ├── VariantMissing          the bundle has no encoder of the requested precision
     │   └── GoldenMismatch          a recorded query no longer gives its recorded answer
-    ├── CatalogueError              the changes to the catalogue cannot be kept
-    │   ├── CatalogueUnavailable    503 no place for them is set, or the disk or a lock refuses
-    │   └── CatalogueCorrupt        503 their file is damaged, or no file of this catalogue
-    ├── DeviceUnavailable           the execution provider asked for cannot be had
-    ├── SettingsInvalid             the configuration is refused at start
-    └── WorkersFailed               worker processes die again and again at their start
+    ├── CatalogueError              the service cannot store or read label changes
+    │   ├── CatalogueUnavailable    503 no folder for them is set, or the disk or a lock refuses
+    │   └── CatalogueCorrupt        503 their file is damaged, or belongs to something else
+    ├── DeviceUnavailable           the requested execution provider does not work here
+    ├── SettingsInvalid             a setting is wrong
+    └── WorkersFailed               worker processes end again and again at their start
 """
 
 from typing import ClassVar
 
 
 class AstrolabeError(Exception):
-    """Base of the tree; `retry_after_s` is set only where waiting is known to help."""
+    """Base of the tree; `retry_after_s` (seconds) is set only if a later try can succeed."""
 
     code: ClassVar[str] = "internal"
     title: ClassVar[str] = "Internal error"
@@ -82,7 +82,7 @@ class Unauthorized(RequestError):
 
 
 class Forbidden(RequestError):
-    """The request needs the admin key, and either none is set or this is another one."""
+    """The request needs the admin key: none is set, or the request has another key."""
 
     code, title, status = "forbidden", "Forbidden", 403
 
@@ -100,7 +100,7 @@ class ModelUnknown(RequestError):
 
 
 class NoSuchBundle(RequestError):
-    """No such bundle is open, or none lies where it was looked for."""
+    """No such bundle is open, or the folder of bundles does not hold it."""
 
     code, title, status = "no_such_bundle", "No such bundle", 404
 
@@ -124,7 +124,7 @@ class LabelExists(RequestError):
 
 
 class PayloadTooLarge(RequestError):
-    """The body or the list of queries is over its configured limit."""
+    """The body, a text or the list of queries is over its configured limit."""
 
     code, title, status = "payload_too_large", "Payload too large", 413
 
@@ -136,7 +136,10 @@ class UnsupportedMediaType(RequestError):
 
 
 class InvalidValue(RequestError):
-    """A field is missing, unknown, of the wrong type or out of range."""
+    """A field is missing, unknown, of the wrong type or out of range.
+
+    `field` names it, if it is known.
+    """
 
     code, title, status = "invalid_value", "Invalid value", 422
 
@@ -148,13 +151,13 @@ class InvalidValue(RequestError):
 
 
 class BundleRefused(RequestError):
-    """A bundle that was to be served failed a check; what was served before still is."""
+    """A bundle failed a check and was not opened; the service still answers from the old one."""
 
     code, title, status = "bundle_refused", "Bundle refused", 422
 
 
 class HeadersTooLarge(RequestError):
-    """The request's line and headers have more bytes than one request may."""
+    """The request's line and headers are over their limit of bytes."""
 
     code, title, status = "headers_too_large", "Request header fields too large", 431
 
@@ -166,13 +169,13 @@ class OverloadError(AstrolabeError):
 
 
 class QueueFull(OverloadError):
-    """Admission: the queue holds as many tokens as it may."""
+    """Admission refused: the queue is at its limit of tokens."""
 
     code, title, status = "queue_full", "Queue full", 429
 
 
 class DeadlineUnreachable(OverloadError):
-    """Admission: by the measured pace the answer would come after the deadline."""
+    """Admission refused: at the measured pace the answer would come after the deadline."""
 
     code, title, status = "deadline_unreachable", "Deadline unreachable", 429
 
@@ -184,13 +187,13 @@ class RateLimited(OverloadError):
 
 
 class TooManyConnections(OverloadError):
-    """This process has as many connections open as it may."""
+    """This process is at its limit of open connections."""
 
     code, title, status = "too_many_connections", "Too many connections", 503
 
 
 class NotReady(OverloadError):
-    """No bundle is open, or the serving lanes are dead."""
+    """No bundle is open, or all lanes are dead."""
 
     code, title, status = "not_ready", "Not ready", 503
 
@@ -202,13 +205,13 @@ class ShuttingDown(OverloadError):
 
 
 class DeadlineExceeded(OverloadError):
-    """The request's own time limit passed before its answer was there."""
+    """The request's deadline passed before its answer was ready."""
 
     code, title, status = "deadline_exceeded", "Deadline exceeded", 504
 
 
 class Abandoned(AstrolabeError):
-    """The client closed the connection before its answer was there."""
+    """The client closed the connection before its answer was ready."""
 
     code, title, status = "abandoned", "Client closed request", 499
 
@@ -230,13 +233,13 @@ class BundleError(AstrolabeError):
 
 
 class BundleNotFound(BundleError):
-    """No bundle lies at the path given."""
+    """The path holds no bundle."""
 
     code, title = "bundle_not_found", "Bundle not found"
 
 
 class ManifestInvalid(BundleError):
-    """manifest.json does not follow its schema."""
+    """manifest.json, or another JSON, ONNX or tokenizer file, breaks its format."""
 
     code, title = "manifest_invalid", "Manifest invalid"
 
@@ -260,54 +263,54 @@ class FileUnlisted(BundleError):
 
 
 class FileCorrupt(BundleError):
-    """A file's size or SHA-256 is not the manifest's."""
+    """A file is not plain, cannot be read, or differs from the manifest in size or SHA-256."""
 
     code, title = "bundle_file_corrupt", "Bundle file corrupt"
 
 
 class BundleMismatch(BundleError):
-    """Two parts of the bundle disagree on a count or a dimension."""
+    """Two parts of the bundle contradict each other, or an array breaks its format."""
 
     code, title = "bundle_mismatch", "Bundle mismatch"
 
 
 class VariantMissing(BundleError):
-    """The bundle carries no encoder of the precision asked for."""
+    """The bundle has no encoder of the requested precision."""
 
     code, title = "encoder_variant_missing", "Encoder variant missing"
 
 
 class GoldenMismatch(BundleError):
-    """A golden query's answer is not the recorded one."""
+    """The answer to a golden query differs too much from the recorded one."""
 
     code, title = "golden_mismatch", "Golden query mismatch"
 
 
 class CatalogueError(AstrolabeError):
-    """Changes to the catalogue cannot be kept."""
+    """The service cannot store or read changes to the catalogue."""
 
 
 class CatalogueUnavailable(CatalogueError):
-    """No place for changes is set, or the disk or another process's lock refuses them now."""
+    """No folder for changes is set, or the disk or another process's lock refuses them now."""
 
     code, title, status = "catalogue_unavailable", "Catalogue unavailable", 503
     retryable = True
 
 
 class CatalogueCorrupt(CatalogueError):
-    """The file of changes is damaged, or is no file of this catalogue."""
+    """The file of changes is damaged, or belongs to another catalogue or program."""
 
     code, title, status = "catalogue_corrupt", "Catalogue corrupt", 503
 
 
 class DeviceUnavailable(AstrolabeError):
-    """The device asked for is not there, or ONNX Runtime could not use it."""
+    """The requested device is absent, or ONNX Runtime cannot use it."""
 
     code, title, status = "device_unavailable", "Device unavailable", 503
 
 
 class SettingsInvalid(AstrolabeError):
-    """A setting is unknown, out of range or at odds with another one or with the bundle."""
+    """A setting is unknown, out of range, or contradicts another setting or the bundle."""
 
     code, title, status = "settings_invalid", "Settings invalid", 500
 

@@ -1,8 +1,8 @@
-"""What a manifest claims, held against itself and against the bytes that it lists.
+"""Checks that a manifest does not contradict itself, nor the file sizes that it lists.
 
-`service.bundle` calls it once the manifest fits its schema; no other file is looked at. A file's
-size is checked against the list before it is opened, so a count that the listed bytes cannot hold
-is refused before anything is reserved for it.
+`service.bundle.verify` calls it after the schema check; it reads no other file. It refuses a count
+that the listed bytes cannot hold. Because `verify` compares the list with the real sizes, nothing
+reserves memory for such a count.
 """
 
 from pathlib import Path
@@ -23,18 +23,22 @@ _BITS_BY_ROW_AND_DIMENSION: Final = {
     "pq-fastscan": 16,
     "sq8": 24,
 }
-"""Least bits that an index keeps for each label and dimension; of any other kind nothing is known.
-
-An IVF list of few labels and a tree may hold a little else, never less.
-"""
+"""Least bits of an index file for each label and dimension, by the formats that
+`service.core.index` reads. The files may hold more. Other kinds have no bound."""
 _LEAST_LABEL_BYTES: Final = 2
+"""A lower bound for a line of labels.jsonl; real ones are longer."""
 _OFFSET_BYTES: Final = 8
+"""Offsets, rows and hashes are 64-bit numbers."""
 MOST_SEARCHED: Final = 1 << 20
-"""Largest search parameter for an index of fewer rows; with more rows it is their number."""
+"""Largest search parameter, or the number of rows if that is larger. A choice, far above any that
+a calibration tries."""
 
 
 def check_claims(where: Path, manifest: "Manifest") -> None:
-    """Raises ManifestInvalid or BundleMismatch where parts of the manifest cannot both be true."""
+    """Raises ManifestInvalid or BundleMismatch if parts of the manifest contradict each other.
+
+    `where` is the manifest's path, for messages.
+    """
     for name in _referenced_files(manifest):
         if name not in manifest.files:
             raise ManifestInvalid(f"{where}: {name[:80]!r} is used but not listed under files")
@@ -89,11 +93,11 @@ def _check_counts(where: Path, manifest: "Manifest") -> None:
     if manifest.filter is not None:
         entries = manifest.filter.n_items + manifest.filter.n_pairs
         least["filter"] = (manifest.filter.files, entries * _OFFSET_BYTES)
-    for part, (files, wanted) in least.items():
-        held = sum(manifest.files[name].bytes for name in set(files))
-        if held < wanted:
+    for part, (files, needed) in least.items():
+        size = sum(manifest.files[name].bytes for name in set(files))
+        if size < needed:
             raise BundleMismatch(
-                f"{where}: {part} claims what takes at least {wanted} bytes, its files have {held}"
+                f"{where}: {part} claims what takes at least {needed} bytes, its files have {size}"
             )
 
 

@@ -1,7 +1,7 @@
-"""The schema of manifest.json: every part, strict and frozen.
+"""The schema of manifest.json (docs/bundle.md): every part, strict and frozen.
 
-`service.bundle.verify` reads a manifest and holds it against the files; `models.seal.bundle_writer`
-writes one.
+`service.bundle.verify` reads a manifest and checks the files against it;
+`models.seal.bundle_writer` writes one.
 """
 
 import hashlib
@@ -12,17 +12,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Part(BaseModel):
-    """Frozen, strict, and without fields that are not named."""
+    """Base of all parts: frozen, strict about types, and without unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class FoldedInfo(Part):
-    """Changes to the catalogue that a bundle holds: those of `name` up to `seq`.
+    """The changes of catalogue `name` up to `seq`, which a fold put into this bundle.
 
-    `base` is the bundle they were folded into. Its `quality`, `calibration` and `parity` are those
-    here; operating points and golden queries were made anew. Counts are of this fold; a label that
-    was added has `scale` times the embedding of its text for a vector, in later folds too.
+    `base` is the id of the bundle before the fold. This bundle has its `quality`, `calibration` and
+    `parity`; operating points and golden queries are new. The counts are of this fold. The vector
+    of an added label is `scale` times the embedding of its text, in later folds too.
     """
 
     name: str
@@ -33,11 +33,11 @@ class FoldedInfo(Part):
     n_removed: int
     n_updated: int
     n_added_in_all: int
-    """Labels that all folds so far gave the vector of their text; some may be gone since."""
+    """Labels that got the vector of their text in any fold so far; some may be removed since."""
 
 
 class HistogramInfo(Part):
-    """How many values lie up to each bound, which rise, and above the last one."""
+    """Counts of values in bins: up to and with each bound, which rise, and above the last one."""
 
     bounds: Annotated[list[float], Field(min_length=1, max_length=256)]
     counts: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=257)]
@@ -52,9 +52,10 @@ class HistogramInfo(Part):
 
 
 class ReferenceInfo(Part):
-    """What answers looked like when the bundle was sealed, at its defaults: drift is from there.
+    """What answers at the defaults looked like at sealing; the service measures drift against it.
 
-    `top_score` is of the best served scores, `query_tokens` of the lengths after truncation.
+    `top_score` counts the best served score of each query, `query_tokens` the tokens of each query
+    after truncation.
     """
 
     split: str
@@ -71,9 +72,9 @@ POINTER: Final = "CURRENT"
 
 EFFORTS: Final = ("fast", "balanced", "thorough", "exact")
 
-# What no real bundle comes near, so that nothing is reserved for a number that only claims to be.
+# Limits far above any real bundle: no reader reserves memory for a number that is only a claim.
 Count = Annotated[int, Field(ge=0, lt=2**31)]
-"""Rows, labels, pairs: label rows are int32 in the arrays of a bundle."""
+"""Numbers of rows, labels and queries: some arrays of a bundle hold label rows as int32."""
 
 Bytes = Annotated[int, Field(ge=0, lt=2**48)]
 
@@ -86,14 +87,14 @@ FileNames = Annotated[list[Name], Field(min_length=1, max_length=64)]
 
 
 class CodeInfo(Part):
-    """Which Astrolabe wrote the bundle."""
+    """The version and revision of the Astrolabe that wrote the bundle."""
 
     version: str
     revision: str
 
 
 class DataInfo(Part):
-    """Which data it was trained on."""
+    """The data that the bundle was trained on."""
 
     name: str
     sha256: str
@@ -101,14 +102,14 @@ class DataInfo(Part):
 
 
 class TextInfo(Part):
-    """Which text cleaning the tokenizer expects."""
+    """The text cleaning that the tokenizer expects."""
 
     normaliser: str
     version: int
 
 
 class TokenizerInfo(Part):
-    """The tokenizer file and the longest input it may give the encoder, in tokens."""
+    """The tokenizer file, and the most tokens of a text after truncation."""
 
     file: str
     max_tokens: Width
@@ -117,9 +118,10 @@ class TokenizerInfo(Part):
 class VariantInfo(Part):
     """One precision of the encoder, measured on validation queries on a CPU.
 
-    The first two figures are against torch, `p_at_1_change` (in points) against fp32, the time is
-    of one query on one thread. Where this variant runs, served scores of golden queries may differ
-    by `golden_drift` from the recorded ones, and by what processors differ in.
+    `max_abs_diff` and `top1_agreement` compare it with torch, `p_at_1_change` (in points) with
+    fp32. `encode_us_p50` is the median for one query on one thread, in microseconds. Served scores
+    of golden queries may differ from the recorded ones by `golden_drift`, and further by the
+    rounding of processors.
     """
 
     bytes: Bytes
@@ -134,7 +136,7 @@ class VariantInfo(Part):
 class EncoderInfo(Part):
     """The ONNX encoder; `variants` maps a precision (fp32, fp16, int8) to its file.
 
-    `file` is the one that serves where no other is asked for.
+    `file` is the one that serves by default. `measured` has the figures of some precisions.
     """
 
     file: str
@@ -146,12 +148,12 @@ class EncoderInfo(Part):
 
     @property
     def served(self) -> str:
-        """Precision of `file`."""
+        """The precision of `file`, which serves by default."""
         return next(name for name, file in self.variants.items() if file == self.file)
 
 
 class IndexInfo(Part):
-    """The label index; `metric` is how its raw scores are made (inner_product)."""
+    """The label index; `metric` is what its raw scores are: `inner_product` or `probability`."""
 
     kind: str
     files: FileNames
@@ -164,8 +166,8 @@ class MemoryInfo(Part):
     """Training queries whose labels are blended into every answer (retrieval augmentation).
 
     `files` are the index over the queries, then the offsets, label rows and values of their labels.
-    `params` say how the memory was built; the rest is the arithmetic of
-    `service.core.index.augmented`; without a `logit_bias` label scores are probabilities already.
+    `params` records how the memory was built. The other fields are the parameters of the blend in
+    `service.core.index.augmented`; `logit_bias` None means that label scores are probabilities.
     """
 
     kind: str
@@ -180,16 +182,16 @@ class MemoryInfo(Part):
 
 
 class LabelsInfo(Part):
-    """The label store: row number to label id, text and metadata."""
+    """The label store, which has the id, text and metadata of each row."""
 
     files: FileNames
     n_labels: Annotated[Count, Field(ge=1)]
 
 
 class FilterInfo(Part):
-    """The item filter: item id to the label rows that answers about that item leave out.
+    """The item filter: the label rows that answers about an item leave out, by item id.
 
-    `own_item`: every label's own row is among an item's of the same id.
+    `own_item` says that every label is left out for the item of the same id.
     """
 
     files: FileNames
@@ -199,7 +201,10 @@ class FilterInfo(Part):
 
 
 class CalibrationInfo(Part):
-    """How raw scores become what is served; `ece` is held-out, before and after, in [0, 1]."""
+    """How raw scores become served scores.
+
+    `ece_before` and `ece_after` are the expected calibration error on held-out queries, in [0, 1].
+    """
 
     file: str | None
     kind: str
@@ -208,14 +213,17 @@ class CalibrationInfo(Part):
 
 
 class Defaults(Part):
-    """What a request gets that does not say."""
+    """The k and the effort of a request that names none."""
 
     k: Width
     effort: str
 
 
 class OperatingPoint(Part):
-    """One measured point of the precision/latency curve. Shares are in [0, 1], P@k in percent."""
+    """An effort with its search parameters and its measurements.
+
+    `recall_at_10` is a share in [0, 1], P@k in percent, times in microseconds on `machine`.
+    """
 
     name: Name
     params: dict[str, Count]
@@ -228,10 +236,11 @@ class OperatingPoint(Part):
 
 
 class GoalInfo(Part):
-    """What the default effort was chosen to hold on validation queries; None is no constraint.
+    """The limits that the default effort keeps on validation queries; None is no limit.
 
-    Microseconds and recall@10 (a share) as an operating point has them; P@1 in points below exact
-    search with the trained label vectors, the index files in MB.
+    `p99_us` is in microseconds and `recall_at_10` a share, as in an operating point. `p_at_1_loss`
+    is in points below an exact search over the trained label vectors; `index_mb` is the size of the
+    index files in MB.
     """
 
     p99_us: float | None = None
@@ -241,7 +250,10 @@ class GoalInfo(Part):
 
 
 class QualityInfo(Part):
-    """Figures of the split named, through the very code that serves, at the default effort."""
+    """Metrics on `split` at `effort`, computed by the code that serves.
+
+    `propensity_a` and `propensity_b` are the constants of the propensity model (Jain et al., 2016).
+    """
 
     split: str
     n_queries: int
@@ -252,7 +264,7 @@ class QualityInfo(Part):
 
 
 class ParityInfo(Part):
-    """ONNX against torch on the same inputs; agreement is a share in [0, 1]."""
+    """How the ONNX graph agrees with torch on the same inputs; the agreement is in [0, 1]."""
 
     max_abs_diff: float
     top1_agreement: float
@@ -260,7 +272,7 @@ class ParityInfo(Part):
 
 
 class Golden(Part):
-    """A query with the answer recorded at sealing, at the default effort."""
+    """A query and its answer at sealing, at the default effort: label ids and served scores."""
 
     query: Annotated[str, Field(max_length=1 << 20)]
     label_ids: list[str]
@@ -268,7 +280,7 @@ class Golden(Part):
 
 
 class FileEntry(Part):
-    """What a file must be, to the byte."""
+    """The size in bytes and the SHA-256 (hex) of a file."""
 
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     bytes: Bytes

@@ -1,7 +1,7 @@
-"""Opens the files of a bundle: plain ones only, never followed, never read past what is allowed.
+"""Opens the files of a bundle: plain files only, no links, and never more bytes than allowed.
 
-A bundle folder may come from anywhere. A link could lead out of it, a named pipe would hold the
-process for ever, and a file that grows while it is read would never end; all three are refused.
+A bundle folder may come from anywhere. A link could lead out of it, a named pipe could block the
+process for ever, and a file that grows while it is read might never end. All three are refused.
 """
 
 import os
@@ -13,7 +13,10 @@ from service.errors import FileCorrupt, FileMissing
 
 
 def open_plain(path: Path) -> BinaryIO:
-    """Open for reading; raises FileMissing, or FileCorrupt where it is no plain, readable file."""
+    """Open a file for reading, unbuffered.
+
+    Raises FileMissing, and FileCorrupt if it is not a plain file or cannot be read.
+    """
     # O_NONBLOCK: opening a named pipe would otherwise wait for a writer.
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
@@ -31,16 +34,16 @@ def open_plain(path: Path) -> BinaryIO:
 
 
 def read_plain(path: Path, max_bytes: int) -> bytes:
-    """The whole of a plain file; raises FileMissing, or FileCorrupt where it is longer than that.
+    """Read a whole plain file; raises FileMissing, and FileCorrupt if it is over `max_bytes`.
 
-    One byte more than allowed is asked for, so it does not matter what the file's size says.
+    It tries to read one byte too many and does not trust the size that the system reports.
     """
     with open_plain(path) as file:
-        parts, left = [], max_bytes + 1
-        while left and (part := file.read(left)):
+        parts, budget = [], max_bytes + 1
+        while budget and (part := file.read(budget)):
             parts.append(part)
-            left -= len(part)
-    if not left:
+            budget -= len(part)
+    if not budget:
         raise FileCorrupt(f"{path} has over {max_bytes} bytes")
     return b"".join(parts)
 

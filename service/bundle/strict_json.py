@@ -1,8 +1,8 @@
-"""Reads the JSON files of a bundle: valid UTF-8, no name twice, no odd numbers, bounded nesting.
+"""Reads the JSON files of a bundle: valid UTF-8, no repeated names, no NaN, bounded nesting.
 
-Python's own parser takes a name twice (the last one wins, another program may take the first), NaN,
-half a surrogate pair and lists nested as deep as its stack; what it returns then breaks whoever
-hashes, compares or prints it. Here all of that is a ManifestInvalid that names the file.
+Python's own parser accepts a repeated name (it takes the last, another program may take the first),
+NaN, half a surrogate pair, and lists nested as deep as its stack. Code that hashes, compares or
+prints the result can then fail. Here each of these is a ManifestInvalid that names the file.
 """
 
 import json
@@ -14,13 +14,16 @@ from service.bundle.plain_files import read_plain
 from service.errors import FileCorrupt, FileMissing, ManifestInvalid
 
 MAX_JSON_BYTES: Final = 16 << 20
+"""A choice, above any real manifest."""
 MAX_NESTING: Final = 32
+"""A choice, far above any real manifest."""
 MAX_WHOLE: Final = 2**63
-"""Whole numbers stay below: a longer one fits no array, and takes its square in time to print."""
+"""Whole numbers stay below it in size: a longer one fits no array, and the time to print it grows
+with the square of its digits."""
 
 
 def read_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """The JSON object in a plain file; raises ManifestInvalid, FileMissing."""
+    """Read the JSON object in a plain file; raises ManifestInvalid, FileMissing."""
     try:
         raw = read_plain(path, max_bytes)
     except FileMissing:
@@ -28,34 +31,34 @@ def read_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     except FileCorrupt as exc:
         raise ManifestInvalid(exc.detail) from exc
     try:
-        found = parse(raw)
+        value = parse(raw)
     except (ValueError, RecursionError) as exc:
         raise ManifestInvalid(f"{path} is not JSON: {exc}") from exc
-    if not isinstance(found, dict):
-        raise ManifestInvalid(f"{path}: expected a JSON object, found {type(found).__name__}")
-    return found
+    if not isinstance(value, dict):
+        raise ManifestInvalid(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
 
 
 def parse(raw: bytes) -> Any:
-    """The value of a JSON document in UTF-8; raises ValueError or RecursionError.
+    """Parse a JSON document in UTF-8; raises ValueError or RecursionError.
 
     >>> parse(b'{"a": 1, "a": 2}')
     Traceback (most recent call last):
     ValueError: the name 'a' stands twice in one object
     """
-    found = json.loads(
+    value = json.loads(
         raw.decode("utf-8"),
         object_pairs_hook=_object,
         parse_int=_whole,
         parse_float=_real,
         parse_constant=_constant,
     )
-    _check_nesting(found)
-    return found
+    _check_nesting(value)
+    return value
 
 
-def _check_nesting(found: Any) -> None:
-    level = [found]
+def _check_nesting(document: Any) -> None:
+    level = [document]
     for _ in range(MAX_NESTING + 1):
         level = [
             child
@@ -72,13 +75,13 @@ def _check_nesting(found: Any) -> None:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    value_by_name: dict[str, Any] = {}
     for name, value in pairs:
         _check_text(name)
-        if name in found:
+        if name in value_by_name:
             raise ValueError(f"the name {name[:80]!r} stands twice in one object")
-        found[name] = value
-    return found
+        value_by_name[name] = value
+    return value_by_name
 
 
 def _check_text(text: str) -> None:

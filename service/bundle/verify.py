@@ -1,8 +1,8 @@
-"""The contract between training and serving: what a bundle folder holds and how it is checked.
+"""Finds a bundle and verifies it against its manifest.
 
-A bundle is immutable and written whole or not at all (`models.seal.bundle_writer`). This module
-knows the manifest's schema, finds a bundle behind a pointer, and verifies every byte *before* any
-file reaches ONNX Runtime or FAISS. It does not open the parts: that is `service.core.engine`.
+A bundle is immutable, and `models.seal.bundle_writer` writes it whole or not at all. `resolve`
+follows a pointer to a bundle. `verify` checks every byte *before* any file reaches ONNX Runtime or
+FAISS. `service.core.engine` then opens the parts.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ _POINTER_BYTES = 4096
 
 
 def resolve(path: Path) -> Path:
-    """The bundle folder that `path` means: itself, or the one its pointer file names.
+    """The bundle folder at `path`: either `path` itself, or the folder that its pointer names.
 
     Raises BundleNotFound.
     """
@@ -65,7 +65,7 @@ def resolve(path: Path) -> Path:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Parse and cross-check manifest.json; no other file is looked at.
+    """Parse and check manifest.json; reads no other file.
 
     Raises BundleNotFound, SchemaVersionUnknown, ManifestInvalid, BundleMismatch.
     """
@@ -93,13 +93,13 @@ def read_manifest(folder: Path) -> Manifest:
         )
     for name in manifest.files:
         if not _FILE_NAME.fullmatch(name) or name == MANIFEST:
-            raise ManifestInvalid(f"{folder / MANIFEST}: files: {name[:80]!r} is no file name")
+            raise ManifestInvalid(f"{folder / MANIFEST}: files: {name[:80]!r} is not a file name")
     check_claims(folder / MANIFEST, manifest)
     return manifest
 
 
 def verify(folder: Path) -> Manifest:
-    """Check that the folder is exactly what its manifest says: names, sizes, hashes.
+    """Check that a folder holds exactly the files of its manifest: names, sizes and hashes.
 
     Raises BundleNotFound, SchemaVersionUnknown, ManifestInvalid, BundleMismatch, FileMissing,
     FileUnlisted, FileCorrupt.
@@ -113,9 +113,9 @@ def verify(folder: Path) -> Manifest:
 
 
 def hash_file(path: Path, max_bytes: int | None = None) -> FileEntry:
-    """Size and SHA-256 of a file, read once, and to one byte over `max_bytes` at the most.
+    """The size and SHA-256 of a file; it stops reading soon after `max_bytes`.
 
-    Raises FileMissing, or FileCorrupt where it is no plain file.
+    Raises FileMissing, and FileCorrupt if it is no plain file.
     """
     digest = hashlib.sha256()
     size = 0
@@ -124,7 +124,7 @@ def hash_file(path: Path, max_bytes: int | None = None) -> FileEntry:
             digest.update(chunk)
             size += len(chunk)
             if max_bytes is not None and size > max_bytes:
-                break  # it grows while it is read
+                break  # the file grows while it is read
     return FileEntry(sha256=digest.hexdigest(), bytes=size)
 
 

@@ -1,1 +1,1 @@
-"""What computes an answer. It knows no web, no settings and no environment."""
+"""Computes answers from a bundle. Nothing here knows HTTP, settings or the environment."""

@@ -1,7 +1,6 @@
-"""Raw score to probability: a monotone, piecewise-linear map that travels in the bundle.
+"""Maps raw scores to probabilities by a monotone, piecewise-linear function from the bundle.
 
-Fitting it is `models.index.calibrate`'s work. Being monotone it never changes the order of an
-answer.
+`models.index.calibrate` fits it. Because it is monotone it never reverses two labels of an answer.
 """
 
 from dataclasses import dataclass
@@ -17,44 +16,47 @@ from service.errors import ManifestInvalid
 
 
 class Calibration(Protocol):
-    """Maps raw scores to served scores, element-wise; `score_kind` names what comes out."""
+    """Maps raw scores to served scores, element by element."""
 
     @property
     def score_kind(self) -> str:
-        """What a served score is: logit, cosine or probability."""
+        """The kind of a served score: `logit` or `probability`."""
         ...
 
     def apply(self, scores: Float32Rows) -> Float32Rows:
-        """Served scores, same shape."""
+        """The served scores, in the shape of `scores`."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class RawScores:
-    """No calibration: what the index gives is served; an inner product, unless said otherwise."""
+    """No calibration: the service sends the index's own scores, by default inner products."""
 
     score_kind: str = "logit"
 
     def apply(self, scores: Float32Rows) -> Float32Rows:
-        """The scores themselves."""
+        """The scores unchanged."""
         return scores
 
 
 @dataclass(frozen=True, slots=True)
 class PiecewiseLinear:
-    """Linear between knots, flat outside them; `scores` strictly rises, `probabilities` rises."""
+    """Linear between its knots, constant outside them.
+
+    `scores` (n,) rises strictly; `probabilities` (n,) never falls and lies in [0, 1].
+    """
 
     scores: NDArray[np.float64]
     probabilities: NDArray[np.float64]
     score_kind: str = "probability"
 
     def apply(self, scores: Float32Rows) -> Float32Rows:
-        """Probability that a label with this raw score is relevant."""
+        """For each raw score, the probability that its label is relevant."""
         return np.interp(scores, self.scores, self.probabilities).astype(np.float32)
 
 
 def load_calibration(path: Path) -> PiecewiseLinear:
-    """Read calibration.json; raises ManifestInvalid where it is not a monotone map into [0, 1]."""
+    """Read calibration.json; raises ManifestInvalid if it is not a monotone map into [0, 1]."""
     raw = read_object(path)
     try:
         scores = np.asarray(raw["scores"], np.float64)

@@ -1,9 +1,9 @@
-"""Drift: whether what is seen now still looks like what was seen before.
+"""Drift: two histograms of one quantity, to compare recent values with a reference.
 
-Keeps two histograms of one quantity over the same bins: a reference, which a bundle brings or else
-the first values make, and a sliding window. Comparing them is the reader's work, for several
-processes must add theirs up first (`service.observe.exposition`); so the bins are given, and not
-the tenths of what one process happened to see first, which would not add up.
+Both use the same bins. The reference comes from the bundle, or else from the first values; the
+other is a sliding window. `service.observe.exposition` compares them after it has added up those of
+all processes. For the sums to make sense the bins are fixed, and not quantiles of the values that
+one process saw first.
 """
 
 from collections import deque
@@ -14,19 +14,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 REFERENCE_SIZE: Final = 2000
+"""Values that form a reference. A choice: more make it steadier, fewer make it complete earlier."""
 WINDOW_SIZE: Final = 4000
+"""Values in the window. A choice: more make it steadier, fewer let it show a change earlier."""
 
 SCORE_BOUNDS: Final = (
     *(0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5),
     *(0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.99, 1.0, 2.0, 5.0, 10.0),
 )
-"""Fine where probabilities and cosines lie; the last three are for raw logits."""
+"""Narrow bins for probabilities and cosines; the last three bounds are for raw logits."""
 
 LENGTH_BOUNDS: Final = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024)
+"""Tokens of a text, in bins that widen with the length."""
 
 
 def histogram_counts(values: NDArray[np.float64], bounds: Sequence[float]) -> NDArray[np.int64]:
-    """How many values (n,) lie up to each bound, and above the last: (len(bounds) + 1,).
+    """Count the values (n,) in each bin, up to and with its bound: (len(bounds) + 1,).
+
+    The last bin counts the values above the last bound.
 
     >>> histogram_counts(np.array([1.0, 2.0, 2.5, 9.0]), (2, 4))
     array([2, 1, 1])
@@ -36,7 +41,7 @@ def histogram_counts(values: NDArray[np.float64], bounds: Sequence[float]) -> ND
 
 
 class Drift:
-    """Two histograms of `n_bins` counts each. Not safe to share by threads."""
+    """Two histograms of `n_bins` counts each. Only one thread at a time may use it."""
 
     def __init__(
         self,
@@ -45,7 +50,7 @@ class Drift:
         window_size: int = WINDOW_SIZE,
         reference: NDArray[np.int64] | None = None,
     ) -> None:
-        """`reference` (n_bins,) is what to compare with; None for the first values."""
+        """`reference` (n_bins,) is the bundle's; with None the first values form it."""
         if reference is not None:
             reference_size = 0
         self.reference = np.zeros(n_bins, np.int64) if reference is None else reference
@@ -55,7 +60,10 @@ class Drift:
         self._groups: deque[NDArray[np.int64]] = deque()
 
     def add(self, counts: NDArray[np.int64]) -> None:
-        """Count a group of values, (n_bins,): into the reference until that is full."""
+        """Add the counts (n_bins,) of a group of values.
+
+        They go into the reference until it holds `reference_size` values, then into the window.
+        """
         if self.reference.sum() < self._reference_size:
             self.reference += counts
             return

@@ -1,8 +1,8 @@
-"""Engine: an open bundle that answers batches. Web-free and environment-free.
+"""Engine: an open bundle that answers batches of queries.
 
-`Engine.open` verifies, opens, warms and replays the golden queries; only then does a caller get an
-object. Search, evaluation and the release gate all go through `predict`, so what is measured is
-what is served. It holds no queue: that is `service.core.batching.batcher`.
+`Engine.open` verifies and opens a bundle, warms it and replays its golden queries before it returns
+an engine. The service, the evaluation and the release gate all call `predict`, so they measure the
+code that serves. The queue of requests is in `service.core.batching.batcher`.
 """
 
 import time
@@ -42,15 +42,19 @@ from service.core.types import (
 from service.errors import BundleError, BundleMismatch, GoldenMismatch
 
 GOLDEN_TOLERANCE: Final = 1e-3
-"""Served scores may differ by this much between processors; a wrong file differs by far more.
+"""Most that a served score may differ from the recorded one, because processors round differently.
 
-What a variant of lower precision may differ by on top is measured at sealing (`golden_drift`).
+A choice: a wrong file moves scores by far more. The further difference of a variant of lower
+precision is measured at sealing (`golden_drift`).
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """The parts of one bundle, wired. Safe to call from many threads at once."""
+    """The open parts of one bundle. Many threads may call it at once.
+
+    `rules` are the operator's label rules, None if there are none.
+    """
 
     manifest: Manifest
     tokenizer: Tokenizer
@@ -77,36 +81,41 @@ class Engine:
         variant: str | None = None,
         gpu: GpuOptions = DEFAULT_GPU,
     ) -> "Engine":
-        """Verify and open a bundle (or a folder of bundles), warm it, replay its golden queries.
+        """Verify and open a bundle, warm it up and replay its golden queries.
 
-        `max_batch_tokens` bounds the padded tokens of one encoder call; `variant` is a precision of
-        the encoder, None for the bundle's own choice. Raises BundleError, DeviceUnavailable.
+        `path` is a bundle or a folder of bundles with a pointer. `max_batch_tokens` is the most
+        padded tokens of one encoder call. `variant` is a precision of the encoder, None for the
+        bundle's own choice. Raises BundleError, DeviceUnavailable.
         """
         folder = resolve(path).resolve()
         manifest = verify(folder)
-        chosen = manifest.encoder.served if variant is None else variant
+        variant = manifest.encoder.served if variant is None else variant
         check_text(folder, manifest)
-        encoder = open_encoder(folder, manifest, chosen, device, intra_op_threads, gpu)
-        engine = cls._wire(folder, manifest, chosen, encoder, max_batch_tokens)
+        encoder = open_encoder(folder, manifest, variant, device, intra_op_threads, gpu)
+        engine = cls._wire(folder, manifest, variant, encoder, max_batch_tokens)
         try:
             engine.warm_up()
             engine.replay_golden()
         except BundleError:
             raise
-        except Exception as exc:  # parts that fit on paper and yet cannot work together
+        except Exception as exc:  # the parts match the manifest but do not work together
             raise BundleMismatch(f"{folder} opens but cannot answer: {exc}") from exc
         return engine
 
     def with_changes(self, state_dir: Path) -> "Engine":
-        """The same parts with the changes of labels that a folder keeps, and further ones.
+        """An engine that also serves, and accepts, the label changes stored in `state_dir`.
 
-        Not before a fork: an open SQLite file must not cross one. Raises CatalogueError.
+        Call it after a fork and not before, because an open SQLite file must not cross one. Raises
+        CatalogueError.
         """
         name = self.manifest.name
         return self.with_store(ChangeStore(store_path(state_dir, name), name))
 
     def with_store(self, store: ChangeStore) -> "Engine":
-        """The same parts with the changes that a store holds; raises CatalogueError."""
+        """An engine that also serves the label changes in `store`.
+
+        Raises CatalogueError, and ValueError for an engine without a folder or with rules already.
+        """
         if self.folder is None or self.rules is not None:
             raise ValueError("changes need a folder, and come before rules")
         catalogue = LiveCatalogue.of(
@@ -123,9 +132,10 @@ class Engine:
         return replace(self, catalogue=catalogue)
 
     def with_rules(self, rules: LabelRules) -> "Engine":
-        """The same parts, answering only with labels that the rules let through.
+        """An engine that answers only with labels that the rules allow.
 
-        After changes, which the rules hold for too. Raises SettingsInvalid.
+        Call it after `with_changes`, so that the rules apply to those labels too. Raises
+        SettingsInvalid.
         """
         return replace(self, rules=RuledLabels(rules, self.catalogue))
 
@@ -175,21 +185,21 @@ class Engine:
 
     @property
     def efforts(self) -> tuple[str, ...]:
-        """Names that a query's `effort` may have."""
+        """The names of the operating points: the values that a query's `effort` may have."""
         return tuple(point.name for point in self.manifest.operating_points)
 
     @property
     def raw_score_kind(self) -> str:
-        """What a score is before calibration."""
+        """The kind of a score before calibration: `logit` or `probability`."""
         return raw_score_kind(self.manifest)
 
     @property
     def catalogue_seq(self) -> int:
-        """Rises with every change of a label."""
+        """Number of the last label change that answers reflect; it rises with every change."""
         return self.catalogue.seq
 
     def find_label(self, label_id: str) -> tuple[Label, bool] | None:
-        """A label by its id, and whether it was added or changed since the bundle was sealed."""
+        """The live label of an id, and whether it was added or changed after sealing; else None."""
         row, snapshot = self.catalogue.row_of(label_id), self.catalogue.snapshot
         if row is None:
             return None
@@ -197,39 +207,42 @@ class Engine:
         return self.catalogue.label(row), changed
 
     def neighbours(self, embeddings: Float32Rows, effort: str) -> list[list[dict[str, Any]]] | None:
-        """The training queries nearest to each embedding (n, dim), with their labels' ids.
+        """The training queries nearest to each embedding (n, dim), with the ids of their labels.
 
-        None where the bundle keeps no training queries.
+        None if the bundle has no memory of training queries.
         """
         index = self.index
         if not isinstance(index, AugmentedIndex):
             return None
-        recalled = index.recall(embeddings, effort)
+        neighbours = index.recall(embeddings, effort)
         return [
             [
                 {
                     "similarity": round(float(similarity), 6),
                     "labels": [
                         self.catalogue.label(int(row)).label_id
-                        for row in self._shown(index.labels_of(int(j)))
+                        for row in self._allowed(index.labels_of(int(j)))
                     ],
                 }
                 for j, similarity in zip(rows, similarities, strict=True)
             ]
-            for rows, similarities in zip(recalled.rows, recalled.scores, strict=True)
+            for rows, similarities in zip(neighbours.rows, neighbours.scores, strict=True)
         ]
 
     def search(self, embeddings: Float32Rows, k: int, effort: str) -> Hits:
-        """Top k labels of each embedding (n, dim), as a query without a filter gets them."""
+        """Top k labels of each embedding (n, dim), without a filter but under the label rules.
+
+        Scores are raw, before calibration.
+        """
         return self._hits(embeddings, k, effort, None, None)[0]
 
     def predict(self, queries: Sequence[Query]) -> PredictedBatch:
-        """Answer a batch; an answer does not depend on what else is in the batch.
+        """Answer a batch. An answer does not depend on the other queries of the batch.
 
-        A query with an `item_id` that filters nothing gets the answer of one without. Raises
-        ValueError where an `item_id` meets a bundle without an item filter.
+        Raises ValueError if a query has an `item_id` and the bundle has no item filter, and
+        RuntimeError if the tokenizer or the encoder fails.
         """
-        started = self.clock()
+        start_s = self.clock()
         embeddings = np.empty((len(queries), self.encoder.dim), np.float32)
         truncated = np.zeros(len(queries), np.bool_)
         texts: list[int] | range = range(len(queries))
@@ -241,31 +254,31 @@ class Engine:
             ([texts[i] for i in chunk], pad([encodings[i] for i in chunk]))
             for chunk in length_sorted_chunks(lengths, self.max_batch_tokens)
         ]
-        tokenized = self.clock()
+        tokenized_s = self.clock()
         for chunk, batch in chunks:
             embeddings[chunk] = self.encoder.encode(batch)
             truncated[chunk] = batch.truncated
-        encoded = self.clock()
+        encoded_s = self.clock()
         predictions = self._search(
             queries, embeddings, truncated, dict(zip(texts, lengths, strict=True))
         )
         timings = StageTimings(
-            tokenize_s=tokenized - started,
-            encode_s=encoded - tokenized,
-            search_s=self.clock() - encoded,
+            tokenize_s=tokenized_s - start_s,
+            encode_s=encoded_s - tokenized_s,
+            search_s=self.clock() - encoded_s,
             n_tokens=sum(lengths),
             n_padded_tokens=sum(batch.ids.size for _, batch in chunks),
         )
         return PredictedBatch(predictions, timings)
 
     def warm_up(self) -> None:
-        """Run every effort once on a batch of one and of several, so that no user pays for it."""
+        """Run every effort on one query and on eight, so that no user pays for the first run."""
         for effort in self.efforts:
             self.predict([Query("warm up", self.manifest.defaults.k, effort)])
             self.predict([Query("warm up " * n, 1, effort) for n in range(1, 9)])
 
     def replay_golden(self) -> None:
-        """Answer the recorded queries again; raises GoldenMismatch where an answer moved."""
+        """Answer the golden queries again; raises GoldenMismatch if an answer differs too much."""
         golden = self.manifest.golden
         measured = self.manifest.encoder.measured.get(self.variant)
         allowed = GOLDEN_TOLERANCE + ((measured.golden_drift or 0.0) if measured else 0.0)
@@ -278,7 +291,7 @@ class Engine:
                 )
 
     def golden_drifts(self, golden: Sequence[Golden]) -> list[float]:
-        """How far each answer is from the recorded one, in served score."""
+        """For each golden query, how far its answer is from the recorded one, in served score."""
         effort = self.manifest.defaults.effort
         queries = [Query(item.query, len(item.label_ids), effort) for item in golden]
         answers = self.predict(queries).predictions if queries else []
@@ -294,37 +307,40 @@ class Engine:
         truncated: "np.ndarray[tuple[int], np.dtype[np.bool_]]",
         n_tokens: Mapping[int, int],
     ) -> list[Prediction]:
-        """One index search for each (depth, effort, filter); depth changes a graph search's answer.
+        """Search the index once for each group of queries with one depth, effort and filter.
 
-        The depth is k, and as much more as the query's item has rows to be left out.
+        The depth is k plus the number of rows that the item filter lists for the query's item.
+        Queries of different depths stay apart, because the answer of a graph search depends on it.
         """
-        left_out = {
-            position: self._rows_left_out(query.item_id)
+        item_rows = {
+            position: self._rows_of_item(query.item_id)
             for position, query in enumerate(queries)
             if query.item_id is not None
         }
         groups: dict[tuple[int, str, LabelFilter | None, str | None], list[int]] = {}
         for position, query in enumerate(queries):
-            wanted = query.label_filter
+            label_filter = query.label_filter
             depth = query.k
-            if depth and wanted is None:
-                depth += len(left_out.get(position, NO_ROWS))
-            item_id = query.item_id if wanted else None
-            groups.setdefault((depth, query.effort, wanted, item_id), []).append(position)
+            if depth and label_filter is None:
+                depth += len(item_rows.get(position, NO_ROWS))
+            item_id = query.item_id if label_filter else None
+            groups.setdefault((depth, query.effort, label_filter, item_id), []).append(position)
         predictions: list[Prediction | None] = [None] * len(queries)
-        for (depth, effort, wanted, _), positions in groups.items():
-            whole = len(groups) == 1  # nearly always: then nothing is copied
-            vectors = embeddings if whole else embeddings[positions]
-            hits, plan = self._hits(vectors, depth, effort, wanted, left_out.get(positions[0]))
+        for (depth, effort, label_filter, _), positions in groups.items():
+            one_group = len(groups) == 1  # nearly always, and then no vector is copied
+            vectors = embeddings if one_group else embeddings[positions]
+            hidden = item_rows.get(positions[0])
+            hits, plan = self._hits(vectors, depth, effort, label_filter, hidden)
             scores = self.calibration.apply(hits.scores)
             for i, position in enumerate(positions):
-                rows, served, raw = hits.rows[i], scores[i], hits.scores[i]
-                if position in left_out and plan is None:
-                    kept = np.flatnonzero(~np.isin(rows, left_out[position]))[: queries[position].k]
-                    rows, served, raw = rows[kept], served[kept], raw[kept]
+                rows, calibrated, raw = hits.rows[i], scores[i], hits.scores[i]
+                if position in item_rows and plan is None:
+                    visible = np.flatnonzero(~np.isin(rows, item_rows[position]))
+                    visible = visible[: queries[position].k]
+                    rows, calibrated, raw = rows[visible], calibrated[visible], raw[visible]
                 predictions[position] = Prediction(
                     rows,
-                    served,
+                    calibrated,
                     embeddings[position],
                     bool(truncated[position]),
                     raw,
@@ -338,44 +354,46 @@ class Engine:
         vectors: Float32Rows,
         depth: int,
         effort: str,
-        wanted: LabelFilter | None,
-        left_out: NDArray[np.int64] | None,
+        label_filter: LabelFilter | None,
+        hidden: NDArray[np.int64] | None,
     ) -> tuple[Hits, FilterPlan | None]:
-        """What the index finds, under filter and rules where there are some; nothing at depth 0.
+        """Search the index under the filter and the label rules; at depth 0 the hits are empty.
 
-        A plan comes with a filter alone: rules are no news to who asks.
+        `hidden` are rows that a filtered answer leaves out. The plan is None without a filter: an
+        answer does not report label rules.
         """
         if depth == 0:
-            none = (len(vectors), 0)
-            return Hits(np.empty(none, np.int64), np.empty(none, np.float32)), None
-        # One state of the labels from here on, whatever changes meanwhile.
+            shape = (len(vectors), 0)
+            return Hits(np.empty(shape, np.int64), np.empty(shape, np.float32)), None
+        # Labels may change during the search: read one state and use it to the end.
         snapshot = self.catalogue.snapshot
         index = self.index if snapshot is None else snapshot
-        ruled = None if self.rules is None else self.rules.rows(snapshot)
-        if wanted is None:
-            if ruled is None:
+        rule_rows = None if self.rules is None else self.rules.rows(snapshot)
+        if label_filter is None:
+            if rule_rows is None:
                 return self.catalogue.search(vectors, depth, effort), None
-            return search_filtered(index, vectors, depth, effort, ruled)[0], None
-        rows = resolve_filter(wanted, self.catalogue)
-        if left_out is not None:
-            rows = rows.without(left_out)
-        rows = rows.among(snapshot.lives if snapshot else lambda rows: rows < self.index.n_rows)
-        if ruled is not None:
-            rows = rows.within(ruled)
+            return search_filtered(index, vectors, depth, effort, rule_rows)[0], None
+        rows = resolve_filter(label_filter, self.catalogue)
+        if hidden is not None:
+            rows = rows.without(hidden)
+        is_live = snapshot.lives if snapshot else lambda rows: rows < self.index.n_rows
+        rows = rows.restrict_to_live(is_live)
+        if rule_rows is not None:
+            rows = rows.within(rule_rows)
         return search_filtered(index, vectors, depth, effort, rows)
 
-    def _shown(self, rows: NDArray[np.integer]) -> NDArray[np.integer]:
-        """Those of the rows (n,) that the rules let anyone see."""
+    def _allowed(self, rows: NDArray[np.integer]) -> NDArray[np.integer]:
+        """The rows of (n,) whose labels the rules allow."""
         return rows if self.rules is None else rows[self.rules.are_open(rows.astype(np.int64))]
 
-    def _rows_left_out(self, item_id: str) -> NDArray[np.int64]:
+    def _rows_of_item(self, item_id: str) -> NDArray[np.int64]:
         if self.item_filter is None:
             raise ValueError(f"item_id is {item_id!r}, this bundle has no item filter")
         return self.item_filter.rows_for(item_id)
 
 
 def _place_vectors(queries: Sequence[Query], embeddings: Float32Rows) -> list[int]:
-    """Write the vectors that queries bring into their rows; returns who still needs encoding."""
+    """Copy the queries' own vectors into `embeddings`; returns the positions without a vector."""
     texts = []
     for position, query in enumerate(queries):
         if query.vector is None:
@@ -386,16 +404,18 @@ def _place_vectors(queries: Sequence[Query], embeddings: Float32Rows) -> list[in
 
 
 def _drift(item: Golden, label_ids: set[str], answer: Prediction) -> float:
-    """Largest change of a score by rank, and by how much a lost label stood above the last one.
+    """The distance of an answer from the recorded one, in served score.
 
-    So labels whose scores lie closer than a tolerance may change places, also across the last one.
+    It is the larger of two numbers: the largest change of a score at one rank, and the most by
+    which a missing label's recorded score exceeds the last recorded one. Labels whose scores are
+    close may thus change places, and one may replace another at the end.
     """
     if len(answer.scores) != len(item.scores):
         return float("inf")
-    lost = [
+    losses = [
         score - item.scores[-1]
         for label_id, score in zip(item.label_ids, item.scores, strict=True)
         if label_id not in label_ids
     ]
-    moved = np.abs(answer.scores - np.asarray(item.scores))
-    return max(float(moved.max(initial=0.0)), *lost, 0.0)
+    changes = np.abs(answer.scores - np.asarray(item.scores))
+    return max(float(changes.max(initial=0.0)), *losses, 0.0)

@@ -1,8 +1,8 @@
-"""LiveRecall: how much of the exact answer the served answers find, measured on real queries.
+"""LiveRecall: measures on real queries how much of the exact answer the served answers contain.
 
-A random share of answered queries is searched again at effort `exact`, off the hot path: one thread
-of low priority, a short queue that drops instead of waiting. What a bundle's operating points say
-was measured on its test queries; this says it of the traffic.
+It searches a random share of the answered queries again at effort `exact`. It does so apart from
+serving, on one thread of low priority; its queue is short and drops samples when full. The recall
+in a bundle's operating points comes from test queries; this recall comes from the traffic.
 """
 
 import logging
@@ -23,33 +23,41 @@ from service.core.types import Float32Rows, Hits
 log = logging.getLogger(__name__)
 
 MOST_K: Final = 10
+"""Ranks that are compared, at most: the operating points state recall@10."""
 QUEUE_SIZE: Final = 16
+"""Samples that may wait. A choice: more only delay the measurement, and each holds a vector."""
 WINDOW_SAMPLES: Final = 1000
+"""A choice: the 95 % interval of the recall is then at most 0.062 wide, and it follows a change of
+the traffic within so many samples."""
 NICENESS: Final = 19
+"""The lowest priority: every other thread goes first."""
 EXACT: Final = "exact"
 
 SearchFn = Callable[[Float32Rows, int, str], Hits]
-"""(n, dim) float32, k and effort to Hits: a LabelIndex's `search`."""
+"""Takes embeddings (n, dim) float32, k and an effort, as `LabelIndex.search` does."""
 
 
 class RecallObserver(Protocol):
-    """What a LiveRecall reports; called on its own thread and, for drops, on the offerer's."""
+    """Receives a LiveRecall's events on its thread; drops also on the thread that calls `offer`."""
 
     def live_recall(self, point: str, window: "Window") -> None:
         """The window of this operating point has changed."""
         ...
 
     def live_recall_dropped(self) -> None:
-        """A sampled query was not searched again, because the queue was full or search failed."""
+        """A sample was not measured, because the queue was full or the search failed."""
         ...
 
 
 @dataclass(slots=True)
 class Window:
-    """Sums over the last samples of one operating point: rows found of the exact rows wanted."""
+    """Sums over the last `samples` samples of one operating point.
 
-    found: int = 0
-    wanted: int = 0
+    `expected` counts the rows of the exact answers, `hits` those of them that were served.
+    """
+
+    hits: int = 0
+    expected: int = 0
     samples: int = 0
 
 
@@ -62,7 +70,7 @@ class _Sample:
 
 
 class LiveRecall:
-    """Samples answers and measures them. `offer` is for one thread, the event loop's."""
+    """Samples answers and measures them. Only one thread, the event loop's, may call `offer`."""
 
     def __init__(
         self,
@@ -74,7 +82,7 @@ class LiveRecall:
         window: int = WINDOW_SAMPLES,
         queue_size: int = QUEUE_SIZE,
     ) -> None:
-        """`share` of the answers is measured; `search` must know the effort `exact`."""
+        """Measure the share `share`, in [0, 1], of the answers; `search` must know `exact`."""
         self._search = search
         self._share = share
         self._observer = observer
@@ -86,7 +94,7 @@ class LiveRecall:
         self._thread: threading.Thread | None = None
 
     def stop(self, timeout_s: float = 1.0) -> None:
-        """End the thread; what still waits is not measured."""
+        """End the thread and discard the samples that still wait."""
         if self._thread is None:
             return
         try:
@@ -99,9 +107,10 @@ class LiveRecall:
     def offer(
         self, embedding: NDArray[np.float32], rows: NDArray[np.int64], effort: str, k: int
     ) -> None:
-        """Maybe measure one answered query without filters; never waits.
+        """Draw whether to measure this answer to a query without filters; never blocks.
 
-        `embedding` (dim,) and `rows` (at most k,) are as served, before any cut by score.
+        `embedding` (dim,) is the query's; `rows` (at most k,) are the answer's before any cut by
+        score.
         """
         if self._random.random() >= self._share or effort == EXACT:
             return
@@ -122,26 +131,26 @@ class LiveRecall:
         k = min(MOST_K, sample.k)
         try:
             exact = self._search(sample.embedding[None, :], k, EXACT).rows[0]
-        except Exception:  # measuring must never end because one search broke
+        except Exception:  # one failed search must not end the thread
             log.exception("live recall: the exact search failed")
             self._observer.live_recall_dropped()
             return
-        found = int(np.isin(exact, sample.rows[:k]).sum())
-        self._note(sample.effort, found, len(exact))
+        hits = int(np.isin(exact, sample.rows[:k]).sum())
+        self._record(sample.effort, hits, len(exact))
 
-    def _note(self, point: str, found: int, wanted: int) -> None:
+    def _record(self, point: str, hits: int, expected: int) -> None:
         last = self._last.setdefault(point, deque())
         window = self._windows.setdefault(point, Window())
-        last.append((found, wanted))
-        gone = last.popleft() if len(last) > self._window else (0, 0)
-        window.found += found - gone[0]
-        window.wanted += wanted - gone[1]
+        last.append((hits, expected))
+        oldest = last.popleft() if len(last) > self._window else (0, 0)
+        window.hits += hits - oldest[0]
+        window.expected += expected - oldest[1]
         window.samples = len(last)
         self._observer.live_recall(point, window)
 
 
 def _lower_priority() -> None:
-    """Let every other thread go first, where the system gives threads a niceness of their own."""
+    """Give this thread the lowest priority, on systems whose threads have their own niceness."""
     try:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
     except (AttributeError, OSError):

@@ -1,4 +1,4 @@
-"""Opens the parts of a bundle that the manifest describes, and holds them against it."""
+"""Opens the parts of a bundle and checks them against its manifest."""
 
 from pathlib import Path
 
@@ -12,13 +12,13 @@ from service.errors import BundleMismatch
 
 
 def raw_score_kind(manifest: Manifest) -> str:
-    """What a bundle's scores are before calibration."""
+    """The kind of a bundle's scores before calibration: `logit` or `probability`."""
     probable = manifest.memory or manifest.index.metric == "probability"
     return "probability" if probable else "logit"
 
 
 def check_text(folder: Path, manifest: Manifest) -> None:
-    """Raises BundleMismatch where the bundle expects another cleaning of texts."""
+    """Raises BundleMismatch if the bundle was trained with another cleaning of texts."""
     text = manifest.text
     if (text.normaliser, text.version) != (NORMALISER, NORMALISER_VERSION):
         raise BundleMismatch(
@@ -28,7 +28,10 @@ def check_text(folder: Path, manifest: Manifest) -> None:
 
 
 def open_index(folder: Path, manifest: Manifest) -> LabelIndex:
-    """The index of the kind that the manifest names; raises BundleMismatch."""
+    """Open the index that the manifest names, with its memory if it has one.
+
+    Raises BundleMismatch.
+    """
     efforts = {point.name: point.params for point in manifest.operating_points}
     labels = open_label_index(folder, manifest.index, manifest.encoder.dim, efforts)
     memory = manifest.memory
@@ -36,14 +39,14 @@ def open_index(folder: Path, manifest: Manifest) -> LabelIndex:
 
 
 def open_item_filter(folder: Path, manifest: Manifest) -> ItemFilter | None:
-    """The item filter, where the manifest names one; raises BundleMismatch."""
+    """Open the item filter, or return None if the manifest names none; raises BundleMismatch."""
     spec = manifest.filter
     if spec is None:
         return None
-    found = ItemFilter(folder, manifest.labels.n_labels)
-    if (len(found), found.n_pairs) != (spec.n_items, spec.n_pairs):
+    item_filter = ItemFilter(folder, manifest.labels.n_labels)
+    if (len(item_filter), item_filter.n_pairs) != (spec.n_items, spec.n_pairs):
         raise BundleMismatch(
-            f"{folder}: the filter holds {len(found)} items with {found.n_pairs} rows, the "
-            f"manifest says {spec.n_items} with {spec.n_pairs}"
+            f"{folder}: the filter holds {len(item_filter)} items with {item_filter.n_pairs} rows, "
+            f"the manifest says {spec.n_items} with {spec.n_pairs}"
         )
-    return found
+    return item_filter

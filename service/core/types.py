@@ -1,7 +1,7 @@
-"""The values that pass between stages, and the array aliases they are made of.
+"""The values that pass between the stages of an answer, and aliases for their arrays.
 
-Small frozen dataclasses only: no behaviour beyond derived properties, no I/O. Rows are positions in
-the index; label ids and texts come from `service.core.labels.labels`.
+They are small frozen dataclasses without I/O. A row is the position of a label in the index;
+`service.core.labels.labels` has the ids and texts.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,10 @@ Int64Rows: TypeAlias = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """Padded token ids of n texts; `mask` is 1 on real tokens, `truncated` marks cut texts."""
+    """Padded token ids of n texts, each (n, length).
+
+    `mask` is 1 on real tokens and 0 on padding; `truncated` (n,) marks texts that were cut.
+    """
 
     ids: Int64Rows
     mask: Int64Rows
@@ -28,7 +31,7 @@ class TokenBatch:
 
     @property
     def n_tokens(self) -> int:
-        """Real tokens, padding not counted."""
+        """Tokens without padding."""
         return int(self.mask.sum())
 
 
@@ -36,7 +39,7 @@ class TokenBatch:
 class Hits:
     """Search result of n queries, best first: `rows` (n, k) int64, `scores` (n, k) float32.
 
-    Where an index holds fewer than k rows, k is cut to what it holds: no padding ever leaves it.
+    It is never padded: if an index holds fewer than k rows, the result has as many columns as rows.
     """
 
     rows: Int64Rows
@@ -44,15 +47,16 @@ class Hits:
 
 
 FieldValue: TypeAlias = str | int | float | bool
-"""A value of a metadata field that a filter can ask for."""
+"""A metadata value that a filter can match."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelFilter:
-    """Which labels may answer: of `allow` (None: all), none of `deny`, and all of `where`.
+    """Which labels an answer may hold. A label must pass `allow`, `deny` and `where`.
 
-    `where` maps a metadata field to the values of which it must have one. One object serves all
-    queries of a request, and is compared as an object.
+    `allow` lists the only ids that pass (None: all pass), `deny` ids that do not. `where` maps a
+    metadata field to its accepted values; a label needs one of them in every field. All queries of
+    a request share one object, and filters are compared by identity.
     """
 
     allow: tuple[str, ...] | None = None
@@ -62,10 +66,10 @@ class LabelFilter:
 
 @dataclass(frozen=True, slots=True)
 class FilterPlan:
-    """How a filtered answer was found: `n_open` of `n_rows` labels were let through.
+    """How a filtered answer was computed; `n_open` of the `n_rows` labels pass the filter.
 
-    `exact` scored just these; `filtered` searched deeper and dropped the others. `n_unknown` ids
-    of the filter name no label.
+    `exact` scored these labels and no others. `filtered` searched deeper and dropped the others.
+    `n_unknown` ids of the filter name no label.
     """
 
     kind: Literal["exact", "filtered"]
@@ -76,11 +80,11 @@ class FilterPlan:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One text to answer, with how many labels are wanted and how hard to look.
+    """One text to answer with the best `k` labels, at a named effort.
 
-    With k 0 the embedding is all that is wanted. A `vector` (dim,) stands in for the text, which
-    is then empty. `item_id` names the item that the text describes, whose filtered labels are left
-    out. A strict effort is never lowered under load.
+    With k 0 only the embedding is computed. A `vector` (dim,) replaces the text, which is then
+    empty. `item_id` names the item that the text describes; the answer leaves out the labels that
+    the item filter lists for it. An overload never lowers a strict effort.
     """
 
     text: str
@@ -94,10 +98,10 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Answer to one query, best first: `rows` (k,) int64, `scores` (k,) float32 as served.
+    """Answer to one query, best first: `rows` (k,) int64, `scores` (k,) float32 after calibration.
 
-    `raw_scores` (k,) are what the index gave, before calibration. A filtered one has a `plan`.
-    `n_tokens` is what the text became after truncation, special tokens counted.
+    `raw_scores` (k,) are the index's, before calibration. `embedding` is (dim,). `plan` is set if
+    the query had a filter. `n_tokens` is the text's length after truncation, with special tokens.
     """
 
     rows: NDArray[np.int64]
@@ -111,7 +115,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class StageTimings:
-    """Seconds each stage took for the whole batch, and what the batch held."""
+    """Seconds that each stage took for the whole batch, and the batch's tokens."""
 
     tokenize_s: float
     encode_s: float
@@ -122,7 +126,7 @@ class StageTimings:
 
 @dataclass(frozen=True, slots=True)
 class PredictedBatch:
-    """Predictions in the order of the queries, and what computing them took."""
+    """Predictions in the order of the queries, and the time that they took."""
 
     predictions: list[Prediction]
     timings: StageTimings

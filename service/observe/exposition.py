@@ -137,7 +137,7 @@ def _live_recall(internal: Mapping[str, Metric]) -> Iterator[Metric]:
     }
     totals = _values_by(internal, RECALL, "point", "what")
     for point in sorted({point for point, _ in totals}):
-        n_hits, n_exact = totals[point, "found"], totals[point, "wanted"]
+        n_hits, n_exact = totals[point, "hits"], totals[point, "expected"]
         samples = totals[point, "samples"]
         if n_exact and samples:
             recall = n_hits / n_exact

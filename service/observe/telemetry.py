@@ -181,7 +181,7 @@ class Telemetry:
 
     def live_recall(self, point: str, window: Window) -> None:
         """Record the sums of the last samples of one operating point; from any thread."""
-        for what in ("found", "wanted", "samples"):
+        for what in ("hits", "expected", "samples"):
             self._live_recall.labels(point, what).set(getattr(window, what))
 
     def live_recall_dropped(self) -> None:

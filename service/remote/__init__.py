@@ -1,1 +1,1 @@
-"""What the Python client is made of."""
+"""The parts of the Python client (`service.client`): calls, answers, errors and retries."""

@@ -1,6 +1,6 @@
-"""What the service answers, as frozen dataclasses. Fields that are not known here are let pass.
+"""The service's answers as frozen dataclasses. Parsing ignores unknown fields.
 
-Parsing raises KeyError, TypeError or ValueError where a field is missing or of another kind;
+It raises KeyError, TypeError or ValueError if a field is missing or has another type, and
 `service.remote.calls` turns these into AnswerNotUnderstood.
 """
 
@@ -15,7 +15,7 @@ Vector = tuple[float, ...]
 
 @dataclass(frozen=True, slots=True)
 class ScoredLabel:
-    """One recommended label; `text` and `metadata` are None where they were not included."""
+    """One recommended label; `text` and `metadata` are None unless the call included them."""
 
     id: str
     score: float
@@ -27,7 +27,8 @@ class ScoredLabel:
 class Result:
     """The answer to one text or embedding: labels, best first.
 
-    `plan` says how filtered labels were found, `explanation` why these labels, where asked for.
+    `truncated` says that the text was cut. `plan` says how a filtered answer was computed, and
+    `explanation` why it has these labels, if the call set `explain`.
     """
 
     labels: tuple[ScoredLabel, ...]
@@ -59,9 +60,10 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """Results in the order of the texts, and what they came from.
+    """Results in the order of the texts, with the bundle and the effort that made them.
 
-    `stages_ms` is the Server-Timing header: milliseconds by stage, and `total`.
+    `effort_asked` is the requested effort, if the service lowered it. `stages_ms` is the
+    Server-Timing header: milliseconds by stage, and `total`.
     """
 
     results: tuple[Result, ...]
@@ -74,13 +76,13 @@ class Recommendation:
 
     @property
     def labels(self) -> tuple[ScoredLabel, ...]:
-        """The labels of the only text; raises ValueError where several were asked about."""
+        """The labels of the only text; raises ValueError if there were several texts."""
         [result] = self.results
         return result.labels
 
     @classmethod
     def parse(cls, raw: Json, headers: Mapping[str, str]) -> "Recommendation":
-        """Read the answer of a route that recommends."""
+        """Parse the answer of a route that recommends."""
         return cls(
             results=tuple(Result.parse(result) for result in raw["results"]),
             bundle_id=str(raw["bundle_id"]),
@@ -136,7 +138,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """How many labels a change concerned, and its number in the sequence of changes."""
+    """How many labels a call changed, and the number of the last change."""
 
     applied: int
     sequence: int
@@ -149,7 +151,7 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class OperatingPoint:
-    """An effort with what was measured of it: shares of 1, percent, and microseconds."""
+    """An effort with its measurements: recall in [0, 1], P@1 in percent, time in microseconds."""
 
     name: str
     recall_at_10: float
@@ -159,7 +161,7 @@ class OperatingPoint:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits in force that a client has to know."""
+    """The limits in force for requests."""
 
     max_queries: int
     max_text_chars: int
@@ -170,7 +172,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """What is served and within which limits; `raw` is the whole answer of GET /v1/info."""
+    """A model, its bundle and the service's limits; `raw` is the whole answer of GET /v1/info."""
 
     name: str
     bundle_id: str
@@ -214,10 +216,10 @@ class Info:
 
 
 def stages_ms(server_timing: str) -> dict[str, float]:
-    """Milliseconds by stage of a Server-Timing header.
+    """Parse a Server-Timing header to milliseconds by stage.
 
     >>> stages_ms("queue;dur=0.022, total;dur=4.315")
     {'queue': 0.022, 'total': 4.315}
     """
-    found = re.findall(r"([\w-]+)\s*;\s*dur=([\d.]+)", server_timing)
-    return {name: float(ms) for name, ms in found}
+    durations = re.findall(r"([\w-]+)\s*;\s*dur=([\d.]+)", server_timing)
+    return {name: float(ms) for name, ms in durations}

@@ -1,4 +1,4 @@
-"""One request of each kind, as a value: what to send, how to read the answer, when to send again.
+"""Requests as values: what to send, how to parse the answer, and whether to repeat the request.
 
 Nothing here does I/O, so the synchronous and the asynchronous client share all of it.
 """
@@ -23,10 +23,10 @@ T = TypeVar("T")
 Headers = Mapping[str, str]
 
 
-class Wanted(TypedDict, total=False):
-    """What a recommendation may ask for; what is left out is the service's default.
+class RecommendOptions(TypedDict, total=False):
+    """Options of a recommendation; the service has a default for each.
 
-    The fields are those of POST /v1/recommend (docs/http-api.md).
+    They are the fields of POST /v1/recommend (docs/http-api.md).
     """
 
     k: int
@@ -43,7 +43,7 @@ class Wanted(TypedDict, total=False):
 
 
 class NewLabel(TypedDict, total=False):
-    """A label to add; `id` and `text` are required by the service."""
+    """A label to add; the service requires `id` and `text`."""
 
     id: str
     text: str
@@ -52,7 +52,11 @@ class NewLabel(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """A request: `repeatable` where sending it twice does no more than sending it once."""
+    """A request, and `read`, which parses its answer.
+
+    `repeatable` says that sending it twice has the effect of sending it once. `admin` says that it
+    needs the admin key.
+    """
 
     method: str
     path: str
@@ -62,7 +66,7 @@ class Call(Generic[T]):
     admin: bool = False
 
     def parse(self, content: bytes, headers: Headers) -> T:
-        """The answer; raises AnswerNotUnderstood where it is not one of this API."""
+        """Parse an answer; raises AnswerNotUnderstood if it is not an answer of this API."""
         try:
             return self.read(json.loads(content), headers)
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
@@ -75,21 +79,21 @@ class Call(Generic[T]):
 def recommend(
     texts: str | Sequence[str],
     item_id: str | Sequence[str | None] | None,
-    wanted: Wanted,
+    options: RecommendOptions,
 ) -> Call[Recommendation]:
     """POST /v1/recommend."""
-    body: dict[str, Any] = {"query": _plain(texts), **_given(wanted)}
+    body: dict[str, Any] = {"query": _plain(texts), **_set_options(options)}
     if item_id is not None:
         body["item_id"] = _plain(item_id)
     return Call("POST", "v1/recommend", Recommendation.parse, body)
 
 
 def recommend_by_embedding(
-    embedding: Sequence[float] | Sequence[Sequence[float]], wanted: Wanted
+    embedding: Sequence[float] | Sequence[Sequence[float]], options: RecommendOptions
 ) -> Call[Recommendation]:
     """POST /v1/recommend/by-embedding."""
     rows = [row if isinstance(row, int | float) else list(row) for row in embedding]
-    body = {"embedding": rows, **_given(wanted)}
+    body = {"embedding": rows, **_set_options(options)}
     return Call("POST", "v1/recommend/by-embedding", Recommendation.parse, body)
 
 
@@ -103,7 +107,7 @@ def embed(texts: str | Sequence[str], model: str | None) -> Call[Embeddings]:
 
 def info(model: str | None) -> Call[Info]:
     """GET /v1/info."""
-    return Call("GET", "v1/info" + _named(model), lambda raw, _: Info.parse(raw))
+    return Call("GET", "v1/info" + _model_query(model), lambda raw, _: Info.parse(raw))
 
 
 def ready() -> Call[bool]:
@@ -113,7 +117,7 @@ def ready() -> Call[bool]:
 
 def label(label_id: str, model: str | None) -> Call[Label]:
     """GET /v1/labels/{id}."""
-    return Call("GET", _label_path(label_id) + _named(model), lambda raw, _: Label.parse(raw))
+    return Call("GET", _label_path(label_id) + _model_query(model), lambda raw, _: Label.parse(raw))
 
 
 def add_labels(labels: Sequence[NewLabel]) -> Call[Applied]:
@@ -132,18 +136,21 @@ def remove_label(label_id: str) -> Call[Applied]:
 
 
 def _change(method: str, path: str, body: Mapping[str, Any] | None) -> Call[Applied]:
-    # Even PUT and DELETE: between two tries of ours somebody else may have changed the label.
+    # Not even PUT and DELETE are repeatable: somebody may change the label between two tries.
     return Call(method, path, lambda raw, _: Applied.parse(raw), body, repeatable=False, admin=True)
 
 
 def chunks(
-    texts: Iterable[str], item_ids: Sequence[str | None] | None, limits: Limits, wanted: Wanted
+    texts: Iterable[str],
+    item_ids: Sequence[str | None] | None,
+    limits: Limits,
+    options: RecommendOptions,
 ) -> Iterator[tuple[list[str], list[str | None] | None]]:
-    """Split texts, and their item ids, into requests that the service's limits allow; in order.
+    """Split texts and their item ids, in order, into requests within the service's limits.
 
-    A text that is too long by itself goes alone, so that the service can say so.
+    A text that is too long by itself goes alone, so that the service answers with its own error.
     """
-    overhead = _n_bytes(_given(wanted)) + 64  # the names of the other fields
+    overhead = _n_bytes(_set_options(options)) + 64  # 64: the names of the other fields
     part: list[str] = []
     ids: list[str | None] | None = None if item_ids is None else []
     n_bytes = overhead
@@ -163,12 +170,13 @@ def chunks(
 
 
 def _n_bytes(value: Any) -> int:
-    """Bytes of a value as the client sends it."""
+    """Bytes of a value in the JSON that the client sends."""
     return len(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
 
 
-def _given(wanted: Wanted) -> dict[str, Any]:
-    return {name: value for name, value in wanted.items() if value is not None}
+def _set_options(options: RecommendOptions) -> dict[str, Any]:
+    """The options that are not None."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _plain(texts: str | Sequence[Any]) -> str | list[Any]:
@@ -179,5 +187,5 @@ def _label_path(label_id: str) -> str:
     return "v1/labels/" + quote(label_id, safe="")
 
 
-def _named(model: str | None) -> str:
+def _model_query(model: str | None) -> str:
     return "" if model is None else "?" + urlencode({"model": model})

@@ -1,4 +1,4 @@
-"""Every error that the Python client raises on purpose, as one tree.
+"""All errors that the Python client raises on purpose, as one tree.
 
 AstrolabeClientError
 ├── AstrolabeHTTPError          the service answered with an error
@@ -6,11 +6,11 @@ AstrolabeClientError
 │   │   ├── KeyRefused          401, 403: no key, or a wrong one
 │   │   └── NoSuchThing         404: no such route, label or model
 │   ├── Overloaded              429, 503: the service cannot answer now
-│   ├── DeadlinePassed          504: the service gave up at the deadline that it was given
+│   ├── DeadlinePassed          504: the service gave up at the request's deadline
 │   └── ServiceFailed           any other 5xx
 ├── AstrolabeConnectionError    no answer came
 │   └── AstrolabeTimeout        none came before the deadline
-└── AnswerNotUnderstood         the answer is not what this API answers
+└── AnswerNotUnderstood         the answer is not one of this API
 """
 
 import json
@@ -23,9 +23,10 @@ class AstrolabeClientError(Exception):
 
 
 class AstrolabeHTTPError(AstrolabeClientError):
-    """The service answered with a problem document; its fields are the attributes.
+    """The service answered with an error; the attributes are the fields of its problem document.
 
-    `code` is stable and empty where the answer was not the service's own (a proxy's, say).
+    `code` is stable. It is empty if the answer is not the service's own but, say, a proxy's.
+    `retry_after_s` is the Retry-After header in seconds.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class NoSuchThing(RequestRefused):
 
 
 class Overloaded(AstrolabeHTTPError):
-    """The service takes no more work now; `retry_after_s` says when trying again makes sense."""
+    """The service takes no more work now; try again after `retry_after_s` seconds."""
 
 
 class DeadlinePassed(AstrolabeHTTPError):
@@ -79,7 +80,7 @@ class AstrolabeTimeout(AstrolabeConnectionError):
 
 
 class AnswerNotUnderstood(AstrolabeClientError):
-    """The answer is not JSON, or lacks what this API always answers with."""
+    """The answer is not JSON, or lacks a field that this API always sends."""
 
 
 _BY_STATUS: dict[int, type[AstrolabeHTTPError]] = {
@@ -93,7 +94,7 @@ _BY_STATUS: dict[int, type[AstrolabeHTTPError]] = {
 
 
 def http_error(status: int, headers: Mapping[str, str], body: bytes) -> AstrolabeHTTPError:
-    """The error that an answer stands for, its problem document read where it has one."""
+    """The error for an answer, with the fields of its problem document if it has one."""
     problem = _problem(body)
     family = RequestRefused if status < 500 else ServiceFailed
     return _BY_STATUS.get(status, family)(
@@ -114,5 +115,5 @@ def _problem(body: bytes) -> dict[str, Any]:
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """Seconds of a Retry-After header; the service sends no dates, so a date counts as none."""
+    """Seconds of a Retry-After header, or None. A date gives None too; the service sends none."""
     return float(retry_after) if retry_after is not None and retry_after.isdecimal() else None

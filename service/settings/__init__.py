@@ -1,1 +1,1 @@
-"""Every setting of the service: docs/configuration.md."""
+"""The settings of the service: docs/configuration.md."""

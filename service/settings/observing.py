@@ -1,4 +1,4 @@
-"""Settings of what operators see: logs, traces, and the measuring of live answers."""
+"""Settings of logs, of traces and of the measurement of live answers."""
 
 from typing import Literal
 
@@ -7,29 +7,29 @@ from pydantic_settings import BaseSettings
 
 
 class ObservingSettings(BaseSettings):
-    """Mixed into `service.settings.Settings`; never built alone."""
+    """A base class of `service.settings.settings.Settings`; nothing builds it alone."""
 
     live_recall_share: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="Share of answered queries, drawn at random, that is searched again exactly in "
-        "the background, to measure the recall of the served answers. 0 is off.",
+        description="Share of answered queries, drawn at random, that the service searches again "
+        "exactly in the background, to measure the recall of its answers. 0 is off.",
     )
     otel_endpoint: str | None = Field(
         None,
         pattern=r"^https?://",
-        description="Where OpenTelemetry traces go, by OTLP over HTTP, such as "
-        "`http://collector:4318`. Needs the extra `otel`. Not set, nothing is traced.",
+        description="Address that gets OpenTelemetry traces, by OTLP over HTTP, such as "
+        "`http://collector:4318`. Needs the extra `otel`. Not set: no traces.",
     )
     otel_sample_ratio: float = Field(
         1.0,
         ge=0,
         le=1,
-        description="Share of traces that is kept, where the caller has not decided.",
+        description="Share of traces that the service sends, if the caller has not decided.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least severe level that is logged."
+        "info", description="Least severe level in the log."
     )
     log_format: Literal["json", "text"] = Field(
         "json", description="One JSON object a line, or plain text for a terminal."
@@ -38,5 +38,5 @@ class ObservingSettings(BaseSettings):
         "errors", description="Which requests get a log line; `errors` is status 400 and up."
     )
     log_queries: bool = Field(
-        False, description="Put query texts into request log lines. They may be personal data."
+        False, description="Write query texts into request log lines. They may be personal data."
     )

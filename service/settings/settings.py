@@ -1,7 +1,8 @@
-"""Every setting of the service: one frozen class, read once from flags and the environment.
+"""Settings: one frozen class with every setting of the service.
 
-Built by `load_settings` in `__main__` (or directly in a test) and passed down; nothing below reads
-the environment. `python -m service.settings` prints docs/configuration.md from the same class.
+`service.__main__` builds it once, with `load_settings`, from flags and the environment, and passes
+it on. Code below reads settings from it and not from the environment. `python -m service.settings`
+prints docs/configuration.md from the same class.
 """
 
 import difflib
@@ -46,38 +47,38 @@ class Settings(EdgeSettings, GpuSettings, ObservingSettings):
         ge=1,
         le=256,
         description="Worker processes that share the port and, on the CPU with `intra_op_threads` "
-        "1, one copy of the bundle. Queue limits are for each of them.",
+        "1, one copy of the bundle. Queue limits hold for each of them.",
     )
     device: Literal["auto", "cuda", "tensorrt", "cpu"] = Field(
         "auto",
-        description="Where the encoder runs. `cuda` and `tensorrt` refuse to start without one; "
-        "`auto` falls back to the CPU and says so.",
+        description="Where the encoder runs. With `cuda` or `tensorrt` the service refuses to "
+        "start without such a device; `auto` falls back to the CPU and logs it.",
     )
     encoder_variant: str | None = Field(
         None,
         min_length=1,
-        description="Precision that the encoder runs in, of those that the bundle carries: `fp32`, "
-        "`fp16` (for GPUs) or `int8` (for CPUs). Not set, the bundle's own choice.",
+        description="Precision of the encoder, one that the bundle has: `fp32`, `fp16` (for GPUs) "
+        "or `int8` (for CPUs). Not set: the bundle's own choice.",
     )
     lanes: int = Field(
         0,
         ge=0,
         le=256,
         description="Batches computed at once. 0 means one for every `intra_op_threads` usable "
-        "CPUs (affinity and cgroup quota counted), or two on a GPU; divided by `workers`.",
+        "CPUs (within affinity and cgroup quota), or two on a GPU; divided by `workers`.",
     )
     intra_op_threads: int = Field(
-        1, ge=1, le=256, description="Threads that one encoder call may use inside its lane."
+        1, ge=1, le=256, description="Threads of one encoder call inside its lane."
     )
     max_batch_tokens: int = Field(
         4096,
         ge=1,
-        description="Most padded tokens in one encoder call. At least the bundle's max_tokens.",
+        description="Most padded tokens in one encoder call; at least the bundle's max_tokens.",
     )
     max_queue_tokens: int = Field(
         65536,
         ge=1,
-        description="Most estimated tokens that may wait; more is answered 429. At least "
+        description="Most estimated tokens that may wait; further requests get 429. At least "
         "max_batch_tokens.",
     )
     bulk_queue_share: float = Field(
@@ -85,137 +86,143 @@ class Settings(EdgeSettings, GpuSettings, ObservingSettings):
         gt=0,
         le=1,
         description="Share of max_queue_tokens that requests with `X-Request-Priority: bulk` may "
-        "fill; interactive ones may fill all of it, and take the place of bulk ones.",
+        "fill. Interactive requests may fill all of it, and push bulk ones out.",
     )
     max_batch_ms: float = Field(
         50.0,
         ge=0,
-        description="A batch is cut to what computes in this time, by the measured pace: on a "
-        "CPU a longer one is no faster for each text, and all in it wait for its end. 0 leaves "
-        "it to max_batch_tokens.",
+        description="Longest time that a batch may compute, by the measured pace. On a CPU a "
+        "longer batch is no faster for each text, and all its texts wait for its end. With 0 only "
+        "max_batch_tokens limits a batch.",
     )
     max_queue_wait_ms: float = Field(
         0.0,
         ge=0,
-        description="An interactive request that would wait longer for a lane, by the measured "
-        "pace, is answered 429. 0 leaves it to max_queue_tokens and the request's deadline.",
+        description="Longest time that an interactive request may wait for a lane, by the measured "
+        "pace; one that would wait longer gets 429. With 0 only max_queue_tokens and the "
+        "request's deadline limit the wait.",
     )
     batch_wait_ms: float = Field(
         0.0,
         ge=0,
         le=1000,
-        description="How long a free lane waits for more work. 0 takes what is there at once.",
+        description="How long a free lane waits for a fuller batch. With 0 it starts at once.",
     )
     adaptive_effort: bool = Field(
         False,
-        description="Answer at a cheaper operating point than asked for while requests wait too "
-        "long; the answer says so. Needs a bundle whose points differ in measured cost.",
+        description="While requests wait too long, answer at a cheaper operating point than "
+        "requested; the answer says so. Needs a bundle whose points differ in measured cost.",
     )
     adaptive_target_ms: float = Field(
         20.0,
         gt=0,
-        description="Queue delay that `adaptive_effort` holds. Effort goes down one step where the "
-        "oldest request of every batch has waited longer, for a whole interval.",
+        description="Queue delay that `adaptive_effort` aims at. Effort goes down one step if, for "
+        "a whole interval, the oldest request of every batch has waited longer.",
     )
     adaptive_clear_ms: float = Field(
         5.0,
         gt=0,
-        description="Queue delay below which effort may go up again. Below adaptive_target_ms, and "
-        "above batch_wait_ms.",
+        description="Queue delay below which effort may go up again. It must be below "
+        "adaptive_target_ms and above batch_wait_ms.",
     )
     adaptive_interval_ms: int = Field(
         250,
         ge=1,
-        description="How long the delay must stay above a threshold to count; also the least time "
-        "between two steps down.",
+        description="How long the delay must stay above a threshold before it counts; also the "
+        "least time between two steps down.",
     )
     adaptive_hold_s: float = Field(
         5.0,
         gt=0,
-        description="Effort goes up one step after this long below adaptive_clear_ms, and all the "
-        "way where nothing waited for this long. Doubled, up to eight times, each time a step up "
-        "had to be undone. At least adaptive_interval_ms.",
+        description="Effort goes up one step after this time below adaptive_clear_ms, and to the "
+        "top if nothing waited for this time. The time doubles whenever a step up must be undone, "
+        "up to eight times its value. At least adaptive_interval_ms.",
     )
     request_timeout_ms: int = Field(
         2000,
         ge=1,
-        description="Deadline of a request that names none; past it the answer is 504.",
+        description="Deadline of a request that names none; after it the answer is 504.",
     )
     request_timeout_max_ms: int = Field(
         30000, ge=1, description="Longest deadline that X-Request-Timeout-Ms may name."
     )
-    max_body_bytes: int = Field(1 << 20, ge=1, description="Largest request body; more is 413.")
-    max_changes_bytes: int = Field(
-        32 << 20, ge=1, description="Largest body of a request that needs the admin key."
+    max_body_bytes: int = Field(
+        1 << 20, ge=1, description="Largest request body; a larger one gets 413."
     )
-    max_queries: int = Field(64, ge=1, description="Most texts in one request; more is 413.")
-    max_text_chars: int = Field(8192, ge=1, description="Longest text; a longer one is 413.")
-    max_k: int = Field(100, ge=1, description="Most labels that one query may ask for.")
+    max_changes_bytes: int = Field(
+        32 << 20, ge=1, description="Largest body of a request to an admin route."
+    )
+    max_queries: int = Field(64, ge=1, description="Most texts in one request; more get 413.")
+    max_text_chars: int = Field(8192, ge=1, description="Longest text; a longer one gets 413.")
+    max_k: int = Field(100, ge=1, description="Most labels in the answer to one query.")
     cache_entries: int = Field(
         0,
         ge=0,
-        description="Answers to keep per bundle for POST bodies that come again, byte for byte. 0 "
-        "keeps none. Emptied by a swap and by a change of a label.",
+        description="Answers that each bundle's cache holds; a POST body that comes again, byte "
+        "for byte, is answered from it. 0 turns the cache off. A swap of the bundle and a change "
+        "of a label empty it.",
     )
     max_filter_ids: int = Field(
         10000, ge=1, description="Most ids in `allow` or `deny`, and most values in `where`."
     )
     label_rules: Path | None = Field(
         None,
-        description="JSON file of labels that every answer of a model leaves out, or that alone "
-        "may answer: docs/operations.md, Label rules. Read at start and for every new bundle.",
+        description="JSON file with each model's labels that no answer may hold, or the only ones "
+        "that answers may hold: docs/operations.md, Label rules. The service reads it at start and "
+        "for every new bundle.",
     )
     more_bundles: Annotated[tuple[Path, ...], NoDecode] = Field(
         (),
-        description="Further bundles to serve beside the first, each under its own name: paths, "
-        "separated by commas in the variable.",
+        description="Paths of further bundles, each served under its own name; separated by "
+        "commas in the variable.",
     )
     bundle_root: Path | None = Field(
         None,
-        description="Folder that admin requests may name bundles in. Not set, the folder that "
-        "the bundle lies in.",
+        description="Folder with the bundles that admin requests may name. Not set: the folder "
+        "that contains the first bundle.",
     )
     state_dir: Path | None = Field(
         None,
-        description="Folder for what changes while serving: which bundles admin requests chose, "
-        "and labels that were added. Needed for either where there are several workers.",
+        description="Folder that stores the choice of bundles by admin requests, and changes to "
+        "labels. Label changes need it; with several workers, bundle changes need it too.",
     )
     watch_s: float = Field(
         0.0,
         ge=0,
-        description="How often the pointer CURRENT of a folder of bundles is looked at; a new "
-        "bundle is then swapped in. 0 never looks.",
+        description="How often the service reads the pointer CURRENT of a folder of bundles, to "
+        "swap in a new bundle. 0 means never.",
     )
     keep_alive_s: int = Field(
         75,
         ge=0,
-        description="How long an idle connection stays open. Longer than the load balancer's own "
-        "limit, or it will now and then send into a connection that is closing.",
+        description="How long an idle connection stays open. Set it above the load balancer's own "
+        "limit, or the balancer sometimes sends into a connection that is closing.",
     )
     stuck_after_s: float = Field(
         30.0,
         gt=0,
-        description="A batch that computes for longer turns /readyz red.",
+        description="Longest time that a batch may compute before /readyz turns red.",
     )
     drain_delay_s: float = Field(
         3.0,
         ge=0,
-        description="After SIGTERM: how long requests are still answered while /readyz is red.",
+        description="After SIGTERM: how long the service still takes requests while /readyz is "
+        "red.",
     )
     drain_timeout_s: float = Field(
         20.0,
         ge=0,
-        description="After that: how long requests already accepted may take to finish.",
+        description="After that: how long accepted requests may take to finish.",
     )
 
     @field_validator("more_bundles", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        """Take `a,b` as a list, however it was given."""
-        given = [value] if isinstance(value, str) else value
-        if not all(isinstance(part, str) for part in given):
+        """Split `a,b`, whether it is one text or a list of texts."""
+        parts = [value] if isinstance(value, str) else value
+        if not all(isinstance(part, str) for part in parts):
             return value
-        return [name for part in given for name in part.split(",") if name]
+        return [name for part in parts for name in part.split(",") if name]
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -273,14 +280,14 @@ class Settings(EdgeSettings, GpuSettings, ObservingSettings):
             )
 
     def public(self) -> dict[str, Any]:
-        """The settings as plain JSON values, secrets masked."""
+        """The settings as JSON values, with masked secrets."""
         return self.model_dump(mode="json")
 
 
 def load_settings(arguments: Sequence[str]) -> Settings:
-    """Settings from flags and os.environ; raises SettingsInvalid with a sentence for each fault.
+    """Read settings from flags and os.environ; raises SettingsInvalid, a sentence for each fault.
 
-    Prints and exits by itself for --help and for a flag that does not exist, as argparse does.
+    Like argparse it prints and exits for --help and for an unknown flag.
     """
     _refuse_unknown_variables(os.environ)
     try:
@@ -301,7 +308,7 @@ def flag_of(field: str) -> str:
 
 
 def documentation() -> str:
-    """docs/configuration.md: the table of every setting."""
+    """The text of docs/configuration.md: a table of all settings."""
     rows = [
         f"| `{variable_of(name)}` | `{flag_of(name)}` | {_default_of(field)} | "
         f"{(field.description or '').replace('|', chr(92) + '|')} |"
@@ -311,7 +318,7 @@ def documentation() -> str:
 
 
 def _in_order() -> dict[str, FieldInfo]:
-    """The fields of `Settings` itself first, those of its bases after them."""
+    """The fields of `Settings`: first its own, then those of its base classes."""
     fields = Settings.model_fields
     own = {name: fields[name] for name in Settings.__annotations__ if name in fields}
     return own | fields
@@ -320,7 +327,7 @@ def _in_order() -> dict[str, FieldInfo]:
 def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
     known = [variable_of(name) for name in Settings.model_fields]
     for name in sorted(environment):
-        # Case is folded as pydantic-settings folds it, so astrolabe_prot is caught as well.
+        # pydantic-settings ignores case, so astrolabe_prot must be refused too.
         if name.upper().startswith(PREFIX) and name.upper() not in known:
             close = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.0)
             raise SettingsInvalid(
@@ -350,9 +357,10 @@ _DOCUMENTATION_HEAD: Final = [
     "",
     "Generated from `service/settings/` by `python -m service.settings`: do not edit by hand.",
     "",
-    "Every setting is an environment variable and a flag of `python -m service`; the flag wins. An",
-    "unknown variable with the prefix `ASTROLABE_` is refused at start; an empty variable or flag",
-    "counts as not set. The configuration in force is logged at start, secrets masked.",
+    "Every setting is an environment variable and a flag of `python -m service`; the flag wins.",
+    "The service refuses to start with an unknown variable of the prefix `ASTROLABE_`. An empty",
+    "variable or flag counts as not set. At start the service logs its configuration, with masked",
+    "secrets.",
     "",
     "| variable | flag | default | what it does |",
     "|---|---|---|---|",

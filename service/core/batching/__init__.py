@@ -1,1 +1,1 @@
-"""Who is admitted, who waits, and what goes into the next batch."""
+"""Decides which requests are admitted, which wait, and which form the next batch."""

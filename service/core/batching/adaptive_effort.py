@@ -1,12 +1,13 @@
 """AdaptiveEffort: a ceiling on effort that falls while requests wait and rises when they do not.
 
-As in CoDel (Nichols and Jacobson, 2012), what counts is a wait that never falls below the target
-for a whole interval: one slow batch is no queue. Measured is the oldest request of each batch.
-A step up is a trial: where it has to be undone, the next one waits twice as long, so that a load
-that only a lower effort can carry is not tried at a higher one again and again.
+The rule is CoDel's (Nichols and Jacobson, 2012): the ceiling falls only if waits stay above the
+target for a whole interval, because one slow batch is not yet a queue. The wait of a batch is that
+of its oldest request. A step up is a trial. If the service has to undo it, the next trial comes
+after twice the time; a load that only a lower effort can carry thus sees few failed trials.
+docs/decisions/0015 gives the reasons.
 
-It computes nothing and knows no queue: `service.core.batching.batcher` tells it of waits and asks
-it what to compute, on the event loop's thread alone.
+This module computes no answers and holds no queue. `service.core.batching.batcher` reports waits
+to it and asks it which effort to compute, always on the event loop's thread.
 """
 
 import logging
@@ -22,14 +23,19 @@ from service.core.types import Query
 log = logging.getLogger(__name__)
 
 MAX_HOLDS: Final = 8
-"""The wait before a trial doubles up to this many times `hold_s`."""
+"""The time before a trial doubles up to this many times `hold_s`.
+
+A choice: with the default hold of 5 s an overload that lasts sees one trial every 40 s
+(docs/decisions/0015); more would notice the end of the overload later.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class EffortPolicy:
-    """One step down after `interval_s` of waits all above `target_s`.
+    """When the ceiling moves; all times in seconds.
 
-    One step up after `hold_s` without an interval of waits all above `clear_s`, and all the way up
+    It goes down one step when every wait of an `interval_s` was above `target_s`. It goes up one
+    step after `hold_s` in which no `interval_s` had all its waits above `clear_s`, and to the top
     after `hold_s` in which nothing waited.
     """
 
@@ -40,10 +46,11 @@ class EffortPolicy:
 
 
 def steps_of(points: Sequence[OperatingPoint]) -> list[OperatingPoint]:
-    """What the ceiling may be, by measured search cost: each finds more than every cheaper one.
+    """The operating points that can be the ceiling, cheapest first by measured search time.
 
-    So a name decides nothing, and `exact` stands below `thorough` where scanning all is cheaper.
-    The costliest point is the last one whatever it finds: that ceiling lowers nobody.
+    Each has a higher recall than every cheaper one. The order comes from measurements and not from
+    names: `exact` stands below `thorough` if scanning everything is cheaper. The costliest point is
+    always the last step, whatever its recall, because that ceiling changes no request.
     """
     steps: list[OperatingPoint] = []
     for point in sorted(points, key=lambda point: (point.search_us_p50, -point.recall_at_10)):
@@ -66,7 +73,7 @@ class AdaptiveEffort:
     ) -> None:
         steps = steps_of(points)
         self.steps = [point.name for point in steps]
-        # The lowest step that leaves this effort alone.
+        # The lowest ceiling that does not change a query of this effort.
         self._step_of = {
             point.name: sum(step.search_us_p50 < point.search_us_p50 for step in steps)
             for point in points
@@ -75,38 +82,41 @@ class AdaptiveEffort:
         self._clock = clock
         self._step = len(steps) - 1
         self._hold_s = policy.hold_s
-        self._trial_s = -math.inf  # of the last step up, where no step down has followed
-        self._asked = 0  # highest step asked for while waits were above the target
-        self._seen_s = self._calm_s = clock()
-        self._above_target_s = self._above_clear_s = math.inf  # since when, without a break
+        self._trial_s = -math.inf  # time of the last step up; -inf once a step down has followed
+        self._requested_step = (
+            0  # highest step that a query requested while waits were above the target
+        )
+        self._last_batch_s = self._calm_since_s = clock()
+        # Since when all waits have been above the target, and above the clear threshold.
+        self._above_target_s = self._above_clear_s = math.inf
 
-    def waited(self, seconds: float) -> None:
-        """The oldest request of the batch that comes next has waited this long."""
+    def record_wait(self, seconds: float) -> None:
+        """Take the wait of the next batch's oldest request, and move the ceiling if it is time."""
         now, policy = self._clock(), self._policy
         self._nothing_waited_until(now - seconds)
-        self._seen_s = now
+        self._last_batch_s = now
         if seconds > policy.target_s:
             self._above_target_s = min(self._above_target_s, now)
         else:
-            self._above_target_s, self._asked = math.inf, 0
+            self._above_target_s, self._requested_step = math.inf, 0
         self._above_clear_s = (
             min(self._above_clear_s, now) if seconds > policy.clear_s else math.inf
         )
         if now - self._above_target_s >= policy.interval_s:
             self._lower(now, seconds)
         if now - self._above_clear_s >= policy.interval_s:
-            self._calm_s = now
-        elif seconds <= policy.clear_s and now - self._calm_s >= self._hold_s:
+            self._calm_since_s = now
+        elif seconds <= policy.clear_s and now - self._calm_since_s >= self._hold_s:
             self._raise(now, seconds)
 
-    def capped(self, queries: Sequence[Query]) -> Sequence[Query]:
-        """The queries as they are to be computed now: none costlier than asked, strict ones as is.
+    def cap(self, queries: Sequence[Query]) -> Sequence[Query]:
+        """The queries with every effort above the ceiling lowered to it.
 
-        What is lowered gets the ceiling, or stays where the query asked for less.
+        A query below the ceiling keeps its effort, and so does one with `effort_strict`.
         """
-        asked = max((self._step_of[q.effort] for q in queries if not q.effort_strict), default=0)
-        self._asked = max(self._asked, asked)
-        if asked <= self._step:
+        highest = max((self._step_of[q.effort] for q in queries if not q.effort_strict), default=0)
+        self._requested_step = max(self._requested_step, highest)
+        if highest <= self._step:
             return queries
         ceiling = self.steps[self._step]
         return [
@@ -117,27 +127,28 @@ class AdaptiveEffort:
         ]
 
     def steps_down(self, oldest_wait_s: float) -> int:
-        """How far the ceiling is lowered, 0 where it is not; what waits now has waited this long.
+        """By how many steps the ceiling is lowered now; 0 means not at all.
 
-        Nobody tells of an empty queue, so this is also where idle time is noticed.
+        `oldest_wait_s` is the wait of the oldest request in the queue, in seconds. The batcher does
+        not report an empty queue, so this call also detects idle time.
         """
         self._nothing_waited_until(self._clock() - oldest_wait_s)
         return len(self.steps) - 1 - self._step
 
     def _nothing_waited_until(self, until_s: float) -> None:
-        """Take note of the time since the last batch, in which the queue was empty."""
-        empty_s = until_s - self._seen_s
+        """Account for an empty queue between the last batch and `until_s`."""
+        empty_s = until_s - self._last_batch_s
         if empty_s >= self._policy.interval_s:
             self._above_target_s = self._above_clear_s = math.inf
         if empty_s >= self._policy.hold_s:
-            self._seen_s = until_s
+            self._last_batch_s = until_s
             self._hold_s, self._trial_s = self._policy.hold_s, -math.inf
             self._move(len(self.steps) - 1, until_s, 0.0)
 
-    def _lower(self, now: float, waited_s: float) -> None:
-        # A step that nobody who waits would feel is skipped, and none is taken where all are such.
-        step = min(self._step, self._asked) - 1
-        self._above_target_s, self._asked = now, 0
+    def _lower(self, now: float, wait_s: float) -> None:
+        # Skip steps that would change no waiting query; stay if every step down is such a step.
+        step = min(self._step, self._requested_step) - 1
+        self._above_target_s, self._requested_step = now, 0
         if step < 0:
             return
         if self._trial_s > -math.inf:
@@ -145,26 +156,26 @@ class AdaptiveEffort:
             longer_s = min(2 * self._hold_s, MAX_HOLDS * self._policy.hold_s)
             self._hold_s = longer_s if undone else self._policy.hold_s
         self._trial_s = -math.inf
-        self._move(step, now, waited_s)
+        self._move(step, now, wait_s)
 
-    def _raise(self, now: float, waited_s: float) -> None:
+    def _raise(self, now: float, wait_s: float) -> None:
         if self._step == len(self.steps) - 1:
             return
-        if self._trial_s > -math.inf:  # the last trial has lasted
+        if self._trial_s > -math.inf:  # no step down followed: the last trial succeeded
             self._hold_s = self._policy.hold_s
         self._trial_s = now
-        self._move(self._step + 1, now, waited_s)
+        self._move(self._step + 1, now, wait_s)
 
-    def _move(self, step: int, now: float, waited_s: float) -> None:
-        was, self._step, self._calm_s = self._step, step, now
-        if step == was:
+    def _move(self, step: int, now: float, wait_s: float) -> None:
+        old_step, self._step, self._calm_since_s = self._step, step, now
+        if step == old_step:
             return
         fields = {
-            "was": self.steps[was],
+            "was": self.steps[old_step],
             "ceiling": self.steps[step],
-            "waited_ms": round(waited_s * 1e3, 3),
+            "waited_ms": round(wait_s * 1e3, 3),
         }
-        if step < was:
+        if step < old_step:
             log.warning("effort ceiling lowered", extra={"fields": fields})
         else:
             log.info("effort ceiling raised", extra={"fields": fields})

@@ -1,15 +1,15 @@
-"""MicroBatcher: many small requests in, few full batches out, and no waiter ever left hanging.
+"""MicroBatcher: groups many small requests into few full batches, and answers every one of them.
 
-Greedy: whenever a lane is free it takes whatever waits, up to a token budget, so an idle service
-adds no wait. One job is one request. All state belongs to the event loop's thread; a lane is a
-thread that only computes and posts its outcome back, so every future is touched on the loop alone.
+Batching is greedy: a free lane takes the waiting jobs at once, up to a token budget, so an idle
+service adds no wait. One job is one request. The event loop's thread owns all state. A lane is a
+thread that only computes and hands its outcome to the loop, so only the loop settles futures.
 
-Overload: a request is refused at the door where the queue is full, or where by the measured pace it
-could not be answered before its deadline. A free lane takes whatever comes, so a service with
-nothing to do refuses nobody, and a wrong estimate is corrected by the next batch.
+Overload: `submit` refuses a request if the queue is full, or if at the measured pace the answer
+would come after the deadline. If a lane is free it admits the request without an estimate. So an
+idle service refuses nobody, and the next batch corrects a wrong estimate.
 
-It does not time its callers out: a waiter bounds its own wait, settles or cancels its future, and
-the batcher then drops the job. Used by `service.api`, whose waiter is `service.gate.watch`.
+The batcher does not time out its callers. A caller bounds its own wait and settles or cancels the
+future; the batcher then drops the job. The caller in the service is `service.gate.watch`.
 """
 
 import asyncio
@@ -39,35 +39,41 @@ from service.errors import (
 log = logging.getLogger(__name__)
 
 BYTES_PER_TOKEN: Final = 3
-"""A little below English word pieces (about 4), and right for scripts of one token a character."""
+"""UTF-8 bytes of text that count as one token. English word pieces have about 4; scripts with one
+token a character, such as Chinese, have 3. A choice: it overestimates English a little."""
 
 SPECIAL_TOKENS: Final = 2
+"""A tokenizer of the BERT family adds two: one before and one after the text."""
 
 PredictFn = Callable[[Sequence[Query]], PredictedBatch]
 
 
 class BatchObserver(Protocol):
-    """What a batcher reports; called on the event loop's thread."""
+    """Receives a batcher's events, on the event loop's thread."""
 
     def queued(self, seconds: float) -> None:
-        """One job waited this long for its lane."""
+        """A job waited this many seconds and now goes to a lane."""
         ...
 
     def batch_done(self, n_queries: int, timings: StageTimings) -> None:
-        """One batch was computed."""
+        """A lane has computed a batch of `n_queries` queries."""
         ...
 
     def dropped(self, reason: str) -> None:
-        """One job was dropped before compute: expired, evicted, abandoned or shutting_down."""
+        """A job left the queue uncomputed.
+
+        `reason` is `expired`, `evicted`, `abandoned`, or the code of the error that closed the
+        queue (`shutting_down`, `not_ready`).
+        """
         ...
 
     def rejected(self, reason: str) -> None:
-        """One job was refused at admission, with this error code."""
+        """Admission refused a job with this error code."""
         ...
 
 
 def estimate_tokens(text: str, max_tokens: int) -> int:
-    """Tokens that a text will cost, without tokenising it; never above `max_tokens`.
+    """Estimate a text's tokens from its bytes, without tokenising it; at most `max_tokens`.
 
     >>> estimate_tokens("moby dick", 64), estimate_tokens("x" * 9000, 64)
     (5, 64)
@@ -76,7 +82,7 @@ def estimate_tokens(text: str, max_tokens: int) -> int:
 
 
 class MicroBatcher:
-    """Admission, batching, lanes, drain. `start` it inside the loop that will call `submit`."""
+    """Admits, batches, computes and drains. Call `start` in the loop that will call `submit`."""
 
     def __init__(
         self,
@@ -94,7 +100,7 @@ class MicroBatcher:
         self._queue = JobQueue()
         self._pace = Pace(limits.lanes)
         self._admission = Admission(limits, self._queue, self._pace)
-        self._job_tokens = 0.0  # of a job in the newest batch, on average
+        self._job_tokens = 0.0  # mean tokens of a job in the newest batch
         self._lanes: list[Lane] = []
         self._free: list[Lane] = []
         self._dispatch_scheduled = False
@@ -104,7 +110,7 @@ class MicroBatcher:
         self._moved_s = 0.0
 
     def start(self) -> None:
-        """Start the lanes; the running loop becomes the one that owns all state."""
+        """Start the lanes; the running event loop becomes the owner of all state."""
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         for number in range(self.limits.lanes):
@@ -116,15 +122,15 @@ class MicroBatcher:
 
     @property
     def waiting_tokens(self) -> int:
-        """Estimated tokens that wait for a lane."""
+        """Estimated tokens of all jobs that wait for a lane."""
         return self._queue.tokens
 
     def submit(
         self, queries: Sequence[Query], deadline_s: float, bulk: bool = False
     ) -> "asyncio.Future[Answer]":
-        """Admit one request's queries; the one place where work is accepted or refused.
+        """Admit one request's queries, or refuse them; no other method accepts work.
 
-        `deadline_s` is on this batcher's clock. The caller bounds its own wait for the future.
+        `deadline_s` is a time on this batcher's clock. Await the future with a timeout of your own.
         Raises QueueFull, DeadlineUnreachable, PayloadTooLarge, NotReady, ShuttingDown.
         """
         max_tokens = self.limits.max_tokens
@@ -138,22 +144,23 @@ class MicroBatcher:
         job = Job(queries, tokens, now, deadline_s, self._loop.create_future(), bulk, at_once)
         queue.append(job)
         if self._free and not self._dispatch_scheduled:
-            # Not at once: requests that arrived in the same turn of the loop share the batch.
+            # Dispatch in the next turn: requests of this turn of the loop then share a batch.
             self._dispatch_scheduled = True
-            # And in no request's context: what a dispatch logs is about all of them.
+            # Use the context of `start`: the log lines of a dispatch concern all its requests.
             self._loop.call_soon(self._dispatch, context=self._context)
         return job.future
 
     def check_room(self, deadline_s: float, bulk: bool = False) -> None:
-        """Refuse, before its body is read, what `submit` would refuse; raises as that does."""
+        """Refuse a request whose body is still unread if `submit` would; raises what it raises."""
         self._raise(self.refusal(deadline_s, bulk))
 
     def refusal(
         self, deadline_s: float, bulk: bool = False, others: int = 0
     ) -> AstrolabeError | None:
-        """Why `submit` would refuse a request behind so many `others` on their way here; else None.
+        """The error that `submit` would raise for one more request, or None if it would admit it.
 
-        They are taken to be as large as those of the newest batch.
+        `others` more requests are already on their way to `submit`. All are assumed to be as large
+        as the mean job of the newest batch.
         """
         now = self._clock()
         tokens = min(int(self._job_tokens * (1 + others)), self.limits.max_waiting_tokens(bulk))
@@ -162,12 +169,12 @@ class MicroBatcher:
         return self._judgement(tokens, now, deadline_s, bulk)
 
     def oldest_wait_s(self) -> float:
-        """How long the oldest interactive job that waits has waited; 0 where none does."""
+        """Seconds that the oldest waiting interactive job has waited; 0 if none waits."""
         waiting = self._queue.interactive
         return self._clock() - waiting[0].submitted_s if waiting else 0.0
 
     def health(self) -> str | None:
-        """None while work moves, else one sentence that says what does not."""
+        """None while work moves, else one sentence that says what is stuck or dead."""
         now, bound = self._clock(), self.limits.stuck_after_s
         if not self._lanes:
             return "the lanes have not started"
@@ -181,26 +188,26 @@ class MicroBatcher:
         return None
 
     async def drain(self, timeout_s: float) -> None:
-        """Stop intake, finish what was accepted until the timeout, fail the rest, end the lanes."""
+        """Stop admitting, finish accepted jobs until the timeout, fail the rest, end the lanes."""
         self._closed = ShuttingDown
         self._dispatch()
         try:
             async with asyncio.timeout(timeout_s):
                 await self._settled.wait()
         except TimeoutError:
-            log.warning("drain timed out, failing what is left")
+            log.warning("drain timed out, failing the jobs that remain")
         self._fail_waiting(ShuttingDown("the service stopped before this request was computed"))
         for lane in self._lanes:
             self._fail(lane.jobs, ShuttingDown("the service stopped while this was computed"))
             lane.inbox.put(None)
             if not lane.jobs:
                 lane.thread.join(timeout=1.0)
-        self._settled.set()  # a drain that still waits has nothing left to wait for
+        self._settled.set()  # wakes another drain that still waits
 
     def _at_once(self, tokens: int, bulk: bool, others: int = 0) -> bool:
-        """Whether a lane is free for this, beside what waits for the same turn of the loop.
+        """Whether a free lane can take this job together with the jobs that wait for this turn.
 
-        Where nothing waits no estimate is asked, so that a wrong one can shut no door.
+        If nothing waits, the pace has no say: a wrong estimate could otherwise refuse everything.
         """
         if not self._free:
             return False
@@ -209,7 +216,7 @@ class MicroBatcher:
         return tokens <= self.limits.max_waiting_tokens(bulk)
 
     def _admit(self, tokens: int, now: float, deadline_s: float, bulk: bool) -> None:
-        """Refuse a job that has to wait, or make room for it."""
+        """Raise if the job must not wait; otherwise evict bulk jobs until it fits."""
         self._raise(self._judgement(tokens, now, deadline_s, bulk))
         over = self._queue.tokens + tokens - self.limits.max_queue_tokens
         if over > 0:
@@ -232,10 +239,11 @@ class MicroBatcher:
             try:
                 raise refusal
             finally:
-                del refusal  # it holds this frame, so thousands of them would be the collector's
+                # Its traceback holds this frame. Breaking the cycle frees it without the collector.
+                del refusal
 
     def _dispatch(self) -> None:
-        """Give waiting work to free lanes."""
+        """Give batches of waiting jobs to the free lanes."""
         self._dispatch_scheduled = False
         if self._timer is not None:
             self._timer.cancel()
@@ -256,44 +264,43 @@ class MicroBatcher:
         self._settle_if_idle()
 
     def _wait_for_more_s(self) -> float:
-        """How long the oldest job may still wait for company; 0 unless batch_wait_s is set."""
+        """Seconds that a free lane still waits for a fuller batch; 0 unless batch_wait_s is set."""
         limits = self.limits
         full_batch = self._admission.full_batch
         if limits.batch_wait_s == 0 or self.waiting_tokens >= full_batch:
             return 0.0
         if self._closed is not None:
             return 0.0
-        waiting, _ = self._queue.turn(full_batch)
+        waiting, _ = self._queue.next_class(full_batch)
         return waiting[0].submitted_s + limits.batch_wait_s - self._clock()
 
     def _take(self, now: float) -> list[Job]:
-        """The oldest jobs of one class that fit its token budget, at least one.
+        """Form a batch: the oldest jobs of one class that fit its token budget, at least one.
 
-        Dropped are those that nobody waits for, and those that could not be done in time. No job
-        joins a batch that would thereby take so long that one in it comes too late.
+        It drops jobs whose caller has left and jobs that cannot finish in time; if it drops all of
+        them the batch is empty. It adds no job that would make another one in the batch late.
         """
         jobs: list[Job] = []
         queue, effort = self._queue, self._effort
-        waiting, budget = queue.turn(self._admission.full_batch)
+        waiting, budget = queue.next_class(self._admission.full_batch)
         if effort is not None and not waiting[0].bulk:  # bulk work waits by design
-            effort.waited(
-                now - waiting[0].submitted_s
-            )  # also where it is dropped for having waited
+            # A job that expired counts too: its wait is a sign of overload.
+            effort.record_wait(now - waiting[0].submitted_s)
         done_s = now + self._pace.least_compute_s
-        taken = 0
-        while waiting and (not jobs or taken + waiting[0].tokens <= budget):
+        tokens = 0
+        while waiting and (not jobs or tokens + waiting[0].tokens <= budget):
             job = queue.pop(waiting)
             if job.future.done() or (now if job.at_once else done_s) >= job.deadline_s:
                 self._drop_late(job, now)
                 continue
-            taken += job.tokens
+            tokens += job.tokens
             budget = min(budget, self._pace.tokens_within(job.deadline_s - now))
             if effort is not None:
-                job.queries = effort.capped(job.queries)
+                job.queries = effort.cap(job.queries)
             jobs.append(job)
         if jobs:
-            self._job_tokens = taken / len(jobs)
-            queue.taken(waiting, taken)
+            self._job_tokens = tokens / len(jobs)
+            queue.record_batch(waiting, tokens)
         self._moved_s = now
         return jobs
 
@@ -302,7 +309,7 @@ class MicroBatcher:
         self._drop(job, now, "expired", DeadlineExceeded(f"{why} while it waited"))
 
     def _drop(self, job: Job, now: float, reason: str, error: AstrolabeError) -> None:
-        """Answer a job that will not be computed, if anybody still waits for it."""
+        """Report a job that no lane will compute, and fail its future if it is still open."""
         if job.future.done():
             reason = "expired" if now >= job.deadline_s else "abandoned"
         else:
@@ -310,13 +317,13 @@ class MicroBatcher:
         self._observer.dropped(reason)
 
     def _run_lane(self, lane: Lane) -> None:
-        """Body of a lane's thread: compute, post the outcome, never touch a future."""
+        """Body of a lane's thread: it computes and posts outcomes, and settles no future."""
         post = self._loop.call_soon_threadsafe
         try:
             while (queries := lane.inbox.get()) is not None:
                 try:
                     outcome: PredictedBatch | BaseException = self._checked(queries)
-                except BaseException as exc:  # a lane outlives whatever a batch raises
+                except BaseException as exc:  # a batch that raises must not end the lane
                     outcome = exc
                 post(self._finish, lane, outcome, self._clock())
         except RuntimeError:
@@ -334,15 +341,15 @@ class MicroBatcher:
     def _finish(
         self, lane: Lane, outcome: PredictedBatch | BaseException, finished_s: float
     ) -> None:
-        """Free the lane, give it the next batch, then wake the callers of the last one."""
+        """Free the lane, give it its next batch, then answer the jobs of the last one."""
         jobs, started_s = lane.jobs, lane.since_s
         lane.jobs, lane.since_s = [], math.inf
         self._free.append(lane)
         tokens = sum([job.tokens for job in jobs])
-        left_behind = bool(self._queue.bulk if jobs and jobs[0].bulk else self._queue.interactive)
+        more_waiting = bool(self._queue.bulk if jobs and jobs[0].bulk else self._queue.interactive)
         now = self._clock()
-        self._pace.noticed(now, started_s, finished_s)
-        self._pace.measured(tokens, finished_s - started_s, left_behind)
+        self._pace.record_notice(now, started_s, finished_s)
+        self._pace.record_batch(tokens, finished_s - started_s, more_waiting)
         self._dispatch()
         if isinstance(outcome, BaseException):
             texts = {"private": [query.text for job in jobs for query in job.queries]}
@@ -353,7 +360,7 @@ class MicroBatcher:
         start, total = 0, len(outcome.predictions)
         for job in jobs:
             end = start + len(job.queries)
-            if not job.future.done():  # the client may have left
+            if not job.future.done():  # it is done if the client has left
                 predictions, waited_s = outcome.predictions[start:end], started_s - job.submitted_s
                 job.future.set_result(Answer(job.queries, predictions, timings, waited_s, total))
             start = end
@@ -361,8 +368,8 @@ class MicroBatcher:
 
     def _lane_died(self, lane: Lane) -> None:
         if self._closed is ShuttingDown:
-            return  # drain ended it
-        lane.died = True  # its thread may still be on its way out
+            return  # `drain` ended the lane
+        lane.died = True  # a flag, because the thread may still be alive for a moment
         log.error("lane %s has died", lane.thread.name)
         if lane in self._free:
             self._free.remove(lane)
@@ -381,7 +388,7 @@ class MicroBatcher:
     def _fail(self, jobs: Sequence[Job], error: AstrolabeError) -> None:
         for job in jobs:
             if not job.future.done():
-                # One exception object each: raising it writes a traceback into it.
+                # Each future needs its own exception: raising one writes a traceback into it.
                 job.future.set_exception(type(error)(error.detail, retry_after_s=1.0))
 
     def _settle_if_idle(self) -> None:

@@ -1,4 +1,4 @@
-"""Job and Answer: one request on its way through the batcher, and what comes of it."""
+"""Job and Answer: one request inside the batcher, and its result."""
 
 import asyncio
 from collections.abc import Sequence
@@ -9,7 +9,11 @@ from service.core.types import Prediction, Query, StageTimings
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One job's queries as they were computed, their predictions, and where its time went."""
+    """One job's result: its queries with the effort they were computed at, and its predictions.
+
+    `timings` are those of the whole batch, which held `batch_queries` queries. `queue_s` is the
+    job's own wait for a lane, in seconds.
+    """
 
     queries: Sequence[Query]
     predictions: list[Prediction]
@@ -20,7 +24,11 @@ class Answer:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One request that waits or computes. `at_once`: it came while a lane was free for it."""
+    """One request that waits or computes.
+
+    `tokens` is an estimate. `submitted_s` and `deadline_s` are on the batcher's clock. `at_once`
+    says that a lane was free for the job when it came.
+    """
 
     queries: Sequence[Query]
     tokens: int

@@ -1,12 +1,12 @@
-"""JobQueue: what waits for a lane, in two classes, and which class the next batch is made of.
+"""JobQueue: the jobs that wait for a lane, in two classes; it picks the class of the next batch.
 
-Interactive work goes first. A batch holds one class only, and a batch of bulk work is short, so
-that bulk texts lengthen no interactive answer by more than such a batch. So that bulk work does not
-starve, it gets one batch after every `BULK_EVERY` that passed it over: by count and not by age,
-because under a long overload all bulk work is old, and would then go first.
+Interactive work goes first. A batch holds one class only, and batches of bulk work are short, so
+one of them delays an interactive answer only a little. Bulk work does not starve: after
+`BULK_EVERY` interactive batches it gets one. The rule counts batches and not age, because in a long
+overload all bulk work is old and would then go first (docs/decisions/0022).
 
-It computes nothing and touches no future: `service.core.batching.batcher` admits, drops and
-answers.
+The queue computes nothing and settles no future: `service.core.batching.batcher` admits, drops and
+answers jobs.
 """
 
 from collections import deque
@@ -15,39 +15,46 @@ from typing import Final
 from service.core.batching.job import Job
 
 BULK_EVERY: Final = 8
+"""Interactive batches between two bulk ones while both classes wait. A choice: fewer would give
+bulk work more of an overload, more would let it wait longer."""
 BULK_BATCH_SHARE: Final = 1 / 8
-"""Of a full batch: the most that one batch of bulk work holds, but always one job."""
+"""Most tokens of a bulk batch, as a share of a full batch; one job always fits. A choice: a larger
+share computes bulk work faster and delays interactive work more."""
 
-SHARE_KEPT: Final = 0.95
-"""How much of what was seen before counts beside the newest batch, in the bulk share."""
+RECENT_DECAY: Final = 0.95
+"""Weight that the sums behind `bulk_share` lose with each batch. A choice: they remember about 20
+batches, enough to hold two bulk ones."""
 
 
 class JobQueue:
-    """Two first-in-first-out queues with their estimated tokens."""
+    """Two first-in-first-out queues, and the estimated tokens in each."""
 
     def __init__(self) -> None:
         self.interactive: deque[Job] = deque()
         self.bulk: deque[Job] = deque()
         self.interactive_tokens = 0
         self.bulk_tokens = 0
-        self._passed_over = 0  # batches made since bulk work, which waited, had one
-        self._taken = self._bulk_taken = 0.0  # tokens, fading, while bulk work waited
+        self._batches_since_bulk = (
+            0  # interactive batches since the last bulk one, while bulk work waits
+        )
+        # Decaying sums over the batches that formed while bulk work waited.
+        self._recent_tokens = self._recent_bulk_tokens = 0.0
 
     def __bool__(self) -> bool:
         return bool(self.interactive or self.bulk)
 
     @property
     def tokens(self) -> int:
-        """Estimated tokens that wait, of both classes."""
+        """Estimated tokens of all waiting jobs."""
         return self.interactive_tokens + self.bulk_tokens
 
     @property
     def bulk_share(self) -> float:
-        """Share of the tokens taken that was bulk, in the recent past in which bulk work waited."""
-        return self._bulk_taken / self._taken if self._bulk_taken else 1.0
+        """Bulk share of recent batch tokens, counted while bulk work waited; 1 if unknown."""
+        return self._recent_bulk_tokens / self._recent_tokens if self._recent_bulk_tokens else 1.0
 
     def append(self, job: Job) -> None:
-        """Let a job wait, behind those of its class."""
+        """Put a job at the end of its class."""
         if job.bulk:
             self.bulk.append(job)
             self.bulk_tokens += job.tokens
@@ -55,14 +62,17 @@ class JobQueue:
             self.interactive.append(job)
             self.interactive_tokens += job.tokens
 
-    def turn(self, full_batch: float) -> tuple[deque[Job], float]:
-        """The class that the next batch is made of, and the tokens it may hold."""
-        if self.bulk and (not self.interactive or self._passed_over >= BULK_EVERY):
+    def next_class(self, full_batch: float) -> tuple[deque[Job], float]:
+        """The jobs of the class that forms the next batch, and the most tokens of that batch.
+
+        `full_batch` is the token budget of an interactive batch.
+        """
+        if self.bulk and (not self.interactive or self._batches_since_bulk >= BULK_EVERY):
             return self.bulk, full_batch * BULK_BATCH_SHARE
         return self.interactive, full_batch
 
     def pop(self, waiting: deque[Job]) -> Job:
-        """Take the oldest job of a class."""
+        """Remove and return the oldest job of `waiting`, one of the two classes."""
         job = waiting.popleft()
         if job.bulk:
             self.bulk_tokens -= job.tokens
@@ -70,18 +80,18 @@ class JobQueue:
             self.interactive_tokens -= job.tokens
         return job
 
-    def taken(self, waiting: deque[Job], tokens: int) -> None:
-        """Note that a batch of this class was made."""
+    def record_batch(self, waiting: deque[Job], tokens: int) -> None:
+        """Count a batch of this many tokens that was formed from the class `waiting`."""
         if waiting is not self.bulk and not self.bulk:
-            self._passed_over = 0
+            self._batches_since_bulk = 0
             return
         bulk_tokens = tokens if waiting is self.bulk else 0
-        self._passed_over = 0 if bulk_tokens else self._passed_over + 1
-        self._taken = SHARE_KEPT * self._taken + tokens
-        self._bulk_taken = SHARE_KEPT * self._bulk_taken + bulk_tokens
+        self._batches_since_bulk = 0 if bulk_tokens else self._batches_since_bulk + 1
+        self._recent_tokens = RECENT_DECAY * self._recent_tokens + tokens
+        self._recent_bulk_tokens = RECENT_DECAY * self._recent_bulk_tokens + bulk_tokens
 
     def evict(self, tokens: int) -> list[Job]:
-        """Take the newest bulk jobs out until this many tokens are free, or none is left."""
+        """Remove the newest bulk jobs until `tokens` are free or no bulk job remains."""
         evicted: list[Job] = []
         while tokens > 0 and self.bulk:
             job = self.bulk.pop()
@@ -91,7 +101,7 @@ class JobQueue:
         return evicted
 
     def clear(self) -> list[Job]:
-        """Take out everything that waits."""
+        """Remove and return all waiting jobs."""
         jobs = [*self.interactive, *self.bulk]
         self.interactive.clear()
         self.bulk.clear()

@@ -1,52 +1,58 @@
-"""Pace: how fast the lanes and the loop have worked lately, so that a wait can be foretold.
+"""Pace: estimates how fast the lanes and the event loop work, so that admission can predict waits.
 
-Numbers that every batch moves a little. They err towards letting work in: until a batch
-was measured nothing is foretold, one slow batch moves each by a bounded step, and a rate is lowered
-only by batches that left work behind or are among the large ones of late, since a small batch says
-little about a full one.
+Every batch moves the estimates a little. They err towards admitting work. Before the first batch
+there is no estimate. One slow batch moves each estimate by a bounded step. A batch lowers the rate
+only if jobs still waited when it ended or if it is one of the large recent ones, because a small
+batch says little about a full one.
 
-Where HTTP and not computing is the bottleneck, requests queue before anybody has seen them: in
-sockets, and as tasks that wait for their turn. What that takes shows in the lag, the time from the
-end of a computation until the loop takes notice. A lag counts only once a second computation, begun
-after the first was noticed, confirms it: a loop that stood still once is not a loop that is late.
+If HTTP and not computing is the bottleneck, requests queue where the batcher cannot see them: in
+sockets, and as tasks that wait for their turn. The lag shows that queue. It is the time from the
+end of a computation until the event loop handles it. A lag counts only if a second computation,
+begun after the first was handled, confirms it: a loop that stalled once is not always late.
+docs/decisions/0022 gives the reasons.
 """
 
 import math
 from typing import Final
 
 RATE_STEP: Final = 0.2
-"""Share of the way to the newest batch, so one stall lowers the rate by at most a fifth. A
-trade-off, near that of TCP's smoothed round-trip time (an eighth, RFC 6298)."""
+"""The rate moves this share of the way to the newest batch's, so one stall lowers it by at most a
+fifth. A trade-off, near the eighth of TCP's smoothed round-trip time (RFC 6298)."""
 
 SLOWER_STEP: Final = 0.25
 FASTER_STEP: Final = 0.03
-"""A time moves eight times as far towards a slower batch as towards a faster one. It rests at the
-expectile of 0.25 / (0.25 + 0.03) = 0.89: near the top."""
+"""A time estimate moves eight times as far towards a slower batch as towards a faster one. It
+settles at the expectile 0.25 / (0.25 + 0.03) = 0.89 of the batch times, so few batches take much
+longer. A trade-off: a higher expectile refuses more, a lower one answers more too late."""
 
-MOST_SLOWER: Final = 4.0
-"""A batch counts as at most this many times as slow as expected. A trade-off: with `SLOWER_STEP`
-one stall makes at most 1.75 of the expected time, and a real slowdown is soon followed."""
+MAX_SLOWDOWN: Final = 4.0
+"""A batch counts as at most this many times slower than the estimate. A trade-off: with
+`SLOWER_STEP` one stall raises the estimate to at most 1.75 times its value, and a real slowdown
+still shows after a few batches."""
 
 MARGIN: Final = 0.7
-"""Share of the foretold tokens that is promised: of batches cut to the mean rate half are late."""
+"""Share of the estimated tokens that a batch may hold. At 1 a batch would be cut to the mean rate,
+and half of such batches would be late. A trade-off: a smaller share makes smaller batches."""
 
-LARGE_KEPT: Final = 0.98
-"""A batch counts as large against those of about the last fifty. A trade-off: over a lull a full
-batch is remembered, and texts that became shorter for good are believed in the end."""
+LARGE_DECAY: Final = 0.98
+"""The size of the largest recent batch shrinks by this factor with each batch, so it remembers
+about fifty. A trade-off: longer memory survives a lull, shorter memory adapts to shorter texts."""
 
 DOUBT: Final = 0.9
-"""A trade-off: after seven batches given up a foretold time has halved."""
+"""Factor on the least compute time when a lane drops every job that it took. A trade-off: seven
+such rounds halve the estimate, so a wrong one corrects itself."""
 
 INTERVAL_S: Final = 1.0
-"""How long a notice counts. It must outlast a turn of the loop, or an overload would be forgotten
-between two notices: to read 3,000 connections takes about 250 ms (decision 24)."""
+"""How many seconds a lag counts. It must be longer than one turn of the event loop, or the service
+would forget an overload between two batches: reading 3,000 connections takes about 250 ms
+(docs/decisions/0024)."""
 
 LAG_TURNS: Final = 3
-"""A request meets the loop's lag this often: to be read, to be begun, and to be answered."""
+"""How often a request waits for the event loop: to be read, to be started, to be answered."""
 
 
 class Pace:
-    """Tokens a second over all lanes, and how long one batch computes; 0 before any batch."""
+    """Tokens a second over all lanes, and seconds that one batch computes; 0 before any batch."""
 
     __slots__ = (
         "_earlier_lag_s",
@@ -63,25 +69,28 @@ class Pace:
         self._lanes = lanes
         self.tokens_per_s = 0.0
         self.compute_s = 0.0
-        """A batch seldom computes for longer."""
+        """High estimate: few batches compute for longer."""
         self.least_compute_s = 0.0
-        """A batch seldom computes for less."""
+        """Low estimate: few batches compute for less."""
         self._large = 0.0
         self._lag_s = self._earlier_lag_s = 0.0
         self._lag_at_s = -math.inf
 
-    def measured(self, tokens: int, seconds: float, left_behind: bool) -> None:
-        """One batch of this many tokens was computed on one lane."""
+    def record_batch(self, tokens: int, seconds: float, more_waiting: bool) -> None:
+        """Update the estimates with one batch that one lane computed in `seconds`.
+
+        `more_waiting` says that jobs of its class still waited when it ended.
+        """
         seconds = max(seconds, 1e-6)
         rate = tokens * self._lanes / seconds
         if not self.tokens_per_s:
             self.tokens_per_s = rate
             self.compute_s = self.least_compute_s = seconds
             return
-        self._large = max(tokens, LARGE_KEPT * self._large)
-        if left_behind or 2 * tokens >= self._large or rate > self.tokens_per_s:
+        self._large = max(tokens, LARGE_DECAY * self._large)
+        if more_waiting or 2 * tokens >= self._large or rate > self.tokens_per_s:
             self.tokens_per_s += RATE_STEP * (rate - self.tokens_per_s)
-        seconds = min(seconds, MOST_SLOWER * self.compute_s)
+        seconds = min(seconds, MAX_SLOWDOWN * self.compute_s)
         slower = seconds > self.compute_s
         self.compute_s += (SLOWER_STEP if slower else FASTER_STEP) * (seconds - self.compute_s)
         slower = seconds > self.least_compute_s
@@ -89,36 +98,43 @@ class Pace:
         self.least_compute_s += step * (seconds - self.least_compute_s)
 
     def compute_s_of(self, tokens: float) -> float:
-        """How long a batch of this many tokens may compute: longer than usual if it is larger."""
+        """High estimate in seconds for a batch of this many tokens; 0 before any batch.
+
+        It is never below `compute_s`.
+        """
         if not self.tokens_per_s:
             return 0.0
         return max(self.compute_s, tokens * self._lanes / self.tokens_per_s)
 
     def tokens_within(self, seconds: float) -> float:
-        """Tokens that one lane computes in this time, with a margin; inf where nothing is known."""
+        """Tokens that one lane computes in this time, less a margin; inf before any batch."""
         if not self.tokens_per_s:
             return math.inf
         return max(0.0, seconds) * MARGIN * self.tokens_per_s / self._lanes
 
-    def noticed(self, now: float, started_s: float, finished_s: float) -> None:
-        """The loop took notice of a computation that ran between these times."""
+    def record_notice(self, now: float, started_s: float, finished_s: float) -> None:
+        """Measure the lag: at `now` the event loop handles a computation that ran in this time."""
         lag_s = now - finished_s
-        if started_s < self._lag_at_s:  # the same stall may have hit both
+        if started_s < self._lag_at_s:  # one stall may have delayed both, so the lesser counts
             self._lag_s = min(self._lag_s, lag_s)
             return
         self._earlier_lag_s = self._lag_s if now - self._lag_at_s < INTERVAL_S else 0.0
         self._lag_s, self._lag_at_s = lag_s, now
 
     def lag_s(self, now: float) -> float:
-        """How late the loop is with whatever it has to do, in seconds; 0 where nothing confirms it.
+        """How late the event loop is with its work, in seconds; 0 without a confirmed lag.
 
-        The least of the last notices, of which one began after the other was taken: what one stall
-        delayed is no standing queue (Nichols and Jacobson, CoDel, 2012).
+        It is the lesser of the last two lags. The second computation began after the first was
+        handled, so a single stall cannot cause both. The minimum tells a standing queue from a
+        stall, as in CoDel (Nichols and Jacobson, 2012).
         """
         if now - self._lag_at_s >= INTERVAL_S:
             return 0.0
         return min(self._lag_s, self._earlier_lag_s)
 
     def doubt(self) -> None:
-        """Expect less: all work was given up on this word, so nothing else could correct it."""
+        """Lower the least compute time: a lane dropped all its jobs because of this estimate.
+
+        No batch was computed, so no measurement could correct it.
+        """
         self.least_compute_s *= DOUBT

@@ -1,1 +1,1 @@
-"""Labels added, updated and removed while a bundle serves, without training: docs/catalogue.md."""
+"""Changes a bundle's labels while it serves, without training: docs/catalogue.md."""

@@ -1,6 +1,6 @@
-"""What may be changed in a catalogue, and the rules that a change must keep.
+"""The changes that a catalogue accepts, and the rules that they must follow.
 
-A label is *live* where the bundle holds it, or a change added it, and no later change removed it.
+A label is *live* if the bundle holds it or a change added it, and no later change removed it.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ LabelOf = Callable[[str], Label | None]
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change. An update leaves as it is what is None; a removal needs neither."""
+    """One change. An update keeps the text or metadata that is None; a removal needs neither."""
 
     op: Op
     label_id: str
@@ -29,9 +29,9 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class StoredChange:
-    """A change as it is kept: with the whole label that it leaves, None where it removes one.
+    """A change in the store: with the whole label after it, None if it removes the label.
 
-    `seq` counts all changes of a catalogue from 1.
+    `seq` numbers all changes of a catalogue from 1.
     """
 
     seq: int
@@ -42,30 +42,33 @@ class StoredChange:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What one call changed; `seq` is that of its last change, all of them kept on disk."""
+    """The result of one call: how many labels it changed, all of them on disk.
+
+    `seq` is the last change that searches now reflect; it may be another caller's.
+    """
 
     seq: int
     n_added: int
     n_updated: int
     n_removed: int
     n_labels: int
-    """Live labels afterwards."""
+    """Live labels after the call."""
 
 
 def resolve(changes: Sequence[Change], live: LabelOf) -> list[Label | None]:
-    """The label that each change leaves, None for a removal; `live` gives those before the first.
+    """The label after each change, None for a removal; `live` finds labels before the first one.
 
-    Raises LabelExists, LabelUnknown, InvalidValue, all naming the change's place.
+    Raises LabelExists, LabelUnknown or InvalidValue; the error names the change by its place.
     """
-    left: dict[str, Label | None] = {}
-    resolved = []
+    current: dict[str, Label | None] = {}
+    results = []
     for place, change in enumerate(changes):
         name = change.label_id
-        before = left[name] if name in left else live(name)
+        before = current[name] if name in current else live(name)
         label = _resolve_one(f"changes[{place}]", change, before)
-        left[name] = label
-        resolved.append(label)
-    return resolved
+        current[name] = label
+        results.append(label)
+    return results
 
 
 def _resolve_one(where: str, change: Change, before: Label | None) -> Label | None:
@@ -98,5 +101,5 @@ def _check_text(where: str, text: str | None) -> None:
 def _check_metadata(where: str, metadata: dict[str, Any]) -> None:
     try:
         orjson.dumps(metadata)
-    except TypeError as exc:  # orjson's own error is one of these
+    except TypeError as exc:  # orjson's own error is a TypeError
         raise InvalidValue(f"{where} is no JSON object: {exc}") from exc

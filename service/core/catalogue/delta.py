@@ -1,7 +1,8 @@
-"""The delta index: vectors of added labels, scored exactly, growing while it is searched.
+"""The delta index: the vectors of added labels. Searches score them exactly while it grows.
 
-A writer appends behind what readers see; they hold `Delta`, a fixed part of the same arrays with
-its own marks of what lives. Arrays are copied only when they are full (doubled) or mostly dead.
+A reader holds a `Delta`: a fixed part of the arrays, with its own copy of which rows are live. The
+writer appends after that part, so readers need no lock. It copies the arrays only if they are full
+(and doubles them) or if most of their rows are dead.
 """
 
 from collections.abc import Callable
@@ -15,15 +16,19 @@ from numpy.typing import NDArray
 from service.core.types import Float32Rows, Hits
 
 ToScore = Callable[[Float32Rows], Float32Rows]
-_FIRST: Final = 64
+_FIRST_CAPACITY: Final = 64
+"""A choice: small, since most catalogues add no label; the arrays double when full."""
 _DEAD_BEFORE_COPY: Final = 1024
+"""Dead rows that are always tolerated. A choice: a scan of so many costs little, copies more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one snapshot sees: `vectors` (n, dim), the row of each, rising, and which live.
+    """The part of the delta that one snapshot sees.
 
-    `to_score` makes scores of inner products, monotone; None leaves them.
+    `vectors` (n, dim) have the row numbers `rows` (n,), which rise; `alive` (n,) marks the live
+    ones. `to_score` maps inner products to scores and is monotone; None keeps the products.
+    `selector` reads `bits`, the packed marks, which it does not own.
     """
 
     vectors: Float32Rows
@@ -35,12 +40,12 @@ class Delta:
     to_score: ToScore | None
 
     def search(self, queries: Float32Rows, k: int) -> Hits:
-        """The best k, at most `n_alive`, of each query (n, dim); exact, on one thread."""
-        faiss.omp_set_num_threads(1)  # of this thread: lanes are the parallelism
+        """Exact top k of each query (n, dim), on one thread; k must not exceed `n_alive`."""
+        faiss.omp_set_num_threads(1)  # holds for this thread; lanes are the parallelism
         queries = np.ascontiguousarray(queries, np.float32)
         scores = np.empty((len(queries), k), np.float32)
         places = np.empty((len(queries), k), np.int64)
-        # With a selector FAISS goes query by query, so that an answer is the same in any batch.
+        # With a selector FAISS computes query by query, so answers do not depend on the batch.
         faiss.swigfaiss.knn_inner_product(
             faiss.swig_ptr(queries),
             faiss.swig_ptr(self.vectors),
@@ -55,13 +60,13 @@ class Delta:
         return Hits(self.rows[places], scores if self.to_score is None else self.to_score(scores))
 
     def only(self, rows: NDArray[np.int64]) -> "Delta":
-        """The same vectors with these rows for the living, all of which do live."""
+        """The same delta with only `rows` live; they must be live now."""
         alive = np.zeros(len(self.rows), np.bool_)
         alive[self.rows.searchsorted(rows)] = True
-        return replace(self, alive=alive, n_alive=len(rows), **_selected(alive))
+        return replace(self, alive=alive, n_alive=len(rows), **_selector_of(alive))
 
     def lives(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether each row (n,) is one of these and lives."""
+        """Whether each row (n,) is in the delta and live."""
         places = np.minimum(self.rows.searchsorted(rows), max(len(self.rows) - 1, 0))
         if len(self.rows) == 0:
             return np.zeros(len(rows), np.bool_)
@@ -69,17 +74,17 @@ class Delta:
 
 
 class DeltaRows:
-    """The writer's side; one thread at a time. A row number is given once and never again."""
+    """The writer's side of the delta, for one thread at a time. It never reuses a row number."""
 
     def __init__(self, dim: int, first_row: int) -> None:
-        self._vectors = np.empty((_FIRST, dim), np.float32)
-        self._rows = np.empty(_FIRST, np.int64)
-        self._alive = np.zeros(_FIRST, np.bool_)
+        self._vectors = np.empty((_FIRST_CAPACITY, dim), np.float32)
+        self._rows = np.empty(_FIRST_CAPACITY, np.int64)
+        self._alive = np.zeros(_FIRST_CAPACITY, np.bool_)
         self._count = 0
         self._next_row = first_row
 
     def append(self, vectors: Float32Rows) -> int:
-        """Add vectors (n, dim); returns the row of the first, the others follow."""
+        """Add vectors (n, dim) under n successive row numbers; returns the first."""
         first, start, end = self._next_row, self._count, self._count + len(vectors)
         if end > len(self._rows):
             self._move(np.arange(start), max(2 * len(self._rows), end))
@@ -90,19 +95,19 @@ class DeltaRows:
         return first
 
     def kill(self, row: int) -> None:
-        """Take a row out of all later views."""
+        """Mark a row dead in all later views."""
         self._alive[self._place(row)] = False
 
     def vector(self, row: int) -> NDArray[np.float32]:
-        """The vector of a row that lives."""
+        """The vector (dim,) of a live row."""
         return np.asarray(self._vectors[self._place(row)])
 
     def view(self, to_score: ToScore | None) -> Delta:
-        """What is there now, for readers; `to_score` is None where inner products are scores."""
+        """The present state for readers; `to_score` is None if inner products are the scores."""
         alive = self._alive[: self._count].copy()
         n_alive = int(alive.sum())
         if self._count - n_alive > max(n_alive, _DEAD_BEFORE_COPY):
-            self._move(np.flatnonzero(alive), max(2 * n_alive, _FIRST))
+            self._move(np.flatnonzero(alive), max(2 * n_alive, _FIRST_CAPACITY))
             alive = np.ones(n_alive, np.bool_)
         count = self._count
         return Delta(
@@ -110,25 +115,25 @@ class DeltaRows:
             rows=self._rows[:count],
             alive=alive,
             n_alive=n_alive,
-            **_selected(alive),
+            **_selector_of(alive),
             to_score=to_score,
         )
 
     def _place(self, row: int) -> int:
         return int(self._rows[: self._count].searchsorted(row))
 
-    def _move(self, kept: NDArray[np.int64], capacity: int) -> None:
-        """Into new arrays: readers keep the old ones."""
+    def _move(self, places: NDArray[np.int64], capacity: int) -> None:
+        """Copy the entries at `places` into new arrays; readers keep the old arrays."""
         for name in ("_vectors", "_rows", "_alive"):
             old = getattr(self, name)
             new = np.zeros((capacity, *old.shape[1:]), old.dtype)
-            new[: len(kept)] = old[kept]
+            new[: len(places)] = old[places]
             setattr(self, name, new)
-        self._count = len(kept)
+        self._count = len(places)
 
 
-def _selected(alive: NDArray[np.bool_]) -> dict[str, Any]:
-    """FAISS' selector of what lives, and the bytes that it reads and does not keep."""
+def _selector_of(alive: NDArray[np.bool_]) -> dict[str, Any]:
+    """A FAISS selector of the live rows, and the bits that it reads but does not own."""
     bits = np.packbits(alive, bitorder="little")
     selector = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits)) if len(bits) else None
     return {"bits": bits, "selector": selector}

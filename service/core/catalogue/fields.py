@@ -1,7 +1,7 @@
-"""Which rows have a value in a field of their metadata: an inverted index.
+"""An inverted index over metadata: finds the rows that have a value in a field.
 
-Values are texts, numbers and booleans; a list stands for each of its members. What else metadata
-holds (objects, null) cannot be asked for. `1` and `1.0` are one value, `1` and `true` are two.
+Values are texts, numbers and booleans; a list counts as each of its members. Conditions cannot
+match other metadata (objects, null). `1` and `1.0` are one value, `1` and `true` are two.
 """
 
 from collections import defaultdict
@@ -22,42 +22,46 @@ _Key = tuple[str, bool, Value]
 NO_ROWS: Final = np.empty(0, np.int64)
 
 GROUP: Final = 512
-"""Labels entered together, a field at a time; more of them no longer fit a processor's cache."""
+"""Labels indexed together, field by field; more no longer fit a processor's cache."""
 SPARSE: Final = 4
-"""Above so many places for each value, most labels lack most fields: then they go one by one."""
+"""If a group has more (label, field) places than this many times its values, most labels lack most
+fields, and indexing value by value is faster. A choice."""
 
 
 class FieldIndex:
-    """The labels of a bundle; built in one pass, then only read."""
+    """Index of a bundle's labels; it is built in one pass and never changes."""
 
     def __init__(self, metadata: Iterable[Mapping[str, Any]]) -> None:
-        """`metadata` is every label's, in row order."""
+        """`metadata` yields that of every label, in row order."""
         columns: dict[tuple[str, bool], _Column] = defaultdict(_Column)
-        left, first = iter(metadata), 0
-        while group := list(islice(left, GROUP)):
-            _enter(columns, group, first)
+        rest, first = iter(metadata), 0
+        while group := list(islice(rest, GROUP)):
+            _index_group(columns, group, first)
             first += len(group)
         for column in columns.values():
             column.seal()
         self._columns = dict(columns)
 
     def rows_where(self, conditions: Conditions) -> NDArray[np.int64]:
-        """Rows that meet every condition, rising; a field meets one by any of its values."""
-        of_fields = sorted(map(self._rows_of, _asked(conditions)), key=len)
-        if not of_fields:
+        """Rows that meet every condition, rising; one of a field's values is enough.
+
+        Raises ValueError if there is no condition.
+        """
+        by_field = sorted(map(self._rows_of, _keys_by_field(conditions)), key=len)
+        if not by_field:
             raise ValueError("no condition was given: name at least one field")
-        kept = of_fields[0]  # the fewest, each looked up among the others
-        for rows in of_fields[1:]:
-            places = np.minimum(rows.searchsorted(kept), max(len(rows) - 1, 0))
-            kept = kept[rows[places] == kept] if len(rows) else rows
-        return kept
+        matches = by_field[0]  # start with the shortest and look its rows up in the others
+        for rows in by_field[1:]:
+            places = np.minimum(rows.searchsorted(matches), max(len(rows) - 1, 0))
+            matches = matches[rows[places] == matches] if len(rows) else rows
+        return matches
 
     def _rows_of(self, keys: list[_Key]) -> NDArray[np.int64]:
         """Rows with any of the values of one field, rising."""
-        found = [rows for key in keys if len(rows := self._rows_with(key))]
-        if len(found) == 1:
-            return found[0]
-        return np.unique(np.concatenate(found)) if found else NO_ROWS
+        parts = [rows for key in keys if len(rows := self._rows_with(key))]
+        if len(parts) == 1:
+            return parts[0]
+        return np.unique(np.concatenate(parts)) if parts else NO_ROWS
 
     def _rows_with(self, key: _Key) -> NDArray[np.int64]:
         field, is_bool, value = key
@@ -66,7 +70,10 @@ class FieldIndex:
 
 
 class _Column:
-    """The values of one field, booleans or all others: each has a number, in order of coming."""
+    """The rows of every value of one field, either its booleans or all its other values.
+
+    `numbers` gives each value a number in the order of appearance.
+    """
 
     def __init__(self) -> None:
         self.numbers: defaultdict[Any, int] = defaultdict(count().__next__)
@@ -74,12 +81,12 @@ class _Column:
         self._rows = self._starts = NO_ROWS
 
     def add(self, rows: NDArray[np.int64], values: Sequence[Any]) -> None:
-        """A value of each row (n,); rows do not fall, also from call to call."""
+        """Add one value for each row (n,); rows must not fall, also from call to call."""
         numbers = np.fromiter(map(self.numbers.__getitem__, values), np.int64, len(values))
         self._parts.append((rows, numbers))
 
     def seal(self) -> None:
-        """Put the rows of each value side by side; nothing may be added any more."""
+        """Put the rows of each value side by side; call `add` no more."""
         rows = np.concatenate([part[0] for part in self._parts])
         numbers = np.concatenate([part[1] for part in self._parts])
         order = np.argsort(numbers, kind="stable")
@@ -91,7 +98,7 @@ class _Column:
         self._parts.clear()
 
     def rows_with(self, value: Value) -> NDArray[np.int64]:
-        """Rows that have a value, rising."""
+        """Rows that have this value, rising."""
         number = self.numbers.get(value)
         if number is None:
             return NO_ROWS
@@ -99,37 +106,40 @@ class _Column:
 
 
 class GrowingFieldIndex:
-    """Labels that come and go: one writer adds, readers tell which entries still hold.
+    """Index of labels that change: one writer adds entries, readers skip the outdated ones.
 
-    Lists only grow, so a reader needs no lock; an entry names the very label it is of.
+    Lists only grow, so a reader needs no lock. An entry holds the label object that it indexes, so
+    a reader can tell whether it is still the row's label.
     """
 
     def __init__(self) -> None:
         self._entries: dict[_Key, list[tuple[int, Label]]] = {}
 
     def add(self, row: int, label: Label) -> None:
-        """Enter a label under its row."""
+        """Add an entry for a label in this row."""
         for key in keys_of(label.metadata):
             self._entries.setdefault(key, []).append((row, label))
 
     def entries_where(self, conditions: Conditions) -> list[tuple[int, Label]]:
-        """Entries, old ones too, whose label meets every condition."""
-        kept: dict[int, tuple[int, Label]] | None = None
-        for keys in _asked(conditions):
+        """(row, label) of all entries, outdated ones too, whose label meets every condition."""
+        matches: dict[int, tuple[int, Label]] | None = None
+        for keys in _keys_by_field(conditions):
             entries = (entry for key in keys for entry in self._entries.get(key, [])[:])
-            # by the identity of the label, for one row may have had several
+            # By the label's identity, because one row may have had several labels.
             of_field = {id(entry[1]): entry for entry in entries}
-            kept = of_field if kept is None else {i: kept[i] for i in kept.keys() & of_field.keys()}
-        return list((kept or {}).values())
+            if matches is not None:
+                of_field = {i: matches[i] for i in matches.keys() & of_field.keys()}
+            matches = of_field
+        return list((matches or {}).values())
 
 
-def _enter(
+def _index_group(
     columns: Mapping[tuple[str, bool], _Column], group: Sequence[Mapping[str, Any]], first: int
 ) -> None:
-    """Add some labels, the first of them in row `first`: whole fields at once where that pays."""
+    """Index a group of labels from row `first` on, whole fields at once if that is faster."""
     fields = list(dict.fromkeys(chain.from_iterable(group)))
     if len(fields) * len(group) > SPARSE * sum(map(len, group)):
-        _enter_singly(columns, group, first, None)
+        _index_singly(columns, group, first, None)
         return
     rows = np.arange(first, first + len(group))
     for field in fields:
@@ -140,58 +150,59 @@ def _enter(
             of_field = np.repeat(rows, list(map(len, lists)))
             values = list(chain.from_iterable(lists))
             kinds = set(map(type, values))
-        # Who lacks the field is under None, which nobody can ask for.
+        # Labels without the field go under None, which no condition can match.
         if kinds <= {str, int, float, NoneType}:
             columns[field, False].add(of_field, values)
         elif kinds <= {bool, NoneType}:
             columns[field, True].add(of_field, values)
         else:
-            _enter_singly(columns, group, first, field)
+            _index_singly(columns, group, first, field)
 
 
-def _enter_singly(
+def _index_singly(
     columns: Mapping[tuple[str, bool], _Column],
     group: Sequence[Mapping[str, Any]],
     first: int,
     field: str | None,
 ) -> None:
-    """The same value by value, for one field or for all."""
-    found: dict[tuple[str, bool], tuple[list[int], list[Value]]] = {}
+    """Index a group value by value, for one field, or for all if `field` is None."""
+    additions: dict[tuple[str, bool], tuple[list[int], list[Value]]] = {}
     for row, metadata in enumerate(group, first):
-        some = metadata if field is None else {field: metadata.get(field)}
-        for name, is_bool, value in keys_of(some):
-            rows, values = found.setdefault((name, is_bool), ([], []))
+        selection = metadata if field is None else {field: metadata.get(field)}
+        for name, is_bool, value in keys_of(selection):
+            rows, values = additions.setdefault((name, is_bool), ([], []))
             rows.append(row)
             values.append(value)
-    for column, (rows, values) in found.items():
+    for column, (rows, values) in additions.items():
         columns[column].add(np.array(rows, np.int64), values)
 
 
 def keys_of(metadata: Mapping[str, Any]) -> Iterator[_Key]:
-    """What a label is found by.
+    """The index keys of a label's metadata, each once: (field, whether boolean, value).
 
     >>> sorted(keys_of({"year": 1851, "tags": ["sea", "sea"], "size": {"cm": 3}}))
     [('tags', False, 'sea'), ('year', False, 1851)]
     """
-    found = set()
+    keys = set()
     for field, value in metadata.items():
         for each in value if isinstance(value, list) else (value,):
             if isinstance(each, str | int | float):
-                found.add((field, isinstance(each, bool), each))
-    return iter(found)
+                keys.add((field, isinstance(each, bool), each))
+    return iter(keys)
 
 
 def meets(metadata: Mapping[str, Any], conditions: Conditions) -> bool:
-    """Whether one label's metadata meets every condition, as `FieldIndex` would find it.
+    """Whether one label's metadata meets every condition, by the rules of `FieldIndex`.
 
     >>> meets({"year": 1851, "tags": ["sea"]}, {"tags": ["land", "sea"]})
     True
     """
-    found = set(keys_of(metadata))
-    return all(not found.isdisjoint(keys) for keys in _asked(conditions))
+    own_keys = set(keys_of(metadata))
+    return all(not own_keys.isdisjoint(keys) for keys in _keys_by_field(conditions))
 
 
-def _asked(conditions: Conditions) -> Iterator[list[_Key]]:
-    for field, wanted in conditions.items():
-        values = [wanted] if isinstance(wanted, str | int | float) else wanted
+def _keys_by_field(conditions: Conditions) -> Iterator[list[_Key]]:
+    """For each field of the conditions, the keys of its accepted values."""
+    for field, accepted in conditions.items():
+        values = [accepted] if isinstance(accepted, str | int | float) else accepted
         yield [(field, isinstance(value, bool), value) for value in values]

@@ -1,7 +1,7 @@
-"""Label rules: which labels an operator lets answer at all, whatever a request asks for.
+"""Label rules: the operator decides which labels answers may hold, whatever a request says.
 
-A file holds the rules of each model; `RuledLabels` turns them into the rows that are open in one
-state of a catalogue. A label that is added or changed meanwhile falls under them at once.
+A file holds the rules of each model. `RuledLabels` turns them into the allowed rows of one state of
+a catalogue. The rules apply at once to a label that is added or changed while the service runs.
 """
 
 import threading
@@ -23,8 +23,8 @@ from service.core.labels.labels import Label
 from service.core.types import FieldValue
 from service.errors import BundleError, SettingsInvalid
 
-NAMED: Final = 5
-"""Ids that a message names; a file of the wrong catalogue has thousands."""
+MAX_NAMED: Final = 5
+"""Most ids that an error message names: a file for another catalogue can have thousands."""
 
 _Values = Annotated[tuple[FieldValue, ...], Field(min_length=1)]
 _STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -46,7 +46,7 @@ class Selection(BaseModel):
 
 
 class LabelRules(BaseModel):
-    """What one model leaves out of every answer, and what alone may be in one."""
+    """Rules of one model: no answer holds labels of `exclude`; if `only` is set, no others."""
 
     model_config = _STRICT
 
@@ -55,13 +55,16 @@ class LabelRules(BaseModel):
 
 
 class _RulesFile(RootModel[dict[str, LabelRules]]):
-    """Model name to its rules."""
+    """The rules file: maps a model's name to its rules."""
 
 
 def read_label_rules(path: Path) -> dict[str, LabelRules]:
-    """The rules of each model by its name; raises SettingsInvalid that names file and place."""
+    """Read the rules of each model by its name.
+
+    Raises SettingsInvalid, which names the file and the place in it.
+    """
     try:
-        # Links are followed: Kubernetes mounts the files of a ConfigMap as such.
+        # Follow links, because Kubernetes mounts the files of a ConfigMap as links.
         return _RulesFile.model_validate(read_object(path.resolve())).root
     except BundleError as exc:
         raise SettingsInvalid(f"label_rules: {exc.detail}") from exc
@@ -75,16 +78,16 @@ def read_label_rules(path: Path) -> dict[str, LabelRules]:
 
 
 class RuledLabels:
-    """The rules of one model over its catalogue. Safe to share by threads."""
+    """The rules of one model, applied to its catalogue. Threads may share it."""
 
     def __init__(self, rules: LabelRules, catalogue: LiveCatalogue) -> None:
-        """Look every id up; raises SettingsInvalid for one that no label has or had.
+        """Look up every id; index all metadata first if a rule has conditions on it.
 
-        Also where no label is left. Metadata is indexed first where a rule asks for some.
+        Raises SettingsInvalid for an id that no label has or had, and if the rules allow no label.
         """
         self._catalogue = catalogue
-        self._exclude = _selected(rules.exclude, catalogue, "exclude")
-        self._only = _selected(rules.only, catalogue, "only")
+        self._exclude = _selection_rows(rules.exclude, catalogue, "exclude")
+        self._only = _selection_rows(rules.only, catalogue, "only")
         self._lock = threading.Lock()
         self._last: tuple[Snapshot | None, RowFilter] | None = None
         if self.n_open == 0:
@@ -94,42 +97,46 @@ class RuledLabels:
 
     @property
     def n_open(self) -> int:
-        """Labels that may answer now."""
+        """Number of labels that the rules allow now."""
         snapshot = self._catalogue.snapshot
         n_rows = self._catalogue.n_base if snapshot is None else snapshot.n_live
         rows = self.rows(snapshot)
         return n_rows - len(rows.denied) if rows.allowed is None else len(rows.allowed)
 
     def rows(self, snapshot: Snapshot | None) -> RowFilter:
-        """The rules as rows of one state of the labels, all of them alive in it."""
+        """The rules as rows of one state of the catalogue; all of them are live in it.
+
+        `snapshot` is None for the bundle's own state.
+        """
         last = self._last
         if last is not None and last[0] is snapshot:
             return last[1]
         with self._lock:
             denied = NO_ROWS if self._exclude is None else self._exclude.rows(snapshot)
-            found = RowFilter(None, denied)
+            row_filter = RowFilter(None, denied)
             if self._only is not None:
-                found = RowFilter(self._only.rows(snapshot), NO_ROWS).without(denied)
-            self._last = (snapshot, found)
-        return found
+                row_filter = RowFilter(self._only.rows(snapshot), NO_ROWS).without(denied)
+            self._last = (snapshot, row_filter)
+        return row_filter
 
     def are_open(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether each row (n,) may answer now."""
+        """Whether the rules allow each row (n,) now."""
         return are_open(rows, self.rows(self._catalogue.snapshot))
 
 
-class _Selected:
-    """The rows of a selection: found once for the bundle's labels, and label by label for others.
+class _SelectionRows:
+    """The rows of a selection.
 
-    Ids and metadata of later labels are compared here and not asked of the catalogue, whose
-    look-ups may be a change ahead of the snapshot that a search holds.
+    It looks up the bundle's labels once, through the catalogue, and compares every later label
+    itself. It cannot ask the catalogue for those, because the catalogue may be a change ahead of
+    the snapshot that a search holds.
     """
 
     def __init__(self, selection: Selection, catalogue: LiveCatalogue) -> None:
         self._ids = frozenset(selection.ids)
         self._where = selection.where
-        found = [catalogue.directory.row_of(label_id) for label_id in sorted(self._ids)]
-        rows = np.array([row for row in found if row is not None], np.int64)
+        own_rows = [catalogue.directory.row_of(label_id) for label_id in sorted(self._ids)]
+        rows = np.array([row for row in own_rows if row is not None], np.int64)
         if self._where:
             rows = np.concatenate([rows, catalogue.fields.rows_where(self._where)])
         self._of_base = np.unique(rows)
@@ -137,18 +144,18 @@ class _Selected:
         self._n_seen = 0
 
     def rows(self, snapshot: Snapshot | None) -> NDArray[np.int64]:
-        """Rising rows that live; one thread at a time."""
+        """The selection's live rows, rising. Only one thread at a time may call it."""
         if snapshot is None:
             return self._of_base
         added: Sequence[Label] = snapshot.added
-        for place in range(self._n_seen, len(added)):  # rows never change their label
+        for place in range(self._n_seen, len(added)):  # an added row keeps its label for ever
             self._n_seen = place + 1
             if self._has(added[place]):
                 self._of_delta.append(snapshot.n_base + place)
         overrides = snapshot.overrides
-        kept = self._of_base[~np.isin(self._of_base, list(overrides))]
-        changed = [row for row, label in overrides.items() if self._has(label)]
-        rows = np.union1d(kept, np.array([*changed, *self._of_delta], np.int64))
+        unchanged_rows = self._of_base[~np.isin(self._of_base, list(overrides))]
+        changed_rows = [row for row, label in overrides.items() if self._has(label)]
+        rows = np.union1d(unchanged_rows, np.array([*changed_rows, *self._of_delta], np.int64))
         return rows[snapshot.lives(rows)]
 
     def _has(self, label: Label) -> bool:
@@ -157,15 +164,17 @@ class _Selected:
         )
 
 
-def _selected(selection: Selection | None, catalogue: LiveCatalogue, name: str) -> _Selected | None:
+def _selection_rows(
+    selection: Selection | None, catalogue: LiveCatalogue, name: str
+) -> _SelectionRows | None:
     if selection is None:
         return None
-    unknown = [label_id for label_id in selection.ids if not catalogue.knows(label_id)]
-    if unknown:
-        named = ", ".join(repr(label_id[:80]) for label_id in unknown[:NAMED])
-        more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
+    unknown_ids = [label_id for label_id in selection.ids if not catalogue.knows(label_id)]
+    if unknown_ids:
+        examples = ", ".join(repr(label_id[:80]) for label_id in unknown_ids[:MAX_NAMED])
+        more = f" and {len(unknown_ids) - MAX_NAMED} more" if len(unknown_ids) > MAX_NAMED else ""
         raise SettingsInvalid(
-            f"label_rules: {name}.ids: this model has no label {named}{more}: correct the ids, or "
-            "take them out of the file"
+            f"label_rules: {name}.ids: this model has no label {examples}{more}: correct the ids, "
+            "or take them out of the file"
         )
-    return _Selected(selection, catalogue)
+    return _SelectionRows(selection, catalogue)

@@ -1,8 +1,8 @@
-"""The catalogue as it is now: a bundle's labels with the changes since it was sealed.
+"""The live catalogue: a bundle's labels with all changes since it was sealed.
 
-`search` and `label` read one snapshot and never wait. `apply` and `poll` publish the next one and
-are for a thread of their own: they encode texts and write to disk. Without a change, `search` is
-the bundle's own index behind one test of an attribute.
+`search` and `label` read one snapshot and never block. `apply` and `poll` publish the next
+snapshot; they encode texts and write to disk, so call them on a separate thread. While there is no
+change, `search` costs one attribute test more than the bundle's own index.
 """
 
 import threading
@@ -38,7 +38,7 @@ NO_STORE: Final = (
 
 
 class LiveCatalogue:
-    """Searches and changes one bundle's labels. Safe to call from many threads at once."""
+    """Searches and changes one bundle's labels. Many threads may call it at once."""
 
     def __init__(
         self,
@@ -52,10 +52,11 @@ class LiveCatalogue:
         encoder_key: str = "",
         folded_seq: int = 0,
     ) -> None:
-        """Takes over the changes that the store holds; raises CatalogueError.
+        """Load the changes in `store`; raises CatalogueError.
 
-        `directory` and `place` are asked once, at first need. `encoder_key` names what `embed` is,
-        for embeddings that are kept; `folded_seq` is the last change folded into the bundle.
+        `directory` and `place` are called once, at first need. `encoder_key` identifies the
+        encoder behind `embed`, under which the store keeps embeddings. `folded_seq` is the last
+        change that is folded into the bundle.
         """
         self.kind = base.kind
         self.dim = base.dim
@@ -87,7 +88,7 @@ class LiveCatalogue:
         max_batch_tokens: int,
         store: ChangeStore | None = None,
     ) -> "LiveCatalogue":
-        """Over the open parts of a bundle; raises CatalogueError, BundleMismatch."""
+        """The catalogue of a bundle whose parts are open; raises CatalogueError, BundleMismatch."""
         embed = partial(_embed, tokenizer, encoder, max_batch_tokens)
         folded = manifest.folded
         return cls(
@@ -103,99 +104,102 @@ class LiveCatalogue:
 
     @property
     def n_rows(self) -> int:
-        """Live labels."""
+        """Number of live labels."""
         snapshot = self._snapshot
         return self._base.n_rows if snapshot is None else snapshot.n_live
 
     @property
     def n_base(self) -> int:
-        """The bundle's own labels."""
+        """Number of labels in the bundle."""
         return self._base.n_rows
 
     @property
     def n_delta(self) -> int:
-        """Live labels that are compared one by one: what a fold would put into the index."""
+        """Number of live labels in the delta, which a fold would put into the index."""
         snapshot = self._snapshot
         return 0 if snapshot is None else snapshot.delta.n_alive
 
     @property
     def n_tombstones(self) -> int:
-        """Rows of the bundle that no longer count."""
+        """Number of the bundle's rows that are tombstones."""
         snapshot = self._snapshot
         return 0 if snapshot is None else len(snapshot.tombstones)
 
     @property
     def seq(self) -> int:
-        """The last change that searches see."""
+        """Number of the last change that searches see."""
         return self._seq
 
     @property
     def snapshot(self) -> Snapshot | None:
-        """The state that a search of now sees; None where it is the bundle's own."""
+        """The state that a search sees now; None means the bundle's own state."""
         return self._snapshot
 
     def search(self, queries: Float32Rows, k: int, effort: str) -> Hits:
-        """Top k live rows of each query (n, dim). Raises ValueError, KeyError."""
+        """Top k live rows of each query (n, dim), as LabelIndex.search.
+
+        Raises ValueError for queries that no index can answer, KeyError for an unknown effort.
+        """
         snapshot = self._snapshot
         if snapshot is None:
             return self._base.search(queries, k, effort)
         return snapshot.search(queries, k, effort)
 
     def label(self, row: int) -> Label:
-        """The label of a row that a search gave, also where it has been removed since."""
+        """The label of a row from a search, even if it has been removed since."""
         snapshot = self._snapshot
         return self._labels[row] if snapshot is None else snapshot.label(row)
 
     def row_of(self, label_id: str) -> int | None:
-        """The row of a live label, None if there is none of this id."""
+        """The row of the live label with this id, or None."""
         if self._snapshot is not None and label_id in self._state.rows:
             return self._state.rows[label_id]
         return self.directory.row_of(label_id)
 
     def knows(self, label_id: str) -> bool:
         """Whether a label has this id, or had it before a change removed it."""
-        known = self._snapshot is not None and label_id in self._state.rows
-        return known or self.directory.row_of(label_id) is not None
+        in_changes = self._snapshot is not None and label_id in self._state.rows
+        return in_changes or self.directory.row_of(label_id) is not None
 
     def rows_of(self, label_ids: Iterable[str]) -> tuple[NDArray[np.int64], list[str]]:
-        """Rows of live labels, rising and each once; and the ids that none has."""
-        found = {label_id: self.row_of(label_id) for label_id in label_ids}
-        rows = sorted({row for row in found.values() if row is not None})
-        unknown = [label_id for label_id, row in found.items() if row is None]
-        return np.array(rows, np.int64), unknown
+        """Rows of the live labels with these ids, rising, each once; and the unknown ids."""
+        row_by_id = {label_id: self.row_of(label_id) for label_id in label_ids}
+        rows = sorted({row for row in row_by_id.values() if row is not None})
+        unknown_ids = [label_id for label_id, row in row_by_id.items() if row is None]
+        return np.array(rows, np.int64), unknown_ids
 
     def rows_where(self, conditions: Conditions) -> NDArray[np.int64]:
         """Rows of live labels whose metadata meets every condition, rising.
 
-        A field meets a condition by any of its values. Raises ValueError where there is none.
+        One of a field's values is enough. Raises ValueError if there is no condition.
         """
         snapshot = self._snapshot
         rows = self.fields.rows_where(conditions)
         if snapshot is None:
             return rows
         of_base = snapshot.lives(rows) & ~np.isin(rows, list(snapshot.overrides))
-        changed = [
+        changed_rows = [
             row
             for row, label in self._state.fields.entries_where(conditions)
             if row >= snapshot.n_base or snapshot.overrides.get(row) is label
         ]
-        others = np.array(changed, np.int64)
-        return np.union1d(rows[of_base], others[snapshot.lives(others)])
+        candidates = np.array(changed_rows, np.int64)
+        return np.union1d(rows[of_base], candidates[snapshot.lives(candidates)])
 
     @cached_property
     def directory(self) -> LabelDirectory:
-        """Id to row, of the bundle's own labels."""
+        """Finds the rows of the bundle's own labels by id."""
         return self._open_directory()
 
     @cached_property
     def fields(self) -> FieldIndex:
-        """The metadata of the bundle's own labels: one pass over all of them, at first need."""
+        """Index of the metadata of the bundle's own labels; the first use reads all of them."""
         return FieldIndex(self._labels.scan_metadata())
 
     def apply(self, changes: Sequence[Change]) -> Applied:
-        """Keep the changes, all or none, and show them to every later search.
+        """Store the changes, all or none; every later search sees them.
 
-        Blocking: texts are encoded before anything is written. Raises LabelExists, LabelUnknown,
+        It blocks while it encodes the new texts and then writes. Raises LabelExists, LabelUnknown,
         InvalidValue, CatalogueUnavailable, CatalogueCorrupt.
         """
         store = self._store
@@ -204,17 +208,20 @@ class LiveCatalogue:
         with self._writing:
             self._catch_up(store, {})
             base, after = self._base_label, self._folded_seq
-            resolved = store.resolve(changes, base, after)
-            embeddings = self._encode(dict(enumerate(resolved)))
+            labels = store.resolve(changes, base, after)
+            embeddings = self._encode(dict(enumerate(labels)))
             stored = store.append(changes, base, after, self._encoder_key, embeddings)
             self._catch_up(store, {stored[place].seq: row for place, row in embeddings.items()})
-            made = [change.op for change in stored]
+            ops = [change.op for change in stored]
         return Applied(
-            self._seq, made.count("add"), made.count("update"), made.count("remove"), self.n_rows
+            self._seq, ops.count("add"), ops.count("update"), ops.count("remove"), self.n_rows
         )
 
     def poll(self) -> bool:
-        """Take over what other processes changed; whether there was anything. Cheap if not."""
+        """Load changes that other processes stored; returns whether there were any.
+
+        Without a change it takes a few microseconds. Raises CatalogueError.
+        """
         store = self._store
         if store is None or self._closed or not (store.changed() or self._behind):
             return False
@@ -222,7 +229,7 @@ class LiveCatalogue:
             return self._catch_up(store, {})
 
     def close(self) -> None:
-        """Let go of the file of changes; searching goes on, and nothing new is polled for."""
+        """Close the file of changes. Searches go on; `poll` finds nothing any more."""
         self._closed = True
         if self._store is not None:
             self._store.close()
@@ -232,7 +239,7 @@ class LiveCatalogue:
         return None if row is None else self._labels[row]
 
     def _encode(self, labels: Mapping[int, Label | None]) -> dict[int, NDArray[np.float32]]:
-        """Embeddings of the labels whose text has none yet, by their key."""
+        """Encode the texts of the labels that need a vector; returns embeddings by key."""
         texts = {
             key: label.text
             for key, label in labels.items()
@@ -241,8 +248,8 @@ class LiveCatalogue:
         return dict(zip(texts, self._embed(list(texts.values())), strict=True)) if texts else {}
 
     def _catch_up(self, store: ChangeStore, own: Vectors) -> bool:
-        """Publish all changes behind the last; `own` are embeddings that are known, by seq."""
-        self._behind = True  # until all went well
+        """Publish all changes after the last seen one; `own` has embeddings by seq."""
+        self._behind = True  # stays set if anything below raises, so that `poll` tries again
         changes = store.since(self._seq)
         if changes:
             self._take_over(store, changes, own)
@@ -252,18 +259,18 @@ class LiveCatalogue:
     def _take_over(self, store: ChangeStore, changes: Sequence[StoredChange], own: Vectors) -> None:
         newest: dict[str, StoredChange] = {}
         for change in changes:
-            newest.pop(change.label_id, None)  # so that rows come in the order of these
+            newest.pop(change.label_id, None)  # move it to the end: rows follow this order
             newest[change.label_id] = change
-        known = dict(own)
-        if any(change.label and change.seq not in known for change in newest.values()):
-            known |= store.vectors(self._encoder_key, self._seq)
-        missing = {each.seq: each.label for each in newest.values() if each.seq not in known}
-        if encoded := self._encode(missing):
-            store.keep_vectors(self._encoder_key, encoded)
-            known |= encoded
-        added = any(change.label for change in newest.values()) and bool(known)
-        placement = self._placement if added or self.n_delta else None
-        self._state.take_over(list(newest.values()), known, placement)
+        embeddings = dict(own)
+        if any(change.label and change.seq not in embeddings for change in newest.values()):
+            embeddings |= store.vectors(self._encoder_key, self._seq)
+        missing = {each.seq: each.label for each in newest.values() if each.seq not in embeddings}
+        if fresh := self._encode(missing):
+            store.save_vectors(self._encoder_key, fresh)
+            embeddings |= fresh
+        has_vectors = any(change.label for change in newest.values()) and bool(embeddings)
+        placement = self._placement if has_vectors or self.n_delta else None
+        self._state.take_over(list(newest.values()), embeddings, placement)
         self._snapshot = self._state.snapshot(placement)
         self._seq = changes[-1].seq
 
@@ -279,7 +286,7 @@ class LiveCatalogue:
 def measure_placement(
     manifest: Manifest, index: LabelIndex, labels: LabelStore, embed: Embed
 ) -> Placement:
-    """How added labels score in a bundle: as they do in the one that it was folded from."""
+    """How added labels score in a bundle. A folded bundle keeps the scale of its base."""
     efforts = [point.name for point in manifest.operating_points]
     effort = EXACT if EXACT in efforts else manifest.defaults.effort
     scale = manifest.folded.scale if manifest.folded is not None else None
@@ -287,7 +294,7 @@ def measure_placement(
 
 
 def _encoder_key(manifest: Manifest, variant: str) -> str:
-    """Names what makes an embedding of a text: bundles with the same encoder share them."""
+    """Identifies the encoder and tokenizer; bundles with the same key share embeddings."""
     encoder = manifest.files[manifest.encoder.variants[variant]].sha256
     tokenizer = manifest.files[manifest.tokenizer.file].sha256
     return f"{encoder[:32]}:{tokenizer[:32]}:{manifest.tokenizer.max_tokens}"

@@ -1,7 +1,8 @@
-"""One state of a changed catalogue, never altered: what a batch searches from its start to its end.
+"""Snapshot: one immutable state of a changed catalogue. A batch uses one from start to end.
 
 Rows below `n_base` are the bundle's, the others the delta's. A *tombstone* is a row of the bundle
-that no longer counts; an override is its label with new metadata.
+whose label was removed or has a new text. An *override* is the label of a bundle's row with new
+metadata.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,11 @@ from service.core.types import Float32Rows, Hits
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """`tombstones` rise; `added` are the labels of rows `n_base`, `n_base + 1`, ..."""
+    """One state of the catalogue.
+
+    `tombstones` rise. `overrides` maps a row to its label. `added` holds the labels of the rows
+    `n_base`, `n_base + 1` and so on.
+    """
 
     base: LabelIndex
     labels: LabelStore
@@ -30,31 +35,34 @@ class Snapshot:
 
     @property
     def n_rows(self) -> int:
-        """Labels that can be answers."""
+        """Number of live labels, under the name that LabelIndex uses."""
         return self.n_live
 
     @property
     def n_live(self) -> int:
-        """Labels that can be answers."""
+        """Number of live labels."""
         return self.n_base - len(self.tombstones) + self.delta.n_alive
 
     def label(self, row: int) -> Label:
-        """The label of a row, also of one that no longer lives."""
+        """The label of a row, even if it is no longer live."""
         if row >= self.n_base:
             return self.added[row - self.n_base]
         return self.overrides.get(row) or self.labels[row]
 
     def live_rows(self) -> NDArray[np.int64]:
-        """Rows of all live labels, rising."""
+        """Rows (n_live,) of all live labels, rising."""
         of_base = np.setdiff1d(np.arange(self.n_base), self.tombstones, assume_unique=True)
         return np.concatenate([of_base, self.delta.rows[self.delta.alive]])
 
     def lives(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether each row (n,) can be an answer."""
-        return np.where(rows < self.n_base, ~self._dead(rows), self.delta.lives(rows))
+        """Whether the label of each row (n,) is live."""
+        return np.where(rows < self.n_base, ~self._are_tombstones(rows), self.delta.lives(rows))
 
     def search(self, queries: Float32Rows, k: int, effort: str) -> Hits:
-        """Top k live rows, by the contract of LabelIndex; ties between the two parts go by row."""
+        """Top k live rows of each query (n, dim), as LabelIndex.search.
+
+        If a bundle's row and a row of the delta have the same score, the lower row goes first.
+        """
         check_queries(queries, self.base.dim, k)
         k = min(k, self.n_live)
         if len(queries) == 0 or k == 0:
@@ -69,7 +77,7 @@ class Snapshot:
         return parts[0] if len(parts) == 1 else merge(parts, k)
 
     def search_among(self, queries: Float32Rows, rows: NDArray[np.int64], k: int) -> Hits:
-        """Top k of `rows`, which rise; those that do not live are left out."""
+        """Top k of the live ones of `rows`, which rise."""
         check_queries(queries, self.base.dim, k)
         rows = rows[self.lives(rows)]
         k = min(k, len(rows))
@@ -86,27 +94,30 @@ class Snapshot:
         return parts[0] if len(parts) == 1 else merge(parts, k)
 
     def _search_base(self, queries: Float32Rows, k: int, effort: str) -> Hits:
-        """Top k rows without a tombstone: a query that lacks some is searched twice as deep."""
-        found = self.base.search(queries, k, effort)
+        """Top k rows of the bundle that are no tombstones.
+
+        It searches again, twice as deep, for queries with fewer than k of them.
+        """
+        hits = self.base.search(queries, k, effort)
         if len(self.tombstones) == 0:
-            return found
-        rows, scores = found.rows.copy(), found.scores.copy()
-        waiting, depth = np.arange(len(queries)), k
+            return hits
+        rows, scores = hits.rows.copy(), hits.scores.copy()
+        pending, depth = np.arange(len(queries)), k
         while True:
-            live = ~self._dead(found.rows)
+            live = ~self._are_tombstones(hits.rows)
             enough = live.sum(axis=1) >= k
-            # a stable sort moves the live ones to the front, their order as it was
+            # A stable sort moves the live rows to the front and keeps their order.
             places = np.argsort(~live[enough], axis=1, kind="stable")[:, :k]
-            done = waiting[enough]
-            rows[done] = np.take_along_axis(found.rows[enough], places, 1)
-            scores[done] = np.take_along_axis(found.scores[enough], places, 1)
-            waiting = waiting[~enough]
-            if len(waiting) == 0:
+            done = pending[enough]
+            rows[done] = np.take_along_axis(hits.rows[enough], places, 1)
+            scores[done] = np.take_along_axis(hits.scores[enough], places, 1)
+            pending = pending[~enough]
+            if len(pending) == 0:
                 return Hits(rows, scores)
             depth = min(2 * depth, self.n_base)
-            found = self.base.search(queries[waiting], depth, effort)
+            hits = self.base.search(queries[pending], depth, effort)
 
-    def _dead(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def _are_tombstones(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         dead = self.tombstones
         if len(dead) == 0:
             return np.zeros(rows.shape, np.bool_)
@@ -115,7 +126,7 @@ class Snapshot:
 
 
 def merge(parts: Sequence[Hits], k: int) -> Hits:
-    """Top k of several answers to the same queries, over different rows; ties go by row.
+    """Top k of several hits for the same queries, whose rows differ; ties go by row.
 
     >>> one = Hits(np.array([[4, 7]]), np.float32([[0.9, 0.5]]))
     >>> two = Hits(np.array([[2, 9]]), np.float32([[0.9, 0.6]]))

@@ -1,9 +1,11 @@
-"""What the changes so far make of a bundle: the writer's side, for one thread at a time.
+"""CatalogueState: a bundle with all changes so far, on the writer's side.
 
-The state is a function of the newest change to each label, so every process comes to the same:
+Only one thread at a time may use it. The live labels depend only on the newest change to each
+label, so all processes agree on them:
 
-- a label whose text is the bundle's own keeps its row, its trained vector and its new metadata;
-- any other live label has a row in the delta; the bundle's row of the same id is a tombstone.
+- a label whose text equals that of the bundle keeps its row and its trained vector; its metadata
+  may be new;
+- any other live label has a row in the delta, and the bundle's row of the same id is a tombstone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +28,7 @@ Vectors = Mapping[int, NDArray[np.float32]]
 
 
 class CatalogueState:
-    """`rows` has the row of every id that a change names, None where none lives."""
+    """The writer's state. `rows` maps every changed id to its row, None if no label is live."""
 
     def __init__(self, base: LabelIndex, labels: LabelStore, directory: LabelDirectory) -> None:
         self.rows: dict[str, int | None] = {}
@@ -41,7 +43,7 @@ class CatalogueState:
         self._overrides: dict[int, Label] = {}
 
     def needs_vector(self, label: Label) -> bool:
-        """Whether the text of a label is neither the bundle's for its id nor the delta's."""
+        """Whether a label's text is new: neither the bundle nor the delta has it under its id."""
         own_row = self._directory.row_of(label.label_id)
         if own_row is not None and same_text(self._labels[own_row], label):
             return False
@@ -51,9 +53,10 @@ class CatalogueState:
     def take_over(
         self, changes: Sequence[StoredChange], embeddings: Vectors, placement: Placement | None
     ) -> None:
-        """Make changes, each to another label; `embeddings` are by seq, where one is needed.
+        """Apply stored changes, at most one for each label.
 
-        Without an embedding no `placement` is needed.
+        `embeddings` maps a change's seq to the embedding (dim,) of a text that needs a vector. If
+        it is empty, `placement` may be None.
         """
         fresh: list[tuple[Label, NDArray[np.float32]]] = []
         for change in changes:
@@ -64,19 +67,20 @@ class CatalogueState:
                 and own_row is not None
                 and same_text(self._labels[own_row], label)
             ):
-                self._leave(row, kept=own_row)
-                self._put_back(own_row, label)
+                if row != own_row:
+                    self._remove_row(row)
+                self._restore(own_row, label)
                 continue
             if label is not None:
                 fresh.append((label, self._vector(change.seq, row, embeddings, placement)))
-            self._leave(row)
+            self._remove_row(row)
             self.rows[change.label_id] = None
             if own_row is not None:
                 self._overrides.pop(own_row, None)
         self._append(fresh)
 
     def snapshot(self, placement: Placement | None) -> Snapshot:
-        """What is there now, for readers."""
+        """The present state for readers."""
         return Snapshot(
             base=self._base,
             labels=self._labels,
@@ -93,24 +97,24 @@ class CatalogueState:
     def _vector(
         self, seq: int, row: int | None, embeddings: Vectors, placement: Placement | None
     ) -> NDArray[np.float32]:
-        """Of a new text, or as it was where the text has not changed."""
+        """The vector of a changed label: a new one for a new text, else the one it had."""
         if seq in embeddings:
             assert placement is not None
             return embeddings[seq] * np.float32(placement.scale)
         assert row is not None
         return self._delta.vector(row)
 
-    def _leave(self, row: int | None, kept: int | None = None) -> None:
-        """Take a label's row out of later snapshots, unless it is the one that is kept."""
-        if row is None or row == kept:
+    def _remove_row(self, row: int | None) -> None:
+        """Leave a label's row out of later snapshots."""
+        if row is None:
             return
         if row >= self._n_base:
             self._delta.kill(row)
         else:
             self._tombstones.add(row)
 
-    def _put_back(self, row: int, label: Label) -> None:
-        """A bundle's row lives, with the metadata of now."""
+    def _restore(self, row: int, label: Label) -> None:
+        """Make a row of the bundle live, with the metadata of `label`."""
         self._tombstones.discard(row)
         self.rows[label.label_id] = row
         if _same_to_the_letter(label, self._labels[row]):
@@ -122,7 +126,7 @@ class CatalogueState:
     def _append(self, fresh: Sequence[tuple[Label, NDArray[np.float32]]]) -> None:
         if not fresh:
             return
-        # labels before vectors: whoever sees a row finds its label
+        # Labels before vectors, so that a reader who sees a row always finds its label.
         self._added.extend(label for label, _ in fresh)
         first = self._delta.append(np.stack([vector for _, vector in fresh]))
         for row, (label, _) in enumerate(fresh, first):
@@ -131,7 +135,7 @@ class CatalogueState:
 
 
 def _same_to_the_letter(one: Label, other: Label) -> bool:
-    """Not `==`, to which 1 and true are the same metadata."""
+    """Whether text and metadata are identical; `==` would not tell 1 from true."""
     return one.text == other.text and (
         orjson.dumps(one.metadata, option=orjson.OPT_SORT_KEYS)
         == orjson.dumps(other.metadata, option=orjson.OPT_SORT_KEYS)
@@ -139,5 +143,5 @@ def _same_to_the_letter(one: Label, other: Label) -> bool:
 
 
 def same_text(one: Label, other: Label) -> bool:
-    """Whether an encoder gets to see the same of both."""
+    """Whether two labels' texts are equal after cleaning, so that they encode alike."""
     return one.text == other.text or normalise(one.text) == normalise(other.text)

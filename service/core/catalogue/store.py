@@ -1,10 +1,10 @@
-"""The changes of one catalogue on disk: an append-only SQLite file that several processes share.
+"""ChangeStore: the changes of one catalogue in an append-only SQLite file that processes share.
 
-A call is one transaction, flushed to the disk before it returns: all of it is kept or none, and a
-killed process loses nothing that it acknowledged. Changes belong to the catalogue (a bundle's
-name), so a newer bundle of the name takes over those that are not folded into it. Rules are checked
-inside the transaction, where no other process can write. Beside them lie embeddings of the texts
-for each bundle, so that a restart encodes nothing again.
+Each call is one transaction. It stores all of its changes or none, and it reaches the disk before
+the call returns, so a killed process loses nothing that it acknowledged. The store checks the rules
+inside the transaction, while no other process can write. Changes belong to a catalogue (a bundle's
+name): a newer bundle of that name takes over the changes that are not folded into it. The file also
+holds the embeddings of changed texts by encoder, so a restart need not encode them again.
 """
 
 import contextlib
@@ -26,9 +26,11 @@ from service.core.labels.labels import Label
 from service.errors import CatalogueCorrupt, CatalogueUnavailable
 
 APPLICATION_ID: Final = 0x41535452
-"""In the header of the file, so that another program's is told apart."""
+"""Written into the file's header ("ASTR"), to recognise files of other programs."""
 VERSION: Final = 1
 BUSY_SECONDS: Final = 10.0
+"""How long to wait for another process's write lock. A choice: a write takes milliseconds, so a
+longer wait means that something is wrong."""
 _TABLES: Final = (
     "CREATE TABLE IF NOT EXISTS catalogue (name TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS changes (seq INTEGER PRIMARY KEY, label_id TEXT NOT NULL,"
@@ -43,25 +45,26 @@ Vectors = Mapping[int, NDArray[np.float32]]
 
 
 def store_path(state_dir: Path, name: str) -> Path:
-    """Where the changes of a catalogue lie."""
+    """The path of a catalogue's file of changes."""
     return state_dir / f"{quote(name, safe='')}.sqlite"
 
 
 class ChangeStore:
-    """An open file. Safe to share by threads, and by processes that are forked from this one.
+    """An open file of changes. Threads may share it, and so may forked processes.
 
-    SQLite must not be carried through a fork: files are closed before one, and opened anew by
-    whoever needs them afterwards.
+    A SQLite connection must not cross a fork (sqlite.org/howtocorrupt.html). A fork therefore
+    closes it first, and each process opens a new one when it needs it. Unless it says otherwise
+    every method raises CatalogueUnavailable, CatalogueCorrupt.
     """
 
     def __init__(self, path: Path, name: str) -> None:
-        """Open or make the file; raises CatalogueUnavailable, CatalogueCorrupt."""
+        """Open or create the file of the catalogue `name`."""
         self.path = path
         self.name = name
         self._lock = threading.Lock()
         self._db: sqlite3.Connection | None = None
         self._closed = False
-        with self._reported():
+        with self._translate_errors():
             path.parent.mkdir(parents=True, exist_ok=True)
             new = not path.exists()
             self._db = self._connect(self._prepare)
@@ -78,91 +81,91 @@ class ChangeStore:
         encoder: str = "",
         vectors: Vectors | None = None,
     ) -> list[StoredChange]:
-        """Keep all of the changes, or none; they are on disk when this returns.
+        """Store all changes or none; they are on disk when it returns.
 
-        `base` and `after` are the bundle's labels and the last change folded into them; `vectors`
-        are the embeddings by `encoder` of the texts at some places of `changes`. Raises
-        LabelExists, LabelUnknown, InvalidValue, CatalogueUnavailable.
+        `base` finds the bundle's own labels, and `after` is the last change folded into them.
+        `vectors` maps places in `changes` to the embeddings (dim,) of their texts by `encoder`.
+        Raises LabelExists, LabelUnknown, InvalidValue, CatalogueUnavailable, CatalogueCorrupt.
         """
         with self._transaction() as db:
-            resolved = resolve(changes, lambda name: _live(db, name, base, after))
+            labels = resolve(changes, lambda name: _live(db, name, base, after))
             first = 1 + _last_seq(db)
             stored = [
                 StoredChange(first + place, change.op, change.label_id, label)
-                for place, (change, label) in enumerate(zip(changes, resolved, strict=True))
+                for place, (change, label) in enumerate(zip(changes, labels, strict=True))
             ]
             db.executemany("INSERT INTO changes VALUES (?, ?, ?, ?, ?)", map(_as_row, stored))
             if vectors:
-                _keep(db, encoder, {first + place: row for place, row in vectors.items()})
+                _save(db, encoder, {first + place: row for place, row in vectors.items()})
         return stored
 
     def resolve(self, changes: Sequence[Change], base: LabelOf, after: int) -> list[Label | None]:
-        """What `append` would leave, by what is known now. Raises as it does."""
+        """The label after each change, as `append` would store it now; raises what it raises."""
         with self._reading() as db:
             return resolve(changes, lambda name: _live(db, name, base, after))
 
     def since(self, seq: int) -> list[StoredChange]:
-        """All changes behind `seq`, in order."""
+        """All changes after `seq`, in order."""
         with self._reading() as db:
             rows = db.execute("SELECT * FROM changes WHERE seq > ? ORDER BY seq", (seq,)).fetchall()
         return [_from_row(row) for row in rows]
 
     def vectors(self, encoder: str, after: int) -> dict[int, NDArray[np.float32]]:
-        """Kept embeddings by an encoder of changes behind `after`, by their seq."""
-        wanted = "SELECT seq, vector FROM vectors WHERE encoder = ? AND seq > ?"
+        """The stored embeddings (dim,) by `encoder` of changes after `after`, by seq."""
+        query = "SELECT seq, vector FROM vectors WHERE encoder = ? AND seq > ?"
         with self._reading() as db:
-            rows = db.execute(wanted, (encoder, after)).fetchall()
+            rows = db.execute(query, (encoder, after)).fetchall()
         return {seq: np.frombuffer(raw, np.float32) for seq, raw in rows}
 
-    def keep_vectors(self, encoder: str, vectors: Vectors) -> None:
-        """Keep embeddings for the next start."""
+    def save_vectors(self, encoder: str, vectors: Vectors) -> None:
+        """Store embeddings by seq for the next start."""
         with self._transaction() as db:
-            _keep(db, encoder, vectors)
+            _save(db, encoder, vectors)
 
     def changed(self) -> bool:
-        """Whether another process wrote since the last call; a few microseconds."""
+        """Whether another process has written since the last call; takes a few microseconds."""
         version = self._data_version()
-        seen, self._version = self._version, version
-        return version != seen
+        last_version, self._version = self._version, version
+        return version != last_version
 
     def last_seq(self) -> int:
-        """Seq of the newest change, 0 if there is none."""
+        """The number of the newest change, 0 if there is none."""
         with self._reading() as db:
             return _last_seq(db)
 
     def mark_folded(self, bundle_id: str, seq: int) -> None:
-        """Say that a bundle holds the changes up to `seq`; embeddings of these are forgotten.
+        """Record that a bundle holds the changes up to `seq`, and delete their embeddings.
 
-        The changes themselves stay: a bundle that is trained anew does not hold them.
+        The changes themselves stay, because a newly trained bundle does not hold them.
         """
         with self._transaction() as db:
             db.execute("INSERT OR REPLACE INTO folds VALUES (?, ?)", (bundle_id, seq))
             db.execute("DELETE FROM vectors WHERE seq <= ?", (seq,))
 
     def folds(self) -> dict[str, int]:
-        """Bundles that changes were folded into, and the last change in each."""
+        """The bundle id of every fold, and the last change in it."""
         with self._reading() as db:
             return dict(db.execute("SELECT bundle_id, seq FROM folds").fetchall())
 
     def close(self) -> None:
-        """Close the file; nothing may be called afterwards."""
+        """Close the file for good; every later call raises CatalogueUnavailable."""
         with self._lock:
             self._closed = True
             self._release()
 
     def hold_for_fork(self) -> None:
-        """Wait until nobody uses the file, close it, and keep others waiting."""
+        """Wait for the lock, close the file, and keep the lock over the fork."""
         self._lock.acquire()
         self._release()
 
     def go_on_after_fork(self) -> None:
-        """Let others use the file again, in the parent and in the child."""
+        """Release the lock after the fork, in the parent and in the child."""
         self._lock.release()
 
     def _release(self) -> None:
         if self._db is not None:
             self._db.close()
-        self._db = self._version = None  # what another connection counted says nothing
+        self._db = self._version = None  # another connection counts versions anew
 
     def _connect(self, prepare: Callable[[sqlite3.Connection], None]) -> sqlite3.Connection:
         db = sqlite3.connect(
@@ -177,9 +180,9 @@ class ChangeStore:
         return db
 
     def _prepare(self, db: sqlite3.Connection) -> None:
-        found = db.execute("PRAGMA application_id").fetchone()[0]
+        application_id = db.execute("PRAGMA application_id").fetchone()[0]
         if (
-            found != APPLICATION_ID
+            application_id != APPLICATION_ID
             and db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
         ):
             raise CatalogueCorrupt(
@@ -187,7 +190,7 @@ class ChangeStore:
             )
         if db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
             db.execute("PRAGMA journal_mode = WAL")
-        with _rolled_back(db):
+        with _all_or_nothing(db):
             for table in _TABLES:
                 db.execute(table)
             if db.execute("SELECT count(*) FROM catalogue").fetchone()[0] == 0:
@@ -222,7 +225,7 @@ class ChangeStore:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._reported(), self._lock:
+        with self._translate_errors(), self._lock:
             if self._closed:
                 raise sqlite3.ProgrammingError("it has been closed")
             if self._db is None:
@@ -231,11 +234,12 @@ class ChangeStore:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._reading() as db, _rolled_back(db):
+        with self._reading() as db, _all_or_nothing(db):
             yield db
 
     @contextlib.contextmanager
-    def _reported(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
+        """Raise CatalogueUnavailable or CatalogueCorrupt in place of errors of SQLite and OS."""
         try:
             yield
         except (sqlite3.OperationalError, sqlite3.ProgrammingError, OSError) as exc:
@@ -248,7 +252,7 @@ class ChangeStore:
 
 
 def _live(db: sqlite3.Connection, name: str, base: LabelOf, after: int) -> Label | None:
-    """The live label of an id, the newest change deciding."""
+    """The live label of an id, or None: by its newest change after `after`, else `base`'s."""
     latest = "SELECT * FROM changes WHERE label_id = ? AND seq > ? ORDER BY seq DESC LIMIT 1"
     try:
         row = db.execute(latest, (name, after)).fetchone()
@@ -258,8 +262,8 @@ def _live(db: sqlite3.Connection, name: str, base: LabelOf, after: int) -> Label
 
 
 @contextlib.contextmanager
-def _rolled_back(db: sqlite3.Connection) -> Iterator[None]:
-    """A write transaction, undone where anything raises."""
+def _all_or_nothing(db: sqlite3.Connection) -> Iterator[None]:
+    """A write transaction, rolled back if its body raises."""
     db.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -274,7 +278,7 @@ def _last_seq(db: sqlite3.Connection) -> int:
     return int(db.execute("SELECT COALESCE(MAX(seq), 0) FROM changes").fetchone()[0])
 
 
-def _keep(db: sqlite3.Connection, encoder: str, vectors: Vectors) -> None:
+def _save(db: sqlite3.Connection, encoder: str, vectors: Vectors) -> None:
     rows = ((encoder, seq, row.astype(np.float32).tobytes()) for seq, row in vectors.items())
     db.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?, ?)", rows)
 
@@ -300,18 +304,18 @@ def _sync_folder(folder: Path) -> None:
 
 
 _OPEN: "weakref.WeakSet[ChangeStore]" = weakref.WeakSet()
-_HELD: list[ChangeStore] = []
+_LOCKED: list[ChangeStore] = []
 
 
 def _before_fork() -> None:
-    _HELD.extend(_OPEN)
-    for store in _HELD:
+    _LOCKED.extend(_OPEN)
+    for store in _LOCKED:
         store.hold_for_fork()
 
 
 def _after_fork() -> None:
-    while _HELD:
-        _HELD.pop().go_on_after_fork()
+    while _LOCKED:
+        _LOCKED.pop().go_on_after_fork()
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

@@ -1,1 +1,1 @@
-"""From a text to its vector: cleaning, tokens, ONNX Runtime, devices."""
+"""Turns texts into vectors: cleaning, tokens, ONNX Runtime and devices."""

@@ -1,12 +1,13 @@
-"""BoundRuns: an encoder's runs on a GPU, through buffers that stay where they are.
+"""BoundRuns: runs an encoder on a GPU through fixed buffers.
 
-For each bucket there are buffers on the device for both inputs and the output, bound to the session
+Each bucket has buffers on the device for both inputs and the output, which are bound to the session
 once (ONNX Runtime's IO binding). A run copies its padded batch into them, computes, and copies the
-rows back; nothing is allocated. Buffers are kept in a pool, so lanes never wait for each other.
+rows back; it allocates no device memory. Free buffers lie in a pool. A lane that finds none makes
+its own, so lanes never wait for each other.
 
-With CUDA graphs a run's kernels are recorded once for each bucket and launched as one. What is
-recorded belongs to the thread that did it, and must not be used by two at once, so all runs then
-happen on one thread of their own (docs/decisions/0019).
+With CUDA graphs ONNX Runtime records a bucket's kernels once and launches them as one. A recorded
+graph belongs to the thread that recorded it, and two threads must not launch it at once. All runs
+then go to one separate thread (docs/decisions/0019).
 """
 
 import logging
@@ -31,14 +32,14 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 GRAPH_ID: Final = "gpu_graph_id"
-"""Run option that says which recorded graph a run is; 0 is ONNX Runtime's own."""
+"""ONNX Runtime's run option for the number of a recorded graph; it uses 0 itself."""
 WARM_UP_RUNS: Final = 2
-"""The first settles memory, and records the graph where there is one; the second shows the pace."""
+"""The first run reserves memory and records a graph, the second runs as a request would."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where buffers lie, as ONNX Runtime names it: cpu or cuda, and the device's number."""
+    """The device of the buffers, as ONNX Runtime names it: `cpu` or `cuda`, and its number."""
 
     kind: str
     device_id: int = 0
@@ -48,17 +49,17 @@ class Place:
 class _Buffers:
     ids: Int64Rows
     mask: Int64Rows
-    ids_there: Any
-    mask_there: Any
-    rows_there: Any
+    device_ids: Any
+    device_mask: Any
+    device_rows: Any
     binding: Any
     options: Any
 
 
 class OneThread:
-    """Calls from any thread, computed one after the other on a thread of their own.
+    """Runs calls from any thread one after the other on one thread.
 
-    It is a daemon, unlike an executor's: a run that hangs must not keep the process from exiting.
+    That thread is a daemon, unlike an executor's: a run that hangs must not keep the process alive.
     """
 
     def __init__(self, name: str) -> None:
@@ -66,27 +67,28 @@ class OneThread:
         threading.Thread(target=self._work, name=name, daemon=True).start()
 
     def call(self, compute: Callable[[], Result]) -> Result:
-        """What `compute` returns or raises, there."""
+        """Run `compute` on the thread and wait; returns or raises what it does."""
         future: Future[Result] = Future()
         self._calls.put((compute, future))
         return future.result()
 
     def stop(self) -> None:
-        """End the thread after the calls that it has."""
+        """End the thread after the calls that wait already."""
         self._calls.put(None)
 
     def _work(self) -> None:
-        while (given := self._calls.get()) is not None:
-            compute, future = given
+        while (call := self._calls.get()) is not None:
+            compute, future = call
             try:
                 future.set_result(compute())
-            except BaseException as exc:  # whatever it is belongs to the caller
+            except BaseException as exc:  # the caller must get every error
                 future.set_exception(exc)
-            del given, compute, future  # else the last call would hold the session while it waits
+            # Drop the references: the last call would hold the session until the next one.
+            del call, compute, future
 
 
 class BoundRuns:
-    """Runs of one session. Safe to call from many threads at once."""
+    """Runs batches through one session. Many threads may call it at once."""
 
     def __init__(
         self,
@@ -98,60 +100,60 @@ class BoundRuns:
         *,
         graphs: bool = False,
     ) -> None:
-        """`names` are those of the ids, the mask and the output."""
+        """`names` are the graph's names of the ids, the mask and the output."""
         self._session, self._names, self._dim = session, names, dim
         self._buckets, self._place = buckets, place
         self._free: dict[Bucket, list[_Buffers]] = {bucket: [] for bucket in buckets}
         self._graph_ids = {bucket: i for i, bucket in enumerate(buckets, 1)} if graphs else {}
         self._thread = OneThread("cuda-graphs") if graphs else None
-        if self._thread is not None:  # a bundle that was swapped out gives its GPU memory back
+        if self._thread is not None:  # ends with this object, to release a closed bundle's memory
             weakref.finalize(self, self._thread.stop)
 
     def encode(self, ids: Int64Rows, mask: Int64Rows) -> Float32Rows:
-        """(n, dim) rows for (n, length) token ids; raises ValueError for a text over the largest.
+        """Encode token ids and mask (n, length) to rows (n, dim).
 
-        What ONNX Runtime raises passes through.
+        Raises ValueError for texts longer than the largest bucket, and any error of ONNX Runtime.
         """
         if self._thread is not None:
             return self._thread.call(lambda: self._encode(ids, mask))
         return self._encode(ids, mask)
 
     def warm_up(self) -> dict[Bucket, float]:
-        """Run every bucket, recording its graph where there are graphs; seconds each took."""
-        took = {}
+        """Run every bucket, which also records its graph; returns the seconds of each."""
+        seconds = {}
         for bucket in self._buckets:
-            started = time.perf_counter()
+            start_s = time.perf_counter()
             ids, mask = empty_inputs(bucket)
             mask[:] = 1
             for _ in range(WARM_UP_RUNS):
                 self.encode(ids, mask)
-            took[bucket] = time.perf_counter() - started
+            seconds[bucket] = time.perf_counter() - start_s
             log.info(
                 "warmed up",
-                extra={"fields": {"bucket": list(bucket), "seconds": round(took[bucket], 4)}},
+                extra={"fields": {"bucket": list(bucket), "seconds": round(seconds[bucket], 4)}},
             )
-        return took
+        return seconds
 
     def _encode(self, ids: Int64Rows, mask: Int64Rows) -> Float32Rows:
-        found = np.empty((len(ids), self._dim), np.float32)
+        rows = np.empty((len(ids), self._dim), np.float32)
         for part in self._buckets.runs(len(ids)):
-            found[part] = self._run(ids[part], mask[part])
-        return found
+            rows[part] = self._run(ids[part], mask[part])
+        return rows
 
     def _run(self, ids: Int64Rows, mask: Int64Rows) -> Float32Rows:
         bucket = self._buckets.fitting(*ids.shape)
         free = self._free[bucket]
         try:
-            buffers = free.pop()  # one operation of the interpreter, so no lock is needed
+            buffers = free.pop()  # atomic in CPython, so it needs no lock
         except IndexError:
             buffers = self._make(bucket)
         fill(ids, mask, buffers.ids, buffers.mask)
-        buffers.ids_there.update_inplace(buffers.ids)
-        buffers.mask_there.update_inplace(buffers.mask)
+        buffers.device_ids.update_inplace(buffers.ids)
+        buffers.device_mask.update_inplace(buffers.mask)
         self._session.run_with_iobinding(buffers.binding, buffers.options)
-        # Copied, because on a CPU this is the buffer itself.
-        rows: Float32Rows = buffers.rows_there.numpy()[: len(ids)].copy()
-        free.append(buffers)  # not reached where a run failed: its buffers go with it
+        # Copy, because on a CPU `numpy()` returns the buffer itself.
+        rows: Float32Rows = buffers.device_rows.numpy()[: len(ids)].copy()
+        free.append(buffers)  # a failed run does not come here, and drops its buffers
         return rows
 
     def _make(self, bucket: Bucket) -> _Buffers:
@@ -164,13 +166,13 @@ class BoundRuns:
 
         ids_name, mask_name, output = self._names
         binding = self._session.io_binding()
-        ids_there, mask_there = on_device(bucket, np.int64), on_device(bucket, np.int64)
-        rows_there = on_device((bucket.rows, self._dim), np.float32)
-        binding.bind_ortvalue_input(ids_name, ids_there)
-        binding.bind_ortvalue_input(mask_name, mask_there)
-        binding.bind_ortvalue_output(output, rows_there)
+        device_ids, device_mask = on_device(bucket, np.int64), on_device(bucket, np.int64)
+        device_rows = on_device((bucket.rows, self._dim), np.float32)
+        binding.bind_ortvalue_input(ids_name, device_ids)
+        binding.bind_ortvalue_input(mask_name, device_mask)
+        binding.bind_ortvalue_output(output, device_rows)
         options = ort.RunOptions()
         if self._graph_ids:
             options.add_run_config_entry(GRAPH_ID, str(self._graph_ids[bucket]))
         ids, mask = empty_inputs(bucket)
-        return _Buffers(ids, mask, ids_there, mask_there, rows_there, binding, options)
+        return _Buffers(ids, mask, device_ids, device_mask, device_rows, binding, options)

@@ -1,8 +1,8 @@
-"""Buckets: the few shapes that a GPU is given, so that buffers, plans and graphs are made once.
+"""Buckets: the few shapes of batches on a GPU. Each needs its buffers, plan and graph only once.
 
-A batch is padded up to the next bucket in both directions, powers of two, and its padding is cut
-off the result again. More rows than the largest bucket has go in several runs. Pure functions of
-shapes.
+A batch is padded to the next bucket in rows and in tokens, both powers of two; the result loses the
+padding again. A batch with more rows than the largest bucket goes in several runs. All functions
+are pure (docs/decisions/0019).
 """
 
 from collections.abc import Iterator
@@ -14,10 +14,11 @@ import numpy as np
 from service.core.types import Int64Rows
 
 LEAST_LENGTH: Final = 8
+"""Tokens of the shortest bucket. A choice: shorter buckets would save little and need warming."""
 
 
 class Bucket(NamedTuple):
-    """A shape that inputs are padded to."""
+    """One shape of inputs: rows by tokens."""
 
     rows: int
     length: int
@@ -25,7 +26,7 @@ class Bucket(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Buckets:
-    """Every shape there is: each number of rows with each length, both rising."""
+    """All buckets: every number of rows with every length; both rise."""
 
     rows: tuple[int, ...]
     lengths: tuple[int, ...]
@@ -38,11 +39,11 @@ class Buckets:
 
     @property
     def largest(self) -> Bucket:
-        """The shape that all others fit into."""
+        """The bucket that all others fit into."""
         return Bucket(self.rows[-1], self.lengths[-1])
 
     def fitting(self, rows: int, length: int) -> Bucket:
-        """The smallest bucket that holds a batch; raises ValueError where none does."""
+        """The smallest bucket that holds a batch of this shape; raises ValueError if none does."""
         if not (0 < rows <= self.rows[-1] and length <= self.lengths[-1]):
             raise ValueError(f"a batch of {rows} x {length} fits no bucket of {self.largest}")
         return Bucket(
@@ -51,7 +52,7 @@ class Buckets:
         )
 
     def runs(self, rows: int) -> Iterator[slice]:
-        """Rows of a batch, in parts that a bucket holds.
+        """Split a batch of `rows` rows into parts that fit a bucket.
 
         >>> list(Buckets((1, 2, 4), (8,)).runs(6))
         [slice(0, 4, None), slice(4, 6, None)]
@@ -70,9 +71,9 @@ def powers_of_two(max_rows: int, max_tokens: int) -> Buckets:
 
 
 def fill(ids: Int64Rows, mask: Int64Rows, into_ids: Int64Rows, into_mask: Int64Rows) -> None:
-    """Copy a batch into the corner of a bucket's arrays and pad the rest.
+    """Copy a batch (n, length) into a bucket's arrays and pad the rest.
 
-    A row of padding has one real token (0), so that no mean is taken over nothing.
+    A padding row has one real token (0), so that an encoder takes no mean over zero tokens.
     """
     rows, length = ids.shape
     into_ids[:] = 0
@@ -83,7 +84,7 @@ def fill(ids: Int64Rows, mask: Int64Rows, into_ids: Int64Rows, into_mask: Int64R
 
 
 def empty_inputs(bucket: Bucket) -> tuple[Int64Rows, Int64Rows]:
-    """Token ids and mask of a bucket, to be filled again and again."""
+    """Zeroed token ids and mask in the shape of a bucket."""
     return np.zeros(bucket, np.int64), np.zeros(bucket, np.int64)
 
 

@@ -1,4 +1,4 @@
-"""Texts to embedding rows, in batches that hold a token budget."""
+"""Encodes any number of texts, in batches within a token budget."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,10 @@ from service.core.types import Float32Rows
 def embed_texts(
     tokenizer: Tokenizer, encoder: Encoder, texts: Sequence[str], max_batch_tokens: int
 ) -> Float32Rows:
-    """(n, dim) float32, row i for text i; no encoder call gets more padded tokens than allowed."""
+    """Encode n texts to (n, dim) float32, row i for text i.
+
+    An encoder call gets at most `max_batch_tokens` padded tokens, unless a single text has more.
+    """
     encodings = tokenizer.tokenize(texts)
     rows = np.empty((len(texts), encoder.dim), np.float32)
     for chunk in length_sorted_chunks([len(each) for each in encodings], max_batch_tokens):

@@ -1,8 +1,8 @@
-"""Token ids to embedding rows: the Encoder seam, and ONNX Runtime behind it.
+"""Turns token ids into embeddings: the Encoder interface, and its implementation by ONNX Runtime.
 
-One session serves every lane: `InferenceSession.run` is thread-safe and computes on the calling
-thread when `intra_op_threads` is 1, so lanes share one copy of the weights. On a GPU batches go
-through buffers of few shapes (`service.core.encoding.bound_runs`).
+All lanes share one session and so one copy of the weights: `InferenceSession.run` is thread-safe,
+and with `intra_op_threads` 1 it computes on the calling thread (docs/decisions/0002). On a GPU
+batches go through buffers of few shapes (`service.core.encoding.bound_runs`).
 """
 
 import importlib.util
@@ -32,18 +32,18 @@ DEFAULT_GPU: Final = GpuOptions()
 
 
 class Encoder(Protocol):
-    """Turns token ids into embedding rows. Blocking; called from worker threads."""
+    """Turns token ids into embeddings. It blocks; lanes call it from many threads at once."""
 
     dim: int
     device: str
 
     def encode(self, batch: TokenBatch) -> Float32Rows:
-        """(n, dim) float32, row i for text i."""
+        """Embeddings (n, dim) float32, row i for text i."""
         ...
 
 
 class OnnxEncoder:
-    """An ONNX graph from `input_ids` and `attention_mask`, both (n, length), to (n, dim)."""
+    """Runs an ONNX graph from `input_ids` and `attention_mask`, both (n, length), to (n, dim)."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class OnnxEncoder:
         intra_op_threads: int = 1,
         gpu: GpuOptions = DEFAULT_GPU,
     ) -> None:
-        """Open the session and, on a GPU, warm up every shape that it will be given.
+        """Open the session and, on a GPU, warm up every bucket.
 
         Raises DeviceUnavailable, BundleMismatch, ManifestInvalid.
         """
@@ -78,14 +78,17 @@ class OnnxEncoder:
         bound = BoundRuns(self._session, names, self.dim, gpu.buckets, place, graphs=graphs)
         try:
             bound.warm_up()
-        except Exception as exc:  # ONNX Runtime's own exceptions share no public base
+        except Exception as exc:  # ONNX Runtime's exceptions share no public base class
             raise DeviceUnavailable(
                 f"{self.device} opened the encoder but cannot run it: {exc}: see docs/gpu.md"
             ) from exc
         return bound
 
     def encode(self, batch: TokenBatch) -> Float32Rows:
-        """Run the graph once; raises RuntimeError where it breaks or gives values not finite."""
+        """Embed a batch; raises RuntimeError for a wrong shape or values that are not finite.
+
+        Errors of ONNX Runtime pass through.
+        """
         if self._bound is not None:
             rows = self._bound.encode(batch.ids, batch.mask)
         else:
@@ -104,7 +107,10 @@ def open_encoder(
     threads: int,
     gpu: GpuOptions = DEFAULT_GPU,
 ) -> OnnxEncoder:
-    """The encoder of a precision; raises VariantMissing, BundleMismatch, DeviceUnavailable."""
+    """Open a bundle's encoder in the precision `variant`.
+
+    Raises VariantMissing, BundleMismatch, DeviceUnavailable, ManifestInvalid.
+    """
     spec = manifest.encoder
     if variant not in spec.variants:
         raise VariantMissing(
@@ -117,7 +123,7 @@ def open_encoder(
         gpu,
         half=variant == "fp16",
         max_tokens=manifest.tokenizer.max_tokens,
-        # An engine fits one graph only, and TensorRT would not notice.
+        # A TensorRT engine fits one graph only, and TensorRT does not check which.
         engine_cache=cache / manifest.bundle_id / variant if cache else None,
     )
     encoder = OnnxEncoder(path, device, threads, gpu)
@@ -131,39 +137,39 @@ def open_encoder(
 def open_session(
     path: Path, device: str, threads: int, gpu: GpuOptions = DEFAULT_GPU
 ) -> "ort.InferenceSession":
-    """A graph in ONNX Runtime; raises DeviceUnavailable, ManifestInvalid."""
-    # Since 1.29 ONNX Runtime reports usage to its maker unless told not to before its import.
+    """Open a graph in ONNX Runtime; raises DeviceUnavailable, ManifestInvalid."""
+    # Since 1.29 ONNX Runtime reports usage to its maker, unless this is set before the import.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime as ort
 
     if device != "cpu" and importlib.util.find_spec("nvidia") is not None:
-        ort.preload_dlls()  # CUDA libraries that came by pip are not on the loader's path
+        ort.preload_dlls()  # the loader does not search for CUDA libraries installed by pip
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Spinning threads burn the CPU share that the event loop and the index need.
+    # Threads that spin take CPU time from the event loop and the index.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Without this a file that is named so, or looks so, is read as ORT's own format, which is no
-    # protocol buffer and which `check_onnx` has not read.
+    # Otherwise a file's name or first bytes could make ONNX Runtime read it as its own format,
+    # which `check_onnx` has not checked.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     options.log_severity_level = 3
     if gpu.engine_cache is not None:
         gpu.engine_cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     inputs = (INPUT_IDS, ATTENTION_MASK)
-    # `auto` takes what there is: a laptop without a GPU is no cause for a warning.
+    # With `auto` a machine without a GPU is no reason for a warning.
     level = logging.INFO if device == "auto" else logging.WARNING
     candidates = candidate_providers(device, ort.get_available_providers(), gpu, inputs)
     if device == "auto":
-        # On a machine without CUDA the library writes its own lines to stderr, past our logs; the
-        # fallback is said below. Whoever asks for CUDA by name gets to see them.
+        # Without CUDA the library writes its own lines to stderr, past our logs. With `auto` we
+        # log the fallback below instead; with `cuda` or `tensorrt` its lines stay.
         ort.set_default_logger_severity(4)
     for providers in candidates:
         try:
-            # Its own fallback would try the CPU next, and print that to standard output.
+            # The library's own fallback would try the CPU and print that to standard output.
             session = ort.InferenceSession(
                 str(path), options, providers=providers, enable_fallback=0
             )
-        except Exception as exc:  # ONNX Runtime's own exceptions share no public base
+        except Exception as exc:  # ONNX Runtime's exceptions share no public base class
             if providers[0][0] == CPU:
                 raise ManifestInvalid(
                     f"{path} is not a graph ONNX Runtime can open: {exc}"
@@ -172,7 +178,7 @@ def open_session(
             continue
         if session.get_providers()[0] == providers[0][0]:
             return session
-        # ONNX Runtime falls back by itself where CUDA cannot start: never take that silently.
+        # If CUDA cannot start, ONNX Runtime falls back without a word: log it.
         log.log(level, "asked for %s, got %s", providers[0][0], session.get_providers()[0])
     raise DeviceUnavailable(
         f"device {device} was asked for, but ONNX Runtime could not start {candidates[0][0][0]} "

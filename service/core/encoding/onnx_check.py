@@ -1,11 +1,11 @@
-"""Reads an ONNX file just far enough to say whether ONNX Runtime may have it.
+"""Checks an ONNX file for dangerous parts before ONNX Runtime opens it.
 
-A graph can name files: tensors that lie outside (`external_data`), and operators of
-`com.microsoft` that load a compiled context by path. It can name libraries of custom operators, and
-it can loop for ever. None of this is in what `models` exports, so all of it is refused here.
+A graph can name other files: tensors outside it (`external_data`), and operators of `com.microsoft`
+that load a compiled context by path. It can name libraries of custom operators, and it can loop for
+ever. Graphs that `models` exports have none of these parts, so the check refuses them all.
 
 An ONNX file is a protocol buffer: a sequence of fields, each a number, a wire type and a value. The
-field numbers below are those of onnx.proto; payloads are passed over, never copied, so the time
+field numbers below come from onnx.proto. The check skips payloads without copying them, so its time
 depends on the number of nodes and not on the weights (docs/decisions/0020).
 """
 
@@ -18,9 +18,11 @@ from service.bundle.plain_files import open_plain
 from service.errors import FileCorrupt, FileMissing, ManifestInvalid
 
 MAX_MESSAGES: Final = 400_000
-"""Nodes, attributes, tensors and so on that one file may hold; ours have some thousands."""
+"""Most nodes, attributes, tensors and so on in one file. A choice: ours have some thousands."""
 MAX_FIELDS: Final = 4_000_000
+"""A choice: ten for each message. With the bound above it bounds the time of the check."""
 MAX_DEPTH: Final = 16
+"""Most messages nested in one another. A choice, well above our graphs."""
 MAX_NAME_BYTES: Final = 4096
 
 _DOMAINS: Final = (b"", b"ai.onnx")
@@ -39,13 +41,13 @@ _PARTS: Final[dict[str, dict[int, str]]] = {
     "tensor": {},
     "value": {},
 }
-"""Which fields of a message are messages themselves, of those that are looked into."""
+"""For each kind of message, the fields that the check descends into, and their kinds."""
 _NODE_OPERATOR, _NODE_DOMAIN, _OPSET_DOMAIN, _FUNCTION_DOMAIN = 4, 7, 1, 10
 _TENSOR_EXTERNAL, _TENSOR_LOCATION = 13, 14
 
 Span: TypeAlias = tuple[int, int]
 Field: TypeAlias = tuple[int, int, int, int]
-"""Number, wire type, then a varint's value and end, or where a payload starts and ends."""
+"""Number, wire type, and then a varint's value and end, or a payload's start and end."""
 
 
 class _Refused(ValueError):
@@ -53,7 +55,7 @@ class _Refused(ValueError):
 
 
 def check_onnx(path: Path) -> None:
-    """Raises ManifestInvalid where a graph is broken, too large or asks for more than numbers."""
+    """Raises ManifestInvalid if a graph is broken, too large, or has a part that is refused."""
     try:
         with (
             open_plain(path) as file,
@@ -73,7 +75,7 @@ class _Reader:
         self._fields = 0
 
     def check(self, kind: str, span: Span, depth: int) -> None:
-        """Raises ValueError where the message of this kind, or one inside, is refused."""
+        """Raises ValueError if this message of kind `kind`, or one inside it, is refused."""
         self._messages += 1
         if depth > MAX_DEPTH or self._messages > MAX_MESSAGES:
             raise _Refused(f"it is over {MAX_DEPTH} deep, or over {MAX_MESSAGES} parts long")
@@ -82,7 +84,7 @@ class _Reader:
             part = parts.get(number)
             if part is not None:
                 if wire != _BYTES:
-                    raise _Refused(f"field {number} of a {kind} is no message")
+                    raise _Refused(f"field {number} of a {kind} is not a message")
                 if part == "training":
                     raise _Refused("it carries a training graph")
                 self.check(part, (start, end), depth + 1)
@@ -103,12 +105,12 @@ class _Reader:
 
     def _check_domain(self, name: bytes) -> None:
         if name not in _DOMAINS:
-            shown = name.decode(errors="replace")[:80]
-            raise _Refused(f"it uses operators of {shown!r}, only ONNX's own are opened")
+            domain = name.decode(errors="replace")[:80]
+            raise _Refused(f"it uses operators of {domain!r}, only ONNX's own are allowed")
 
     def _text(self, wire: int, start: int, end: int) -> bytes:
         if wire != _BYTES or end - start > MAX_NAME_BYTES:
-            raise _Refused(f"the name at byte {start} is none, or longer than {MAX_NAME_BYTES}")
+            raise _Refused(f"byte {start} starts no name of at most {MAX_NAME_BYTES} bytes")
         return bytes(self._data[start:end])
 
     def _fields_of(self, span: Span) -> Iterator[Field]:
@@ -118,9 +120,8 @@ class _Reader:
             if self._fields > MAX_FIELDS:
                 raise _Refused(f"it has over {MAX_FIELDS} fields")
             tag, place = self._varint(place, stop)
-            if (
-                tag >> 32 or not tag >> 3
-            ):  # other readers would cut it to 32 bits and see another field
+            # Other readers would cut a longer tag to 32 bits and see another field.
+            if tag >> 32 or not tag >> 3:
                 raise _Refused(f"the field before byte {place} is broken")
             number, wire = tag >> 3, tag & 7
             if wire == _VARINT:

@@ -1,7 +1,7 @@
-"""Which ONNX Runtime execution providers a device setting means, asked for and then checked.
+"""Maps a device setting to ONNX Runtime's execution providers and their options.
 
-`cuda` and `tensorrt` never fall back: a service that was bought a GPU and runs on the CPU without a
-word is the failure this file exists to prevent. `auto` may fall back, and its caller says so aloud.
+`cuda` and `tensorrt` never fall back: a service with a GPU must not run on the CPU unnoticed.
+`auto` may fall back, and `service.core.encoding.encoder` logs it.
 """
 
 from collections.abc import Sequence
@@ -24,14 +24,17 @@ _PROVIDERS: Final[dict[str, list[str]]] = {
 }
 _MB: Final = 1 << 20
 _WORKSPACE_SHARE: Final = 2
-"""TensorRT's workspace may take one part in so many of the memory allowed."""
+"""TensorRT's workspace may take one half of the memory allowed. A choice: the rest is for weights
+and activations."""
 
 
 @dataclass(frozen=True, slots=True)
 class GpuOptions:
-    """How a GPU is used. `half`: the encoder is its fp16 variant.
+    """How the encoder uses a GPU.
 
-    `engine_cache` is a folder of this bundle alone, None for no cache; `memory_mb` None is all.
+    `memory_mb` limits its memory; None means no limit. `half` says that the encoder is the fp16
+    variant, `graphs` that runs use CUDA graphs. `engine_cache` is a folder for TensorRT's engines
+    of this bundle alone; None means no cache. `max_rows` and `max_tokens` bound one run.
     """
 
     device_id: int = 0
@@ -44,33 +47,33 @@ class GpuOptions:
 
     @property
     def buckets(self) -> Buckets:
-        """The shapes that the GPU is given."""
+        """The shapes of batches on the GPU."""
         return powers_of_two(self.max_rows, self.max_tokens)
 
 
 def candidate_providers(
     device: str, available: Sequence[str], options: GpuOptions, inputs: Sequence[str] = ()
 ) -> list[list[Provider]]:
-    """Provider lists to try, in order. Raises DeviceUnavailable if this build has no such provider.
+    """Provider lists to try, in order; raises DeviceUnavailable if this build lacks the provider.
 
-    `inputs` names the graph's inputs, which TensorRT is told the shapes of.
+    `inputs` are the names of the graph's inputs, whose shapes TensorRT needs.
 
     >>> lists = candidate_providers("auto", [CUDA, CPU], GpuOptions())
     >>> [[name for name, _ in providers] for providers in lists]
     [['CUDAExecutionProvider', 'CPUExecutionProvider'], ['CPUExecutionProvider']]
     """
     if device == "auto":
-        tried = [_PROVIDERS["cuda"]] if CUDA in available else []
-        tried.append(_PROVIDERS["cpu"])
+        candidates = [_PROVIDERS["cuda"]] if CUDA in available else []
+        candidates.append(_PROVIDERS["cpu"])
     elif _PROVIDERS[device][0] in available:
-        tried = [_PROVIDERS[device]]
+        candidates = [_PROVIDERS[device]]
     else:
         raise DeviceUnavailable(
             f"device {device} was asked for, but this ONNX Runtime has only "
             f"{', '.join(available)}: install onnxruntime-gpu, "
             "or set ASTROLABE_DEVICE to cpu or auto"
         )
-    return [[(name, _options(name, options, inputs)) for name in names] for names in tried]
+    return [[(name, _options(name, options, inputs)) for name in names] for names in candidates]
 
 
 def cuda_options(options: GpuOptions) -> dict[str, str]:
@@ -80,21 +83,21 @@ def cuda_options(options: GpuOptions) -> dict[str, str]:
     onnxruntime/core/providers/cuda/cuda_execution_provider_info.cc:
     `device_id`; `gpu_mem_limit` in bytes, of the provider's arena alone; `arena_extend_strategy`,
     kSameAsRequested because few shapes ask for few sizes, and doubling would run into the limit;
-    `cudnn_conv_algo_search`, HEURISTIC because an exhaustive search pays where convolutions are;
+    `cudnn_conv_algo_search`, HEURISTIC because an exhaustive search pays only with convolutions;
     `use_tf32`, 0 so that fp32 means fp32 (fp16 does not use it); `enable_cuda_graph`.
-    `prefer_nhwc` is left alone: it lays out images, and an encoder of texts has none.
+    `prefer_nhwc` stays unset: it is a layout for images, and a text encoder has none.
     """
-    found = {
+    provider_options = {
         "device_id": str(options.device_id),
         "arena_extend_strategy": "kSameAsRequested",
         "cudnn_conv_algo_search": "HEURISTIC",
         "use_tf32": "0",
     }
     if options.memory_mb is not None:
-        found["gpu_mem_limit"] = str(options.memory_mb * _MB)
+        provider_options["gpu_mem_limit"] = str(options.memory_mb * _MB)
     if options.graphs:
-        found["enable_cuda_graph"] = "1"
-    return found
+        provider_options["enable_cuda_graph"] = "1"
+    return provider_options
 
 
 def tensorrt_options(options: GpuOptions, inputs: Sequence[str]) -> dict[str, str]:
@@ -105,18 +108,20 @@ def tensorrt_options(options: GpuOptions, inputs: Sequence[str]) -> dict[str, st
     `trt_max_workspace_size` in bytes; `trt_engine_cache_enable`, `trt_engine_cache_path`,
     `trt_timing_cache_enable`, `trt_timing_cache_path`; and `trt_profile_min_shapes`, `..opt..`,
     `..max..`, each as `input:2x8,input:2x8`, so that one engine is built for all buckets.
-    `trt_cuda_graph_enable` records one graph for a session, whose shapes may then never change: it
-    does not go with buckets and is left off.
+    `trt_cuda_graph_enable` stays unset: it records one graph for a session, whose shapes may then
+    never change, and a session here sees many buckets.
     """
-    found = {"device_id": str(options.device_id)}
+    provider_options = {"device_id": str(options.device_id)}
     if options.half:
-        found |= {"trt_fp16_enable": "1", "trt_layer_norm_fp32_fallback": "1"}
+        provider_options |= {"trt_fp16_enable": "1", "trt_layer_norm_fp32_fallback": "1"}
     if options.memory_mb is not None:
-        found["trt_max_workspace_size"] = str(options.memory_mb * _MB // _WORKSPACE_SHARE)
+        provider_options["trt_max_workspace_size"] = str(
+            options.memory_mb * _MB // _WORKSPACE_SHARE
+        )
     if options.engine_cache is not None:
         folder = str(options.engine_cache)
-        found |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": folder}
-        found |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": folder}
+        provider_options |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": folder}
+        provider_options |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": folder}
     buckets = options.buckets
     middle = Bucket(
         buckets.rows[len(buckets.rows) // 2], buckets.lengths[len(buckets.lengths) // 2]
@@ -126,12 +131,12 @@ def tensorrt_options(options: GpuOptions, inputs: Sequence[str]) -> dict[str, st
         ("min", "opt", "max"), (smallest, middle, buckets.largest), strict=True
     ):
         shapes = ",".join(f"{entry}:{rows}x{length}" for entry in inputs)
-        found[f"trt_profile_{name}_shapes"] = shapes
-    return found
+        provider_options[f"trt_profile_{name}_shapes"] = shapes
+    return provider_options
 
 
 def active_device(providers: Sequence[str]) -> str:
-    """Name of the device a session really uses, from the providers it reports."""
+    """The device that a session really uses, by the providers that it reports."""
     for device in ("tensorrt", "cuda"):
         if _PROVIDERS[device][0] in providers:
             return device

@@ -1,7 +1,7 @@
-"""normalise(): the one text-cleaning function, used by training and serving alike.
+"""normalise(): cleans texts. Training and serving both use it.
 
-It only makes equal texts equal (Unicode form, control characters, white space). Lower-casing and
-splitting belong to the tokenizer, which travels in the bundle.
+It only removes differences that nobody sees (Unicode form, control characters, white space).
+Lower-casing and splitting belong to the tokenizer, which is part of the bundle.
 """
 
 import re
@@ -16,7 +16,7 @@ _SPACE = re.compile(r"\s+")
 
 
 def normalise(text: str) -> str:
-    """NFC, control characters to spaces, runs of white space to one space, ends trimmed.
+    """Bring a text into NFC, make control characters and runs of white space one space, and trim.
 
     >>> normalise("  Moby\\tDick;\\r\\n or,  the Whale ")
     'Moby Dick; or, the Whale'

@@ -1,8 +1,8 @@
-"""Text to token ids: one fast tokenizer, one truncation policy, padded batches.
+"""Turns texts into padded batches of token ids.
 
-Truncation keeps the beginning of a text and is reported per text, never silent. Batches are padded
-to their longest text; cutting a batch so that padding stays small is the caller's work
-(`length_sorted_chunks`), because only the caller knows the token budget.
+Truncation keeps the beginning of a text, and a batch marks every text that was cut. `pad` pads a
+batch to its longest text. To keep padding small, the caller first splits its texts with
+`length_sorted_chunks`, because only the caller knows the token budget.
 """
 
 import os
@@ -20,22 +20,25 @@ from service.core.types import TokenBatch
 from service.errors import ManifestInvalid
 
 MAX_FILE_BYTES: Final = 64 << 20
-"""Vocabularies of 250,000 tokens take a quarter of this."""
+"""A choice: four times a vocabulary of 250,000 tokens."""
 
 
 class Tokenizer:
-    """A `tokenizer.json` with its special tokens, cut at `max_tokens`. Safe to share by threads."""
+    """A `tokenizer.json`; it adds special tokens and cuts texts at `max_tokens`.
+
+    Threads may share it.
+    """
 
     def __init__(self, path: Path, max_tokens: int) -> None:
-        # The lanes are the parallelism; a second pool inside each would fight them for cores.
+        """Open the file; raises ManifestInvalid, FileMissing, FileCorrupt."""
+        # The lanes are the parallelism; the library's own threads would compete for their cores.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         try:
             self._fast = FastTokenizer.from_buffer(read_plain(path, MAX_FILE_BYTES))
         except (KeyboardInterrupt, SystemExit):
             raise
-        except (
-            BaseException
-        ) as exc:  # it raises bare Exception, and a panic of Rust is not even one
+        # The library raises plain Exception, and a panic of Rust is a BaseException only.
+        except BaseException as exc:
             raise ManifestInvalid(f"{path} is not a tokenizer.json: {exc}") from exc
         self._fast.no_padding()
         self._fast.enable_truncation(max_tokens)
@@ -43,13 +46,13 @@ class Tokenizer:
 
     @property
     def vocabulary_size(self) -> int:
-        """Number of token ids, special tokens counted."""
+        """Number of token ids, with special tokens."""
         return int(self._fast.get_vocab_size(with_added_tokens=True))
 
     def tokenize(self, texts: Sequence[str]) -> list[Encoding]:
-        """Normalise and split; special tokens are added, so no text comes out empty.
+        """Clean the texts and split them into tokens; raises RuntimeError if the library panics.
 
-        Raises RuntimeError where the library breaks.
+        Special tokens are added, so no result is empty.
         """
         try:
             return self._fast.encode_batch_fast([normalise(text) for text in texts])
@@ -60,27 +63,27 @@ class Tokenizer:
 
 
 def pad(encodings: Sequence[Encoding]) -> TokenBatch:
-    """Stack encodings into (n, longest) arrays, padded with zeros on the right."""
+    """Stack n encodings into arrays (n, longest), padded with zeros on the right."""
     ids = [encoding.ids for encoding in encodings]
     lengths = [len(row) for row in ids]
     width = max(lengths, default=1)
-    if min(lengths, default=0) == width:  # one text, or several of one length: nothing to pad
-        padded = np.array(ids, np.int64)
-        mask = np.ones_like(padded)
+    if min(lengths, default=0) == width:  # all texts have one length: nothing to pad
+        padded_ids = np.array(ids, np.int64)
+        mask = np.ones_like(padded_ids)
     else:
         real = np.arange(width) < np.array(lengths, np.int64)[:, None]
         mask = real.astype(np.int64)
-        padded = np.zeros((len(ids), width), np.int64)
-        padded[real] = [token for row in ids for token in row]
+        padded_ids = np.zeros((len(ids), width), np.int64)
+        padded_ids[real] = [token for row in ids for token in row]
     truncated = np.array([bool(encoding.overflowing) for encoding in encodings], np.bool_)
-    return TokenBatch(padded, mask, truncated)
+    return TokenBatch(padded_ids, mask, truncated)
 
 
 def length_sorted_chunks(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Positions in order of length, cut so that count x longest stays within `max_tokens`.
+    """Split positions, in order of length, so that count x longest stays within `max_tokens`.
 
-    Padding costs count x longest, so texts of like length go together. A text longer than the
-    budget goes alone.
+    A padded batch costs count x longest, so texts of similar length go together. A text longer than
+    the budget goes alone.
 
     >>> list(length_sorted_chunks([9, 2, 3, 2], max_tokens=9))
     [[1, 3, 2], [0]]

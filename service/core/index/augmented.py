@@ -1,14 +1,14 @@
-"""Retrieval-augmented scoring: what the label index finds, blended with what like queries had.
+"""Retrieval augmentation: blends the label index's scores with the labels of similar queries.
 
-A memory holds the embeddings of training queries and the labels each of them has. The answer blends
-two probabilities of a label l for a query q:
+A memory holds the embeddings of training queries and the labels of each. The answer blends two
+probabilities of a label l for a query q:
 
     score(l) = (1 - weight) * sigmoid(<q, label_l> + logit_bias)
              + weight * sum over neighbours j of softmax_j(<q, query_j> / temperature) * value[j, l]
 
-RAE-XMC's prediction rule (arXiv 2502.10615) with a weight between the two parts; both are searched
-apart, as ViXML does. A label that only the memory names has no label part: beyond a shortlist of
-`depth` that part is too small to matter.
+This is RAE-XMC's prediction rule (arXiv 2502.10615) with a weight between the two parts. As in
+ViXML each part has its own search. A label that only the memory finds has no label part: it lies
+beyond the label index's first `depth` labels, where that part is too small to matter.
 """
 
 from collections.abc import Mapping
@@ -27,14 +27,15 @@ from service.core.types import Float32Rows, Hits
 from service.errors import BundleMismatch
 
 MEMORY_EF_SEARCH: Final = "memory_ef_search"
-"""The effort parameter that is `ef_search` of the memory; an effort without one scans it all."""
+"""Effort parameter: the memory's `ef_search`. An effort without it scans the whole memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Blend:
-    """How the two parts are found and weighed; `weight` is the memory's share.
+    """The parameters of the blend: `weight` is the memory's share, in (0, 1).
 
-    Without a `logit_bias` the label index gives probabilities, which are taken as they are.
+    `neighbours` is the number of training queries, `depth` the number of labels from the label
+    index. `logit_bias` None means that the label index's scores are probabilities already.
     """
 
     weight: float
@@ -63,68 +64,71 @@ class AugmentedIndex:
         """Top k labels by blended probability; `exact` is exact in both parts."""
         check_queries(queries, self.dim, k)
         k = min(k, self.n_rows)
-        # At least k labels are found, so the pool never runs dry before k.
-        found = self.labels.search(queries, max(k, self.settings.depth), effort)
-        recalled = self._memory.search(queries, self.settings.neighbours, effort)
-        return blend(found, recalled, self._memory_labels, self.settings, self.n_rows, k)
+        # At least k labels, so that the blend never has fewer.
+        hits = self.labels.search(queries, max(k, self.settings.depth), effort)
+        neighbours = self._memory.search(queries, self.settings.neighbours, effort)
+        return blend(hits, neighbours, self._memory_labels, self.settings, self.n_rows, k)
 
     def search_among(self, queries: Float32Rows, rows: NDArray[np.int64], k: int) -> Hits:
         """Top k of `rows` by blended probability, exact in both parts."""
         check_queries(queries, self.dim, k)
         if len(rows) == 0:
             return Hits(np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), "f4"))
-        found = self.labels.search_among(queries, rows, len(rows))
-        recalled = self._memory.search(queries, self.settings.neighbours, EXACT)
+        hits = self.labels.search_among(queries, rows, len(rows))
+        neighbours = self._memory.search(queries, self.settings.neighbours, EXACT)
         k = min(k, len(rows))
-        return blend(found, recalled, self._memory_labels, self.settings, self.n_rows, k, rows)
+        return blend(hits, neighbours, self._memory_labels, self.settings, self.n_rows, k, rows)
 
     def recall(self, queries: Float32Rows, effort: str) -> Hits:
-        """The training queries that an answer at this effort draws on, and their cosines."""
+        """The neighbours of each query (n, dim) that an answer at this effort uses, with cosines.
+
+        Rows are those of the memory, not of labels.
+        """
         return self._memory.search(queries, self.settings.neighbours, effort)
 
     def labels_of(self, neighbour: int) -> NDArray[np.int32]:
-        """Rows of the labels of one training query."""
+        """Label rows of the training query in row `neighbour` of the memory."""
         starts = self._memory_labels.offsets
         return self._memory_labels.labels[starts[neighbour] : starts[neighbour + 1]]
 
 
 def blend(
-    found: Hits,
-    recalled: Hits,
+    hits: Hits,
+    neighbours: Hits,
     memory: MemoryLabels,
     settings: Blend,
     n_labels: int,
     k: int,
     among: NDArray[np.int64] | None = None,
 ) -> Hits:
-    """Top k (at most the width of `found`) of found labels (n, depth) and recalled queries (n, m).
+    """Top k labels from the label index's `hits` (n, depth) and the memory's `neighbours` (n, m).
 
-    `found` holds what the label index gives, `recalled` cosines. Ties go by row. With `among`, what
-    the memory says of other rows is left out.
+    The neighbours' scores are cosines; k is at most `depth`. Ties go by row. With `among` the
+    memory counts for these label rows only.
     """
-    n = len(found.rows)
+    n = len(hits.rows)
     if n == 0:
         return Hits(np.empty((0, k), np.int64), np.empty((0, k), np.float32))
-    probabilities = found.scores.astype(np.float64)  # (n, depth)
+    probabilities = hits.scores.astype(np.float64)  # (n, depth)
     if settings.logit_bias is not None:
         logits = probabilities + settings.logit_bias
         probabilities = np.exp(-np.logaddexp(0.0, -logits))  # no overflow
     label_parts = (1.0 - settings.weight) * probabilities
-    shares = settings.weight * _softmax(recalled.scores, settings.temperature)  # (n, m)
-    starts = memory.offsets[recalled.rows]
-    lengths = memory.offsets[recalled.rows + 1] - starts
-    # Places in the memory's flat arrays, neighbour after neighbour, query after query.
+    shares = settings.weight * _softmax(neighbours.scores, settings.temperature)  # (n, m)
+    starts = memory.offsets[neighbours.rows]
+    lengths = memory.offsets[neighbours.rows + 1] - starts
+    # Positions in the memory's flat arrays, by query and then by neighbour.
     flat_lengths = lengths.ravel()
     ends = np.cumsum(flat_lengths)
     places = np.repeat(starts.ravel() - ends + flat_lengths, flat_lengths) + np.arange(ends[-1])
-    # One whole number stands for a (query, label) pair, so one sort pools all queries.
+    # One integer stands for a (query, label) pair, so one sort groups the pairs of all queries.
     bases = np.arange(n) * n_labels
     memory_keys = np.repeat(bases, lengths.sum(axis=1)) + memory.labels[places]
     memory_parts = np.repeat(shares.ravel(), flat_lengths) * memory.values[places]
     if among is not None:
-        kept = np.isin(memory.labels[places], among)
-        memory_keys, memory_parts = memory_keys[kept], memory_parts[kept]
-    keys = np.concatenate([(bases[:, None] + found.rows).ravel(), memory_keys])
+        eligible = np.isin(memory.labels[places], among)
+        memory_keys, memory_parts = memory_keys[eligible], memory_parts[eligible]
+    keys = np.concatenate([(bases[:, None] + hits.rows).ravel(), memory_keys])
     parts = np.concatenate([label_parts.ravel(), memory_parts])
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
@@ -136,18 +140,18 @@ def blend(
 def _best(
     keys: NDArray[np.int64], scores: NDArray[np.float64], n: int, n_labels: int, k: int
 ) -> Hits:
-    """Top k of every query; `keys` (query * n_labels + label) rise, each query has at least k."""
+    """Top k of each query; `keys` (query * n_labels + label) rise, and each query has k or more."""
     owners = keys // n_labels
-    ranked = np.lexsort((-scores, owners))  # stable, so labels with one score stay in row order
-    top = ranked[np.searchsorted(owners, np.arange(n))[:, None] + np.arange(k)]  # (n, k)
+    order = np.lexsort((-scores, owners))  # stable, so labels with one score stay in row order
+    top = order[np.searchsorted(owners, np.arange(n))[:, None] + np.arange(k)]  # (n, k)
     return Hits(keys[top] % n_labels, scores[top].astype(np.float32))
 
 
 def _softmax(cosines: Float32Rows, temperature: float) -> NDArray[np.float64]:
     """Shares of the neighbours (n, m), best first; each row sums to one."""
     cosines64 = cosines.astype(np.float64)
-    raised = np.exp((cosines64 - cosines64[:, :1]) / temperature)
-    return np.asarray(raised / raised.sum(axis=1, keepdims=True))
+    weights = np.exp((cosines64 - cosines64[:, :1]) / temperature)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
 
 def open_augmented(
@@ -156,9 +160,10 @@ def open_augmented(
     labels: LabelIndex,
     efforts: Mapping[str, Mapping[str, int]],
 ) -> AugmentedIndex:
-    """Put the memory of a bundle beside its label index; raises BundleMismatch.
+    """Open a bundle's memory and combine it with its label index; raises BundleMismatch.
 
-    An effort's `memory_ef_search` is the memory's; one that has none scans it all.
+    An effort's `memory_ef_search` is the memory's `ef_search`; an effort without it scans the whole
+    memory.
     """
     index_file, *array_files = info.files
     params = {

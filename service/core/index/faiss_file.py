@@ -1,7 +1,7 @@
-"""Reads a FAISS file that nobody vouches for: its layout is checked before FAISS sees it.
+"""Reads a FAISS file from an untrusted bundle: it checks the layout before FAISS opens the file.
 
-What FAISS reserves while it reads, it holds against a limit that is the whole process', not the
-reading thread's; here that is a multiple of the file's size.
+FAISS bounds the memory that it reserves while reading by a limit for the whole process, not for a
+thread. So one thread reads at a time, with a limit that is a multiple of the file's size.
 """
 
 import threading
@@ -14,11 +14,15 @@ from service.errors import BundleMismatch
 
 _reading = threading.Lock()
 _TIMES_THE_FILE = 32
-"""A table that reading `ivf-pq` computes takes up to 16 times its centres, which the file holds."""
+"""Reading `ivf-pq` computes a table of up to 16 times the size of its centres, which are in the
+file. A choice: twice that."""
 
 
 def read_faiss(path: Path, dim: int, n_rows: int) -> faiss.Index:
-    """Memory-map an index by inner product; raises BundleMismatch where it is none."""
+    """Memory-map a FAISS index of `n_rows` vectors of `dim` by inner product.
+
+    Raises BundleMismatch if the file is anything else.
+    """
     check_layout(path, dim, n_rows)
     try:
         with _reading:

@@ -1,6 +1,6 @@
 """The FAISS kinds behind the LabelIndex protocol, all by inner product.
 
-kind          what a search compares              parameters            what is mapped, not read
+kind          a search compares                   parameters            mapped part of the file
 flat          every fp32 vector                   none                  all
 hnsw          a walk over fp16 vectors            ef_search             all
 sq8           every label's bytes, then the       rescored              all
@@ -12,9 +12,9 @@ ivf-pq        4-bit codes in `nprobe` lists,      nprobe, rescored      the fp16
               each label in one or two, then
               likewise
 
-Files are opened memory-mapped, so that several processes share one copy. Codes of four bits are
-what FAISS reads into memory of the process: half a byte for each code of a label. `exact` scans the
-stored vectors (fp32 for flat, else fp16) whatever the kind, so a caller can ask for the truth.
+Files are memory-mapped, so that several processes share one copy. FAISS reads only four-bit codes
+into the memory of each process: half a byte for each code of a label. At effort `exact` every kind
+scans the stored vectors (fp32 for flat, else fp16).
 """
 
 from collections.abc import Mapping
@@ -32,9 +32,11 @@ from service.errors import BundleMismatch
 EXACT = "exact"
 
 _UNTIL_BLAS = 16
-"""FAISS multiplies larger batches of fp32 queries as matrices, which rounds otherwise."""
+"""Most queries in one call. FAISS multiplies larger batches of fp32 queries as matrices, which
+rounds differently (`distance_compute_blas_threshold`, 20 in FAISS)."""
 _ONE_QUERY_AFTER_THE_OTHER = 11
-"""FAISS' number for its list scan that does not group queries, so ties fall alike in any batch."""
+"""The `implem` of FAISS' list scan that computes query by query, so that ties do not depend on the
+batch."""
 
 _PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "flat": (),
@@ -45,14 +47,16 @@ _PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "ivf-pq": ("nprobe", "rescored"),
 }
 _RESCORED: Mapping[str, int] = {"sq8": 2, "pq-fastscan": 4, "ivf-pq": 4}
-"""However few `rescored` says, so many candidates are scored again for each label asked for."""
+"""Least candidates that are scored again, as a multiple of k, however small `rescored` is."""
 
 
 class FaissIndex:
-    """`efforts` maps an effort's name to search parameters; none of them means exhaustive.
+    """A FAISS index as a LabelIndex.
 
-    `batched` multiplies large batches as matrices where the kind is flat: much faster, but then the
-    last bits of a score depend on the batch. It is for measuring, not for serving.
+    `efforts` maps an effort's name to its search parameters; without any the search is exhaustive.
+    `batched` lets a flat index multiply large batches as matrices. That is much faster, but the
+    last bits of a score then depend on the batch: use it to measure, not to serve. Raises
+    ValueError if FAISS' type is no kind of ours, or an effort lacks a parameter.
     """
 
     def __init__(
@@ -62,7 +66,7 @@ class FaissIndex:
         *,
         batched: bool = False,
     ) -> None:
-        self._owner = index  # the downcast views below do not keep the index alive
+        self._owner = index  # holds a reference, because the downcast views below do not
         self._index = faiss.downcast_index(index)
         self.kind = _kind(self._index)
         self.dim = int(index.d)
@@ -74,11 +78,11 @@ class FaissIndex:
         self._params: dict[tuple[str, int], faiss.SearchParameters] = {}
 
     def search(self, queries: Float32Rows, k: int, effort: str) -> Hits:
-        """Top k rows by inner product; `exact` scans the stored vectors."""
+        """Top k rows of each query by inner product; an effort without parameters scans all."""
         check_queries(queries, self.dim, k)
         k = min(k, self.n_rows)
-        # OpenMP's thread count belongs to the calling thread, so it is set where it is used:
-        # lanes are the parallelism, and one query never wakes a second core.
+        # OpenMP keeps a thread count for each calling thread, so set it in every call. Lanes are
+        # the parallelism; one query must not wake a second core.
         faiss.omp_set_num_threads(1)
         settings = self._efforts[effort]
         if len(queries) == 0:
@@ -89,25 +93,25 @@ class FaissIndex:
         scores, rows = self._index.search(queries, self._copies * k, params=params)
         if self._copies > 1:
             scores, rows = _without_repeats(scores, rows, k)
-        # FAISS fills up with -1 from the end, so the last column tells.
+        # FAISS pads at the end with -1, so the last column shows which queries lack hits.
         if (short := rows[:, -1] < 0).any():
-            # The search can run dry before k; the caller asked for k, so these are scanned.
-            scanned = self._scan(queries[short], k)
-            scores[short], rows[short] = scanned.scores, scanned.rows
+            # A search can find fewer than k rows: scan for these queries.
+            scan = self._scan(queries[short], k)
+            scores[short], rows[short] = scan.scores, scan.rows
         return Hits(rows, scores)
 
     def search_among(self, queries: Float32Rows, rows: NDArray[np.int64], k: int) -> Hits:
-        """Top k of `rows` by inner product with the stored vectors."""
+        """Top k of `rows`, which rise, by inner product with the stored vectors."""
         check_queries(queries, self.dim, k)
         k = min(k, len(rows))
         if len(queries) == 0 or k == 0:
             return Hits(np.empty((len(queries), k), np.int64), np.empty((len(queries), k), "f4"))
         faiss.omp_set_num_threads(1)
-        if self.kind == "ivf-flat":  # rows lie in lists, and only a list can be read
+        if self.kind == "ivf-flat":  # FAISS can read whole lists only, not single rows
             selector = faiss.IDSelectorBatch(np.ascontiguousarray(rows, np.int64))
             params = faiss.SearchParametersIVF(nprobe=self._storage.nlist, sel=selector)
-            scores, found = self._storage.search(queries, k, params=params)
-            return Hits(found, scores)
+            scores, hit_rows = self._storage.search(queries, k, params=params)
+            return Hits(hit_rows, scores)
         vectors = self.vectors(np.ascontiguousarray(rows, np.int64))
         parts = [
             faiss.knn(queries[start : start + _UNTIL_BLAS], vectors, k, faiss.METRIC_INNER_PRODUCT)
@@ -117,17 +121,20 @@ class FaissIndex:
         return Hits(np.asarray(rows[places]), scores)
 
     def vectors(self, rows: NDArray[np.int64]) -> Float32Rows:
-        """Stored vectors (n, dim) of rows, as `exact` compares them; ivf-flat reads them all."""
+        """The stored vectors (n, dim) of `rows`, which `exact` compares.
+
+        ivf-flat reads all vectors for it.
+        """
         if self.kind != "ivf-flat":
             return np.asarray(self._storage.reconstruct_batch(rows))
-        found = np.empty((self.n_rows, self.dim), np.float32)
+        vectors = np.empty((self.n_rows, self.dim), np.float32)
         lists = self._storage.invlists
         for number in range(self._storage.nlist):
             if size := lists.list_size(number):
-                theirs = faiss.rev_swig_ptr(lists.get_ids(number), size)
+                list_rows = faiss.rev_swig_ptr(lists.get_ids(number), size)
                 codes = faiss.rev_swig_ptr(lists.get_codes(number), size * lists.code_size)
-                found[theirs] = codes.view(np.float16).reshape(size, self.dim)
-        return found[rows]
+                vectors[list_rows] = codes.view(np.float16).reshape(size, self.dim)
+        return vectors[rows]
 
     def _scan(self, queries: Float32Rows, k: int) -> Hits:
         params = None
@@ -145,7 +152,7 @@ class FaissIndex:
         return Hits(rows, scores)
 
     def _find_storage(self) -> faiss.Index:
-        """What holds the vectors that `exact` scans."""
+        """The part of the index whose vectors `exact` scans."""
         if self.kind == "hnsw":
             return faiss.downcast_index(self._index.storage)
         if self.kind in _RESCORED:
@@ -157,54 +164,58 @@ class FaissIndex:
         return self._index
 
     def _known(self, params: Mapping[str, int]) -> dict[str, int]:
-        """The parameters that are this kind's; an effort may hold a memory's beside them."""
-        wanted = _PARAMETERS[self.kind]
-        found = {key: int(params[key]) for key in wanted if key in params}
-        if 0 < len(found) < len(wanted):
-            raise ValueError(f"wants {' and '.join(wanted)} in an effort, found {dict(params)}")
-        return found
+        """The parameters of this kind; an effort may also hold those of a memory."""
+        names = _PARAMETERS[self.kind]
+        own = {key: int(params[key]) for key in names if key in params}
+        if 0 < len(own) < len(names):
+            raise ValueError(f"wants {' and '.join(names)} in an effort, found {dict(params)}")
+        return own
 
     def _search_params(self, effort: str, k: int) -> faiss.SearchParameters:
-        """Made once for an effort and a k: FAISS is told the shortlist as a multiple of k."""
-        made = self._params.get((effort, k))
-        if made is None:
-            made = self._params[effort, k] = self._make_params(self._efforts[effort], k)
-        return made
+        """The FAISS parameters of an effort, from a cache.
+
+        They depend on k too, because FAISS takes the shortlist as a multiple of k.
+        """
+        params = self._params.get((effort, k))
+        if params is None:
+            params = self._params[effort, k] = self._make_params(self._efforts[effort], k)
+        return params
 
     def _make_params(self, settings: Mapping[str, int], k: int) -> faiss.SearchParameters:
         if self.kind == "hnsw":
             return faiss.SearchParametersHNSW(efSearch=settings["ef_search"])
         lists = None
         if "nprobe" in _PARAMETERS[self.kind]:
-            # Asked for more lists than there are, FAISS takes junk for the rest.
+            # With an nprobe above the number of lists FAISS reads junk for the rest.
             n_lists = faiss.downcast_index(getattr(self._index, "base_index", self._index)).nlist
             lists = faiss.SearchParametersIVF(nprobe=min(settings["nprobe"], n_lists))
         if self.kind not in _RESCORED:
             return lists
-        wanted, entries = self._copies * k, self._copies * self.n_rows
+        width, entries = self._copies * k, self._copies * self.n_rows
         shortlist = min(max(settings["rescored"], _RESCORED[self.kind] * k), entries)
-        # FAISS cuts the product down to a whole number; the half keeps rounding out of it.
+        # FAISS truncates k_factor * width to an integer; the half guards against rounding errors.
         return faiss.IndexRefineSearchParameters(
-            k_factor=(shortlist + 0.5) / wanted, base_index_params=lists
+            k_factor=(shortlist + 0.5) / width, base_index_params=lists
         )
 
 
 def _without_repeats(
     scores: NDArray[np.float32], rows: NDArray[np.int64], k: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The first k different rows of each line, filled up with -1 from the end."""
-    kept = np.full((len(rows), k), -1, np.int64), np.zeros((len(rows), k), np.float32)
-    for place, (numbers, theirs) in enumerate(zip(rows.tolist(), scores.tolist(), strict=True)):
-        found = dict(zip(numbers, theirs, strict=True))  # in order; a repeat has the same score
-        found.pop(-1, None)
-        size = min(k, len(found))
-        kept[0][place, :size] = [*found][:k]
-        kept[1][place, :size] = [*found.values()][:k]
-    return kept[1], kept[0]
+    """Scores and rows (n, k) of the first k distinct rows of each query, padded with row -1."""
+    top_rows = np.full((len(rows), k), -1, np.int64)
+    top_scores = np.zeros((len(rows), k), np.float32)
+    for query, (numbers, values) in enumerate(zip(rows.tolist(), scores.tolist(), strict=True)):
+        score_of = dict(zip(numbers, values, strict=True))  # in order; a repeat has the same score
+        score_of.pop(-1, None)
+        size = min(k, len(score_of))
+        top_rows[query, :size] = [*score_of][:k]
+        top_scores[query, :size] = [*score_of.values()][:k]
+    return top_scores, top_rows
 
 
 def _kind(index: faiss.Index) -> str:
-    """The kind of a FAISS index; raises ValueError where it is none of ours."""
+    """Our name for the kind of a FAISS index; raises ValueError for any other type."""
     if isinstance(index, faiss.IndexRefine):
         base = faiss.downcast_index(index.base_index)
         for kind, types in _BASES.items():
@@ -231,7 +242,7 @@ _BASES = {
 def open_faiss(
     path: Path, dim: int, n_rows: int, efforts: Mapping[str, Mapping[str, int]]
 ) -> FaissIndex:
-    """Memory-map an index file; raises BundleMismatch where it is not what the manifest says."""
+    """Memory-map an index file; raises BundleMismatch if it differs from the manifest."""
     raw = read_faiss(path, dim, n_rows)
     try:
         index = FaissIndex(raw, efforts)

@@ -1,11 +1,11 @@
-"""Walks a FAISS file before FAISS does: only our kinds, every length within the file, no rest.
+"""Checks the layout of a FAISS file before FAISS opens it: kinds, lengths and the file's end.
 
-FAISS reads a file as it goes. Its mapped reader rounds a short last item up and then reads on
-behind the mapping, a length may claim a terabyte, and some types of lists name another file to
-open. So the walk below knows exactly the parts that our kinds are made of, and a file with anything
-else, or with a byte too few or too many, never reaches FAISS. It reads lengths, never the vectors.
+FAISS trusts a file while it reads. Its mapped reader rounds a short last item up and reads beyond
+the mapping; a length can claim a terabyte; some types of lists name another file to open. The walk
+below knows exactly the parts of our kinds. A file with any other part, or with a byte too few or
+too many, never reaches FAISS. The walk reads lengths and skips the vectors.
 
-Notation below as in FAISS' writer: a vector is a count (uint64) and its items.
+Terms are those of FAISS' writer: a vector is a count (uint64) and its items.
 """
 
 import mmap
@@ -20,38 +20,42 @@ from service.errors import BundleMismatch, FileCorrupt, FileMissing
 _INT, _SIZE, _FLOAT, _BYTE = "<i", "<Q", "<f", "<B"
 _INNER_PRODUCT: Final = 0
 _MOST_PARTS: Final = 4
-"""Depth of an index in an index: refined, over lists, over their centres refined, over codes."""
+"""Most indexes nested in one another: refined, its lists, their refined centres, their codes."""
 _MOST_LISTS: Final = 1 << 24
+"""A choice, far above any real index: 16 million lists."""
 _MOST_COPIES: Final = 2
-"""Lists of codes that a row may lie in."""
+"""Most lists of codes that hold one row."""
 _NO_DIRECT_MAP: Final = 0
 
 
 class LayoutBroken(ValueError):
-    """The file is none of the layouts known here."""
+    """The file does not have the layout of one of our kinds."""
 
 
 def check_layout(path: Path, dim: int, n_rows: int) -> None:
-    """Raises BundleMismatch where the file is not, to the byte, an index of `n_rows` by `dim`."""
+    """Raises BundleMismatch unless every byte belongs to an index of `n_rows` vectors of `dim`."""
     try:
         with (
             open_plain(path) as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
         ):
             walk = _Walk(data)
-            found = walk.index()
+            shape = walk.index()
             if walk.place != len(data):
                 raise LayoutBroken(f"{len(data) - walk.place} bytes follow its end")
     except (ValueError, FileCorrupt, FileMissing) as exc:  # an empty file cannot be mapped
         raise BundleMismatch(f"{path} is not an index that FAISS can read safely: {exc}") from exc
-    if found != (dim, n_rows):
+    if shape != (dim, n_rows):
         raise BundleMismatch(
-            f"{path} holds {found[1]} vectors of {found[0]}, the manifest says {n_rows} of {dim}"
+            f"{path} holds {shape[1]} vectors of {shape[0]}, the manifest says {n_rows} of {dim}"
         )
 
 
 class _Walk:
-    """A place in the file, moved on by each part that is read."""
+    """A position in the file; every method reads one part and moves past it.
+
+    All methods raise LayoutBroken.
+    """
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
@@ -59,10 +63,10 @@ class _Walk:
         self._depth = 0
 
     def index(self, *kinds: str) -> tuple[int, int]:
-        """One index, of these types where any are named; returns dimension and rows."""
+        """One index, of one of the FAISS types `kinds` if any are named; returns (dim, n_rows)."""
         name = self._name()
         if name not in _PARTS or (kinds and name not in kinds):
-            raise LayoutBroken(f"{name!r} at byte {self.place - 4} is no type that is served")
+            raise LayoutBroken(f"{name!r} at byte {self.place - 4} is not a type for label indexes")
         self._depth += 1
         if self._depth > _MOST_PARTS:
             raise LayoutBroken("too many indexes in one another")
@@ -95,7 +99,7 @@ class _Walk:
             raise LayoutBroken("the graph's vectors are of another shape")
 
     def refined(self, dim: int, n_rows: int) -> None:
-        """A coarse index, the vectors that re-score what it finds, and a factor."""
+        """A coarse index, the vectors that score its candidates again, and a factor."""
         shapes = self.index("IxSQ", "IPfs", "IwPf"), self.index("IxSQ")
         self._take(_FLOAT)
         if shapes != ((dim, n_rows), (dim, n_rows)):
@@ -132,17 +136,17 @@ class _Walk:
         again, _, block, block_bytes = self._take("<QQQQ")
         if again != n_lists or not 0 < block <= 1 << 16 or block_bytes > 1 << 24:
             raise LayoutBroken("the lists are not the header's")
-        held = 0
+        n_entries = 0
         for _ in range(n_lists):
             rows = self._count()
             self._skip(rows, 8)
             self._vector(1, -(-rows // block) * block_bytes)
-            held += rows
-        if held not in (n_rows, _MOST_COPIES * n_rows):
-            raise LayoutBroken(f"the lists hold {held} rows of {n_rows}")
+            n_entries += rows
+        if n_entries not in (n_rows, _MOST_COPIES * n_rows):
+            raise LayoutBroken(f"the lists hold {n_entries} rows of {n_rows}")
 
     def _sizes(self, n_lists: int) -> tuple[int, ...]:
-        """Rows in each list: one for each, or pairs of a list's number and its rows."""
+        """The sizes of the lists, from one count for each list or from (list, count) pairs."""
         form, count = self._name(), self._count()
         numbers = struct.unpack_from(f"<{count}Q", self._data, self._skip(count, 8))
         if form == "full" and count == n_lists:
@@ -178,14 +182,14 @@ class _Walk:
         return self._data[start : start + 4].decode("latin-1")
 
     def _expect(self, name: str) -> None:
-        if (found := self._name()) != name:
-            raise LayoutBroken(f"{found!r} at byte {self.place - 4}, expected {name!r}")
+        if (actual := self._name()) != name:
+            raise LayoutBroken(f"{actual!r} at byte {self.place - 4}, expected {name!r}")
 
     def _count(self) -> int:
         return int(self._take(_SIZE)[0])
 
     def _vector(self, item_bytes: int, expected: int | None = None) -> int:
-        """Pass over a vector; returns where its items start."""
+        """Skip a vector; returns the byte at which its items start."""
         count = self._count()
         if expected is not None and count != expected:
             raise LayoutBroken(f"{count} items at byte {self.place}, expected {expected}")

@@ -1,13 +1,15 @@
 """A forest of label trees behind the LabelIndex protocol; scores are probabilities.
 
-Files, memory-mapped, made by `models.methods.tree`: `tree.json` says how scores are read and where
-the trees begin, `tree.children.npy` (n_nodes, 2) and `tree.labels.npy` are the `Forest`, and
-`tree.weights.npy` (items, dim) with `tree.bias.npy` hold a linear classifier for every node and
-every label slot, children side by side. A label's probability is that of its own classifier times
-that of its path to the power `path_weight`; a forest's is the mean over its trees. With
-`path_weight` 0 the trees do not score but only choose what is scored.
+`models.methods.tree` writes the files, which are memory-mapped. `tree.json` holds the roots of the
+trees and the parameters of their scores. `tree.children.npy` (n_nodes, 2) and `tree.labels.npy` are
+the `Forest`. `tree.weights.npy` (n_items, dim) and `tree.bias.npy` hold a linear classifier for
+every node and every label slot; the children of a node stand side by side.
 
-An effort's `beam` is how many leaves are opened in each tree; without one all are.
+A label's probability in a tree is that of its own classifier times that of its path to the power
+`path_weight`. Its probability in a forest is the mean over the trees. With `path_weight` 0 the
+trees only choose the labels that are scored.
+
+An effort's `beam` is the number of leaves that a search opens in each tree; without it, all.
 """
 
 from collections.abc import Mapping
@@ -47,13 +49,14 @@ WEIGHTS_FILE: Final = "tree.weights.npy"
 BIAS_FILE: Final = "tree.bias.npy"
 FILES: Final = (ABOUT_FILE, CHILDREN_FILE, LABELS_FILE, WEIGHTS_FILE, BIAS_FILE)
 _PAIRS_AT_ONCE: Final = 1 << 20
+"""Most (query, item) pairs scored at once. A choice: more take more memory, fewer more steps."""
 
 
 @dataclass(frozen=True, slots=True)
 class DenseScorer:
-    """Inner product with each child's weights, plus its bias.
+    """Scores items by the inner product of query and weights, plus the bias.
 
-    FAISS computes pair by pair without copying a row, each the same whatever is asked beside it.
+    FAISS computes every pair by itself and copies no row, so a score does not depend on the batch.
     """
 
     queries: Float32Rows
@@ -61,7 +64,7 @@ class DenseScorer:
     bias: NDArray[np.float32]
 
     def __call__(self, blocks: Blocks) -> Costs:
-        """Raw scores of all children."""
+        """The raw scores of all items, (len(blocks.items),)."""
         scores = np.empty(len(blocks.items), np.float32)
         faiss.pairwise_indexed_inner_product(
             self.queries.shape[1],
@@ -77,7 +80,7 @@ class DenseScorer:
 
 
 class LabelTreeIndex:
-    """`efforts` maps an effort's name to its `beam`; one without opens every leaf."""
+    """A forest as a LabelIndex; `efforts` maps an effort's name to its `beam`, if it has one."""
 
     kind = KIND
 
@@ -101,11 +104,14 @@ class LabelTreeIndex:
         }
 
     def search(self, queries: Float32Rows, k: int, effort: str) -> Hits:
-        """Top k rows by probability; a beam that reaches fewer than k labels is widened."""
+        """Top k rows of each query by probability.
+
+        If a beam reaches fewer than k labels, the search doubles it for that query.
+        """
         check_queries(queries, self.dim, k)
         beam = self._beams[effort]
         k = min(k, self.n_rows)
-        # As in FaissIndex: lanes are the parallelism, and the count belongs to the calling thread.
+        # See FaissIndex.search: one OpenMP thread for this calling thread.
         faiss.omp_set_num_threads(1)
         keys = np.empty((len(queries), k), np.int64)
         queries = np.ascontiguousarray(queries, np.float32)
@@ -113,35 +119,35 @@ class LabelTreeIndex:
         for start in range(0, len(queries), step):
             keys[start : start + step] = self._search(queries[start : start + step], k, beam)
         costs, rows = unpack(keys)
-        # In double precision: rounded to single afterwards, exp cannot turn an order round.
+        # In double precision, because exp in single precision could reverse two close scores.
         return Hits(rows, np.exp(-costs.astype(np.float64)).astype(np.float32))
 
     def search_among(self, queries: Float32Rows, rows: Ints, k: int) -> Hits:
-        """Top k of `rows` by probability, over every leaf."""
+        """Top k of `rows`, which rise, by probability; it opens every leaf."""
         check_queries(queries, self.dim, k)
         faiss.omp_set_num_threads(1)
         k = min(k, len(rows))
-        found = np.empty((len(queries), k), np.int64)
+        top_keys = np.empty((len(queries), k), np.int64)
         queries = np.ascontiguousarray(queries, np.float32)
         step = self._queries_at_once(self._n_leaves)
         for start in range(0, len(queries), step):
             keys = self._search(queries[start : start + step], self.n_rows, self._n_leaves)
-            kept = np.isin(unpack(keys)[1], rows)
-            found[start : start + step] = keys[kept].reshape(len(keys), -1)[:, :k]
-        costs, found_rows = unpack(found)
-        return Hits(found_rows, np.exp(-costs.astype(np.float64)).astype(np.float32))
+            eligible = np.isin(unpack(keys)[1], rows)
+            top_keys[start : start + step] = keys[eligible].reshape(len(keys), -1)[:, :k]
+        costs, top_rows = unpack(top_keys)
+        return Hits(top_rows, np.exp(-costs.astype(np.float64)).astype(np.float32))
 
     def _queries_at_once(self, beam: int) -> int:
-        scored = beam * self._widest * self._tree.forest.n_trees
-        return max(1, _PAIRS_AT_ONCE // min(scored, len(self._bias)))
+        n_items = beam * self._widest * self._tree.forest.n_trees
+        return max(1, _PAIRS_AT_ONCE // min(n_items, len(self._bias)))
 
     def _search(self, queries: Float32Rows, k: int, beam: int) -> Ints:
         score = DenseScorer(queries, self._weights, self._bias)
         leaves = self._tree.leaves(score, len(queries), beam)
-        found = self._tree.labels(leaves, score)
+        keys = self._tree.labels(leaves, score)
         if self._tree.forest.n_trees > 1:
-            found = mean_over_trees(found, self._tree.forest.n_trees, self._tree.path_weight > 0)
-        best = least(found, k)
+            keys = mean_over_trees(keys, self._tree.forest.n_trees, self._tree.path_weight > 0)
+        best = least(keys, k)
         short = best[:, -1] == PADDING
         if short.any():
             wider = queries[short]
@@ -154,7 +160,7 @@ class LabelTreeIndex:
 
 
 def least(keys: Ints, k: int) -> Ints:
-    """The k least of each row in rising order, padded where a row is shorter: (n, k)."""
+    """The k least keys of each row, rising: (n, k), padded if a row has fewer."""
     if keys.shape[1] < k:
         keys = np.pad(keys, ((0, 0), (0, k - keys.shape[1])), constant_values=PADDING)
     if keys.shape[1] > k:
@@ -162,35 +168,36 @@ def least(keys: Ints, k: int) -> Ints:
     return np.sort(keys, axis=1)
 
 
-def mean_over_trees(keys: Ints, n_trees: int, missed_count: bool) -> Ints:
-    """Label keys (n x n_trees, width) as one row a query: each label's mean probability.
+def mean_over_trees(keys: Ints, n_trees: int, count_misses: bool) -> Ints:
+    """Merge the trees' label keys (n x n_trees, width) to one row a query, by mean probability.
 
-    A tree whose beam did not reach a label says 0 of it where `missed_count`, or else nothing.
+    With `count_misses` a label counts as 0 in a tree whose beam did not reach it; else the mean is
+    over the trees that did.
     """
-    together = keys.reshape(-1, n_trees * keys.shape[1])
-    costs, rows = unpack(together)
-    rows = np.where(together == PADDING, PADDING, rows)
-    # By label; equal ones stay in the order of the costs, so that a sum has one result.
+    tree_keys = keys.reshape(-1, n_trees * keys.shape[1])
+    costs, rows = unpack(tree_keys)
+    rows = np.where(tree_keys == PADDING, PADDING, rows)
+    # Sort by label, then by cost: a sum in a fixed order always rounds alike.
     order = np.lexsort((costs, rows), axis=-1)
     costs, rows = np.take_along_axis(costs, order, 1), np.take_along_axis(rows, order, 1)
     begins = np.ones(rows.shape, np.bool_)
     begins[:, 1:] = rows[:, 1:] != rows[:, :-1]
     starts = np.flatnonzero(begins)
     sums = np.add.reduceat(np.exp(-costs.astype(np.float64)).reshape(-1), starts)
-    over = n_trees if missed_count else np.diff(starts, append=rows.size)
+    over = n_trees if count_misses else np.diff(starts, append=rows.size)
     with np.errstate(divide="ignore"):
         mean = -np.log(np.minimum(sums / over, 1.0)).astype(np.float32)
-    merged = np.full(rows.shape, PADDING)
+    mean_keys = np.full(rows.shape, PADDING)
     labels = rows.reshape(-1)[starts]
     flat = np.where(labels == PADDING, PADDING, pack(mean, labels & 0xFFFFFFFF))
-    merged.reshape(-1)[starts] = flat
-    return merged
+    mean_keys.reshape(-1)[starts] = flat
+    return mean_keys
 
 
 def open_label_tree(
     folder: Path, info: IndexInfo, dim: int, efforts: Mapping[str, Mapping[str, int]]
 ) -> LabelTreeIndex:
-    """Memory-map a forest; raises BundleMismatch where it is not what the manifest says."""
+    """Memory-map a forest; raises BundleMismatch if it differs from the manifest."""
     tree, weights, bias = read_forest(folder)
     if (tree.forest.n_labels, weights.shape[1]) != (info.n_rows, dim):
         raise BundleMismatch(
@@ -201,7 +208,10 @@ def open_label_tree(
 
 
 def read_forest(folder: Path) -> tuple[TreeBeam, Float32Rows, NDArray[np.float32]]:
-    """The forest in a folder with weights and bias, memory-mapped; raises BundleMismatch."""
+    """Memory-map a folder's forest, weights (n_items, dim) and bias (n_items,).
+
+    Raises BundleMismatch.
+    """
     about = _about(folder / ABOUT_FILE)
     children = open_array(folder / CHILDREN_FILE, np.int32, 2)
     if children.shape[1] != 2:
@@ -215,25 +225,28 @@ def read_forest(folder: Path) -> tuple[TreeBeam, Float32Rows, NDArray[np.float32
         labels.astype(np.int64),
         np.asarray(about["roots"], np.int64),
     )
-    if (wrong := _fault(forest, len(weights), len(bias))) is not None:
-        raise BundleMismatch(f"{folder}: the label tree is broken: {wrong}")
+    if (fault := _fault(forest, len(weights), len(bias))) is not None:
+        raise BundleMismatch(f"{folder}: the label tree is broken: {fault}")
     return TreeBeam(forest, about["transform"], float(about["path_weight"])), weights, bias
 
 
 def _about(path: Path) -> dict[str, Any]:
     try:
         about = read_object(path)
-        known = about["transform"] in TRANSFORMS and 0 <= float(about["path_weight"]) <= 1
-        known = known and len(about["roots"]) > 0 and all(type(r) is int for r in about["roots"])
+        valid = about["transform"] in TRANSFORMS and 0 <= float(about["path_weight"]) <= 1
+        valid = valid and len(about["roots"]) > 0 and all(type(r) is int for r in about["roots"])
     except (BundleError, ValueError, KeyError, TypeError) as exc:
         raise BundleMismatch(f"{path} is not the description of a label tree: {exc}") from exc
-    if not known:
-        raise BundleMismatch(f"{path}: transform, path_weight or roots are none that this code has")
+    if not valid:
+        raise BundleMismatch(
+            f"{path}: transform must be one of {', '.join(TRANSFORMS)}, path_weight in [0, 1], and "
+            "roots a list of whole numbers"
+        )
     return dict(about)
 
 
 def _fault(forest: Forest, n_weights: int, n_bias: int) -> str | None:
-    """What would make a search fail or read beyond an array; None where all is well."""
+    """A fault that would make a search fail or read beyond an array; None if there is none."""
     n_nodes, n_items = forest.n_nodes, forest.n_nodes + len(forest.labels)
     if n_weights != n_items or n_bias != n_items:
         return f"{n_items} nodes and labels, {n_weights} rows of weights, {n_bias} of bias"
@@ -243,10 +256,10 @@ def _fault(forest: Forest, n_weights: int, n_bias: int) -> str | None:
     if (by_tree != np.arange(forest.n_labels)).any():
         return "a tree does not hold every label once"
     if ((forest.roots < 0) | (forest.roots >= n_nodes)).any():
-        return "a root is no node"
+        return "a root is not a node"
     nodes = np.arange(n_nodes)
     if ((forest.first <= nodes) | (forest.end <= forest.first) | (forest.end > n_items)).any():
-        return "a node's children do not stand behind it"
+        return "a node's children do not come after it"
     if ((forest.first < n_nodes) & (forest.end > n_nodes)).any():
         return "a node has nodes and labels for children"
     parents = np.zeros(n_items + 1, np.int64)
@@ -255,5 +268,5 @@ def _fault(forest: Forest, n_weights: int, n_bias: int) -> str | None:
     parents = np.cumsum(parents[:-1])
     parents[forest.roots] += 1
     if (parents != 1).any():
-        return "an item is no node's child, or that of several"
+        return "an item is not the child of exactly one node"
     return None

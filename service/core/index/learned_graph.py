@@ -1,13 +1,13 @@
-"""A learned graph over the labels (ELIAS): clusters, weighed edges to labels, label vectors.
+"""A learned graph over the labels (ELIAS, arXiv 2210.08410): clusters, edges and label vectors.
 
     cluster score  s_c  = min(1, alpha * softmax over clusters of <q, cluster_c> + bias_c)
     path score     p_l  = the largest s_c * a_cl over the clusters c that have an edge to label l
     score(l)            = sigmoid(<q, label_l> + logit_bias) * p_l, a probability
 
-An effort visits the `beam` best clusters and scores the `shortlist` labels with the best paths; one
-without parameters visits everything. A whole batch goes through each step at once. A (label, score)
-pair is one whole number, so that a plain sort removes doubles and ranks, ties by row
-(docs/decisions/0013). Arrays are memory-mapped; models.index.learned_graph writes them.
+An effort visits the `beam` best clusters and scores the `shortlist` labels with the best paths; an
+effort without parameters visits everything. Each step handles the whole batch. One integer holds a
+label and its score, so that a plain sort removes repeats and ranks, ties by row
+(docs/decisions/0013). Arrays are memory-mapped; `models.index.learned_graph` writes them.
 """
 
 import math
@@ -28,6 +28,7 @@ from service.core.types import Float32Rows, Hits
 from service.errors import BundleError, BundleMismatch
 
 _CELLS_AT_ONCE: Final = 1 << 20
+"""Most (query, edge) or (query, label) pairs at once. A choice: more take more memory."""
 _LOW: Final = 0xFFFF_FFFF
 _STEEP: Final = 80.0
 """A logit beyond which the sigmoid is 0 or 1 in fp32."""
@@ -35,9 +36,9 @@ _STEEP: Final = 80.0
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """Clusters (C, dim) and `bias` (C,), edges (C, width) and weights, label vectors (n, dim).
+    """Clusters (C, dim) with `bias` (C,), `edges` (C, width) with `weights`, `labels` (n, dim).
 
-    Empty places of `edges` hold n and have weight 0.
+    `edges` holds label rows; n marks an empty place, whose weight is 0.
     """
 
     clusters: Float32Rows
@@ -50,7 +51,11 @@ class Graph:
 
 
 class LearnedGraphIndex:
-    """`efforts` maps an effort's name to `beam` and `shortlist`, or to nothing for all there is."""
+    """A learned graph as a LabelIndex.
+
+    `efforts` maps an effort's name to `beam` and `shortlist`, or to nothing for an exhaustive
+    search.
+    """
 
     kind = "learned-graph"
 
@@ -58,7 +63,7 @@ class LearnedGraphIndex:
         self._graph = graph
         self.n_rows, self.dim = (int(size) for size in graph.labels.shape)
         self._params = dict(efforts)
-        # The same edges by label, for a search that visits all of them.
+        # The edges in the order of labels, for a search that visits all of them.
         real = np.flatnonzero(graph.edges.ravel() < self.n_rows)
         by_label = real[np.argsort(graph.edges.ravel()[real], kind="stable")]
         self._clusters_by_label = by_label // graph.edges.shape[1]
@@ -66,34 +71,41 @@ class LearnedGraphIndex:
         self._reached, self._starts = np.unique(graph.edges.ravel()[by_label], return_index=True)
 
     def search(self, queries: Float32Rows, k: int, effort: str) -> Hits:
-        """Top k rows by probability; a query whose beam reaches fewer gets an exhaustive answer."""
+        """Top k rows of each query by probability.
+
+        A query whose beam reaches fewer than k labels gets an exhaustive answer.
+        """
         check_queries(queries, self.dim, k)
         k = min(k, self.n_rows)
         params = self._params[effort]
-        faiss.omp_set_num_threads(1)  # of this thread: lanes are the parallelism
+        faiss.omp_set_num_threads(1)  # holds for this thread; lanes are the parallelism
         queries = np.ascontiguousarray(queries, np.float32)
         at_once = max(1, _CELLS_AT_ONCE // self._cells_a_query(params))
         keys = [
             self._keys(queries[start : start + at_once], k, params)
             for start in range(0, len(queries), at_once)
         ]
-        ranked = np.concatenate([np.empty((0, k), np.int64), *keys])[:, ::-1]
-        return Hits(np.ascontiguousarray(self._rows(ranked)), np.ascontiguousarray(_high(ranked)))
+        best_keys = np.concatenate([np.empty((0, k), np.int64), *keys])[:, ::-1]
+        return Hits(
+            np.ascontiguousarray(self._rows(best_keys)), np.ascontiguousarray(_high(best_keys))
+        )
 
     def search_among(self, queries: Float32Rows, rows: NDArray[np.int64], k: int) -> Hits:
-        """Top k of `rows` by probability, over all clusters."""
+        """Top k of `rows`, which rise, by probability over all clusters."""
         check_queries(queries, self.dim, k)
         faiss.omp_set_num_threads(1)
         at_once = max(1, _CELLS_AT_ONCE // self._cells_a_query({}))
         queries = np.ascontiguousarray(queries, np.float32)
         k = min(k, len(rows))
-        found = [np.empty((0, k), np.int64)]
+        parts = [np.empty((0, k), np.int64)]
         for start in range(0, len(queries), at_once):
             keys = self._keys(queries[start : start + at_once], self.n_rows, {})
-            kept = np.isin(self._rows(keys), rows)
-            found.append(keys[kept].reshape(len(keys), -1)[:, len(rows) - k :])
-        ranked = np.concatenate(found)[:, ::-1]
-        return Hits(np.ascontiguousarray(self._rows(ranked)), np.ascontiguousarray(_high(ranked)))
+            eligible = np.isin(self._rows(keys), rows)
+            parts.append(keys[eligible].reshape(len(keys), -1)[:, len(rows) - k :])
+        best_keys = np.concatenate(parts)[:, ::-1]
+        return Hits(
+            np.ascontiguousarray(self._rows(best_keys)), np.ascontiguousarray(_high(best_keys))
+        )
 
     def _cells_a_query(self, params: Mapping[str, int]) -> int:
         if not params:
@@ -101,7 +113,7 @@ class LearnedGraphIndex:
         return params["beam"] * int(self._graph.edges.shape[1])
 
     def _keys(self, queries: Float32Rows, k: int, params: Mapping[str, int]) -> NDArray[np.int64]:
-        """The k best (n, k) as keys that rise."""
+        """The k best labels of each query as keys (n, k), rising."""
         logits = _products(queries, self._graph.clusters, _all(queries, self._graph.clusters))
         logits += self._graph.bias
         scores = self._cluster_scores(logits)
@@ -109,18 +121,18 @@ class LearnedGraphIndex:
             return self._all_keys(queries, scores, k)
         beam = min(params["beam"], logits.shape[1])
         clusters = np.argpartition(logits, -beam, axis=1)[:, -beam:]
-        listed = self._shortlist(scores, clusters, max(k, params["shortlist"]))
-        if listed.shape[1] < k:
+        shortlist = self._shortlist(scores, clusters, max(k, params["shortlist"]))
+        if shortlist.shape[1] < k:
             return self._all_keys(queries, scores, k)
-        found = _best(self._scored(queries, listed), k)
-        short = found[:, 0] == 0  # the beam reaches fewer than k
+        best = _best(self._rescore(queries, shortlist), k)
+        short = best[:, 0] == 0  # the beam reaches fewer than k labels
         if short.any():
-            found[short] = self._all_keys(queries[short], scores[short], k)
-        return found
+            best[short] = self._all_keys(queries[short], scores[short], k)
+        return best
 
     def _cluster_scores(self, logits: Float32Rows) -> Float32Rows:
-        raised = np.exp(logits - logits.max(axis=1, keepdims=True))
-        shares = raised / raised.sum(axis=1, keepdims=True)
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        shares = weights / weights.sum(axis=1, keepdims=True)
         return np.asarray(np.minimum(np.float32(self._graph.alpha) * shares, np.float32(1)))
 
     def _shortlist(
@@ -136,18 +148,18 @@ class LearnedGraphIndex:
         last = np.ones(labels.shape, np.bool_)
         np.not_equal(labels[:, 1:], labels[:, :-1], out=last[:, :-1])
         bits = keys & _LOW
-        wanted = last & (labels < self.n_rows) & (bits > 0)
-        return _best(np.where(wanted, bits << 32 | self.n_rows - labels, 0), size)
+        is_candidate = last & (labels < self.n_rows) & (bits > 0)
+        return _best(np.where(is_candidate, bits << 32 | self.n_rows - labels, 0), size)
 
-    def _scored(self, queries: Float32Rows, listed: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The keys again, with the labels' scores in place of those of their paths."""
-        rows = np.where(listed > 0, self._rows(listed), -1)
+    def _rescore(self, queries: Float32Rows, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The keys with the labels' scores in place of those of their paths."""
+        rows = np.where(keys > 0, self._rows(keys), -1)
         logits = _products(queries, self._graph.labels, rows)
-        scores = self._probabilities(logits) * _high(listed)
-        return np.where(listed > 0, _key(scores, listed & _LOW), 0)
+        scores = self._probabilities(logits) * _high(keys)
+        return np.where(keys > 0, _key(scores, keys & _LOW), 0)
 
     def _all_keys(self, queries: Float32Rows, scores: Float32Rows, k: int) -> NDArray[np.int64]:
-        """The k best of all labels; those that no edge reaches have score 0."""
+        """Keys (n, k) of the k best of all labels; a label that no edge reaches has score 0."""
         along = scores[:, self._clusters_by_label] * self._weights_by_label
         paths = np.zeros((len(queries), self.n_rows), np.float32)
         if len(self._reached):
@@ -165,8 +177,9 @@ class LearnedGraphIndex:
 
 
 def _key(scores: Float32Rows, low: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Scores, which are not negative and hence ordered as their bits are, above what breaks ties:
-    n_rows less the row.
+    """Keys: the bits of the score in the upper half, `low` (n_rows less the row) in the lower.
+
+    Scores are not negative, so their bits have the order of their values. `low` breaks ties.
     """
     return scores.view(np.int32).astype(np.int64) << 32 | low
 
@@ -176,7 +189,7 @@ def _high(keys: NDArray[np.int64]) -> Float32Rows:
 
 
 def _best(keys: NDArray[np.int64], k: int) -> NDArray[np.int64]:
-    """The k largest of each row, rising."""
+    """The k largest keys of each row, rising."""
     if k < keys.shape[1]:
         keys = np.partition(keys, -k, axis=1)[:, -k:]
     return np.sort(keys, axis=1)
@@ -187,27 +200,27 @@ def _all(queries: Float32Rows, vectors: Float32Rows) -> NDArray[np.int64]:
 
 
 def _products(queries: Float32Rows, vectors: Float32Rows, rows: NDArray[np.int64]) -> Float32Rows:
-    """Inner products (n, m) of queries (n, dim) with the vectors that rows (n, m) name; -1: none.
+    """Inner products (n, m) of queries (n, dim) with the vectors in rows (n, m); row -1 gives 0.
 
-    One by one, so that they do not depend on the batch, and without copying a vector.
+    FAISS computes every product by itself and copies no vector, so none depends on the batch.
     """
     rows = np.ascontiguousarray(rows)
-    found = np.zeros(rows.shape, np.float32)
+    products = np.zeros(rows.shape, np.float32)
     faiss.fvec_inner_products_by_idx(
-        faiss.swig_ptr(found),
+        faiss.swig_ptr(products),
         faiss.swig_ptr(queries),
         faiss.swig_ptr(vectors),
         faiss.swig_ptr(rows),
         queries.shape[1],
         *rows.shape,
     )
-    return found
+    return products
 
 
 def open_learned_graph(
     folder: Path, info: IndexInfo, dim: int, efforts: Mapping[str, Mapping[str, int]]
 ) -> LearnedGraphIndex:
-    """Map the arrays of a learned graph; raises BundleMismatch where they do not fit together."""
+    """Map the arrays of a learned graph; raises BundleMismatch if they do not fit together."""
     if len(info.files) != 6:
         raise BundleMismatch(f"{folder}: a learned-graph has six files, found {info.files}")
     settings_path, *paths = (folder / name for name in info.files)
@@ -235,7 +248,7 @@ def open_learned_graph(
         if array.shape != shape:
             raise BundleMismatch(f"{path} has shape {array.shape}, expected {shape}")
         if not np.isfinite(array).all():
-            raise BundleMismatch(f"{path} holds values that are no numbers")
+            raise BundleMismatch(f"{path} holds NaN or infinite values")
     _check_edges(paths[2], paths[3], edges, weights, info.n_rows)
     for name, params in efforts.items():
         if params and not (params.get("beam", 0) > 0 and params.get("shortlist", 0) > 0):
@@ -266,7 +279,10 @@ def _check_edges(
     weights: Float32Rows,
     n_rows: int,
 ) -> None:
-    """Every edge leads to a row or is empty, no row twice in a cluster; weights in [0, 1]."""
+    """Raises BundleMismatch unless edges are label rows or empty, and weights in [0, 1].
+
+    Empty edges must have weight 0.
+    """
     if edges.min(initial=0) < 0 or edges.max(initial=0) > n_rows:
         raise BundleMismatch(
             f"{edges_path} names rows {edges.min()} to {edges.max()}, the index has {n_rows}"

@@ -1,7 +1,8 @@
-"""The labels of the memory's queries: three memory-mapped arrays, in sparse row form.
+"""The labels of the memory's training queries: three memory-mapped arrays, in sparse row form.
 
-`models.memory` writes them, `service.core.index.augmented` reads them. Which training query a row
-was is not kept: the service needs its embedding, in the memory's index, and its labels, here.
+`models.index.memory` writes them, `service.core.index.augmented` reads them. They do not say which
+training query a row is: the service needs only its embedding, which the memory's index holds, and
+its labels.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from service.errors import BundleMismatch
 
 @dataclass(frozen=True, slots=True)
 class MemoryLabels:
-    """Row j of the memory has `labels` and `values` from offsets[j] up to offsets[j + 1]."""
+    """Row j of the memory has `labels[offsets[j]:offsets[j + 1]]`, with `values` in [0, 1]."""
 
     offsets: NDArray[np.int64]
     labels: NDArray[np.int32]
@@ -25,9 +26,9 @@ class MemoryLabels:
 
 
 def open_memory_labels(paths: Sequence[Path], n_rows: int, n_labels: int) -> MemoryLabels:
-    """Map offsets, labels and values, in this order; raises BundleMismatch where they do not fit.
+    """Map offsets, labels and values, in this order; raises BundleMismatch if they do not fit.
 
-    Every label row must lie in range and every value in [0, 1], so no search needs to check.
+    It checks every label row and every value, so that searches need not.
     """
     offsets_path, labels_path, values_path = paths
     offsets = open_array(offsets_path, np.int64)

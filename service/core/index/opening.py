@@ -38,9 +38,9 @@ OPENERS: Final[Mapping[str, Opener]] = {
 
 
 def open_label_index(folder: Path, info: IndexInfo, dim: int, efforts: Efforts) -> LabelIndex:
-    """The index in `folder` that `info` describes; raises BundleMismatch.
+    """Open the index in `folder` that `info` describes; raises BundleMismatch.
 
-    `efforts` maps the name of an effort to its search parameters; one without any is exhaustive.
+    `efforts` maps an effort's name to its search parameters; without any its search is exhaustive.
     """
     opener = OPENERS.get(info.kind)
     if opener is None:

@@ -1,4 +1,4 @@
-"""What every label index is: the one seam between search and everything around it."""
+"""LabelIndex: the interface between label search and the rest of the service."""
 
 from typing import Protocol
 
@@ -9,11 +9,11 @@ from service.core.types import Float32Rows, Hits
 
 
 class LabelIndex(Protocol):
-    """Finds the rows with the highest inner product. Blocking; called from many threads at once.
+    """Finds the rows with the highest scores. It blocks; many threads call it at once.
 
-    The contract, the same for every kind: rows of one answer are unique; scores fall; k over the
-    row count is cut to it; an empty batch gives an empty answer; a query that is not finite raises
-    ValueError; an answer does not depend on which queries share its batch.
+    The contract for every kind: rows of one answer are unique. Scores never rise. A k above the
+    number of rows is cut to it. An empty batch gives an empty answer. A query with NaN or infinite
+    values raises ValueError. An answer does not depend on the other queries of its batch.
     """
 
     kind: str
@@ -21,16 +21,20 @@ class LabelIndex(Protocol):
     n_rows: int
 
     def search(self, queries: Float32Rows, k: int, effort: str) -> Hits:
-        """Top k rows of each query (n, dim) at a named effort. Raises ValueError, KeyError."""
+        """Top k rows of each query (n, dim) at a named effort.
+
+        Raises ValueError for queries or a k that `check_queries` refuses, KeyError for an unknown
+        effort.
+        """
         ...
 
     def search_among(self, queries: Float32Rows, rows: NDArray[np.int64], k: int) -> Hits:
-        """Top k of `rows` alone, which rise, scored as an exhaustive search scores them."""
+        """Top k of `rows`, which rise, with the scores of an exhaustive search."""
         ...
 
 
 def check_queries(queries: Float32Rows, dim: int, k: int) -> None:
-    """Refuse what no index can answer: a wrong width, k below one, NaN or infinite values."""
+    """Raises ValueError for a wrong width, a k below one, and NaN or infinite values."""
     if queries.ndim != 2 or queries.shape[1] != dim:
         raise ValueError(f"queries have shape {queries.shape}, the index holds vectors of {dim}")
     if k < 1:

@@ -1,1 +1,1 @@
-"""Labels by row and by id, and answers that filters narrow."""
+"""Finds labels by row and by id, and searches under filters."""

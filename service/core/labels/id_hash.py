@@ -1,6 +1,7 @@
-"""Ids as 64-bit numbers, the same in every process and on every machine: for sorted look-ups.
+"""Hashes ids to 64-bit numbers, which sorted arrays can look up.
 
-Of ten million ids, two share 64 bits once in 400,000 catalogues; who looks up must bear it.
+A hash is the same in every process and on every machine. Two of ten million ids share one in about
+one catalogue of 370,000 (the birthday bound), so a caller must handle the collision or accept it.
 """
 
 import hashlib
@@ -11,11 +12,11 @@ from numpy.typing import NDArray
 
 
 def hash_id(text: str) -> np.uint64:
-    """The first 64 bits of BLAKE2b."""
+    """The 64-bit BLAKE2b digest (RFC 7693) of an id's UTF-8 bytes."""
     digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
     return np.uint64(int.from_bytes(digest, "little"))
 
 
 def hash_ids(texts: Sequence[str]) -> NDArray[np.uint64]:
-    """The hash of each, (n,)."""
+    """The hash of each id, (n,)."""
     return np.fromiter(map(hash_id, texts), np.uint64, len(texts))

@@ -1,9 +1,9 @@
-"""Item id to the label rows that answers about that item leave out: itself, and reciprocal pairs.
+"""Finds the label rows that answers about an item leave out: its own label and reciprocal pairs.
 
-Three memory-mapped arrays: `filter.items.npy` holds the items' 64-bit hashes in rising order,
-`filter.starts.npy` where each one's rows start (and where the last ones end), `filter.rows.npy` the
-rows end to end. A look-up is a binary search; an unknown id costs the same and finds nothing.
-Written by `models.seal.release`.
+It is three memory-mapped arrays. `filter.items.npy` holds the items' 64-bit hashes, rising.
+`filter.starts.npy` says where the rows of each item start, with one more entry for the end.
+`filter.rows.npy` holds all rows one after the other. A look-up is a binary search. Two item ids
+with the same hash share their rows. `models.seal.release` writes the files.
 """
 
 from collections.abc import Sequence
@@ -24,10 +24,10 @@ NO_ROWS: Final = np.empty(0, np.int64)
 
 
 class ItemFilter:
-    """Read-only view of a bundle's filter. Safe to share by threads."""
+    """Read-only view of a bundle's item filter. Threads may share it; its length counts items."""
 
     def __init__(self, folder: Path, n_labels: int) -> None:
-        """Map the files; raises BundleMismatch where they do not fit each other or the labels."""
+        """Map the files; raises BundleMismatch if they contradict each other or the labels."""
         self._items = open_array(folder / ITEMS_FILE, np.dtype(np.uint64))
         self._starts = open_array(folder / STARTS_FILE, np.dtype(np.int64))
         self._rows = open_array(folder / ROWS_FILE, np.dtype(np.int64))
@@ -51,18 +51,18 @@ class ItemFilter:
 
     @property
     def n_pairs(self) -> int:
-        """Pairs of an item and a row."""
+        """Number of (item, row) pairs."""
         return len(self._rows)
 
     def pairs(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-        """Every pair: the item's hash and the row."""
+        """Every pair, as the items' hashes (n_pairs,) and the rows (n_pairs,)."""
         return np.repeat(self._items, np.diff(self._starts)), self._rows
 
     def rows_for(self, item_id: str) -> NDArray[np.int64]:
-        """The rows to leave out for an item, rising; empty for one that is not known."""
-        wanted = hash_id(item_id)
-        place = int(self._items.searchsorted(wanted))
-        if place == len(self._items) or self._items[place] != wanted:
+        """The rows to leave out for an item, rising; empty for an unknown item."""
+        hashed = hash_id(item_id)
+        place = int(self._items.searchsorted(hashed))
+        if place == len(self._items) or self._items[place] != hashed:
             return NO_ROWS
         return self._rows[self._starts[place] : self._starts[place + 1]]
 
@@ -70,9 +70,10 @@ class ItemFilter:
 def write_item_filter(
     folder: Path, item_ids: Sequence[str], rows: NDArray[np.integer]
 ) -> tuple[int, int]:
-    """Write the files into `folder` from pairs (one row for each id); returns items and pairs.
+    """Write the files into `folder` from pairs of `item_ids[i]` and `rows[i]`.
 
-    Repeated pairs are stored once.
+    Returns the numbers of items and of pairs. Repeated pairs are stored once. Raises ValueError if
+    the two lists differ in length.
     """
     return write_hashed_item_filter(folder, hash_ids(item_ids), rows)
 
@@ -80,16 +81,17 @@ def write_item_filter(
 def write_hashed_item_filter(
     folder: Path, items: NDArray[np.uint64], rows: NDArray[np.integer]
 ) -> tuple[int, int]:
-    """The same from the items' hashes."""
+    """Like `write_item_filter`, with hashes in place of ids."""
     if len(items) != len(rows):
         raise ValueError(f"{len(items)} item ids for {len(rows)} rows; give one for each")
     order = np.lexsort((rows, items))
-    hashes, kept = items[order], np.asarray(rows, np.int64)[order]
+    hashes, pair_rows = items[order], np.asarray(rows, np.int64)[order]
     new = np.ones(len(order), np.bool_)
-    new[1:] = (hashes[1:] != hashes[:-1]) | (kept[1:] != kept[:-1])
+    new[1:] = (hashes[1:] != hashes[:-1]) | (pair_rows[1:] != pair_rows[:-1])
     items, starts = np.unique(hashes[new], return_index=True)
-    kept = kept[new]
+    pair_rows = pair_rows[new]
+    starts = np.append(starts, len(pair_rows)).astype(np.int64)
     np.save(folder / ITEMS_FILE, items, allow_pickle=False)
-    np.save(folder / STARTS_FILE, np.append(starts, len(kept)).astype(np.int64), allow_pickle=False)
-    np.save(folder / ROWS_FILE, kept, allow_pickle=False)
-    return len(items), len(kept)
+    np.save(folder / STARTS_FILE, starts, allow_pickle=False)
+    np.save(folder / ROWS_FILE, pair_rows, allow_pickle=False)
+    return len(items), len(pair_rows)

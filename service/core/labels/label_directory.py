@@ -1,8 +1,8 @@
-"""Label id to row: the ids' 64-bit hashes in rising order, and the row of each.
+"""Finds the row of a label id by the ids' 64-bit hashes, which rise, and the row of each.
 
-`labels.hashes.npy` and `labels.hash_rows.npy` are sealed beside labels.jsonl and memory-mapped. A
-look-up is a binary search, then the label is read: two ids may share a hash, so the id decides. A
-bundle that was sealed without the files gets them in memory.
+`labels.hashes.npy` and `labels.hash_rows.npy` lie beside labels.jsonl and are memory-mapped. A
+look-up is a binary search. Because two ids may share a hash, it then reads the label and compares
+the id. If a bundle lacks the files, the directory computes them in memory.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ HASH_ROWS_FILE: Final = "labels.hash_rows.npy"
 
 
 class LabelDirectory:
-    """Read-only look-up over a label store. Safe to share by threads."""
+    """Read-only look-up of label ids. Threads may share it."""
 
     def __init__(
         self, labels: LabelStore, hashes: NDArray[np.uint64], rows: NDArray[np.int64]
@@ -33,12 +33,12 @@ class LabelDirectory:
 
     @classmethod
     def of(cls, labels: LabelStore) -> "LabelDirectory":
-        """Hash every id now, in memory: about 3 us a label."""
+        """A directory in memory; hashing takes about 3 us a label."""
         return cls(labels, *_sorted([label.label_id for label in labels.scan()]))
 
     @classmethod
     def open(cls, folder: Path, labels: LabelStore) -> "LabelDirectory":
-        """The sealed files, or `of` where there are none; raises BundleMismatch."""
+        """Map a bundle's files, or call `of` if it has none; raises BundleMismatch."""
         path = folder / HASHES_FILE
         if not path.is_file():
             return cls.of(labels)
@@ -54,10 +54,10 @@ class LabelDirectory:
         return cls(labels, hashes, rows)
 
     def row_of(self, label_id: str) -> int | None:
-        """The row of an id; of one that several rows carry, the first. None if there is none."""
-        wanted = hash_id(label_id)
-        place = int(self._hashes.searchsorted(wanted))
-        while place < len(self._hashes) and self._hashes[place] == wanted:
+        """The row of an id, the first if several rows have it; None if no row has it."""
+        hashed = hash_id(label_id)
+        place = int(self._hashes.searchsorted(hashed))
+        while place < len(self._hashes) and self._hashes[place] == hashed:
             row = int(self._rows[place])
             if self._labels[row].label_id == label_id:
                 return row

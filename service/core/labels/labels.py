@@ -1,8 +1,8 @@
-"""Row to label: a memory-mapped JSON-lines file with an offset table beside it.
+"""Finds the label of a row in a memory-mapped JSON-lines file, by a table of offsets.
 
-`labels.jsonl` holds one `{"id", "text", "metadata"?}` object a line, in row order; any tool reads
-it. `labels.offsets.npy` holds n + 1 byte offsets (int64), so that a row is one slice of the map and
-pages that nobody asks for are never read.
+`labels.jsonl` holds one `{"id", "text", "metadata"?}` object a line, in row order; any tool can
+read it. `labels.offsets.npy` holds n + 1 byte offsets (int64). A row is one slice of the map, so
+the system reads only the pages of labels that somebody looks up.
 """
 
 import mmap
@@ -23,15 +23,16 @@ from service.errors import BundleMismatch, FileCorrupt, FileMissing
 LABELS_FILE: Final = "labels.jsonl"
 OFFSETS_FILE: Final = "labels.offsets.npy"
 CACHED_LABELS: Final = 65536
-"""Parsed labels kept: answers repeat the popular ones, and ten parses cost as much as a search."""
+"""Parsed labels in the cache: answers repeat popular labels, and ten parses take as long as a
+search. A choice: more labels take more memory."""
 
 PARSED_AT_ONCE: Final = 512
-"""Labels in one parse: more at once no longer fit a processor's cache, and take longer."""
+"""Labels in one parse: more no longer fit a processor's cache and take longer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """One label as a user sees it; `label_id` is the `uid` of the training data."""
+    """One label as users see it; `label_id` is the `uid` of the training data."""
 
     label_id: str
     text: str
@@ -39,10 +40,13 @@ class Label:
 
 
 class LabelStore:
-    """Read-only view of the labels of a bundle. Safe to share by threads."""
+    """Read-only list of a bundle's labels by row. Threads may share it.
+
+    Reading a label raises BundleMismatch if its line is no label.
+    """
 
     def __init__(self, folder: Path) -> None:
-        """Map the two files; raises BundleMismatch where they do not belong together."""
+        """Map the two files; raises BundleMismatch if they do not belong together."""
         self._path = folder / LABELS_FILE
         offsets = self._offsets = open_array(folder / OFFSETS_FILE, np.int64)
         try:
@@ -68,13 +72,13 @@ class LabelStore:
         return self._cached(row)
 
     def scan(self) -> Iterator[Label]:
-        """Every label in row order, past the cache: for one pass over all of them."""
+        """All labels in row order; the pass does not fill the cache."""
         return (self._read(row) for row in range(len(self)))
 
     def scan_metadata(self) -> Iterator[dict[str, Any]]:
-        """Every label's metadata in row order, hundreds parsed at once: twice as fast as `scan`.
+        """The metadata of all labels in row order; raises BundleMismatch.
 
-        Raises BundleMismatch.
+        It parses hundreds of lines at once and is twice as fast as `scan`.
         """
         for start in range(0, len(self), PARSED_AT_ONCE):
             offsets = self._offsets[start : start + PARSED_AT_ONCE + 1]
@@ -86,13 +90,13 @@ class LabelStore:
         ends = np.flatnonzero(np.frombuffer(lines, np.uint8) == ord("\n")) + 1 + offsets[0]
         if np.array_equal(ends, offsets[1:]):
             try:
-                found = orjson.loads(b"[" + lines[:-1].replace(b"\n", b",") + b"]")
-                metadata = [raw.get("metadata") or {} for raw in found]
+                records = orjson.loads(b"[" + lines[:-1].replace(b"\n", b",") + b"]")
+                metadata = [raw.get("metadata") or {} for raw in records]
             except (ValueError, AttributeError):
                 metadata = []
             if len(metadata) == len(ends) and set(map(type, metadata)) == {dict}:
                 return metadata
-        # One by one, for the sentence that names the row.
+        # Something is wrong: parse line by line, so that the error names the row.
         metadata = [self._read(start + i).metadata or {} for i in range(len(offsets) - 1)]
         for i, one in enumerate(metadata):
             if not isinstance(one, dict):
@@ -105,7 +109,7 @@ class LabelStore:
             raw = orjson.loads(line)
             label = Label(raw["id"], raw["text"], raw.get("metadata", {}))
         except (ValueError, TypeError, KeyError, AttributeError) as exc:
-            raise BundleMismatch(f"{self._path}: row {row} is no label: {exc}") from exc
+            raise BundleMismatch(f"{self._path}: row {row} is not a label: {exc}") from exc
         if not (isinstance(label.label_id, str) and isinstance(label.text, str)):
             raise BundleMismatch(f"{self._path}: row {row}: id and text must be texts")
         return label

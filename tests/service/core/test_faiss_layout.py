@@ -92,7 +92,7 @@ def test_lists_that_name_another_file_are_refused(tmp_path: Path) -> None:
 def test_types_that_are_not_served_are_refused(tmp_path: Path) -> None:
     index = faiss.IndexPreTransform(faiss.PCAMatrix(DIM, 8), faiss.IndexFlatIP(8))
     path = written(tmp_path, bytes(faiss.serialize_index(index)))
-    with pytest.raises(BundleMismatch, match="'IxPT' at byte 0 is no type that is served"):
+    with pytest.raises(BundleMismatch, match="'IxPT' at byte 0 is not a type for label indexes"):
         check_layout(path, DIM, 0)
 
 

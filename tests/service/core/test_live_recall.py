@@ -19,7 +19,7 @@ class Observer:
         self.reported = threading.Semaphore(0)
 
     def live_recall(self, point: str, window: Window) -> None:
-        self.windows[point] = Window(window.found, window.wanted, window.samples)
+        self.windows[point] = Window(window.hits, window.expected, window.samples)
         self.reported.release()
 
     def live_recall_dropped(self) -> None:

@@ -34,7 +34,7 @@ async def fill(service: Running, count: int, **headers: str) -> "list[asyncio.Ta
 async def test_unreachable_deadline_is_429_with_retry_after_and_counted() -> None:
     async with running() as service:
         waiting = await fill(service, 1)
-        service.app.serving.default.batcher._pace.measured(100, 5.0, left_behind=True)
+        service.app.serving.default.batcher._pace.record_batch(100, 5.0, more_waiting=True)
         refused = await service.recommend({"query": "a"}, x_request_timeout_ms="200")
         service.predict.release()
         await asyncio.gather(*waiting)

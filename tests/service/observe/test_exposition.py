@@ -110,7 +110,7 @@ def test_stability_index_is_zero_for_equal_shares_and_grows_with_the_distance() 
 def test_live_recall_comes_with_an_interval_over_queries_not_rows() -> None:
     telemetry = Telemetry()
     assert sample(telemetry, "live_recall_at_k", point="fast") is None
-    telemetry.live_recall("fast", Window(found=95, wanted=100, samples=10))
+    telemetry.live_recall("fast", Window(hits=95, expected=100, samples=10))
     assert sample(telemetry, "live_recall_at_k", point="fast") == pytest.approx(0.95)
     assert sample(telemetry, "live_recall_samples", point="fast") == 10
     low, high = wilson_interval(0.95, 10)

@@ -53,9 +53,9 @@ class Bench:
 
     def batch(self, wait_s: float, asked: str = "thorough", strict: bool = False) -> str:
         """One batch of one query; the effort that it gets."""
-        self.effort.waited(wait_s)
+        self.effort.record_wait(wait_s)
         query = Query("a", 3, asked, effort_strict=strict)
-        (got,) = self.effort.capped([query])
+        (got,) = self.effort.cap([query])
         return got.effort
 
     def batches(
@@ -220,7 +220,7 @@ def test_strict_queries_get_what_they_ask_for_beside_lowered_ones() -> None:
         Query("b", 3, "thorough", "item"),
         Query("c", 3, "fast"),
     ]
-    got = bench.effort.capped(queries)
+    got = bench.effort.cap(queries)
     assert [query.effort for query in got] == ["thorough", "fast", "fast"]
     assert [(query.text, query.item_id) for query in got] == [
         ("a", None),

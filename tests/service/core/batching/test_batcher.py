@@ -343,9 +343,9 @@ async def test_effort_is_lowered_when_the_batch_is_made_not_when_a_job_comes() -
     async with started() as bench:
         first = await bench.occupy_lane()
         second = bench.submit("a", "b")
-        bench.effort.waited(1.0)
+        bench.effort.record_wait(1.0)
         bench.clock.advance(1.0)
-        bench.effort.capped([Query("x", 1, "balanced")])
+        bench.effort.cap([Query("x", 1, "balanced")])
         bench.predict.release()
         answers = [await first, await second]
     assert [[q.effort for q in answer.queries] for answer in answers] == [
@@ -357,8 +357,8 @@ async def test_effort_is_lowered_when_the_batch_is_made_not_when_a_job_comes() -
 async def test_expired_jobs_count_as_having_waited() -> None:
     async with started() as bench:
         first = await bench.occupy_lane()
-        bench.effort.waited(1.0)
-        bench.effort.capped([Query("x", 1, "balanced")])
+        bench.effort.record_wait(1.0)
+        bench.effort.cap([Query("x", 1, "balanced")])
         expired = bench.submit("expired", within_s=0.5)
         bench.clock.advance(1.0)
         kept = bench.submit("kept")

@@ -295,15 +295,15 @@ async def test_bulk_has_its_own_bound_and_evicts_nobody() -> None:
 def test_retry_after_of_bulk_counts_what_interactive_work_leaves_it() -> None:
     queue, pace = JobQueue(), Pace(lanes=1)
     limits = BatchLimits(1, 32, 64, max_queue_tokens=128)
-    pace.measured(32, 8.0, left_behind=True)  # 4 tokens a second
+    pace.record_batch(32, 8.0, more_waiting=True)  # 4 tokens a second
     future: asyncio.Future[Any] = asyncio.Future(loop=asyncio.new_event_loop())
     for _ in range(2):
         queue.append(Job([], 32, 0.0, FAR_S, future, bulk=True))
     admission = Admission(limits, queue, pace)
     assert admission.full(bulk=True).retry_after_s == pytest.approx(64 / 4)
     for _ in range(3):
-        queue.taken(queue.interactive, 64)
-    queue.taken(queue.bulk, 64)
+        queue.record_batch(queue.interactive, 64)
+    queue.record_batch(queue.bulk, 64)
     share = queue.bulk_share
     assert 0.25 < share < 0.3
     assert admission.full(bulk=True).retry_after_s == pytest.approx(64 / (4 * share))

@@ -5,8 +5,8 @@ from service.core.batching.pace import Pace
 
 def measured(*batches: tuple[int, float, bool], lanes: int = 1) -> Pace:
     pace = Pace(lanes)
-    for tokens, seconds, left_behind in batches:
-        pace.measured(tokens, seconds, left_behind)
+    for tokens, seconds, more_waiting in batches:
+        pace.record_batch(tokens, seconds, more_waiting)
     return pace
 
 

@@ -106,7 +106,7 @@ def test_a_writer_sees_what_another_has_just_written(store, tmp_path):
 def test_embeddings_are_kept_by_encoder_and_forgotten_once_folded(store):
     row = np.arange(4, dtype=np.float32)
     store.append([add("a", "x"), add("b", "y")], BASE.get, 0, "e1", {0: row, 1: 2 * row})
-    store.keep_vectors("e2", {1: 3 * row})
+    store.save_vectors("e2", {1: 3 * row})
     assert {seq: kept.tolist() for seq, kept in store.vectors("e1", 1).items()} == {
         2: (2 * row).tolist()
     }

@@ -167,9 +167,9 @@ def set_at(place, value):
         (LABELS_FILE, set_at(0, 5), "every label once"),
         (LABELS_FILE, lambda a: a[:-1], "rows of weights"),
         (CHILDREN_FILE, lambda a: a[:, :1], "1 columns"),
-        (CHILDREN_FILE, set_at((3, 0), 0), "do not stand behind it"),
-        (CHILDREN_FILE, set_at((0, 1), 10**6), "do not stand behind it"),
-        (CHILDREN_FILE, set_at((0, 1), 3), "no node's child"),
+        (CHILDREN_FILE, set_at((3, 0), 0), "do not come after it"),
+        (CHILDREN_FILE, set_at((0, 1), 10**6), "do not come after it"),
+        (CHILDREN_FILE, set_at((0, 1), 3), "not the child of exactly one"),
     ],
 )
 def test_a_broken_tree_is_refused_before_it_is_searched(tmp_path, name, change, says):

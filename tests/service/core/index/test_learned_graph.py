@@ -162,7 +162,7 @@ def test_files_give_the_index_that_they_describe(tmp_path):
         ({"edges": np.full((N_CLUSTERS, WIDTH), N_LABELS + 1, np.int32)}, "names rows"),
         ({"edges": np.full((N_CLUSTERS, WIDTH), N_LABELS, np.int32)}, "leaves empty"),
         ({"weights": np.full((N_CLUSTERS, WIDTH), 1.5, np.float32)}, r"outside \[0, 1\]"),
-        ({"labels": np.full((N_LABELS, DIM), np.nan, np.float32)}, "no numbers"),
+        ({"labels": np.full((N_LABELS, DIM), np.nan, np.float32)}, "NaN or infinite"),
     ],
 )
 def test_files_that_do_not_fit_together_are_refused(tmp_path, changes, sentence):

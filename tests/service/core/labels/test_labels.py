@@ -111,10 +111,10 @@ def test_metadata_is_scanned_as_each_label_has_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        (b'{"id": "b", "text": ""', "row 1 is no label"),
-        (b'{"id": "b", "text": ""}, {"id": "b"}', "row 1 is no label"),
+        (b'{"id": "b", "text": ""', "row 1 is not a label"),
+        (b'{"id": "b", "text": ""}, {"id": "b"}', "row 1 is not a label"),
         (b'{"id": "b", "text": "", "metadata": [1]}', "row 1: metadata must be an object"),
-        (b"7", "row 1 is no label"),
+        (b"7", "row 1 is not a label"),
     ],
 )
 def test_a_scan_of_metadata_names_the_row_that_is_wrong(
