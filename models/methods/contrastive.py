@@ -37,12 +37,13 @@ from models.encoders.build import TextEncoder, embed, encode_batch, parameter_gr
 from models.errors import TrainingError
 from models.progress import track
 from models.quality.metrics import precision_at_k, recall_at_k
+from models.quality.ranking import exact_ranking
 from models.rng import Rng
 from models.runs import PRETRAIN_CHECKPOINT_FILE, PRETRAINED_FILE, TENSORBOARD_FOLDER, Run
 from models.training.board import Board
 from models.training.checkpoint import Progress, load_checkpoint, save_checkpoint, write_tensors
 from models.training.clusters import clustered_order
-from models.training.loop import AUTOCAST, Validation, rank_by_product
+from models.training.loop import AUTOCAST, Validation
 from models.training.losses import contrastive_hinge, info_nce
 from models.training.negatives import allowed_in_pool
 from models.training.optimizers import Optimizers, scheduled_share
@@ -268,9 +269,10 @@ class _Loop:
 
     def _measure(self, record: dict[str, float]) -> None:
         """Rank label texts for the validation texts, say how well, keep the encoder if best."""
-        encoder, progress, truth = self.model.encoder, self.progress, self.validation.labels
+        encoder, progress, truth = self.model.encoder, self.progress, self.validation.truth
         vectors = embed(encoder, self.model.label_texts)
-        ranked = rank_by_product(encoder, vectors, self.validation, 10)
+        queries = embed(encoder, self.validation.queries)
+        ranked = exact_ranking(self.validation.of(queries), vectors, 10)
         p_at_1 = 100 * precision_at_k(ranked, truth, 1)
         record |= {
             "validation_p_at_1": p_at_1,

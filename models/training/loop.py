@@ -11,23 +11,22 @@ import math
 import resource
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from models.atomic import write_atomic
 from models.config import TrainConfig
 from models.data.tokens import TokenizedTexts
-from models.encoders.build import TextEncoder, embed
+from models.encoders.build import embed
 from models.errors import TrainingError
 from models.progress import track
 from models.quality.metrics import ndcg_at_k, precision_at_k
-from models.quality.ranking import exact_ranking, spare, without
+from models.quality.ranking import EvaluationSet
 from models.rng import Rng
 from models.runs import CHECKPOINT_FILE, FAILED_BATCH_FILE, MODEL_FILE, TENSORBOARD_FOLDER, Run
 from models.training.board import Board
@@ -48,16 +47,8 @@ log = logging.getLogger(__name__)
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@dataclass(frozen=True, slots=True)
-class Validation:
-    """Held-out texts and their labels, on which everything is chosen.
-
-    `filtered` are the (row, label) pairs that are left out of predictions.
-    """
-
-    texts: TokenizedTexts
-    labels: csr_array
-    filtered: NDArray[np.int64] | None = None
+Validation: TypeAlias = EvaluationSet[TokenizedTexts]
+"""Held-out texts and their labels, on which everything is chosen."""
 
 
 def train(
@@ -270,14 +261,14 @@ class _Loop:
                 f"some weights are no numbers after epoch {progress.epoch + 1}: {self._way_out()}"
             )
         ranked = rank(self.model, self.validation, 5)
-        p_at_1 = 100 * precision_at_k(ranked, self.validation.labels, 1)
-        ndcg_at_5 = self.world.agree(100 * ndcg_at_k(ranked, self.validation.labels, 5))
+        p_at_1 = 100 * precision_at_k(ranked, self.validation.truth, 1)
+        ndcg_at_5 = self.world.agree(100 * ndcg_at_k(ranked, self.validation.truth, 5))
         record: dict[str, Any] = {"stage": self.phase.name} if self.phase.name else {}
         record |= {
             "epoch": progress.epoch + 1,
             "loss": progress.loss_sum / self.steps_per_epoch,
             "validation_p_at_1": p_at_1,
-            "validation_p_at_5": 100 * precision_at_k(ranked, self.validation.labels, 5),
+            "validation_p_at_5": 100 * precision_at_k(ranked, self.validation.truth, 5),
             "validation_ndcg_at_5": ndcg_at_5,
             "seconds": round(seconds, 2),
             "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
@@ -336,14 +327,6 @@ class _Loop:
 
 
 def rank(model: Method, validation: Validation, k: int) -> NDArray[np.int64]:
-    """Top k labels of every text as the method ranks them, (n, k), filtered pairs left out."""
-    embeddings = embed(model.encoder, validation.texts)
-    ranked = model.best(embeddings, k + spare(validation.filtered)).labels
-    return without(ranked, validation.filtered, k)
-
-
-def rank_by_product(
-    encoder: TextEncoder, vectors: NDArray[np.float32], validation: Validation, k: int
-) -> NDArray[np.int64]:
-    """The same by exact inner product with any vectors (n_labels, dim)."""
-    return exact_ranking(embed(encoder, validation.texts), vectors, validation.filtered, k)
+    """Top k labels of every text as the method ranks them, (n, k), without the filter pairs."""
+    embeddings = embed(model.encoder, validation.queries)
+    return validation.first(model.best(embeddings, k + validation.spare).labels, k)
