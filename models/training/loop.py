@@ -31,7 +31,9 @@ from models.rng import Rng
 from models.runs import CHECKPOINT_FILE, FAILED_BATCH_FILE, MODEL_FILE, TENSORBOARD_FOLDER, Run
 from models.training.board import Board
 from models.training.checkpoint import (
+    Place,
     Progress,
+    State,
     load_checkpoint,
     phase_of,
     save_checkpoint,
@@ -136,13 +138,12 @@ class _Loop:
         """Go on from the checkpoint; False where there is none."""
         if not self._checkpoint.is_file():
             return False
-        model = self.model
         self.optimizers = self._fresh_optimizers(phase_of(self._checkpoint))
-        restored = load_checkpoint(self._checkpoint, model, self.optimizers, self.rng, model.shard)
-        self.progress, self.order = restored.progress, restored.order
-        model.restore(restored.transient)
-        place = restored.progress
-        log.info("resuming in epoch %d at step %d", place.epoch + 1, place.step_in_epoch)
+        place = load_checkpoint(self._checkpoint, self._state)
+        self.progress, self.order = place.progress, place.order
+        self.model.restore(place.transient)
+        progress = self.progress
+        log.info("resuming in epoch %d at step %d", progress.epoch + 1, progress.step_in_epoch)
         return True
 
     def begin_phase(self, number: int) -> None:
@@ -299,6 +300,10 @@ class _Loop:
                 self.board.add_scalar(f"epoch/{name}", value, int(record["epoch"]))
         self.board.flush()
 
+    @property
+    def _state(self) -> State:
+        return State(self.model, self.optimizers, self.rng, self.model.shard, self._whole)
+
     def _whole(self, rows: Tensor) -> Tensor:
         return self.world.gather(rows, self.model.n_labels)
 
@@ -311,17 +316,8 @@ class _Loop:
     def _save(self) -> None:
         if self._broken():
             return  # the next loss will say so; the last good checkpoint stays
-        save_checkpoint(
-            self._checkpoint,
-            self.model,
-            self.optimizers,
-            self.rng,
-            self.progress,
-            self.order,
-            self.model.transient(),
-            self._whole,
-            write=self.leads,
-        )
+        place = Place(self.progress, self.order, self.model.transient())
+        save_checkpoint(self._checkpoint, self._state, place, write=self.leads)
         self._saved_at = time.monotonic()
         log.debug("checkpoint: %s", asdict(self.progress))
 
