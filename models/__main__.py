@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from models.compare.peers.registry import NONE, PEERS, choose_peers
 
 if TYPE_CHECKING:
-    from service.bundle.manifest import Manifest, QualityInfo
+    from service.bundle.manifest import QualityInfo
 
 STAGES = {
     "prepare": "read the data, print a report on it and on the validation split",
@@ -169,39 +169,27 @@ def _share(text: str) -> float:
 
 def _run(args: argparse.Namespace) -> None:
     _refuse_processes(args.stage)
-    if args.stage == COMPARE:
-        print(_compare(args))
-        return
-    if args.stage == TUNE:
-        _tune(args)
-        return
-    if args.stage == FOLD:
-        print(_fold(args))
-        return
     if args.stage == PREPARE and args.source == DEBIAN:
-        print(_make_debian(args))
-        return
+        _make_debian(args)
+    else:
+        {COMPARE: _compare, TUNE: _tune, FOLD: _fold}.get(args.stage, _run_stage)(args)
+
+
+def _run_stage(args: argparse.Namespace) -> None:
     from models import stages
     from models.data.prepare import load_config_with_data
-    from service.bundle.verify import read_manifest
 
     config = load_config_with_data(args.config, args.set)
     if args.stage == "all":
-        print(_table(read_manifest(stages.run_all(config, args.var))))
-        return
-    if args.stage == "evaluate":
+        print(_table(stages.run_all(config, args.var)))
+    elif args.stage == "evaluate":
         bundle = args.bundle or args.var / "bundles" / config.name
         print(_figures(stages.run_evaluate(config, bundle, args.split)))
-        return
-    job = stages.TrainingJob.open(config, args.var)
-    if args.stage == "prepare":
-        print(stages.run_prepare(job))
-    elif args.stage == "release":
-        print(_table(read_manifest(stages.run_release(job))))
     else:
-        {"train": stages.run_train, "export": stages.run_export, "index": stages.run_index}[
-            args.stage
-        ](job)
+        run_stage = getattr(stages, f"run_{args.stage}")
+        result = run_stage(stages.TrainingJob.open(config, args.var))
+        if result is not None:
+            print(_table(result) if args.stage == "release" else result)
 
 
 def _refuse_processes(stage: str) -> None:
@@ -215,14 +203,14 @@ def _refuse_processes(stage: str) -> None:
         )
 
 
-def _make_debian(args: argparse.Namespace) -> str:
+def _make_debian(args: argparse.Namespace) -> None:
     from models.data.dataset import report
     from models.data.debian import make_dataset
 
-    return report(make_dataset(args.out, args.limit_points), "title+content").as_text()
+    print(report(make_dataset(args.out, args.limit_points), "title+content").as_text())
 
 
-def _compare(args: argparse.Namespace) -> str:
+def _compare(args: argparse.Namespace) -> None:
     from models.compare.compare import Request, compare
     from models.compare.table import as_markdown
 
@@ -241,14 +229,13 @@ def _compare(args: argparse.Namespace) -> str:
         again=args.again,
         command=args.command,
     )
-    return as_markdown(compare(request))
+    print(as_markdown(compare(request)))
 
 
-def _fold(args: argparse.Namespace) -> str:
+def _fold(args: argparse.Namespace) -> None:
     from models.seal.fold import fold
-    from service.bundle.verify import read_manifest
 
-    return _table(read_manifest(fold(args.bundle, args.state, args.out, args.data)))
+    print(_table(fold(args.bundle, args.state, args.out, args.data)))
 
 
 def _tune(args: argparse.Namespace) -> None:
@@ -286,7 +273,10 @@ def _figures(quality: "QualityInfo") -> str:
     return "\n".join([head, *rows])
 
 
-def _table(manifest: "Manifest") -> str:
+def _table(bundle: Path) -> str:
+    from service.bundle.verify import read_manifest
+
+    manifest = read_manifest(bundle)
     size_mb = sum(entry.bytes for entry in manifest.files.values()) / 1e6
     lines = [f"{manifest.name}  {manifest.bundle_id[:12]}  {size_mb:.0f} MB", ""]
     if manifest.quality is not None:

@@ -7,18 +7,19 @@ is not done again, so an interrupted job goes on where it stopped.
 import logging
 import time
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Literal, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from models.atomic import write_atomic
 from models.config import Config
 from models.data.dataset import Dataset, label_texts, point_texts, report
 from models.data.filters import filtered_pairs
-from models.data.prepare import Split, TokenizedData, open_configured, split, tokenize
+from models.data.prepare import Corpus, Split, open_configured, split
 from models.data.tokens import TokenizedTexts
 from models.encoders.build import (
     TextEncoder,
@@ -35,10 +36,11 @@ from models.index import calibrate
 from models.index.efforts import measure
 from models.index.indexed import memory_of
 from models.index.kind import Material
-from models.index.memory import Memory, build_memory, remember
+from models.index.memory import LabelIndexFacts, Memory, build_memory, remember
 from models.index.registry import KINDS, build_label_index
 from models.methods import contrastive
 from models.quality.evaluate import evaluate
+from models.quality.ranking import EvaluationSet
 from models.rng import Rng
 from models.runs import (
     ARCHITECTURE_FILE,
@@ -58,6 +60,7 @@ from models.teacher import soft_targets, teacher_probabilities
 from models.trained import fresh_model, load_model
 from models.training.distributed import World
 from models.training.loop import Validation, device_for, train
+from models.training.method import Method
 from models.training.training_rows import TrainingRows
 from models.tune.check import Checked, check_bundle
 from models.tune.goal import Goal
@@ -76,46 +79,59 @@ from service.errors import BundleNotFound
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TrainingJob:
-    """A run with its data opened and split; `cache` holds what a frozen transformer gave."""
+    """A run with its data, read, split and tokenised once for all stages.
+
+    `cache` holds what frozen transformers made of texts.
+    """
 
     run: Run
     dataset: Dataset
     parts: Split
+    corpus: Corpus
     bundles: Path
     cache: Path
 
     @classmethod
-    def open(cls, config: Config, var: Path) -> "TrainingJob":
+    def open(cls, config: Config, var: Path) -> Self:
         """Read the data, find or make the run folder. Raises ModelsError."""
         dataset = open_configured(config)
         parts = split(config, dataset)
-        run = open_run(var, config, dataset.sha256, parts.sha256)
-        return cls(run, dataset, parts, var / "bundles" / config.name, var / "cache" / "pooled")
+        return cls._of(open_run(var, config, dataset.sha256, parts.sha256), dataset, parts, var)
 
     @classmethod
-    def of_run(cls, folder: Path, var: Path) -> "TrainingJob":
+    def of_run(cls, folder: Path, var: Path) -> Self:
         """The same of a run folder that is there, whatever code began it. Raises ModelsError."""
         run = read_run(folder)
         dataset = open_configured(run.config)
         parts = split(run.config, dataset)
         check_same_data(run, dataset.sha256, parts.sha256)
-        bundles = var / "bundles" / run.config.name
-        return cls(run, dataset, parts, bundles, var / "cache" / "pooled")
+        return cls._of(run, dataset, parts, var)
+
+    @classmethod
+    def _of(cls, run: Run, dataset: Dataset, parts: Split, var: Path) -> Self:
+        bundles, cache = var / "bundles" / run.config.name, var / "cache" / "pooled"
+        return cls(run, dataset, parts, Corpus(run, dataset, parts), bundles, cache)
+
+    @cached_property
+    def validation(self) -> Validation:
+        """The validation points, on which everything is chosen."""
+        train, rows = self.dataset.train.labels, self.parts.validation_rows
+        cells = filtered_pairs(self.dataset.train_filter, *train.shape)[rows].tocoo()
+        pairs = np.stack(cells.coords, axis=1).astype(np.int64)
+        return EvaluationSet(self.corpus.validation, train[rows], pairs)
 
     @property
-    def validation_truth(self) -> csr_array:
-        """Labels of the validation points, csr (n, n_labels)."""
-        return self.dataset.train.labels[self.parts.validation_rows]
+    def training_labels(self) -> csr_array:
+        """Labels of the points that are trained on, csr (n, n_labels) of ones."""
+        return csr_array(self.dataset.train.labels[self.parts.train_rows] > 0, dtype=np.float32)
 
     @property
-    def validation_filter(self) -> NDArray[np.int64]:
-        """Filtered (row, label) pairs of the validation points, (m, 2)."""
-        shape = self.dataset.train.labels.shape
-        filtered = filtered_pairs(self.dataset.train_filter, *shape)
-        cells = filtered[self.parts.validation_rows].tocoo()
-        return np.stack(cells.coords, axis=1).astype(np.int64)
+    def reads_points_again(self) -> bool:
+        """Whether the index or the memory is built from the points that were trained on."""
+        config = self.run.config
+        return KINDS[config.index.kind].wants_points or config.memory.kind != "none"
 
 
 def job_of_bundle(bundle: Path, var: Path) -> TrainingJob:
@@ -151,21 +167,9 @@ def _train(job: TrainingJob, world: World) -> None:
     run, config = job.run, job.run.config
     rng = Rng.from_seed(config.seed)
     encoder = _fresh_encoder(job, world).to(device_for(config.train))
-    data = _tokenized(job, encoder, world)
-    if (bag := bag_of(encoder)) is not None:
-        seen = np.concatenate([data.train.ids, data.labels.ids])
-        bag.weigh_words(seen, config.encoder.word_smoothing)
-    points = _points(job, data, world)
-    validation = Validation(data.validation, job.validation_truth, job.validation_filter)
-    world.leader_first(lambda: contrastive.pretrain(encoder, points, data.labels, validation, run))
-    model, rows = fresh_model(encoder, data.labels, config, points, world)
-    log.info(
-        "training on %d rows, %d labels; %d of all points were cut at encoder.max_tokens (%d)",
-        len(rows),
-        len(job.dataset.labels),
-        data.train.n_truncated,
-        config.encoder.max_tokens,
-    )
+    validation = job.validation.of(_texts(job, "validation", encoder, world))
+    model, rows = _untrained(job, encoder, validation, world)
+    job.corpus.drop("labels", *([] if job.reads_points_again else ["train"]))
     used = time.process_time()
     progress = train(model, rows, validation, run, rng)
     if world.leads:
@@ -180,6 +184,27 @@ def _train(job: TrainingJob, world: World) -> None:
         )
         # Only now: killed before the record is written, the run is resumed and not done again.
         (run.folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+
+
+def _untrained(
+    job: TrainingJob, encoder: TextEncoder, validation: Validation, world: World
+) -> tuple[Method, TrainingRows]:
+    """The method's model around the encoder, pre-trained where configured, and its rows."""
+    run, config = job.run, job.run.config
+    points, labels = _points(job, encoder, world), _texts(job, "labels", encoder, world)
+    if (bag := bag_of(encoder)) is not None:
+        seen = np.concatenate([points.texts.ids, labels.ids])
+        bag.weigh_words(seen, config.encoder.word_smoothing)
+    world.leader_first(lambda: contrastive.pretrain(encoder, points, labels, validation, run))
+    model, rows = fresh_model(encoder, labels, config, points, world)
+    log.info(
+        "training on %d rows, %d labels; %d of all points were cut at encoder.max_tokens (%d)",
+        len(rows),
+        len(labels),
+        points.texts.n_truncated + validation.queries.n_truncated,
+        config.encoder.max_tokens,
+    )
+    return model, rows
 
 
 def _fresh_encoder(job: TrainingJob, world: World) -> TextEncoder:
@@ -201,19 +226,35 @@ def _write_text(path: Path, text: str) -> None:
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def _points(job: TrainingJob, data: TokenizedData, world: World) -> TrainingRows:
+def _points(job: TrainingJob, encoder: TextEncoder, world: World) -> TrainingRows:
     """The training points without label rows; every stored relevance counts as relevant."""
-    train, picked = job.dataset.train, job.parts.train_rows
-    labels = csr_array(train.labels[picked] > 0, dtype=np.float32)
-    ignored = filtered_pairs(job.dataset.train_filter, *train.labels.shape)[picked]
+    train, picked, labels = job.dataset.train, job.parts.train_rows, job.training_labels
+    ignored = csr_array(filtered_pairs(job.dataset.train_filter, *train.labels.shape)[picked])
     if (teacher := job.run.config.teacher).path:
         keep = job.run.folder / TEACHER_FILE
-        asked = world.leader_first(
+        taught = world.leader_first(
             lambda: teacher_probabilities(teacher, job.dataset, picked, keep, job.cache)
         )
-        labels = soft_targets(labels, asked, csr_array(ignored), teacher.weight)
-    uids = [train.uids[row] for row in picked]
-    return TrainingRows(data.train, labels, csr_array(ignored), uids)
+        labels = soft_targets(labels, taught, ignored, teacher.weight)
+    texts = _texts(job, "train", encoder, world)
+    return TrainingRows(texts, labels, ignored, [train.uids[row] for row in picked])
+
+
+def _texts(
+    job: TrainingJob,
+    part: Literal["train", "validation", "labels"],
+    encoder: TextEncoder,
+    world: World,
+) -> TokenizedTexts:
+    """A part of the corpus; of a frozen encoder also what its transformer makes of the texts."""
+    corpus, transformer = job.corpus, transformer_of(encoder)
+    texts: TokenizedTexts = getattr(corpus, part)
+    if transformer is None or not job.run.config.encoder.frozen:
+        return texts
+    everything = corpus.labels if part == "labels" else corpus.points
+    pooled = world.leader_first(lambda: cached_pooled(transformer, everything, job.cache))
+    rows = {"train": job.parts.train_rows, "validation": job.parts.validation_rows}
+    return replace(texts, pooled=pooled[rows[part]] if part in rows else pooled)
 
 
 def run_export(job: TrainingJob) -> None:
@@ -221,9 +262,7 @@ def run_export(job: TrainingJob) -> None:
     run = job.run
     if RECORD in run.measured():
         return
-    texts = _tokenized(job).validation
-    validation = Validation(texts, job.validation_truth, job.validation_filter)
-    export_variants(load_model(run), validation, run)
+    export_variants(load_model(run), job.validation, run)
 
 
 def run_index(job: TrainingJob) -> None:
@@ -235,22 +274,23 @@ def run_index(job: TrainingJob) -> None:
     material = _material(job, encoder, KINDS[config.index.kind].wants_points)
     info = build_label_index(material, config.index, run.folder)
     vectors = material.vectors
-    queries = encode_with(encoder, _tokenized(job).validation)
-    truth, filtered = job.validation_truth, job.validation_filter
-    points = measure(run.folder, info, config.index, vectors, queries, truth, filtered)
+    validation = job.validation.of(encode_with(encoder, job.corpus.validation))
+    points = measure(run.folder, info, config.index, vectors, validation)
     index = open_label_index(run.folder, info, vectors.shape[1], {EXACT: {}})
     bias = None if info.metric == "probability" else config.method.logit_bias
     if config.memory.kind != "none":
-        kept = build_memory(_remembered(job), vectors, info, queries, truth, filtered, points, run)
+        label_index = LabelIndexFacts(vectors, info, points)
+        kept = build_memory(_remembered(job), label_index, validation, run)
         run.record(memory=kept.record)
         if kept.info is not None:
             points, bias = kept.points, None  # what is blended are probabilities already
             index = open_augmented(run.folder, kept.info, index, {EXACT: {}})
     run.record(index=info.model_dump(), operating_points=[p.model_dump() for p in points])
-    answers = index.search(queries, calibrate.DEPTH, EXACT)
-    fitted, described = calibrate.calibrate(answers.scores, answers.rows, truth, bias, filtered)
+    answers = index.search(validation.queries, calibrate.DEPTH, EXACT)
+    fitted, described = calibrate.calibrate(answers, validation, bias)
     calibrate.write_calibration(run.folder / CALIBRATION_FILE, fitted)
     run.record(calibration=described.model_dump())
+    job.corpus.drop("train")
 
 
 def _material(job: TrainingJob, encoder: OnnxEncoder, wants_points: bool) -> Material:
@@ -261,27 +301,21 @@ def _material(job: TrainingJob, encoder: OnnxEncoder, wants_points: bool) -> Mat
     labels = csr_array((0, len(vectors)), dtype=np.float32)
     points = np.empty((0, vectors.shape[1]), np.float32)
     if wants_points:
-        points = encode_with(encoder, _tokenized(job).train)
-        labels = _training_labels(job)
+        points = encode_with(encoder, job.corpus.train)
+        labels = job.training_labels
     return Material(vectors, config.method.logit_bias, points, labels, parts.graph)
-
-
-def _training_labels(job: TrainingJob) -> csr_array:
-    """Labels of the points that were trained on, csr (n, n_labels) of ones."""
-    return csr_array(job.dataset.train.labels[job.parts.train_rows] > 0, dtype=np.float32)
 
 
 def _remembered(job: TrainingJob) -> Memory:
     """Embeddings and labels of the points that were trained on."""
-    model = load_model(job.run)
-    texts = _tokenized(job, model.encoder).train
-    embeddings = embed(model.encoder, texts)
-    return remember(embeddings, _training_labels(job), job.run.config.memory.values)
+    encoder = load_model(job.run).encoder
+    embeddings = embed(encoder, _texts(job, "train", encoder, World()))
+    return remember(embeddings, job.training_labels, job.run.config.memory.values)
 
 
 def run_release(job: TrainingJob) -> Path:
     """Score the test split through service.core and seal the bundle."""
-    return release(job.run, job.dataset, job.bundles)
+    return release(job.run, job.dataset, job.parts, job.bundles)
 
 
 def run_tune(job: TrainingJob, request: Request) -> Report:
@@ -293,7 +327,7 @@ def run_tune(job: TrainingJob, request: Request) -> Report:
     subject = _subject(job, request.wants_points(job.run))
     report, indexed = tune(subject, job.run, request)
     if indexed is not None:
-        release(job.run, job.dataset, job.bundles, indexed)
+        release(job.run, job.dataset, job.parts, job.bundles, indexed)
     return report
 
 
@@ -311,9 +345,7 @@ def _subject(job: TrainingJob, wants_points: bool) -> Subject:
         run_folder=run.folder,
         config=run.config.index,
         material=_material(job, encoder, wants_points),
-        queries=encode_with(encoder, _tokenized(job).validation),
-        truth=job.validation_truth,
-        filtered=job.validation_filter,
+        validation=job.validation.of(encode_with(encoder, job.corpus.validation)),
         vectors_score=scored_by_vectors(run.config),
         memory=memory,
         memory_ef_search=points[DEFAULT_EFFORT].get(MEMORY_EF_SEARCH) if memory else None,
@@ -337,15 +369,9 @@ def run_all(config: Config, var: Path) -> Path:
 def run_evaluate(config: Config, bundle: Path, split_name: str) -> QualityInfo:
     """Score a sealed bundle on a split of the config's data."""
     dataset = open_configured(config)
-    metrics = config.metrics
-    return evaluate(
-        Engine.open(bundle, device="cpu"),
-        dataset,
-        split_name,
-        config.data.fields,
-        metrics.propensity_a,
-        metrics.propensity_b,
-    )
+    a, b = config.metrics.propensity_a, config.metrics.propensity_b
+    engine = Engine.open(bundle, device="cpu")
+    return evaluate(engine, dataset, split_name, config.data.fields, a, b)
 
 
 def find_sealed(config: Config, var: Path) -> Path | None:
@@ -355,25 +381,6 @@ def find_sealed(config: Config, var: Path) -> Path | None:
     except BundleNotFound:
         return None
     return folder if read_manifest(folder).config == config.model_dump() else None
-
-
-def _tokenized(
-    job: TrainingJob, encoder: TextEncoder | None = None, world: World | None = None
-) -> TokenizedData:
-    """The parts as token ids; of a frozen `encoder` also what its transformer makes of them."""
-    config = job.run.config
-    tokenizer = job.run.require(TOKENIZER_FILE, "train")
-    transformer = transformer_of(encoder) if encoder is not None else None
-    if transformer is None or not config.encoder.frozen:
-        return tokenize(config, job.dataset, job.parts, tokenizer)
-    frozen = transformer
-
-    def complete(texts: TokenizedTexts) -> TokenizedTexts:
-        together = world or World()
-        rows = together.leader_first(lambda: cached_pooled(frozen, texts, job.cache))
-        return replace(texts, pooled=rows)
-
-    return tokenize(config, job.dataset, job.parts, tokenizer, complete)
 
 
 def _onnx(run: Run) -> OnnxEncoder:

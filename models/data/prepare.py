@@ -4,8 +4,9 @@ Every stage comes through here, so all of them see the same split and the same t
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from models.data.dataset import Dataset, label_texts, point_texts
 from models.data.filters import check_item_ids, with_own_items
 from models.data.formats import open_dataset
 from models.data.splits import validation_split
-from models.data.tokens import TokenizedTexts, tokenize_texts
+from models.data.tokens import TokenizedTexts, concatenate, tokenize_texts
 from models.errors import ConfigError, DataError
 from models.rng import Rng
+from models.runs import TOKENIZER_FILE, Run
 from service.core.encoding.tokenizer import Tokenizer
 
 
@@ -34,15 +36,6 @@ class Split:
     def sha256(self) -> str:
         """Names the split: the hash of the rows that are set aside."""
         return hashlib.sha256(self.validation_rows.astype("<i8").tobytes()).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class TokenizedData:
-    """Training points, validation points and labels as token ids."""
-
-    train: TokenizedTexts
-    validation: TokenizedTexts
-    labels: TokenizedTexts
 
 
 def load_config_with_data(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -111,24 +104,47 @@ def split(config: Config, dataset: Dataset) -> Split:
     return Split(train_rows, validation_rows)
 
 
-def tokenize(
-    config: Config,
-    dataset: Dataset,
-    parts: Split,
-    tokenizer_file: Path,
-    complete: Callable[[TokenizedTexts], TokenizedTexts] = lambda texts: texts,
-) -> TokenizedData:
-    """Tokenize the parts with the tokenizer that will serve.
+class Corpus:
+    """The texts of a run as token ids, by the tokenizer that will serve.
 
-    `complete` may add to all points, or all labels, before they are split: a frozen transformer's
-    pooled rows, which are then the same whatever the split.
+    Each part is tokenised when it is first read, and stays until it is dropped: a stage drops what
+    no later one reads. Reading raises RunError where the run has no tokenizer yet.
     """
-    tokenizer = Tokenizer(tokenizer_file, config.encoder.max_tokens)
-    points = complete(tokenize_texts(tokenizer, point_texts(dataset.train, config.data.fields)))
-    names = label_texts(dataset.labels, config.data.label_fields)
-    labels = complete(tokenize_texts(tokenizer, names))
-    return TokenizedData(
-        train=points.take(parts.train_rows),
-        validation=points.take(parts.validation_rows),
-        labels=labels,
-    )
+
+    def __init__(self, run: Run, dataset: Dataset, parts: Split) -> None:
+        self._run, self._dataset, self._parts = run, dataset, parts
+
+    @cached_property
+    def train(self) -> TokenizedTexts:
+        """The points that are trained on."""
+        return self._points(self._parts.train_rows)
+
+    @cached_property
+    def validation(self) -> TokenizedTexts:
+        """The points that everything is chosen on."""
+        return self._points(self._parts.validation_rows)
+
+    @cached_property
+    def labels(self) -> TokenizedTexts:
+        """The labels."""
+        fields = self._run.config.data.label_fields
+        return self._tokenize(label_texts(self._dataset.labels, fields))
+
+    @property
+    def points(self) -> TokenizedTexts:
+        """The points of both parts in the data's order, which is the same whatever the split."""
+        rows = np.concatenate([self._parts.train_rows, self._parts.validation_rows])
+        return concatenate(self.train, self.validation).take(np.argsort(rows))
+
+    def drop(self, *parts: str) -> None:
+        """Free the memory of these parts; whoever reads one again has it tokenised again."""
+        for part in parts:
+            self.__dict__.pop(part, None)
+
+    def _points(self, rows: NDArray[np.int64]) -> TokenizedTexts:
+        points = self._dataset.train.take(rows)
+        return self._tokenize(point_texts(points, self._run.config.data.fields))
+
+    def _tokenize(self, texts: list[str]) -> TokenizedTexts:
+        tokenizer_file = self._run.require(TOKENIZER_FILE, "train")
+        return tokenize_texts(Tokenizer(tokenizer_file, self._run.config.encoder.max_tokens), texts)

@@ -61,21 +61,19 @@ def validation_split(
     texts: Sequence[str],
     rng: np.random.Generator,
     *,
-    share: float | None = None,
-    n: int | None = None,
+    n: int,
     group: Grouping = "series",
-    keep_every_label: bool = True,
 ) -> tuple[Rows, Rows]:
     """(training rows, validation rows), both ascending, together every row once.
 
     `texts` are what points are grouped by: titles for `series`, contents for `content`. Draws whole
-    groups until `n` points, or this `share` of all, are set aside; never more, and fewer where
-    groups run out; of contents, no group of over a fiftieth of them. A group with a point that has
-    no label stays in training. With `keep_every_label`, groups that would take a label's last
-    training point stay there too, and those that did take it together go back: the count then
-    falls a little short.
+    groups until `n` points are set aside; never more, and fewer where groups run out; of contents,
+    no group of over a fiftieth of them. A group with a point that has no label stays in training.
+    Groups that would take a label's last training point stay there too, and those that did take it
+    together go back: the count then falls a little short.
     """
-    wanted = _wanted(len(points), share, n)
+    if not 0 < n < len(points):
+        raise ValueError(f"n is {n}; give at least 1 and fewer than the {len(points)} points")
     if len(texts) != len(points):
         raise ValueError(f"{len(texts)} texts for {len(points)} points; give one per point")
     group_rows = _group_rows(texts, group)
@@ -84,32 +82,14 @@ def validation_split(
     movable[group_rows[np.diff(points.labels.indptr) == 0]] = False
     sizes = np.bincount(group_rows, minlength=n_groups)
     if group == "content":
-        movable[sizes > max(1, wanted // _SOURCES_AT_LEAST)] = False
+        movable[sizes > max(1, n // _SOURCES_AT_LEAST)] = False
     holders = _Holders.of(points, group_rows)
-    if keep_every_label:
-        movable[holders.sole_groups()] = False
+    movable[holders.sole_groups()] = False
     order = rng.permutation(n_groups)
-    drawn = _draw(order[movable[order]], sizes, wanted)
-    if keep_every_label:
-        drawn[holders.groups_to_return(drawn)] = False
+    drawn = _draw(order[movable[order]], sizes, n)
+    drawn[holders.groups_to_return(drawn)] = False
     in_validation = drawn[group_rows]
     return np.flatnonzero(~in_validation), np.flatnonzero(in_validation)
-
-
-def _wanted(n_points: int, share: float | None, n: int | None) -> int:
-    if (share is None) == (n is None):
-        raise ValueError("give either share or n, to say how many points to set aside")
-    if share is not None:
-        if not 1 <= share * n_points < n_points:
-            raise ValueError(
-                f"share is {share} of {n_points} points; give a share between 0 and 1 that is at "
-                "least one point"
-            )
-        return int(share * n_points)
-    assert n is not None
-    if not 0 < n < n_points:
-        raise ValueError(f"n is {n}; give at least 1 and fewer than the {n_points} points")
-    return n
 
 
 def _group_rows(texts: Sequence[str], group: Grouping) -> Rows:

@@ -25,7 +25,6 @@ from models.errors import ReleaseError, RunError
 from models.export.export_onnx import encode_with, parity, trace
 from models.export.precision import at_precision
 from models.quality.metrics import precision_at_k
-from models.quality.ranking import spare, without
 from models.runs import Run, encoder_file
 from models.training.loop import Validation
 from models.training.method import Method
@@ -78,11 +77,11 @@ def export_variants(model: Method, validation: Validation, run: Run) -> None:
     """
     config = run.config.export
     traced = trace(model.encoder)
-    expected = embed(model.encoder, validation.texts)
+    expected = embed(model.encoder, validation.queries)
     measured: dict[Precision, VariantInfo] = {}
     for precision in (REFERENCE, *(name for name in config.variants if name != REFERENCE)):
         path = run.folder / encoder_file(precision)
-        write_atomic(path, partial(onnx.save, at_precision(traced, precision, validation.texts)))
+        write_atomic(path, partial(onnx.save, at_precision(traced, precision, validation.queries)))
         found = measure(path, expected, model, validation, measured.get(REFERENCE))
         measured[precision] = found
         log.info(
@@ -115,10 +114,10 @@ def measure(
     reference: VariantInfo | None,
 ) -> VariantInfo:
     """A variant's figures on the validation points; `expected` (n, dim) are torch's embeddings."""
-    texts = validation.texts
+    texts = validation.queries
     rows = encode_with(OnnxEncoder(path, "cpu", torch.get_num_threads()), texts)
-    ranked = model.best(rows, 1 + spare(validation.filtered)).labels
-    p_at_1 = 100 * precision_at_k(without(ranked, validation.filtered, 1), validation.labels, 1)
+    ranked = validation.first(model.best(rows, 1 + validation.spare).labels, 1)
+    p_at_1 = 100 * precision_at_k(ranked, validation.truth, 1)
     found = parity(expected, rows, lambda embeddings: model.best(embeddings, 1).labels)
     return VariantInfo(
         bytes=path.stat().st_size,

@@ -8,6 +8,7 @@ arXiv 2411.04276.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,10 @@ from scipy.special import expit
 from models.atomic import write_atomic
 from models.data.filters import filtered_pairs
 from models.quality.metrics import expected_calibration_error
+from models.quality.ranking import EvaluationSet
 from service.bundle.manifest import CalibrationInfo
 from service.core.calibration import PiecewiseLinear
+from service.core.types import Hits
 
 DEPTH = 50
 _JUDGED = 10
@@ -42,19 +45,16 @@ def fit(scores: NDArray[np.floating], outcomes: NDArray[np.bool_]) -> PiecewiseL
 
 
 def calibrate(
-    scores: NDArray[np.float32],
-    rows: NDArray[np.int64],
-    truth: csr_array,
-    logit_bias: float | None,
-    filtered: NDArray[np.int64] | None = None,
+    answers: Hits, validation: EvaluationSet[Any], logit_bias: float | None
 ) -> tuple[PiecewiseLinear, CalibrationInfo]:
     """Fit on ranked answers (n, DEPTH); errors are over the first ten labels of each answer.
 
-    Without a `logit_bias` the scores are probabilities already. Answers in the `filtered` (row,
-    label) pairs are neither fitted nor judged: nobody who names the item is served them.
+    Without a `logit_bias` the scores are probabilities already. Answers in the filter pairs are
+    neither fitted nor judged: nobody who names the item is served them.
     """
+    scores, rows, truth = answers.scores, answers.rows, validation.truth
     outcomes = relevant(rows, truth)
-    kept = ~relevant(rows, filtered_pairs(filtered, *truth.shape))
+    kept = ~relevant(rows, filtered_pairs(validation.filter_pairs, *truth.shape))
     fold = np.arange(len(rows)) % 2
     crossed = np.empty_like(scores)
     for held_out in (0, 1):

@@ -14,13 +14,12 @@ from pathlib import Path
 import faiss
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
-from models.config import IndexConfig
+from models.config import IndexConfig, MemoryConfig
 from models.errors import ReleaseError
 from models.index.registry import KINDS
 from models.quality.metrics import precision_at_k
-from models.quality.ranking import spare, without
+from models.quality.ranking import EmbeddedSet
 from service.bundle.manifest import EFFORTS, IndexInfo, OperatingPoint
 from service.core.index.faiss_index import EXACT, FaissIndex
 from service.core.index.opening import open_label_index
@@ -35,17 +34,15 @@ def measure(
     info: IndexInfo,
     config: IndexConfig,
     vectors: NDArray[np.float32],
-    queries: NDArray[np.float32],
-    truth: csr_array,
-    filtered: NDArray[np.int64] | None = None,
+    validation: EmbeddedSet,
 ) -> list[OperatingPoint]:
     """Choose and measure the four efforts on validation queries. Raises ReleaseError.
 
     Recall is against exact search over the fp32 `vectors`, whatever the index stores, or, where
     its scores are no inner products, against its own exhaustive search; P@k is of answers without
-    the `filtered` (row, label) pairs.
+    the filter pairs.
     """
-    kind, dim = KINDS[info.kind], vectors.shape[1]
+    kind, dim, queries = KINDS[info.kind], vectors.shape[1], validation.queries
     grid = kind.grid(config, info.n_rows)
     index = open_label_index(folder, info, dim, named(grid) | {EXACT: {}})
     reference = exact_index(vectors) if info.metric == "inner_product" else index
@@ -59,16 +56,12 @@ def measure(
     )
     efforts = {name: chosen.get(name, {}) for name in EFFORTS}
     index = open_label_index(folder, info, dim, efforts)
-    return measure_points(index, efforts, exact, queries, truth, filtered)
+    return measure_points(index, efforts, exact, validation)
 
 
-def recall_targets(config: IndexConfig) -> dict[str, float]:
+def recall_targets(config: IndexConfig | MemoryConfig) -> dict[str, float]:
     """The recall@10 that each effort but `exact` must reach."""
-    return {
-        "fast": config.recall_fast,
-        "balanced": config.recall_balanced,
-        "thorough": config.recall_thorough,
-    }
+    return {name: getattr(config, f"recall_{name}") for name in EFFORTS if name != EXACT}
 
 
 def named(grid: Sequence[Mapping[str, int]]) -> dict[str, Mapping[str, int]]:
@@ -110,15 +103,10 @@ def measure_points(
     index: LabelIndex,
     efforts: Mapping[str, Mapping[str, int]],
     exact: NDArray[np.int64],
-    queries: NDArray[np.float32],
-    truth: csr_array,
-    filtered: NDArray[np.int64] | None = None,
+    validation: EmbeddedSet,
 ) -> list[OperatingPoint]:
     """What `index` does at each of its `efforts`; recall is of the `exact` rows (n, 10)."""
-    return [
-        _point(name, index, params, exact, queries, truth, filtered)
-        for name, params in efforts.items()
-    ]
+    return [_point(name, index, params, exact, validation) for name, params in efforts.items()]
 
 
 def exact_index(vectors: NDArray[np.float32]) -> FaissIndex:
@@ -159,13 +147,12 @@ def _point(
     index: LabelIndex,
     params: Mapping[str, int],
     exact: NDArray[np.int64],
-    queries: NDArray[np.float32],
-    truth: csr_array,
-    filtered: NDArray[np.int64] | None,
+    validation: EmbeddedSet,
 ) -> OperatingPoint:
+    queries, truth = validation.queries, validation.truth
     rows = ranked = index.search(queries, _TOP, name).rows
-    if more := spare(filtered):
-        ranked = without(index.search(queries, _TOP + more, name).rows, filtered, _TOP)
+    if more := validation.spare:
+        ranked = validation.first(index.search(queries, _TOP + more, name).rows, _TOP)
     microseconds = np.percentile(one_by_one_us(index, name, queries), [50, 99])
     return OperatingPoint(
         name=name,

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from models.config import IndexConfig
 from models.index.kind import Material
 from models.index.quantised import CODES, four_bit_codes
-from models.index.second_lists import second_lists
 from models.index.storage import (
     at_least,
     centred,
@@ -30,6 +29,9 @@ from models.index.storage import (
 from models.runs import INDEX_FILE
 
 _ROUNDS = 8
+_CANDIDATES = 16
+"""Nearest centres among which a label's second list is looked for."""
+_ROWS_AT_ONCE = 4096
 _POINTS_PER_LIST = 64
 _SCANNED_CENTRES = 1024
 """Up to so many centres are compared one after the other, more of them by their codes first."""
@@ -98,7 +100,7 @@ class IvfPq:
         rows /= _length_along(rows, centres[assigned])
         assigned = assigned[:, None]
         if config.ivf_copies == 2 and n_lists > 1:
-            assigned = np.hstack([assigned, second_lists(rows, centres)])
+            assigned = np.hstack([assigned, _second_lists(rows, centres)])
         lists = _coded(rows, centres, assigned, config.pq_dims)
         scanned = coarse = half_precision(centres)
         if n_lists > _SCANNED_CENTRES:
@@ -202,3 +204,38 @@ def _clusters(
     nearest = faiss.IndexFlatIP(rows.shape[1])
     nearest.add(kmeans.centroids)
     return kmeans.centroids, nearest.search(rows, 1)[1][:, 0]
+
+
+def _second_lists(rows: NDArray[np.float32], centres: NDArray[np.float32]) -> NDArray[np.int64]:
+    """For each row (n, dim) another list than the nearest, where a query that misses the first one
+    finds it; (n, 1). Centres are of unit norm.
+
+    A query is a label and something else. Where the something else leads it away from the list of a
+    label, it leads along what separates the label from the list's centre; a second centre on the
+    same side would be missed for the same reason. So the second list is one whose centre is near,
+    but whose difference from the label points elsewhere (after SOAR, arXiv 2404.00774).
+    """
+    nearest = faiss.IndexFlatIP(rows.shape[1])
+    nearest.add(centres)
+    found = np.empty((len(rows), 1), np.int64)
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        part = rows[start : start + _ROWS_AT_ONCE]
+        part = part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12)
+        cosines, near = nearest.search(part, min(_CANDIDATES, len(centres)))
+        best = _cost(part, cosines, centres[near])[:, 1:].argmin(axis=1) + 1
+        found[start : start + len(part), 0] = near[np.arange(len(part)), best]
+    return found
+
+
+def _cost(
+    rows: NDArray[np.float32], cosines: NDArray[np.float32], centres: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """(n, candidates): what is left of a row beside each of its centres (n, candidates, dim).
+
+    It is squared, and what of it lies along what the first centre leaves counts twice.
+    """
+    left = rows - cosines[:, :1] * centres[:, 0]
+    left /= np.maximum(np.linalg.norm(left, axis=1, keepdims=True), 1e-12)
+    along = np.einsum("nd,nd->n", left, rows)[:, None]
+    along = along - cosines * np.matmul(centres, left[:, :, None])[:, :, 0]
+    return np.asarray(1 - cosines**2 + along**2)

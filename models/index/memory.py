@@ -18,12 +18,12 @@ from scipy.sparse import csr_array
 
 from models.atomic import write_array
 from models.config import Config, IndexConfig
-from models.index.efforts import cheapest, exact_index, measure_points, named
+from models.index.efforts import cheapest, exact_index, measure_points, named, recall_targets
 from models.index.flat import Flat, write_flat
 from models.index.hnsw import GRID as GRAPH_GRID
 from models.index.hnsw import Hnsw, write_hnsw
 from models.quality.metrics import ndcg_of_each, precision_at_k, remove_filtered
-from models.quality.ranking import spare
+from models.quality.ranking import EmbeddedSet, EvaluationSet
 from models.runs import Run
 from service.bundle.manifest import IndexInfo, MemoryInfo, OperatingPoint
 from service.core.index.augmented import (
@@ -126,11 +126,15 @@ def memory_recall(
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """What `choose` tries; the weight 0, no memory, is always tried too."""
+    """What `choose` tries; the weight 0, no memory, is always tried too.
+
+    It is not chosen where a memory is `demanded`.
+    """
 
     weights: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
     temperatures: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2)
     neighbours: tuple[int, ...] = (10, 30, 100)
+    demanded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,37 +176,34 @@ def choose(
     found: Hits,
     recalled: Hits,
     labels: MemoryLabels,
-    truth: csr_array,
+    validation: EvaluationSet[Any],
     logit_bias: float | None,
     grid: Grid,
-    *,
-    filtered: NDArray[np.int64] | None = None,
-    demanded: bool = False,
 ) -> MemoryChoice:
     """The setting with the best nDCG@5 on validation queries, if it beats doing without.
 
     `found` are exact label answers (n, depth), `recalled` exact neighbours (n, at least the largest
-    of `grid.neighbours`, or all), `filtered` the (row, label) pairs taken out of the rankings.
+    of `grid.neighbours`, or all).
 
     nDCG@5 because it is one figure over the five places that matter, the first most, and, unlike
     P@5, it can reach 1 for a query with two labels. The best of many trials flatters itself, so the
     gain is cross-fitted, and it must be over two standard errors, for a memory costs a second
-    search; unless the configuration `demanded` one. Raises ValueError for an empty grid.
+    search; unless one is demanded. Raises ValueError for an empty grid.
     """
     settings = list(product(grid.neighbours, grid.temperatures, grid.weights))
     if not settings:
         raise ValueError("the grid is empty: give at least one weight, temperature and count")
-    judge = _Judge.of(found, truth, filtered)
-    trials = [judge.trial(found.rows[:, : judge.width], 0.0, 0.0, 0)]
+    width, n_labels = min(_TOP + validation.spare, found.rows.shape[1]), validation.truth.shape[1]
+    trials = [_trial(validation, found.rows[:, :width], 0.0, 0.0, 0)]
     for neighbours, temperature, weight in settings:
         nearest = Hits(recalled.rows[:, :neighbours], recalled.scores[:, :neighbours])
         setting = Blend(weight, temperature, neighbours, found.rows.shape[1], logit_bias)
-        ranked = blend(found, nearest, labels, setting, truth.shape[1], judge.width).rows
-        trials.append(judge.trial(ranked, weight, temperature, neighbours))
+        ranked = blend(found, nearest, labels, setting, n_labels, width).rows
+        trials.append(_trial(validation, ranked, weight, temperature, neighbours))
     each = np.stack([of_each for _, of_each in trials])  # (trials, queries)
     gains = _crossed_gains(each)
     gain, error = 100 * float(gains.mean()), 100 * float(gains.std() / np.sqrt(len(gains)))
-    best = 1 + int(each[1:].mean(axis=1).argmax()) if demanded or gain > 2 * error else 0
+    best = 1 + int(each[1:].mean(axis=1).argmax()) if grid.demanded or gain > 2 * error else 0
     return MemoryChoice(trials[best][0], gain, error, tuple(trial for trial, _ in trials))
 
 
@@ -217,40 +218,47 @@ def _crossed_gains(each: NDArray[np.float64]) -> NDArray[np.float64]:
     return gains
 
 
+def _trial(
+    validation: EvaluationSet[Any],
+    ranked: NDArray[np.int64],
+    weight: float,
+    temperature: float,
+    neighbours: int,
+) -> tuple[Trial, NDArray[np.float64]]:
+    """The figures of a ranking (n, five and what the filter may take), and nDCG@5 of each query."""
+    pairs, truth = validation.filter_pairs, validation.truth
+    rows = ranked if pairs is None else remove_filtered(ranked, pairs)
+    each = ndcg_of_each(rows, truth, _TOP)
+    figures = (precision_at_k(rows, truth, 1), precision_at_k(rows, truth, _TOP))
+    p1, p5, ndcg = (100 * float(figure) for figure in (*figures, each.mean()))
+    return Trial(weight, temperature, neighbours, p1, p5, ndcg), each
+
+
 @dataclass(frozen=True, slots=True)
-class _Judge:
-    """Validation truth, the pairs to take out, and how many labels to rank so that five remain."""
+class LabelIndexFacts:
+    """The label index that a memory stands beside: what it is built from, what it is, what it does.
 
-    truth: csr_array
-    filtered: NDArray[np.int64] | None
-    width: int
+    `vectors` (n_labels, dim) are fp32; `points` are its own operating points.
+    """
 
-    @classmethod
-    def of(cls, found: Hits, truth: csr_array, filtered: NDArray[np.int64] | None) -> "_Judge":
-        return cls(truth, filtered, min(_TOP + spare(filtered), found.rows.shape[1]))
+    vectors: NDArray[np.float32]
+    info: IndexInfo
+    points: Sequence[OperatingPoint]
 
-    def trial(
-        self, ranked: NDArray[np.int64], weight: float, temperature: float, neighbours: int
-    ) -> tuple[Trial, NDArray[np.float64]]:
-        """The figures of a ranking, and nDCG@5 of each query."""
-        rows = ranked if self.filtered is None else remove_filtered(ranked, self.filtered)
-        each = ndcg_of_each(rows, self.truth, _TOP)
-        figures = (precision_at_k(rows, self.truth, 1), precision_at_k(rows, self.truth, _TOP))
-        p1, p5, ndcg = (100 * float(figure) for figure in (*figures, each.mean()))
-        return Trial(weight, temperature, neighbours, p1, p5, ndcg), each
+    def exhaustive(self, folder: Path) -> LabelIndex:
+        """All labels scanned: by the fp32 vectors, or by what scores them otherwise."""
+        if self.info.metric == "inner_product":
+            return exact_index(self.vectors)
+        return open_label_index(folder, self.info, self.vectors.shape[1], {EXACT: {}})
 
 
 def measure(
     folder: Path,
-    label_points: Sequence[OperatingPoint],
-    label_info: IndexInfo,
-    label_vectors: NDArray[np.float32],
+    label_index: LabelIndexFacts,
     memory: Memory,
     info: MemoryInfo,
     recalls: Mapping[str, float],
-    queries: NDArray[np.float32],
-    truth: csr_array,
-    filtered: NDArray[np.int64] | None = None,
+    validation: EmbeddedSet,
 ) -> list[OperatingPoint]:
     """The operating points of the label index again, with the memory in `folder` beside it.
 
@@ -259,7 +267,8 @@ def measure(
     answers, against exact search in both (by fp32 vectors, where these make the scores). Raises
     ReleaseError.
     """
-    efforts = {point.name: dict(point.params) for point in label_points}
+    queries = validation.queries
+    efforts = {point.name: dict(point.params) for point in label_index.points}
     if info.kind == Hnsw.name:
         path, (n_rows, dim) = folder / info.files[0], memory.vectors.shape
         index = open_faiss(path, dim, n_rows, named(GRAPH_GRID))
@@ -273,14 +282,16 @@ def measure(
         )
         for name, params in chosen.items():
             efforts[name][MEMORY_EF_SEARCH] = params["ef_search"]
-    labels = open_label_index(folder, label_info, label_vectors.shape[1], efforts)
+    labels = open_label_index(folder, label_index.info, label_index.vectors.shape[1], efforts)
     augmented = open_augmented(folder, info, labels, efforts)
-    exhaustive = _exact_labels(folder, label_info, label_vectors)
     reference = AugmentedIndex(
-        exhaustive, exact_index(memory.vectors), memory.labels, augmented.settings
+        label_index.exhaustive(folder),
+        exact_index(memory.vectors),
+        memory.labels,
+        augmented.settings,
     )
     exact = reference.search(queries, _RECALL_TOP, EXACT).rows
-    return measure_points(augmented, efforts, exact, queries, truth, filtered)
+    return measure_points(augmented, efforts, exact, validation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,35 +304,23 @@ class Kept:
 
 
 def build_memory(
-    memory: Memory,
-    label_vectors: NDArray[np.float32],
-    label_info: IndexInfo,
-    queries: NDArray[np.float32],
-    truth: csr_array,
-    filtered: NDArray[np.int64],
-    label_points: Sequence[OperatingPoint],
-    run: Run,
+    memory: Memory, label_index: LabelIndexFacts, validation: EmbeddedSet, run: Run
 ) -> Kept:
     """Choose on validation queries how a memory is blended in; write and measure it if it pays.
 
     Raises ReleaseError where the memory's index does not reach its recalls.
     """
-    config = run.config.memory
-    grid = Grid(tuple(config.weights), tuple(config.temperatures), tuple(config.neighbours))
-    labels = _exact_labels(run.folder, label_info, label_vectors)
-    found = labels.search(queries, config.depth, EXACT)
-    bias = None if label_info.metric == "probability" else run.config.method.logit_bias
-    recalled = exact_index(memory.vectors).search(queries, max(config.neighbours), EXACT)
-    choice = choose(
-        found,
-        recalled,
-        memory.labels,
-        truth,
-        bias,
-        grid,
-        filtered=filtered,
+    config, queries = run.config.memory, validation.queries
+    grid = Grid(
+        tuple(config.weights),
+        tuple(config.temperatures),
+        tuple(config.neighbours),
         demanded=config.kind == "queries",
     )
+    found = label_index.exhaustive(run.folder).search(queries, config.depth, EXACT)
+    bias = None if label_index.info.metric == "probability" else run.config.method.logit_bias
+    recalled = exact_index(memory.vectors).search(queries, max(config.neighbours), EXACT)
+    choice = choose(found, recalled, memory.labels, validation, bias, grid)
     log.info(
         "a memory gains %.2f +- %.2f nDCG@5: %s",
         choice.gain,
@@ -332,31 +331,8 @@ def build_memory(
         return Kept(choice.as_dict())
     write_memory(memory, run.config.index, run.folder)
     info = _describe(memory, choice.chosen, run.config, bias)
-    recalls = {
-        "fast": config.recall_fast,
-        "balanced": config.recall_balanced,
-        "thorough": config.recall_thorough,
-    }
-    points = measure(
-        run.folder,
-        label_points,
-        label_info,
-        label_vectors,
-        memory,
-        info,
-        recalls,
-        queries,
-        truth,
-        filtered,
-    )
+    points = measure(run.folder, label_index, memory, info, recall_targets(config), validation)
     return Kept(choice.as_dict() | {"info": info.model_dump()}, info, points)
-
-
-def _exact_labels(folder: Path, info: IndexInfo, vectors: NDArray[np.float32]) -> LabelIndex:
-    """The labels searched exhaustively: by fp32 vectors, or by what scores them otherwise."""
-    if info.metric == "inner_product":
-        return exact_index(vectors)
-    return open_label_index(folder, info, vectors.shape[1], {EXACT: {}})
 
 
 def _describe(

@@ -37,12 +37,20 @@ from models.encoders.build import TextEncoder, embed, encode_batch, parameter_gr
 from models.errors import TrainingError
 from models.progress import track
 from models.quality.metrics import precision_at_k, recall_at_k
+from models.quality.ranking import exact_ranking
 from models.rng import Rng
 from models.runs import PRETRAIN_CHECKPOINT_FILE, PRETRAINED_FILE, TENSORBOARD_FOLDER, Run
 from models.training.board import Board
-from models.training.checkpoint import Progress, load_checkpoint, save_checkpoint, write_tensors
+from models.training.checkpoint import (
+    Place,
+    Progress,
+    State,
+    load_checkpoint,
+    save_checkpoint,
+    write_tensors,
+)
 from models.training.clusters import clustered_order
-from models.training.loop import AUTOCAST, Validation, rank_by_product
+from models.training.loop import AUTOCAST, Validation
 from models.training.losses import contrastive_hinge, info_nce
 from models.training.negatives import allowed_in_pool
 from models.training.optimizers import Optimizers, scheduled_share
@@ -208,21 +216,20 @@ class _Loop:
         )
 
     @property
+    def _state(self) -> State:
+        return State(self.model.encoder, self.optimizers, self.rng)
+
+    @property
     def _out_of_patience(self) -> bool:
         return self.progress.epoch - 1 - self.progress.best_epoch >= self.config.patience
 
     def _resume(self) -> bool:
         if not self._checkpoint.is_file():
             return False
-        encoder = self.model.encoder
-        restored = load_checkpoint(
-            self._checkpoint, encoder, self.optimizers, self.rng, slice(None)
-        )
-        self.progress, self.order = restored.progress, restored.order
-        place = restored.progress
-        log.info(
-            "resuming pre-training in epoch %d at step %d", place.epoch + 1, place.step_in_epoch
-        )
+        place = load_checkpoint(self._checkpoint, self._state)
+        self.progress, self.order = place.progress, place.order
+        at = self.progress
+        log.info("resuming pre-training in epoch %d at step %d", at.epoch + 1, at.step_in_epoch)
         return True
 
     def _epoch(self) -> None:
@@ -268,9 +275,10 @@ class _Loop:
 
     def _measure(self, record: dict[str, float]) -> None:
         """Rank label texts for the validation texts, say how well, keep the encoder if best."""
-        encoder, progress, truth = self.model.encoder, self.progress, self.validation.labels
+        encoder, progress, truth = self.model.encoder, self.progress, self.validation.truth
         vectors = embed(encoder, self.model.label_texts)
-        ranked = rank_by_product(encoder, vectors, self.validation, 10)
+        queries = embed(encoder, self.validation.queries)
+        ranked = exact_ranking(self.validation.of(queries), vectors, 10)
         p_at_1 = 100 * precision_at_k(ranked, truth, 1)
         record |= {
             "validation_p_at_1": p_at_1,
@@ -295,14 +303,5 @@ class _Loop:
             write_tensors(self.run.folder / PRETRAINED_FILE, encoder.state_dict())
 
     def _save(self) -> None:
-        save_checkpoint(
-            self._checkpoint,
-            self.model.encoder,
-            self.optimizers,
-            self.rng,
-            self.progress,
-            self.order,
-            {},
-            lambda rows: rows,
-        )
+        save_checkpoint(self._checkpoint, self._state, Place(self.progress, self.order))
         self._saved_at = time.monotonic()

@@ -1,12 +1,60 @@
-"""Exact ranking of labels by inner product, a few hundred queries at a time."""
+"""What a ranking is scored on, and exact ranking by inner product."""
+
+from dataclasses import dataclass
+from typing import Generic, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from models.quality.metrics import remove_filtered
 
+Queries = TypeVar("Queries")
+Others = TypeVar("Others")
 _QUERIES_AT_ONCE = 512
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSet(Generic[Queries]):
+    """Queries with the labels that are right for them: what a ranking is scored on.
+
+    `queries` are n texts, or the embeddings (n, dim) of n texts. `truth` is csr (n, n_labels).
+    `filter_pairs` (m, 2) are (row, label) pairs that are left out of predictions.
+    """
+
+    queries: Queries
+    truth: csr_array
+    filter_pairs: NDArray[np.int64] | None = None
+
+    def of(self, queries: Others) -> "EvaluationSet[Others]":
+        """The same n queries in another form, such as their embeddings."""
+        return EvaluationSet(queries, self.truth, self.filter_pairs)
+
+    @property
+    def spare(self) -> int:
+        """How many labels more must be ranked so that enough are left of every query."""
+        return spare(self.filter_pairs)
+
+    def first(self, ranked: NDArray[np.int64], k: int) -> NDArray[np.int64]:
+        """The first k of each ranking (n, k + spare) that the filter pairs leave, (n, k)."""
+        return without(ranked, self.filter_pairs, k)
+
+
+EmbeddedSet: TypeAlias = EvaluationSet[NDArray[np.float32]]
+"""Its queries are embeddings (n, dim)."""
+
+
+def take(validation: EmbeddedSet, rows: NDArray[np.int64]) -> EmbeddedSet:
+    """Some of the queries, in the order of `rows`, with what belongs to them."""
+    pairs = validation.filter_pairs
+    if pairs is not None:
+        place_of = np.full(len(validation.queries), -1)
+        place_of[rows] = np.arange(len(rows))
+        pairs = np.stack([place_of[pairs[:, 0]], pairs[:, 1]], axis=1)
+        pairs = pairs[pairs[:, 0] >= 0]
+    queries = np.ascontiguousarray(validation.queries[rows])
+    return EvaluationSet(queries, validation.truth[rows], pairs)
 
 
 @torch.no_grad()
@@ -24,14 +72,11 @@ def top_products(
 
 
 def exact_ranking(
-    embeddings: NDArray[np.float32],
-    vectors: NDArray[np.float32],
-    filtered: NDArray[np.int64] | None,
-    k: int,
+    validation: EmbeddedSet, vectors: NDArray[np.float32], k: int
 ) -> NDArray[np.int64]:
-    """Top k labels (n, k) by inner product; the `filtered` (query, label) pairs are left out."""
-    ranked, _ = top_products(embeddings, vectors, k + spare(filtered))
-    return without(ranked, filtered, k)
+    """Top k labels (n, k) by inner product with `vectors`, without the filter pairs."""
+    ranked, _ = top_products(validation.queries, vectors, k + validation.spare)
+    return validation.first(ranked, k)
 
 
 def spare(filtered: NDArray[np.int64] | None) -> int:

@@ -22,20 +22,19 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from models.atomic import staging_folder, write_array
-from models.config import Config, IndexConfig
+from models.config import Config
 from models.data.dataset import point_texts
 from models.data.filters import filtered_pairs
 from models.data.prepare import open_configured, split
 from models.errors import FoldError
 from models.index import memory as memories
-from models.index.efforts import measure
+from models.index.efforts import measure, recall_targets
 from models.index.kind import Material
 from models.index.registry import build_label_index
+from models.quality.ranking import EmbeddedSet, EvaluationSet
 from models.runs import code_revision
-from models.seal.bundle_writer import publish, write_manifest
-from models.seal.model_card import model_card
-from models.seal.release import LABEL_FILES, MODEL_CARD, record_golden, with_drifts
-from service.bundle.manifest import FilterInfo, FoldedInfo, IndexInfo, Manifest, OperatingPoint
+from models.seal.release import LABEL_FILES, MODEL_CARD, seal
+from service.bundle.manifest import FilterInfo, FoldedInfo, Manifest
 from service.bundle.verify import resolve
 from service.core.catalogue.live import measure_placement
 from service.core.catalogue.snapshot import Snapshot
@@ -73,9 +72,9 @@ def fold(bundle: Path, state_dir: Path, out: Path | None = None, data: Path | No
     store = ChangeStore(path, manifest.name)
     try:
         plan = _plan(engine, store, folder)
-        asked = _asked(manifest, engine, plan, data)
+        validation = _validation(manifest, engine, plan, data)
         with staging_folder(out or folder.parent) as staging:
-            target = _seal(folder, staging, engine, plan, asked)
+            target = _seal(folder, staging, engine, plan, validation)
         store.mark_folded(target.name, plan.folded.seq)
     finally:
         store.close()
@@ -93,15 +92,6 @@ class _Plan:
     """(n_base,) The new row of each row of the base; -1 where its label is removed."""
     first_added: int
     folded: FoldedInfo
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """Validation queries (n, dim), true labels (n, n_labels), filtered pairs (m, 2)."""
-
-    queries: NDArray[np.float32]
-    truth: csr_array
-    filtered: NDArray[np.int64]
 
 
 def _check_kind(manifest: Manifest) -> None:
@@ -165,7 +155,7 @@ def _embed(engine: Engine, texts: Sequence[str]) -> NDArray[np.float32]:
     return embed_texts(engine.tokenizer, engine.encoder, texts, _TOKENS_AT_ONCE)
 
 
-def _asked(manifest: Manifest, engine: Engine, plan: _Plan, data: Path | None) -> _Asked:
+def _validation(manifest: Manifest, engine: Engine, plan: _Plan, data: Path | None) -> EmbeddedSet:
     """The validation queries of the run that trained the base, with the new label rows."""
     config = Config.model_validate(manifest.config)
     if data is not None:
@@ -178,14 +168,13 @@ def _asked(manifest: Manifest, engine: Engine, plan: _Plan, data: Path | None) -
             f"{manifest.data.sha256[:12]}: name that data with --data"
         )
     picked = split(config, dataset).validation_rows
-    texts = point_texts(dataset.train, config.data.fields)
     filtered = filtered_pairs(dataset.train_filter, *dataset.train.labels.shape)[picked]
     columns = _columns(plan, dataset.labels.uids)
     pairs = np.stack(_moved(csr_array(filtered), columns, len(plan.labels)).nonzero(), axis=1)
-    return _Asked(
-        queries=_embed(engine, [texts[row] for row in picked]),
-        truth=_moved(dataset.train.labels[picked], columns, len(plan.labels)),
-        filtered=pairs.astype(np.int64),
+    return EvaluationSet(
+        _embed(engine, point_texts(dataset.train.take(picked), config.data.fields)),
+        _moved(dataset.train.labels[picked], columns, len(plan.labels)),
+        pairs.astype(np.int64),
     )
 
 
@@ -204,25 +193,25 @@ def _moved(matrix: csr_array, columns: NDArray[np.int64], width: int) -> csr_arr
     return csr_array((cells.data[kept], (points[kept], new[kept])), shape=shape)
 
 
-def _seal(base: Path, staging: Path, engine: Engine, plan: _Plan, asked: _Asked) -> Path:
+def _seal(base: Path, staging: Path, engine: Engine, plan: _Plan, validation: EmbeddedSet) -> Path:
     manifest = engine.manifest
+    config = Config.model_validate(manifest.config)
     _copy(base, staging, manifest)
     write_labels(staging, plan.labels)
     write_directory(staging, [label.label_id for label in plan.labels])
     filter_info = _write_filter(staging, engine, plan)
-    info = _write_index(staging, manifest, plan)
-    config = Config.model_validate(manifest.config)
-    points = measure(
-        staging,
-        info,
-        _index_config(manifest, config),
-        plan.vectors,
-        asked.queries,
-        asked.truth,
-        asked.filtered,
+    index_config = config.index.model_copy(  # `tune` may have chosen another than the config's
+        update={"kind": manifest.index.kind, **manifest.index.params}
     )
+    info = build_label_index(_material(plan, config), index_config, staging)
+    points = measure(staging, info, index_config, plan.vectors, validation)
     if manifest.memory is not None:
-        points = _with_memory(base, staging, manifest, config, plan, info, points, asked)
+        label_index = memories.LabelIndexFacts(plan.vectors, info, points)
+        memory = _move_memory(base, staging, manifest, plan)
+        recalls = recall_targets(config.memory)
+        points = memories.measure(
+            staging, label_index, memory, manifest.memory, recalls, validation
+        )
     update: dict[str, Any] = {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "code": manifest.code.model_copy(
@@ -238,16 +227,9 @@ def _seal(base: Path, staging: Path, engine: Engine, plan: _Plan, asked: _Asked)
         "goal": None,  # only the base was measured against it
         "golden": [],
     }
-    draft = write_manifest(staging, manifest.model_copy(update=update))
-    opened = Engine.open(staging, device="cpu")
-    golden = record_golden(opened, [item.query for item in manifest.golden])
+    texts = [item.query for item in manifest.golden]
     carried = {name: staging / file for name, file in manifest.encoder.variants.items()}
-    encoder = with_drifts(draft.encoder, opened, golden, carried)
-    final = draft.model_copy(update={"encoder": encoder, "golden": golden})
-    (staging / MODEL_CARD).write_text(model_card(final), encoding="utf-8")
-    sealed = write_manifest(staging, final)
-    Engine.open(staging, device="cpu")  # verifies every hash and replays the golden queries
-    return publish(staging, sealed.bundle_id)
+    return seal(staging, manifest.model_copy(update=update), texts, carried)
 
 
 def _copy(base: Path, staging: Path, manifest: Manifest) -> None:
@@ -258,21 +240,14 @@ def _copy(base: Path, staging: Path, manifest: Manifest) -> None:
         shutil.copyfile(base / name, staging / name)
 
 
-def _index_config(manifest: Manifest, config: Config) -> IndexConfig:
-    """The settings of the base's index. `tune` may have chosen others than the run's config."""
-    return config.index.model_copy(update={"kind": manifest.index.kind, **manifest.index.params})
-
-
-def _write_index(staging: Path, manifest: Manifest, plan: _Plan) -> IndexInfo:
-    config = Config.model_validate(manifest.config)
+def _material(plan: _Plan, config: Config) -> Material:
     n_labels, dim = plan.vectors.shape
-    material = Material(
+    return Material(
         vectors=plan.vectors,
         logit_bias=config.method.logit_bias,
         points=np.empty((0, dim), np.float32),
         labels=csr_array((0, n_labels), dtype=np.float32),
     )
-    return build_label_index(material, _index_config(manifest, config), staging)
 
 
 def _write_filter(staging: Path, engine: Engine, plan: _Plan) -> FilterInfo | None:
@@ -295,17 +270,8 @@ def _write_filter(staging: Path, engine: Engine, plan: _Plan) -> FilterInfo | No
     return info.model_copy(update={"n_items": n_items, "n_pairs": n_pairs})
 
 
-def _with_memory(
-    base: Path,
-    staging: Path,
-    manifest: Manifest,
-    config: Config,
-    plan: _Plan,
-    info: IndexInfo,
-    points: list[OperatingPoint],
-    asked: _Asked,
-) -> list[OperatingPoint]:
-    """Give the memory the new label rows, and measure the operating points again with it."""
+def _move_memory(base: Path, staging: Path, manifest: Manifest, plan: _Plan) -> memories.Memory:
+    """Move the memory's label rows along; its queries stay."""
     memory = manifest.memory
     assert memory is not None
     index_file, *array_files = memory.files
@@ -316,24 +282,7 @@ def _with_memory(
         [staging / name for name in array_files], memory.n_rows, len(plan.labels)
     )
     index = open_faiss(base / index_file, manifest.encoder.dim, memory.n_rows, {EXACT: {}})
-    remembered = memories.Memory(index.vectors(np.arange(memory.n_rows)), new)
-    recalls = {
-        "fast": config.memory.recall_fast,
-        "balanced": config.memory.recall_balanced,
-        "thorough": config.memory.recall_thorough,
-    }
-    return memories.measure(
-        staging,
-        points,
-        info,
-        plan.vectors,
-        remembered,
-        memory,
-        recalls,
-        asked.queries,
-        asked.truth,
-        asked.filtered,
-    )
+    return memories.Memory(index.vectors(np.arange(memory.n_rows)), new)
 
 
 def _write_memory_labels(

@@ -9,9 +9,10 @@ choice. (`compare` measures sealed bundles on it.)
 import datetime
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from models.atomic import staging_folder
 from models.config import Config
 from models.data.dataset import Dataset, point_texts
 from models.data.filters import item_pairs
-from models.data.prepare import split
+from models.data.prepare import Split
 from models.errors import ReleaseError
 from models.export.export_onnx import OPSET
 from models.export.precisions import REFERENCE, Exported
@@ -68,7 +69,9 @@ TEXTS_AT_ONCE = 256
 LABEL_FILES = [LABELS_FILE, OFFSETS_FILE, HASHES_FILE, HASH_ROWS_FILE]
 
 
-def release(run: Run, dataset: Dataset, bundles: Path, indexed: Indexed | None = None) -> Path:
+def release(
+    run: Run, dataset: Dataset, parts: Split, bundles: Path, indexed: Indexed | None = None
+) -> Path:
     """Seal the run as `bundles/<bundle_id>`, and let CURRENT name it. Returns that folder.
 
     `indexed` replaces the index that the stage `index` built. Raises ModelsError, BundleError.
@@ -89,39 +92,50 @@ def release(run: Run, dataset: Dataset, bundles: Path, indexed: Indexed | None =
         write_labels(folder, _labels(dataset))
         write_directory(folder, dataset.labels.uids)
         info = _write_filter(folder, dataset, config.data.own_item)
-        draft = write_manifest(folder, candidate.model_copy(update={"filter": info}))
-        engine = Engine.open(folder, device="cpu")
-        metrics = config.metrics
-        split_name = "test" if dataset.test is not None else "train"
-        quality = evaluate(
-            engine,
-            dataset,
-            split_name,
-            config.data.fields,
-            metrics.propensity_a,
-            metrics.propensity_b,
-        )
-        n_golden = config.release.golden_queries
-        golden = record_golden(engine, _validation_texts(config, dataset, n_golden))
+        validation = dataset.train.take(parts.validation_rows)
+        texts = point_texts(validation, config.data.fields)
+        golden_texts = texts[: config.release.golden_queries]
         precisions = {
             name: run.require(encoder_file(name), "export")
-            for name in {*draft.encoder.measured, REFERENCE}
+            for name in {*candidate.encoder.measured, REFERENCE}
         }
-        encoder = with_drifts(draft.encoder, engine, golden, precisions)
-        reference = record_reference(engine, _validation_texts(config, dataset, REFERENCE_SIZE))
-        update = {
-            "encoder": encoder,
-            "quality": quality,
-            "golden": golden,
-            "reference": reference,
-        }
-        final = draft.model_copy(update=update)
-        (folder / MODEL_CARD).write_text(model_card(final), encoding="utf-8")
-        sealed = write_manifest(folder, final)
-        Engine.open(folder, device="cpu")  # verifies every hash and replays the golden queries
-        target = publish(folder, sealed.bundle_id)
+
+        def measure(engine: Engine) -> dict[str, Any]:
+            a, b = config.metrics.propensity_a, config.metrics.propensity_b
+            split_name = "test" if dataset.test is not None else "train"
+            return {
+                "quality": evaluate(engine, dataset, split_name, config.data.fields, a, b),
+                "reference": record_reference(engine, texts[:REFERENCE_SIZE]),
+            }
+
+        draft = candidate.model_copy(update={"filter": info})
+        target = seal(folder, draft, golden_texts, precisions, measure)
     log.info("sealed %s", target)
     return target
+
+
+def seal(
+    folder: Path,
+    draft: Manifest,
+    texts: Sequence[str],
+    precisions: Mapping[str, Path],
+    measure: Callable[[Engine], dict[str, Any]] = lambda engine: {},
+) -> Path:
+    """Seal a staging folder: open it, record its answers to `texts`, open it again, point at it.
+
+    `precisions` are the encoder's files whose drift is measured; `measure` may give further entries
+    of the manifest from the opened candidate. Raises BundleError.
+    """
+    draft = write_manifest(folder, draft)
+    engine = Engine.open(folder, device="cpu")
+    measured = measure(engine)
+    golden = record_golden(engine, texts)
+    encoder = with_drifts(draft.encoder, engine, golden, precisions)
+    final = draft.model_copy(update={"encoder": encoder, "golden": golden, **measured})
+    (folder / MODEL_CARD).write_text(model_card(final), encoding="utf-8")
+    sealed = write_manifest(folder, final)
+    Engine.open(folder, device="cpu")  # verifies every hash and replays the golden queries
+    return publish(folder, sealed.bundle_id)
 
 
 def check_parity(config: Config, parity: ParityInfo) -> None:
@@ -161,7 +175,7 @@ def _candidate(run: Run, dataset: Dataset, exported: Exported, indexed: Indexed)
             dim=exported.dim,
             inputs=[INPUT_IDS, ATTENTION_MASK],
             opset=OPSET,
-            measured={name: found for name, found in exported.measured.items()},
+            measured={name: info for name, info in exported.measured.items()},
         ),
         index=indexed.info,
         labels=LabelsInfo(files=LABEL_FILES, n_labels=len(dataset.labels)),
@@ -227,12 +241,6 @@ def with_drifts(
         drift = max(other.golden_drifts(golden), default=0.0)
         measured[name] = found.model_copy(update={"golden_drift": round(drift, 6)})
     return info.model_copy(update={"measured": measured})
-
-
-def _validation_texts(config: Config, dataset: Dataset, n: int) -> list[str]:
-    """The first `n` validation texts, or all if there are fewer."""
-    texts = point_texts(dataset.train, config.data.fields)
-    return [texts[row] for row in split(config, dataset).validation_rows[:n]]
 
 
 def record_reference(engine: Engine, texts: Sequence[str]) -> ReferenceInfo | None:

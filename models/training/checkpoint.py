@@ -6,7 +6,7 @@ with the very numbers it would have had.
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -61,48 +61,50 @@ class Progress:
     first_step: int = 0
 
 
-@dataclass(slots=True)
-class Restored:
-    """What a checkpoint holds beside the parts that it was restored into."""
+@dataclass(frozen=True, slots=True)
+class State:
+    """What training changes in place; `shard` are the label rows of this rank.
+
+    `whole` makes all label rows of this rank's, and every rank calls it.
+    """
+
+    model: Weighty
+    optimizers: Optimizers
+    rng: Rng
+    shard: slice = field(default_factory=lambda: slice(None))
+    whole: Callable[[Tensor], Tensor] = lambda rows: rows
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where training stands: this epoch's row `order`, and what the method keeps beside weights."""
 
     progress: Progress
     order: NDArray[np.int64]
-    transient: dict[str, Tensor]
+    transient: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def save_checkpoint(
-    path: Path,
-    model: Weighty,
-    optimizers: Optimizers,
-    rng: Rng,
-    progress: Progress,
-    order: NDArray[np.int64],
-    transient: Mapping[str, Tensor],
-    whole: Callable[[Tensor], Tensor],
-    *,
-    write: bool = True,
-) -> None:
-    """Write everything needed to go on after `progress`. `order` is this epoch's row order.
+def save_checkpoint(path: Path, state: State, place: Place, *, write: bool = True) -> None:
+    """Write everything needed to go on from `place`.
 
-    `transient` is what the method wants to have back beside its weights;
-    `whole` makes all label rows of this rank's; every rank calls, the one told to `write` writes.
-    Raises RunError.
+    Every rank calls, the one told to `write` writes. Raises RunError.
     """
-    numpy_state, torch_state = rng.state()
-    tensors = {f"model.{name}": tensor for name, tensor in weights_of(model, whole).items()}
+    numpy_state, torch_state = state.rng.state()
+    weights = weights_of(state.model, state.whole)
+    tensors = {f"model.{name}": tensor for name, tensor in weights.items()}
     scalars: dict[str, float] = {}
-    for kind, optimizer in optimizers.named.items():
-        for number, state in optimizer.state_dict()["state"].items():
-            for name, value in state.items():
+    for kind, optimizer in state.optimizers.named.items():
+        for number, moments in optimizer.state_dict()["state"].items():
+            for name, value in moments.items():
                 key = f"{kind}.{number}.{name}"
                 if isinstance(value, Tensor) and value.ndim > 0:
-                    tensors[f"optimizer.{key}"] = whole(value) if kind == LABELS else value
+                    tensors[f"optimizer.{key}"] = state.whole(value) if kind == LABELS else value
                 else:
                     scalars[key] = float(value)
-    tensors |= {"rng.torch": torch_state, "order": torch.from_numpy(order)}
-    tensors |= {f"transient.{name}": tensor for name, tensor in transient.items()}
+    tensors |= {"rng.torch": torch_state, "order": torch.from_numpy(place.order)}
+    tensors |= {f"transient.{name}": tensor for name, tensor in place.transient.items()}
     metadata = {
-        "progress": json.dumps(asdict(progress)),
+        "progress": json.dumps(asdict(place.progress)),
         "rng.numpy": numpy_state,
         "optimizers": json.dumps(scalars),
     }
@@ -132,9 +134,7 @@ def weights_of(model: Weighty, whole: Callable[[Tensor], Tensor]) -> dict[str, T
     }
 
 
-def load_checkpoint(
-    path: Path, model: Weighty, optimizers: Optimizers, rng: Rng, shard: slice
-) -> Restored:
+def load_checkpoint(path: Path, state: State) -> Place:
     """Restore model, optimisers and generators in place. Raises RunError on a broken file."""
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -142,12 +142,13 @@ def load_checkpoint(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         weights = _under("model.", tensors)
         if SHARDED in weights:
-            weights[SHARDED] = weights[SHARDED][shard].clone()
-        model.load_state_dict(weights)
-        _restore_optimizers(optimizers, tensors, json.loads(metadata["optimizers"]), shard)
-        rng.restore(metadata["rng.numpy"], tensors["rng.torch"])
+            weights[SHARDED] = weights[SHARDED][state.shard].clone()
+        state.model.load_state_dict(weights)
+        scalars = json.loads(metadata["optimizers"])
+        _restore_optimizers(state.optimizers, tensors, scalars, state.shard)
+        state.rng.restore(metadata["rng.numpy"], tensors["rng.torch"])
         progress = Progress(**json.loads(metadata["progress"]))
-        return Restored(progress, tensors["order"].numpy(), _under("transient.", tensors))
+        return Place(progress, tensors["order"].numpy(), _under("transient.", tensors))
     except _BROKEN as exc:
         raise RunError(f"{path} cannot be resumed from ({exc}): delete it to start anew") from exc
 

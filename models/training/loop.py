@@ -11,28 +11,29 @@ import math
 import resource
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from models.atomic import write_atomic
 from models.config import TrainConfig
 from models.data.tokens import TokenizedTexts
-from models.encoders.build import TextEncoder, embed
+from models.encoders.build import embed
 from models.errors import TrainingError
 from models.progress import track
 from models.quality.metrics import ndcg_at_k, precision_at_k
-from models.quality.ranking import exact_ranking, spare, without
+from models.quality.ranking import EvaluationSet
 from models.rng import Rng
 from models.runs import CHECKPOINT_FILE, FAILED_BATCH_FILE, MODEL_FILE, TENSORBOARD_FOLDER, Run
 from models.training.board import Board
 from models.training.checkpoint import (
+    Place,
     Progress,
+    State,
     load_checkpoint,
     phase_of,
     save_checkpoint,
@@ -48,16 +49,8 @@ log = logging.getLogger(__name__)
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@dataclass(frozen=True, slots=True)
-class Validation:
-    """Held-out texts and their labels, on which everything is chosen.
-
-    `filtered` are the (row, label) pairs that are left out of predictions.
-    """
-
-    texts: TokenizedTexts
-    labels: csr_array
-    filtered: NDArray[np.int64] | None = None
+Validation: TypeAlias = EvaluationSet[TokenizedTexts]
+"""Held-out texts and their labels, on which everything is chosen."""
 
 
 def train(
@@ -145,13 +138,12 @@ class _Loop:
         """Go on from the checkpoint; False where there is none."""
         if not self._checkpoint.is_file():
             return False
-        model = self.model
         self.optimizers = self._fresh_optimizers(phase_of(self._checkpoint))
-        restored = load_checkpoint(self._checkpoint, model, self.optimizers, self.rng, model.shard)
-        self.progress, self.order = restored.progress, restored.order
-        model.restore(restored.transient)
-        place = restored.progress
-        log.info("resuming in epoch %d at step %d", place.epoch + 1, place.step_in_epoch)
+        place = load_checkpoint(self._checkpoint, self._state)
+        self.progress, self.order = place.progress, place.order
+        self.model.restore(place.transient)
+        progress = self.progress
+        log.info("resuming in epoch %d at step %d", progress.epoch + 1, progress.step_in_epoch)
         return True
 
     def begin_phase(self, number: int) -> None:
@@ -270,14 +262,14 @@ class _Loop:
                 f"some weights are no numbers after epoch {progress.epoch + 1}: {self._way_out()}"
             )
         ranked = rank(self.model, self.validation, 5)
-        p_at_1 = 100 * precision_at_k(ranked, self.validation.labels, 1)
-        ndcg_at_5 = self.world.agree(100 * ndcg_at_k(ranked, self.validation.labels, 5))
+        p_at_1 = 100 * precision_at_k(ranked, self.validation.truth, 1)
+        ndcg_at_5 = self.world.agree(100 * ndcg_at_k(ranked, self.validation.truth, 5))
         record: dict[str, Any] = {"stage": self.phase.name} if self.phase.name else {}
         record |= {
             "epoch": progress.epoch + 1,
             "loss": progress.loss_sum / self.steps_per_epoch,
             "validation_p_at_1": p_at_1,
-            "validation_p_at_5": 100 * precision_at_k(ranked, self.validation.labels, 5),
+            "validation_p_at_5": 100 * precision_at_k(ranked, self.validation.truth, 5),
             "validation_ndcg_at_5": ndcg_at_5,
             "seconds": round(seconds, 2),
             "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
@@ -308,6 +300,10 @@ class _Loop:
                 self.board.add_scalar(f"epoch/{name}", value, int(record["epoch"]))
         self.board.flush()
 
+    @property
+    def _state(self) -> State:
+        return State(self.model, self.optimizers, self.rng, self.model.shard, self._whole)
+
     def _whole(self, rows: Tensor) -> Tensor:
         return self.world.gather(rows, self.model.n_labels)
 
@@ -320,30 +316,13 @@ class _Loop:
     def _save(self) -> None:
         if self._broken():
             return  # the next loss will say so; the last good checkpoint stays
-        save_checkpoint(
-            self._checkpoint,
-            self.model,
-            self.optimizers,
-            self.rng,
-            self.progress,
-            self.order,
-            self.model.transient(),
-            self._whole,
-            write=self.leads,
-        )
+        place = Place(self.progress, self.order, self.model.transient())
+        save_checkpoint(self._checkpoint, self._state, place, write=self.leads)
         self._saved_at = time.monotonic()
         log.debug("checkpoint: %s", asdict(self.progress))
 
 
 def rank(model: Method, validation: Validation, k: int) -> NDArray[np.int64]:
-    """Top k labels of every text as the method ranks them, (n, k), filtered pairs left out."""
-    embeddings = embed(model.encoder, validation.texts)
-    ranked = model.best(embeddings, k + spare(validation.filtered)).labels
-    return without(ranked, validation.filtered, k)
-
-
-def rank_by_product(
-    encoder: TextEncoder, vectors: NDArray[np.float32], validation: Validation, k: int
-) -> NDArray[np.int64]:
-    """The same by exact inner product with any vectors (n_labels, dim)."""
-    return exact_ranking(embed(encoder, validation.texts), vectors, validation.filtered, k)
+    """Top k labels of every text as the method ranks them, (n, k), without the filter pairs."""
+    embeddings = embed(model.encoder, validation.queries)
+    return validation.first(model.best(embeddings, k + validation.spare).labels, k)

@@ -8,13 +8,12 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from models.config import IndexConfig
 from models.index.efforts import exact_index, recall_at_10
 from models.index.kind import Material
 from models.quality.metrics import precision_at_k
-from models.quality.ranking import spare, without
+from models.quality.ranking import EmbeddedSet, take
 from models.tune.candidate import Candidate, Measurement
 from models.tune.timing import time_search
 from service.bundle.manifest import IndexInfo, MemoryInfo
@@ -31,19 +30,15 @@ TOP: Final = 10
 class Subject:
     """A trained model whose index is tuned, and the validation queries that judge it.
 
-    `queries` is (n, dim), `truth` a csr matrix (n, n_labels), and `filtered` (m, 2) holds the
-    (query row, label row) pairs that answers leave out. Where `vectors_score` is true, the label
-    vectors are the model, so exact search over them gives the correct answer. If the run has a
-    `memory`, its files are in `run_folder`, and every answer blends it in; `memory_ef_search` is
-    the width of its search.
+    Where `vectors_score` is true, the label vectors are the model, so exact search over them gives
+    the correct answer. If the run has a `memory`, its files are in `run_folder`, and every answer
+    blends it in; `memory_ef_search` is the width of its search.
     """
 
     run_folder: Path
     config: IndexConfig
     material: Material
-    queries: NDArray[np.float32]
-    truth: csr_array
-    filtered: NDArray[np.int64]
+    validation: EmbeddedSet
     vectors_score: bool = True
     memory: MemoryInfo | None = None
     memory_ef_search: int | None = None
@@ -51,15 +46,12 @@ class Subject:
     def shuffled(self, seed: int = 0) -> "Subject":
         """The same subject with shuffled queries, so that the first few are a fair sample."""
         order = np.random.default_rng(seed).permutation(len(self.queries))
-        place_of = np.argsort(order)
-        filtered = self.filtered.copy()
-        filtered[:, 0] = place_of[filtered[:, 0]]
-        return replace(
-            self,
-            queries=np.ascontiguousarray(self.queries[order]),
-            truth=self.truth[order],
-            filtered=filtered,
-        )
+        return replace(self, validation=take(self.validation, order))
+
+    @property
+    def queries(self) -> NDArray[np.float32]:
+        """The embeddings (n, dim) of the validation queries."""
+        return self.validation.queries
 
     def open(self, folder: Path, info: IndexInfo, efforts: Efforts) -> LabelIndex:
         """Open a built index, together with the memory if there is one, as the service would."""
@@ -87,9 +79,8 @@ class Subject:
 
     def rank(self, index: LabelIndex, effort: str, n: int) -> NDArray[np.int64]:
         """Best label rows (n, 10) for the first n queries, filtered pairs left out."""
-        filtered = self.filtered[self.filtered[:, 0] < n]
-        ranked = index.search(self.queries[:n], TOP + spare(filtered), effort).rows
-        return without(ranked, filtered, TOP)
+        some = take(self.validation, np.arange(n))
+        return some.first(index.search(some.queries, TOP + some.spare, effort).rows, TOP)
 
     def digest(self) -> str:
         """Twelve hex digits of a hash over vectors, queries, memory and the version of the code."""
@@ -152,10 +143,10 @@ class Judge:
     def measure(self, searched: Searched, n: int, *, carefully: bool) -> Measurement:
         """Measure quality and time on the first n queries; `carefully` as in `time_search`."""
         subject, index, effort = self.subject, searched.index, searched.effort
-        truth, queries = subject.truth[:n], subject.queries[:n]
+        truth, queries = subject.validation.truth[:n], subject.queries[:n]
         rows = index.search(queries, TOP, effort).rows
         recall, error = recall_at_10(rows, searched.truth.rows[:n])
-        ranked = subject.rank(index, effort, n) if len(subject.filtered) else rows
+        ranked = subject.rank(index, effort, n) if subject.validation.spare else rows
         p_at_1 = 100 * precision_at_k(ranked, truth, 1)
         exact_p_at_1 = 100 * precision_at_k(searched.truth.ranked[:n], truth, 1)
         timing = time_search(

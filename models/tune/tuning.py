@@ -168,9 +168,7 @@ def _indexed(bench: Workbench, chosen: Measurement, goal: Goal, run: Run) -> Ind
     answers = bench.open(build).search(subject.queries, calibrate.DEPTH, EXACT)
     probable = subject.memory is not None or info.metric == "probability"
     bias = None if probable else config.method.logit_bias
-    fitted, described = calibrate.calibrate(
-        answers.scores, answers.rows, subject.truth, bias, subject.filtered
-    )
+    fitted, described = calibrate.calibrate(answers, subject.validation, bias)
     calibrate.write_calibration(folder / CALIBRATION_FILE, fitted)
     return Indexed(folder, info, points, described, subject.memory, goal.sealed())
 

@@ -25,7 +25,7 @@ from models.config import Config, load_config
 from models.encoders.build import embed
 from models.methods.elias import Elias
 from models.quality.metrics import precision_at_k, recall_at_k
-from models.quality.ranking import spare, without
+from models.quality.ranking import without
 from models.runs import PRETRAINED_FILE, Run
 from models.trained import load_model
 from service.bundle.manifest import IndexInfo
@@ -92,28 +92,28 @@ def _pretraining(config: Config) -> dict[str, object]:
 def _at_beams(job: stages.TrainingJob) -> Iterator[dict[str, str | float]]:
     model = load_model(job.run)
     assert isinstance(model, Elias)
-    queries = embed(model.encoder, stages._tokenized(job, model.encoder).validation)
+    queries = embed(model.encoder, job.corpus.validation)
     n_clusters, settings = len(model.edges), model.elias
     for beam in [*(beam for beam in BEAMS if beam < n_clusters), n_clusters]:
-        size = job.validation_truth.shape[1] if beam == n_clusters else settings.shortlist
+        size = job.validation.truth.shape[1] if beam == n_clusters else settings.shortlist
         model.elias = settings.model_copy(update={"beam": beam, "shortlist": size})
-        ranked = model.best(queries, DEPTH + spare(job.validation_filter)).labels
+        ranked = model.best(queries, DEPTH + job.validation.spare).labels
         yield {"search": f"beam {beam} of {n_clusters}"} | _figures(job, ranked)
 
 
 def _at_efforts(job: stages.TrainingJob) -> Iterator[dict[str, str | float]]:
     model, measured = load_model(job.run), job.run.measured()
-    queries = embed(model.encoder, stages._tokenized(job, model.encoder).validation)
+    queries = embed(model.encoder, job.corpus.validation)
     efforts = {point["name"]: point["params"] for point in measured["operating_points"]}
     info = IndexInfo.model_validate(measured["index"])
     index = open_label_index(job.run.folder, info, model.encoder.dim, efforts)
     for effort in efforts:
-        ranked = index.search(queries, DEPTH + spare(job.validation_filter), effort).rows
+        ranked = index.search(queries, DEPTH + job.validation.spare, effort).rows
         yield {"search": f"{info.kind}, {effort}"} | _figures(job, ranked)
 
 
 def _figures(job: stages.TrainingJob, ranked: NDArray[np.int64]) -> dict[str, str | float]:
-    truth = job.validation_truth
+    truth = job.validation.truth
     kept = without(ranked, job.validation_filter, DEPTH)
     return {
         "P@1": round(100 * precision_at_k(kept, truth, 1), 2),

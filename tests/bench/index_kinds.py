@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from models.config import IndexConfig
-from models.data.prepare import open_configured, split, tokenize
+from models.data.prepare import Corpus, open_configured, split
 from models.encoders.build import embed
 from models.export.export_onnx import encode_with
 from models.export.precisions import Exported
@@ -36,7 +36,7 @@ from models.index.efforts import TIMED_QUERIES, exact_index, machine, named
 from models.index.kind import Material
 from models.index.registry import KINDS, build_label_index
 from models.quality.metrics import precision_at_k
-from models.runs import TOKENIZER_FILE, encoder_file, read_run
+from models.runs import encoder_file, read_run
 from models.trained import load_model
 from models.tune.builds import variants
 from models.tune.candidate import Build
@@ -132,7 +132,7 @@ def of_run(folder: Path) -> World:
     run = read_run(folder)
     dataset = open_configured(run.config)
     parts = split(run.config, dataset)
-    texts = tokenize(run.config, dataset, parts, run.folder / TOKENIZER_FILE)
+    texts = Corpus(run, dataset, parts)
     model = load_model(run)
     learnt = model.servable()
     if learnt.graph is None:

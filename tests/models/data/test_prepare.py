@@ -7,11 +7,13 @@ import pytest
 
 from models import stages
 from models.data import prepare, splits
-from models.data.dataset import LabelCatalogue
+from models.data.dataset import LabelCatalogue, point_texts
 from models.data.formats import write_dataset
 from models.data.prepare import open_configured, split
 from models.data.synthetic import synthetic_dataset
 from models.errors import DataError, RunError
+from models.runs import TOKENIZER_FILE
+from service.core.encoding.tokenizer import Tokenizer
 from tests.support.tiny_job import write_tiny_job
 
 
@@ -70,3 +72,25 @@ def test_a_run_begun_with_another_split_is_not_gone_on_with(tmp_path, monkeypatc
     monkeypatch.setattr(prepare, "validation_split", drawn_otherwise)
     with pytest.raises(RunError, match=r"other validation points.*delete that folder"):
         stages.TrainingJob.open(config, tmp_path / "var")
+
+
+def test_a_jobs_texts_are_tokenised_once_for_all_who_read_them(sealed, tiny_job, monkeypatch):
+    job = stages.TrainingJob.of_run(tiny_job.run.folder, tiny_job.bundles.parents[1])
+    tokenize, n_texts = prepare.tokenize_texts, []
+
+    def counting(tokenizer, texts):
+        n_texts.append(len(texts))
+        return tokenize(tokenizer, texts)
+
+    monkeypatch.setattr(prepare, "tokenize_texts", counting)
+    parts = ("train", "validation", "labels", "points")
+    for corpus in (job.corpus, job.corpus):
+        lengths = [len(getattr(corpus, part)) for part in parts]
+    assert job.validation.queries is job.corpus.validation
+    assert sum(n_texts) == sum(lengths[:3]) == len(job.dataset.train) + len(job.dataset.labels)
+    tokenizer = Tokenizer(job.run.folder / TOKENIZER_FILE, job.run.config.encoder.max_tokens)
+    whole = tokenize(tokenizer, point_texts(job.dataset.train, job.run.config.data.fields))
+    assert np.array_equal(job.corpus.points.ids, whole.ids)
+    assert np.array_equal(job.corpus.points.offsets, whole.offsets)
+    job.corpus.drop("train", "labels")
+    assert len(job.corpus.train) == lengths[0] == n_texts[-1]

@@ -81,11 +81,6 @@ def test_the_same_generator_state_gives_the_same_split():
     assert first[1].tolist() != split(points, 8, n=5)[1].tolist()
 
 
-def test_a_share_counts_all_points():
-    points = make_points([f"title {chr(97 + row)}" for row in range(20)], [{0}] * 20)
-    assert len(split(points, share=0.25)[1]) == 5
-
-
 def test_a_series_larger_than_the_space_left_is_skipped_not_cut():
     texts = ["Emma: 1", "Emma: 2", "Emma: 3", "Tea", "Silk"]
     _, validation = split(make_points(texts, [{0}] * 5), n=2)
@@ -98,10 +93,9 @@ def test_without_grouping_volumes_may_part():
     assert len(split(points, n=1)[1]) == 0
 
 
-def test_the_only_point_of_a_label_stays_unless_told_otherwise():
+def test_the_only_point_of_a_label_stays():
     points = make_points(["tea", "silk"], [{0}, {1}])
     assert split(points, n=1)[1].tolist() == []
-    assert len(split(points, n=1, keep_every_label=False)[1]) == 1
 
 
 def test_two_groups_that_together_hold_a_label_are_not_both_drawn():
@@ -115,12 +109,8 @@ def test_two_groups_that_together_hold_a_label_are_not_both_drawn():
 @pytest.mark.parametrize(
     ("how", "sentence"),
     [
-        ({}, "either share or n"),
-        ({"n": 1, "share": 0.5}, "either share or n"),
         ({"n": 0}, "at least 1 and fewer than the 3"),
         ({"n": 3}, "at least 1 and fewer than the 3"),
-        ({"share": 1.0}, "between 0 and 1"),
-        ({"share": 0.1}, "at least one point"),
         ({"n": 1, "group": "author"}, 'use "series", "content" or "none"'),
     ],
 )

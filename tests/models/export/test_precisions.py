@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from models import stages
 from models.config import ExportConfig
 from models.errors import ConfigError, ReleaseError, RunError
 from models.export import precisions as variants
@@ -14,7 +13,6 @@ from models.export.precision import at_precision
 from models.export.precisions import Exported, choose, export_variants
 from models.runs import encoder_file, open_run
 from models.trained import load_model
-from models.training.loop import Validation
 from service.bundle.manifest import VariantInfo
 from service.bundle.verify import read_manifest
 from service.core.engine import GOLDEN_TOLERANCE, Engine
@@ -97,10 +95,8 @@ def test_a_variant_to_serve_must_be_among_those_exported(tmp_path):
 
 def export_again(job, folder):
     """Export the trained model of a job into a run folder elsewhere; returns that run."""
-    texts = stages._tokenized(job).validation
-    validation = Validation(texts, job.validation_truth, job.validation_filter)
     run = open_run(folder, job.run.config, job.run.data_sha256, job.parts.sha256)
-    export_variants(load_model(job.run), validation, run)
+    export_variants(load_model(job.run), job.validation, run)
     return run
 
 

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
 from models.index.calibrate import calibrate, fit, relevant, write_calibration
+from models.quality.ranking import EvaluationSet
 from service.core.calibration import load_calibration
+from service.core.types import Hits
 
 scored = st.lists(st.tuples(st.floats(-30, 30, width=32), st.booleans()), min_size=1, max_size=60)
 
@@ -39,7 +41,7 @@ def test_error_falls_where_logits_are_overconfident():
     truth = csr_array(
         (np.ones(hits.sum(), np.float32), (np.nonzero(hits)[0], rows[hits])), shape=(n, n_labels)
     )
-    _, info = calibrate(scores, rows, truth, logit_bias=0.0)
+    _, info = calibrate(Hits(rows, scores), EvaluationSet(None, truth), logit_bias=0.0)
     assert info.ece_after < info.ece_before / 2
     assert info.ece_after < 0.03
 
@@ -62,7 +64,8 @@ def test_filtered_answers_are_neither_fitted_nor_judged():
     hits[:, 0] = False
     truth = csr_array(hits.astype(np.float32))
     own = np.stack([np.arange(n), np.zeros(n, np.int64)], axis=1)
-    fitted, info = calibrate(scores, rows, truth, 0.0, own)
-    expected, _ = calibrate(scores[:, 1:], rows[:, 1:], truth, 0.0)
+    fitted, info = calibrate(Hits(rows, scores), EvaluationSet(None, truth, own), 0.0)
+    expected, _ = calibrate(Hits(rows[:, 1:], scores[:, 1:]), EvaluationSet(None, truth), 0.0)
     assert fitted.scores.tolist() == expected.scores.tolist()
-    assert info.ece_before < 0.05 < calibrate(scores, rows, truth, 0.0)[1].ece_before
+    _, unfiltered = calibrate(Hits(rows, scores), EvaluationSet(None, truth), 0.0)
+    assert info.ece_before < 0.05 < unfiltered.ece_before

@@ -9,6 +9,7 @@ from models.errors import ReleaseError
 from models.index.efforts import measure
 from models.index.kind import Material
 from models.index.registry import KINDS, build_label_index
+from models.quality.ranking import EvaluationSet
 from service.core.index.faiss_index import open_faiss
 
 N, DIM = 3000, 32
@@ -45,7 +46,8 @@ def test_index_recall_against_exact(vectors, queries, truth, tmp_path):
     config = IndexConfig(recall_fast=0.9, recall_balanced=0.98, recall_thorough=0.995)
     info = build(vectors, config, tmp_path)
     points = {
-        point.name: point for point in measure(tmp_path, info, config, vectors, queries, truth)
+        point.name: point
+        for point in measure(tmp_path, info, config, vectors, EvaluationSet(queries, truth))
     }
     assert list(points) == ["fast", "balanced", "thorough", "exact"]
     assert points["fast"].recall_at_10 >= 0.9
@@ -64,7 +66,7 @@ def test_every_kind_reaches_its_recalls_by_its_own_parameters(
     config = IndexConfig(kind=kind, recall_fast=0.9, recall_balanced=0.98, recall_thorough=0.995)
     info = build(vectors, config, tmp_path)
     grid = KINDS[kind].grid(config, N)
-    *points, exact = measure(tmp_path, info, config, vectors, queries, truth)
+    *points, exact = measure(tmp_path, info, config, vectors, EvaluationSet(queries, truth))
     places = [grid.index(point.params) for point in points]
     assert places == sorted(places)
     for point, target in zip(points, (0.9, 0.98, 0.995), strict=True):
@@ -135,13 +137,13 @@ def test_a_target_out_of_reach_is_refused_with_what_to_change(vectors, queries, 
     config = IndexConfig(m=2, ef_construction=4, recall_balanced=0.999, recall_thorough=0.999)
     info = build(vectors, config, tmp_path)
     with pytest.raises(ReleaseError, match=r"up to ef_search 1024 .* change index\.m or"):
-        measure(tmp_path, info, config, vectors, queries, truth)
+        measure(tmp_path, info, config, vectors, EvaluationSet(queries, truth))
 
 
 def test_a_flat_index_is_exact_at_every_effort(vectors, queries, truth, tmp_path):
     config = IndexConfig(kind="flat")
     info = build(vectors, config, tmp_path)
-    points = measure(tmp_path, info, config, vectors, queries, truth)
+    points = measure(tmp_path, info, config, vectors, EvaluationSet(queries, truth))
     assert [point.recall_at_10 for point in points] == [1.0] * 4
 
 
@@ -149,7 +151,7 @@ def test_precision_is_of_answers_without_the_filtered_pairs(vectors, queries, tr
     config = IndexConfig(kind="flat")
     info = build(vectors, config, tmp_path)
     filtered = np.stack(truth.nonzero(), axis=1)[:200].astype(np.int64)
-    plain = measure(tmp_path, info, config, vectors, queries, truth)[0]
-    left = measure(tmp_path, info, config, vectors, queries, truth, filtered)[0]
+    plain = measure(tmp_path, info, config, vectors, EvaluationSet(queries, truth))[0]
+    left = measure(tmp_path, info, config, vectors, EvaluationSet(queries, truth, filtered))[0]
     assert (plain.p_at_1, left.p_at_1) == (100.0, 50.0)
     assert left.recall_at_10 == plain.recall_at_10

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -17,6 +18,7 @@ from models.index.kind import Material
 from models.index.memory import (
     MEMORY_FILES,
     Grid,
+    LabelIndexFacts,
     _crossed_gains,
     choose,
     measure,
@@ -25,6 +27,7 @@ from models.index.memory import (
     write_memory,
 )
 from models.index.registry import build_label_index
+from models.quality.ranking import EvaluationSet
 from service.bundle.manifest import IndexInfo, MemoryInfo
 from service.core.index.augmented import AugmentedIndex, Blend
 from service.core.index.faiss_index import EXACT, open_faiss
@@ -61,6 +64,7 @@ class World:
 
         self.memory_vectors, self.memory_labels = points(N_MEMORY)
         self.queries, self.truth = points(N_QUERIES)
+        self.validation = EvaluationSet(self.queries, self.truth)
         means = self.memory_labels.T @ self.memory_vectors + rng.standard_normal((N_LABELS, DIM))
         if helpful:
             means += 10 * rng.standard_normal(means.shape)
@@ -154,10 +158,9 @@ def test_every_trial_equals_its_slow_twin(helpful, filtered):
         helpful.found(),
         helpful.recalled(),
         memory.labels,
-        helpful.truth,
+        replace(helpful.validation, filter_pairs=np.array(pairs, np.int64).reshape(-1, 2)),
         BIAS,
         SMALL,
-        filtered=np.array(pairs, np.int64).reshape(-1, 2),
     )
     settings = list(product(SMALL.neighbours, SMALL.temperatures, SMALL.weights))
     assert len(choice.trials) == 1 + len(settings)
@@ -169,11 +172,9 @@ def test_every_trial_equals_its_slow_twin(helpful, filtered):
     assert choice.chosen == max(choice.trials, key=lambda trial: trial.ndcg_at_5)
 
 
-def chosen(world, **options):
+def chosen(world, grid=SMALL):
     memory = remember(world.memory_vectors, world.memory_labels, "one")
-    return choose(
-        world.found(), world.recalled(), memory.labels, world.truth, BIAS, SMALL, **options
-    )
+    return choose(world.found(), world.recalled(), memory.labels, world.validation, BIAS, grid)
 
 
 def test_a_memory_that_helps_is_used(helpful):
@@ -186,7 +187,7 @@ def test_a_memory_that_says_nothing_is_left_out_unless_demanded(useless):
     choice = chosen(useless)
     assert not choice.used
     assert choice.chosen == choice.trials[0]
-    demanded = chosen(useless, demanded=True)
+    demanded = chosen(useless, replace(SMALL, demanded=True))
     assert demanded.used
     assert demanded.chosen == max(demanded.trials[1:], key=lambda trial: trial.ndcg_at_5)
 
@@ -196,7 +197,7 @@ def test_choosing_leaves_its_inputs_untouched_and_its_report_is_plain(helpful):
     found, recalled = helpful.found(), helpful.recalled()
     arrays = (found.rows, found.scores, recalled.rows, recalled.scores, memory.labels.values)
     before = [array.copy() for array in arrays]
-    report = choose(found, recalled, memory.labels, helpful.truth, BIAS, SMALL).as_dict()
+    report = choose(found, recalled, memory.labels, helpful.validation, BIAS, SMALL).as_dict()
     for array, copy in zip(arrays, before, strict=True):
         np.testing.assert_array_equal(array, copy)
     assert type(report["gain"]) is type(report["chosen"]["p_at_1"]) is float
@@ -209,7 +210,7 @@ def test_an_empty_grid_is_refused(helpful):
             helpful.found(),
             helpful.recalled(),
             memory.labels,
-            helpful.truth,
+            helpful.validation,
             BIAS,
             Grid(weights=()),
         )
@@ -262,23 +263,14 @@ def test_equal_queries_stand_for_one_another_in_the_recall():
 
 def measured(world, written, recalls, points):
     folder, memory = written
-    return measure(
-        folder,
-        points,
-        LABEL_INFO,
-        world.label_vectors,
-        memory,
-        INFO,
-        recalls,
-        world.queries,
-        world.truth,
-    )
+    label_index = LabelIndexFacts(world.label_vectors, LABEL_INFO, points)
+    return measure(folder, label_index, memory, INFO, recalls, world.validation)
 
 
 @pytest.fixture(scope="module")
 def label_points(helpful, written):
     folder, vectors = written[0], helpful.label_vectors
-    return measure_labels(folder, LABEL_INFO, CONFIG, vectors, helpful.queries, helpful.truth)
+    return measure_labels(folder, LABEL_INFO, CONFIG, vectors, helpful.validation)
 
 
 def test_each_effort_gets_a_search_width_of_its_own_for_the_memory(helpful, written, label_points):
@@ -318,14 +310,11 @@ def test_a_flat_memory_is_scanned_at_every_effort(helpful, written, label_points
     shutil.copyfile(folder / "index.faiss", tmp_path / "index.faiss")
     points = measure(
         tmp_path,
-        label_points,
-        LABEL_INFO,
-        helpful.label_vectors,
+        LabelIndexFacts(helpful.label_vectors, LABEL_INFO, label_points),
         memory,
         INFO.model_copy(update={"kind": "flat"}),
         {},
-        helpful.queries,
-        helpful.truth,
+        helpful.validation,
     )
     assert [point.params for point in points] == [point.params for point in label_points]
 
@@ -338,7 +327,7 @@ def test_isotonic_calibration_mends_blended_scores(helpful, values):
         exact_index(helpful.label_vectors), exact_index(memory.vectors), memory.labels, settings
     )
     hits = index.search(helpful.queries, DEPTH, EXACT)
-    fitted, info = calibrate(hits.scores, hits.rows, helpful.truth, logit_bias=None)
+    fitted, info = calibrate(hits, helpful.validation, logit_bias=None)
     assert info.ece_after < info.ece_before
     served = fitted.apply(hits.scores)
     assert ((served >= 0) & (served <= 1)).all()

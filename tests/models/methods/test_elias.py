@@ -58,9 +58,8 @@ def history(job):
 def untrained(job):
     """The model and its rows before training, ready for its first phase."""
     encoder = stages._fresh_encoder(job, World())
-    data = stages._tokenized(job, encoder)
-    points = stages._points(job, data, World())
-    return fresh_model(encoder, data.labels, job.run.config, points, World())
+    points = stages._points(job, encoder, World())
+    return fresh_model(encoder, job.corpus.labels, job.run.config, points, World())
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +70,7 @@ def trained(tmp_path_factory):
 
 
 def queries_of(job, model):
-    return embed(model.encoder, stages._tokenized(job, model.encoder).validation)
+    return embed(model.encoder, job.corpus.validation)
 
 
 def test_it_trains_phase_after_phase_and_learns(trained):

@@ -29,7 +29,8 @@ def filtered(tiny_job, sealed, tmp_path_factory):
     test_filter = np.stack([rows, best], axis=1)[rng.random(len(rows)) < 0.2]
     train_filter = np.array([[4, 1], [4, 2], [9, 0]])
     dataset = replace(dataset, test_filter=test_filter, train_filter=train_filter)
-    return dataset, release(tiny_job.run, dataset, tmp_path_factory.mktemp("filtered"))
+    bundles = tmp_path_factory.mktemp("filtered")
+    return dataset, release(tiny_job.run, dataset, tiny_job.parts, bundles)
 
 
 def figures(engine, dataset, split):
@@ -83,7 +84,8 @@ def test_own_items_go_into_the_bundle_with_every_label(tiny_job, sealed, tmp_pat
     )
     uids = [dataset.train.uids[0], *dataset.labels.uids[1:]]
     labels = LabelCatalogue(uids, dataset.labels.titles, dataset.labels.contents)
-    bundle = release(replace(run, config=config), replace(dataset, labels=labels), tmp_path / "b")
+    changed = replace(run, config=config), replace(dataset, labels=labels)
+    bundle = release(*changed, tiny_job.parts, tmp_path / "b")
     info = read_manifest(bundle).filter
     assert (info.own_item, info.n_items, info.n_pairs) == (True, len(uids), len(uids))
     engine = Engine.open(bundle, device="cpu")

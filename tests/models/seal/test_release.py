@@ -80,7 +80,7 @@ def test_a_full_disk_while_sealing_leaves_no_half_bundle(sealed, tiny_job, monke
 
     monkeypatch.setattr("models.seal.release.write_labels", fail)
     with pytest.raises(OSError, match="No space left"):
-        stages.release(tiny_job.run, tiny_job.dataset, tmp_path / "bundles")
+        stages.release(tiny_job.run, tiny_job.dataset, tiny_job.parts, tmp_path / "bundles")
     assert list((tmp_path / "bundles").iterdir()) == []
 
 

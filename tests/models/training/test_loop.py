@@ -279,7 +279,7 @@ def test_a_frozen_backbone_runs_once_and_its_cache_gives_the_same_queries(
     pooled = sorted(job.cache.glob("*.npy"))
     assert len(pooled) == 2  # points and labels
     model = load_model(job.run)
-    data = stages._tokenized(job)
+    data = job.corpus
     with torch.no_grad():
         for texts in (data.train, data.validation, data.labels):
             with_cache = replace(
@@ -318,13 +318,10 @@ def test_a_trained_model_opens_as_it_was_left(tmp_path, bert, changes):
     source = [f"encoder.source={bert}"] if changes else []
     job = job_in(tmp_path, *changes, *source, "train.epochs=2")
     stages.run_train(job)
-    validation = loop.Validation(
-        stages._tokenized(job).validation, job.validation_truth, job.validation_filter
-    )
-    ranked = loop.rank(load_model(job.run), validation, 1)
+    ranked = loop.rank(load_model(job.run), job.validation, 1)
     best = max(p_at_1 for _, _, p_at_1 in history(job))
     # The cache is in half precision, the opened model is not: a near tie may fall otherwise.
-    found = 100 * loop.precision_at_k(ranked, job.validation_truth, 1)
+    found = 100 * loop.precision_at_k(ranked, job.validation.truth, 1)
     assert found == pytest.approx(best, abs=2.0)
 
 

@@ -11,6 +11,7 @@ from models.config import IndexConfig
 from models.errors import RunError
 from models.index.efforts import exact_index
 from models.index.kind import Material
+from models.quality.ranking import EvaluationSet
 from models.tune.candidate import Build, Candidate
 from models.tune.goal import Goal
 from models.tune.subject import Judge, Searched, Subject
@@ -32,7 +33,10 @@ def subject(tmp_path):
     nothing = np.empty((0, DIM), np.float32), csr_array((0, LABELS), dtype=np.float32)
     filtered = np.empty((0, 2), np.int64)
     return Subject(
-        tmp_path, IndexConfig(), Material(vectors, 0.0, *nothing), queries, truth, filtered
+        tmp_path,
+        IndexConfig(),
+        Material(vectors, 0.0, *nothing),
+        EvaluationSet(queries, truth, filtered),
     )
 
 
@@ -72,19 +76,21 @@ def test_where_the_vectors_do_not_score_the_loss_is_against_the_own_scores(subje
 
 
 def test_a_random_order_keeps_queries_truth_and_filter_together(subject):
-    filtered = np.stack(subject.truth.nonzero(), axis=1).astype(np.int64)
-    mixed = replace(subject, filtered=filtered).shuffled()
+    pairs = np.stack(subject.validation.truth.nonzero(), axis=1).astype(np.int64)
+    validation = replace(subject.validation, filter_pairs=pairs)
+    mixed = replace(subject, validation=validation).shuffled()
     assert not np.array_equal(mixed.queries, subject.queries)
     best = (mixed.queries @ mixed.material.vectors.T).argmax(axis=1)
-    assert mixed.truth[np.arange(N), best].sum() == N
-    assert mixed.truth[mixed.filtered[:, 0], mixed.filtered[:, 1]].sum() == N
+    truth, pairs = mixed.validation.truth, mixed.validation.filter_pairs
+    assert truth[np.arange(N), best].sum() == N
+    assert truth[pairs[:, 0], pairs[:, 1]].sum() == N
     index = exact_index(mixed.material.vectors)
     assert not (mixed.rank(index, "exact", N)[:, 0] == best).any()
 
 
 def test_the_digest_is_of_the_model_not_of_the_folder(subject, tmp_path):
     moved = replace(subject, run_folder=tmp_path / "elsewhere")
-    other = replace(subject, queries=subject.queries + 1)
+    other = replace(subject, validation=subject.validation.of(subject.queries + 1))
     assert subject.digest() == moved.digest() != other.digest()
 
 
