@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from models.atomic import write_atomic
 from models.config import Config
 from models.data.dataset import Dataset, label_texts, point_texts, report
 from models.data.filters import filtered_pairs
@@ -64,13 +63,13 @@ from models.tune.goal import Goal
 from models.tune.report import Report
 from models.tune.subject import Subject
 from models.tune.tuning import Request, scored_by_vectors, tune
-from service.bundle.manifest import QualityInfo
+from service.atomic import write_atomic
+from service.bundle.manifest import EXACT, QualityInfo
 from service.bundle.verify import read_manifest, resolve
 from service.core.encoding.encoder import OnnxEncoder
 from service.core.engine import Engine
-from service.core.index.augmented import MEMORY_EF_SEARCH, open_augmented
-from service.core.index.faiss_index import EXACT
-from service.core.index.opening import open_label_index
+from service.core.index.augmented import MEMORY_EF_SEARCH
+from service.core.index.opening import open_whole_index
 from service.errors import BundleNotFound
 
 log = logging.getLogger(__name__)
@@ -238,15 +237,16 @@ def run_index(job: TrainingJob) -> None:
     queries = encode_with(encoder, _tokenized(job).validation)
     truth, filtered = job.validation_truth, job.validation_filter
     points = measure(run.folder, info, config.index, vectors, queries, truth, filtered)
-    index = open_label_index(run.folder, info, vectors.shape[1], {EXACT: {}})
     bias = None if info.metric == "probability" else config.method.logit_bias
+    memory = None
     if config.memory.kind != "none":
         kept = build_memory(_remembered(job), vectors, info, queries, truth, filtered, points, run)
         run.record(memory=kept.record)
-        if kept.info is not None:
+        memory = kept.info
+        if memory is not None:
             points, bias = kept.points, None  # what is blended are probabilities already
-            index = open_augmented(run.folder, kept.info, index, {EXACT: {}})
     run.record(index=info.model_dump(), operating_points=[p.model_dump() for p in points])
+    index = open_whole_index(run.folder, info, memory, vectors.shape[1], {EXACT: {}})
     answers = index.search(queries, calibrate.DEPTH, EXACT)
     fitted, described = calibrate.calibrate(answers.scores, answers.rows, truth, bias, filtered)
     calibrate.write_calibration(run.folder / CALIBRATION_FILE, fitted)

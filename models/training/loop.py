@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from models.atomic import write_atomic
 from models.config import TrainConfig
 from models.data.tokens import TokenizedTexts
 from models.encoders.build import TextEncoder, embed
@@ -42,6 +41,7 @@ from models.training.checkpoint import (
 from models.training.method import Method, Phase
 from models.training.optimizers import Optimizers, scheduled_share
 from models.training.training_rows import TrainingRows
+from service.atomic import write_atomic
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from html import escape
 from pathlib import Path
 from typing import Final
 
-from models.atomic import write_atomic
 from models.tune.candidate import Measurement
 from models.tune.goal import P99_MARGIN
 from models.tune.report import HEADS, Report, cells
+from service.atomic import write_atomic
 
 PAGE_FILE: Final = "tune.html"
 _WIDTH, _HEIGHT = 860, 460

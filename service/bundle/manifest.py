@@ -69,7 +69,9 @@ MANIFEST: Final = "manifest.json"
 
 POINTER: Final = "CURRENT"
 
-EFFORTS: Final = ("fast", "balanced", "thorough", "exact")
+EXACT: Final = "exact"
+"""The effort without search parameters, which scans everything: what recall is measured against."""
+EFFORTS: Final = ("fast", "balanced", "thorough", EXACT)
 
 # What no real bundle comes near, so that nothing is reserved for a number that only claims to be.
 Count = Annotated[int, Field(ge=0, lt=2**31)]

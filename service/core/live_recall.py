@@ -18,6 +18,7 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from service.bundle.manifest import EXACT
 from service.core.types import Float32Rows, Hits
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,6 @@ MOST_K: Final = 10
 QUEUE_SIZE: Final = 16
 WINDOW_SAMPLES: Final = 1000
 NICENESS: Final = 19
-EXACT: Final = "exact"
 
 SearchFn = Callable[[Float32Rows, int, str], Hits]
 """(n, dim) float32, k and effort to Hits: a LabelIndex's `search`."""

@@ -29,8 +29,6 @@ from service.core.index.protocol import check_queries
 from service.core.types import Float32Rows, Hits
 from service.errors import BundleMismatch
 
-EXACT = "exact"
-
 _UNTIL_BLAS = 16
 """FAISS multiplies larger batches of fp32 queries as matrices, which rounds otherwise."""
 _ONE_QUERY_AFTER_THE_OTHER = 11

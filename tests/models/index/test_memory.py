@@ -25,9 +25,9 @@ from models.index.memory import (
     write_memory,
 )
 from models.index.registry import build_label_index
-from service.bundle.manifest import IndexInfo, MemoryInfo
+from service.bundle.manifest import EXACT, IndexInfo, MemoryInfo
 from service.core.index.augmented import AugmentedIndex, Blend
-from service.core.index.faiss_index import EXACT, open_faiss
+from service.core.index.faiss_index import open_faiss
 from service.core.index.memory_labels import open_memory_labels
 from service.core.types import Hits
 
