@@ -41,11 +41,6 @@ class Tokenizer:
         self._fast.enable_truncation(max_tokens)
         self.max_tokens = max_tokens
 
-    @property
-    def vocabulary_size(self) -> int:
-        """Number of token ids, special tokens counted."""
-        return int(self._fast.get_vocab_size(with_added_tokens=True))
-
     def tokenize(self, texts: Sequence[str]) -> list[Encoding]:
         """Normalise and split; special tokens are added, so no text comes out empty.
 

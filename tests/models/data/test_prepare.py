@@ -10,8 +10,8 @@ from models.data import prepare, splits
 from models.data.dataset import LabelCatalogue
 from models.data.formats import write_dataset
 from models.data.prepare import open_configured, split
-from models.data.synthetic import synthetic_dataset
 from models.errors import DataError, RunError
+from tests.support.synthetic import synthetic_dataset
 from tests.support.tiny_job import write_tiny_job
 
 
