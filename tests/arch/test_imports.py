@@ -53,7 +53,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("models.data",),
         ("models.runs",),
         ("models.config",),
-        ("models.extras", "models.progress", "models.rng"),
+        ("models.extras", "models.progress", "models.rng", "models.svg"),
         ("models.errors",),
     ),
     "loadtest": (
