@@ -155,7 +155,7 @@ SURFACES = (
         "torch.onnx",
         (),
         "finds a layer's nodes by the scope that torch's exporter writes beside each",
-        proof="tests/models/export/test_precisions.py",
+        proof="tests/models/export/test_export_onnx.py",
     ),
 )
 
