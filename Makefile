@@ -9,12 +9,13 @@ NAME := $(basename $(notdir $(CONFIG)))
 BUNDLES := $(VAR)/bundles/$(NAME)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+OLDEST := .venv-oldest/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train serve test check format docs clean
+.PHONY: help setup demo train serve test test-oldest check format docs clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 13
 
 setup: $(INSTALLED) ## make .venv and install everything from constraints.txt
 
@@ -42,6 +43,19 @@ test: export OMP_NUM_THREADS ?= 1
 test: $(INSTALLED) ## run the whole test suite
 	$(BIN)/python -m pytest --numprocesses=2 --dist=worksteal
 
+# Without torch, which has one wheel for each kind of device: the service must run on the oldest of
+# everything that it needs. Tests build their tiny bundle with onnx.
+$(OLDEST): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet --constraint constraints.txt uv
+	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest --resolution lowest-direct \
+		--editable '.[otel,gpu-metrics,client,dev]' "$$(sed -n 's/^ *"\(onnx>=.*\)",$$/\1/p' pyproject.toml)"
+	@touch $(OLDEST)
+
+test-oldest: export OMP_NUM_THREADS ?= 1
+test-oldest: $(OLDEST) ## run the service's quick tests on the oldest versions that are allowed
+	.venv-oldest/bin/python -m pytest tests/service -m "not slow"
+
 check: $(INSTALLED) ## formatting, lint, types, generated docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -56,4 +70,4 @@ docs: $(INSTALLED) ## write the generated docs anew
 	$(BIN)/python -m service.settings > docs/configuration.md
 
 clean: ## remove .venv and everything trained
-	rm -rf .venv var
+	rm -rf .venv .venv-oldest var

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.atomic import write_atomic
 from models.config import Config
 from models.errors import RunError
+from service.atomic import write_atomic
 from service.version import __version__
 
 RUN_FILE = "run.json"

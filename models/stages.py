@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 
-from models.atomic import write_atomic
 from models.config import Config
 from models.data.dataset import Dataset, label_texts, point_texts, report
 from models.data.filters import filtered_pairs
@@ -67,13 +66,13 @@ from models.tune.goal import Goal
 from models.tune.report import Report
 from models.tune.subject import Subject
 from models.tune.tuning import Request, scored_by_vectors, tune
-from service.bundle.manifest import QualityInfo
+from service.atomic import write_atomic
+from service.bundle.manifest import EXACT, QualityInfo
 from service.bundle.verify import read_manifest, resolve
 from service.core.encoding.encoder import OnnxEncoder
 from service.core.engine import Engine
-from service.core.index.augmented import MEMORY_EF_SEARCH, open_augmented
-from service.core.index.faiss_index import EXACT
-from service.core.index.opening import open_label_index
+from service.core.index.augmented import MEMORY_EF_SEARCH
+from service.core.index.opening import open_whole_index
 from service.errors import BundleNotFound
 
 log = logging.getLogger(__name__)
@@ -276,16 +275,17 @@ def run_index(job: TrainingJob) -> None:
     vectors = material.vectors
     validation = job.validation.of(encode_with(encoder, job.corpus.validation))
     points = measure(run.folder, info, config.index, vectors, validation)
-    index = open_label_index(run.folder, info, vectors.shape[1], {EXACT: {}})
     bias = None if info.metric == "probability" else config.method.logit_bias
+    memory = None
     if config.memory.kind != "none":
         label_index = LabelIndexFacts(vectors, info, points)
         kept = build_memory(_remembered(job), label_index, validation, run)
         run.record(memory=kept.record)
-        if kept.info is not None:
+        memory = kept.info
+        if memory is not None:
             points, bias = kept.points, None  # what is blended are probabilities already
-            index = open_augmented(run.folder, kept.info, index, {EXACT: {}})
     run.record(index=info.model_dump(), operating_points=[p.model_dump() for p in points])
+    index = open_whole_index(run.folder, info, memory, vectors.shape[1], {EXACT: {}})
     answers = index.search(validation.queries, calibrate.DEPTH, EXACT)
     fitted, described = calibrate.calibrate(answers, validation, bias)
     calibrate.write_calibration(run.folder / CALIBRATION_FILE, fitted)

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, load_npz, save_npz
 from scipy.special import expit
 
-from models.atomic import write_atomic
 from models.config import TeacherConfig
 from models.data.dataset import Dataset, point_texts
 from models.data.tokens import tokenize_texts
@@ -25,6 +24,7 @@ from models.errors import RunError
 from models.progress import track
 from models.runs import RUN_FILE, TOKENIZER_FILE, Run, read_run
 from models.trained import load_model
+from service.atomic import write_atomic
 from service.core.encoding.tokenizer import Tokenizer
 from service.core.engine import Engine
 from service.core.types import Query

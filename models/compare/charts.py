@@ -7,9 +7,9 @@ import io
 from pathlib import Path
 from typing import Any, Final
 
-from models.atomic import write_atomic
 from models.compare.record import OURS, Comparison, Row
 from models.extras import need
+from service.atomic import write_atomic
 
 LATENCY_CHART: Final = "p1-by-latency.svg"
 TAIL_CHART: Final = "psp5-by-p5.svg"

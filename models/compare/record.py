@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from models.atomic import write_atomic
 from models.errors import ComparisonError
+from service.atomic import write_atomic
 
 COMPARISON_FILE: Final = "comparison.json"
 OURS: Final = "Astrolabe"

@@ -6,9 +6,9 @@ Two tables, one of quality and one of cost, since one would be too wide to read 
 import textwrap
 from pathlib import Path
 
-from models.atomic import write_atomic
 from models.compare.record import Comparison, Provenance, Row
 from models.errors import ComparisonError
+from service.atomic import write_atomic
 
 TABLE_FILE = "comparison.md"
 _FIGURES = {

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.sparse import csr_array
 
-from models.atomic import staging_folder, sync
 from models.data.apt_index import description_lines, package_lines
 from models.data.dataset import Dataset, LabelCatalogue, Points
 from models.data.formats import open_dataset, write_dataset
 from models.errors import AptError, DataError
+from service.atomic import staging_folder, sync
 
 if TYPE_CHECKING:
     from debian.deb822 import Packages

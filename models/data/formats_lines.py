@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from models.atomic import write_atomic
 from models.errors import DataError
+from service.atomic import write_atomic
 
 COMPRESSION_LEVEL = 6  # gzip's own default; level 9 costs twice the time for about 1 % of the size
 

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from models.atomic import write_array
 from models.data.tokens import TokenizedTexts
 from models.encoders.transformer import TransformerEncoder
 from models.progress import track
+from service.atomic import write_array
 
 log = logging.getLogger(__name__)
 

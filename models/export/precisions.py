@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from models.atomic import write_atomic
 from models.config import ExportConfig, Precision
 from models.data.tokens import TokenizedTexts
 from models.encoders.build import embed, transformer_of
@@ -28,6 +27,7 @@ from models.quality.metrics import precision_at_k
 from models.runs import Run, encoder_file
 from models.training.loop import Validation
 from models.training.method import Method
+from service.atomic import write_atomic
 from service.bundle.manifest import ParityInfo, VariantInfo
 from service.core.encoding.encoder import OnnxEncoder
 

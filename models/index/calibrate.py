@@ -16,10 +16,10 @@ from scipy.optimize import isotonic_regression
 from scipy.sparse import csr_array
 from scipy.special import expit
 
-from models.atomic import write_atomic
 from models.data.filters import filtered_pairs
 from models.quality.metrics import expected_calibration_error
 from models.quality.ranking import EvaluationSet
+from service.atomic import write_atomic
 from service.bundle.manifest import CalibrationInfo
 from service.core.calibration import PiecewiseLinear
 from service.core.types import Hits

@@ -20,8 +20,8 @@ from models.errors import ReleaseError
 from models.index.registry import KINDS
 from models.quality.metrics import precision_at_k
 from models.quality.ranking import EmbeddedSet
-from service.bundle.manifest import EFFORTS, IndexInfo, OperatingPoint
-from service.core.index.faiss_index import EXACT, FaissIndex
+from service.bundle.manifest import EFFORTS, EXACT, IndexInfo, OperatingPoint
+from service.core.index.faiss_index import FaissIndex
 from service.core.index.opening import open_label_index
 from service.core.index.protocol import LabelIndex
 

@@ -6,9 +6,9 @@ from typing import Final
 
 import numpy as np
 
-from models.atomic import write_array, write_atomic
 from models.config import IndexConfig
 from models.index.kind import Material
+from service.atomic import write_array, write_atomic
 
 FILES: Final = (
     "graph.json",

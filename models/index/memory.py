@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from models.atomic import write_array
 from models.config import Config, IndexConfig
 from models.index.efforts import cheapest, exact_index, measure_points, named, recall_targets
 from models.index.flat import Flat, write_flat
@@ -25,7 +24,8 @@ from models.index.hnsw import Hnsw, write_hnsw
 from models.quality.metrics import ndcg_of_each, precision_at_k, remove_filtered
 from models.quality.ranking import EmbeddedSet, EvaluationSet
 from models.runs import Run
-from service.bundle.manifest import IndexInfo, MemoryInfo, OperatingPoint
+from service.atomic import write_array
+from service.bundle.manifest import EXACT, IndexInfo, MemoryInfo, OperatingPoint
 from service.core.index.augmented import (
     MEMORY_EF_SEARCH,
     AugmentedIndex,
@@ -33,7 +33,7 @@ from service.core.index.augmented import (
     blend,
     open_augmented,
 )
-from service.core.index.faiss_index import EXACT, FaissIndex, open_faiss
+from service.core.index.faiss_index import FaissIndex, open_faiss
 from service.core.index.memory_labels import MemoryLabels
 from service.core.index.opening import open_label_index
 from service.core.index.protocol import LabelIndex

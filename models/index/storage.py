@@ -6,7 +6,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from models.atomic import write_atomic
+from service.atomic import write_atomic
 
 
 def centred(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

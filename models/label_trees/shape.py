@@ -10,11 +10,10 @@ reconstructions. Each label has a vector (`label_vectors`) and a mass, its share
 - `EntropySplit` (lambda): the cut that maximises similarity to the centres, weighted by mass, plus
   lambda times the bits that the cut resolves. 0 is unconstrained weighted 2-means.
 
-Frequent labels near the root make the expected depth small: `expected_depth` measures it, and
-`huffman_depth` and `entropy` bound it. Nothing here is trained: that is `models.methods.tree`.
+Frequent labels near the root make the expected depth small. Nothing here is trained: that is
+`models.methods.tree`.
 """
 
-import heapq
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -216,34 +215,3 @@ def merge_levels(shape: TreeShape, levels: int) -> TreeShape:
     end[leaf] = np.cumsum(sizes)
     first[leaf] = end[leaf] - sizes
     return TreeShape(first, end, leaf, np.array(depth), shape.labels[order])
-
-
-def expected_depth(shape: TreeShape, counts: NDArray[np.integer]) -> float:
-    """D(T): depth of a label's leaf, averaged over label occurrences. The paper's latency proxy."""
-    return float(counts @ shape.label_depths / counts.sum())
-
-
-def entropy(counts: NDArray[np.integer]) -> float:
-    """Bits of one label occurrence: no binary tree with single leaves is shallower on average.
-
-    >>> entropy(np.array([2, 1, 1]))
-    1.5
-    """
-    share = counts[counts > 0] / counts.sum()
-    return float(-(share * np.log2(share)).sum())
-
-
-def huffman_depth(counts: NDArray[np.integer]) -> float:
-    """The least expected depth of a binary tree with single leaves, similarity disregarded.
-
-    >>> huffman_depth(np.array([2, 1, 1]))
-    1.5
-    """
-    heap = [float(count) for count in counts]
-    heapq.heapify(heap)
-    total = 0.0
-    while len(heap) > 1:
-        merged = heapq.heappop(heap) + heapq.heappop(heap)
-        total += merged
-        heapq.heappush(heap, merged)
-    return total / float(counts.sum())

@@ -29,7 +29,6 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from models.atomic import write_array, write_atomic
 from models.label_trees.classifiers import FitConfig, fit, reached
 from models.label_trees.shape import (
     MassBalance,
@@ -39,6 +38,7 @@ from models.label_trees.shape import (
     label_vectors,
     merge_levels,
 )
+from service.atomic import write_array, write_atomic
 from service.core.index.label_tree import (
     ABOUT_FILE,
     BIAS_FILE,

@@ -15,7 +15,7 @@ from models.data.dataset import Dataset, Fields, Points, point_texts
 from models.progress import track
 from models.quality.metrics import Quality, evaluate_ranking, remove_filtered
 from models.quality.ranking import spare
-from service.bundle.manifest import QualityInfo
+from service.bundle.manifest import EXACT, QualityInfo
 from service.core.engine import Engine
 from service.core.types import Query
 
@@ -123,5 +123,5 @@ def _recall_against_exact(engine: Engine, texts: Sequence[str]) -> float:
     """Mean share of the exact top 10 that the default effort finds."""
     effort = engine.manifest.defaults.effort
     found = _rank(engine, texts, _AS_USERS_ASK, effort)[:, :_AS_USERS_ASK]
-    exact = _rank(engine, texts, _AS_USERS_ASK, "exact")[:, :_AS_USERS_ASK]
+    exact = _rank(engine, texts, _AS_USERS_ASK, EXACT)[:, :_AS_USERS_ASK]
     return float((found[:, :, None] == exact[:, None, :]).any(axis=1).mean())

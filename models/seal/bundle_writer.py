@@ -9,7 +9,7 @@ import json
 import os
 from pathlib import Path
 
-from models.atomic import sync, write_atomic
+from service.atomic import sync, write_atomic
 from service.bundle.manifest import MANIFEST, POINTER, Manifest, bundle_id_of
 from service.bundle.verify import hash_file
 

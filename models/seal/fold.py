@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from models.atomic import staging_folder, write_array
 from models.config import Config
 from models.data.dataset import point_texts
 from models.data.filters import filtered_pairs
@@ -34,16 +33,18 @@ from models.index.registry import build_label_index
 from models.quality.ranking import EmbeddedSet, EvaluationSet
 from models.runs import code_revision
 from models.seal.release import LABEL_FILES, MODEL_CARD, seal
-from service.bundle.manifest import FilterInfo, FoldedInfo, Manifest
+from service.atomic import staging_folder, write_array
+from service.bundle.manifest import EXACT, FilterInfo, FoldedInfo, Manifest
 from service.bundle.verify import resolve
 from service.core.catalogue.live import measure_placement
 from service.core.catalogue.snapshot import Snapshot
 from service.core.catalogue.store import ChangeStore, store_path
 from service.core.encoding.embedding import embed_texts
 from service.core.engine import Engine
-from service.core.index.augmented import AugmentedIndex
-from service.core.index.faiss_index import EXACT, FaissIndex, open_faiss
-from service.core.index.memory_labels import MemoryLabels, open_memory_labels
+from service.core.index.augmented import AugmentedIndex, open_memory
+from service.core.index.faiss_index import FaissIndex
+from service.core.index.memory_labels import MemoryLabels
+from service.core.index.opening import Efforts
 from service.core.labels.id_hash import hash_ids
 from service.core.labels.item_filter import write_hashed_item_filter
 from service.core.labels.label_directory import write_directory
@@ -274,14 +275,11 @@ def _move_memory(base: Path, staging: Path, manifest: Manifest, plan: _Plan) -> 
     """Move the memory's label rows along; its queries stay."""
     memory = manifest.memory
     assert memory is not None
-    index_file, *array_files = memory.files
-    paths = [base / name for name in array_files]
-    labels = open_memory_labels(paths, memory.n_rows, manifest.index.n_rows)
-    _write_memory_labels(staging, array_files, labels, plan.moved)
-    new = open_memory_labels(
-        [staging / name for name in array_files], memory.n_rows, len(plan.labels)
-    )
-    index = open_faiss(base / index_file, manifest.encoder.dim, memory.n_rows, {EXACT: {}})
+    dim = manifest.encoder.dim
+    scanned: Efforts = {EXACT: {}}
+    _, labels = open_memory(base, memory, dim, manifest.index.n_rows, scanned)
+    _write_memory_labels(staging, memory.files[1:], labels, plan.moved)
+    index, new = open_memory(staging, memory, dim, len(plan.labels), scanned)
     return memories.Memory(index.vectors(np.arange(memory.n_rows)), new)
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from models.atomic import staging_folder
 from models.config import Config
 from models.data.dataset import Dataset, point_texts
 from models.data.filters import item_pairs
@@ -35,6 +34,7 @@ from models.runs import (
 )
 from models.seal.bundle_writer import publish, write_manifest
 from models.seal.model_card import model_card
+from service.atomic import staging_folder
 from service.bundle.manifest import (
     SCHEMA_VERSION,
     CodeInfo,

@@ -17,10 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.atomic import write_atomic
 from models.errors import RunError
 from models.rng import Rng
 from models.training.optimizers import LABELS, Optimizers
+from service.atomic import write_atomic
 
 SHARDED = "labels.weight"
 """The one weight whose rows are spread over ranks; files hold all of it."""

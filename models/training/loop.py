@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.atomic import write_atomic
 from models.config import TrainConfig
 from models.data.tokens import TokenizedTexts
 from models.encoders.build import embed
@@ -43,6 +42,7 @@ from models.training.checkpoint import (
 from models.training.method import Method, Phase
 from models.training.optimizers import Optimizers, scheduled_share
 from models.training.training_rows import TrainingRows
+from service.atomic import write_atomic
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from models.atomic import write_atomic
 from models.errors import TuneError
 from models.tune.candidate import Candidate, Measurement
+from service.atomic import write_atomic
 
 LEDGER_FILE = "measurements.jsonl"
 

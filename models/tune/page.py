@@ -1,55 +1,44 @@
 """tune.html: one page that needs nothing but itself, with the front drawn and the figures below.
 
-No scripts, fonts or images are loaded. Colours follow the reader's light or dark setting; kinds are
-told apart by shape too. All that the drawing shows is in the table, which a keyboard can scroll.
+No scripts, fonts or images are loaded. Text follows the reader's light or dark setting, the picture
+stays on white; kinds are told apart by shape too. The table has the figures of every survivor, and
+a keyboard can scroll it.
 """
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Final
 
-from models.atomic import write_atomic
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, StrMethodFormatter
+
+from models.svg import svg_of
 from models.tune.candidate import Measurement
 from models.tune.goal import P99_MARGIN
 from models.tune.report import HEADS, Report, cells
+from service.atomic import write_atomic
 
 PAGE_FILE: Final = "tune.html"
-_WIDTH, _HEIGHT = 860, 460
-_LEFT, _RIGHT, _TOP, _BOTTOM = 78, 20, 24, 52
 _FEWEST_MISSED = 1e-4  # the scale of recall ends at 0.9999
-_MARKS: Final = (
-    "M-5,0a5,5 0 1,0 10,0a5,5 0 1,0 -10,0",
-    "M-5,-5h10v10h-10z",
-    "M0,-6l6,11h-12z",
-    "M0,-7l6,7l-6,7l-6,-7z",
-    "M-6,-5h12l-6,11z",
-    "M-2,-6h4v4h4v4h-4v4h-4v-4h-4v-4h4z",
-    "M-6,-3h12v6h-12z",
-    "M-3,-6h6v12h-6z",
+# Marks and colours of the kinds: Okabe and Ito's palette, darkened for thin marks on white.
+_LOOKS: Final = (
+    *(("o", "#005f99"), ("s", "#b34700"), ("^", "#00694c"), ("D", "#8a3d72")),
+    *(("v", "#6d5a00"), ("P", "#1b6c8c"), ("X", "#5b4bb0"), ("*", "#a02020")),
 )
 _STYLE: Final = """
 :root { color-scheme: light dark; --ink: #1c1c1c; --paper: #fff; --faint: #6b6b6b;
-  --line: #d9d9d9; --good: #00694c;
-  --k0: #005f99; --k1: #b34700; --k2: #00694c; --k3: #8a3d72;
-  --k4: #6d5a00; --k5: #1b6c8c; --k6: #5b4bb0; --k7: #a02020; }
+  --line: #d9d9d9; --good: #00694c; --bad: #a02020; --focus: #005f99; }
 @media (prefers-color-scheme: dark) { :root { --ink: #ececec; --paper: #161616; --faint: #a6a6a6;
-  --line: #3d3d3d; --good: #4fd1a5;
-  --k0: #6cb8ee; --k1: #f2a35e; --k2: #4fd1a5; --k3: #e79cc9;
-  --k4: #e3cf5a; --k5: #7fd3ea; --k6: #b5aaff; --k7: #ff8f8f; } }
+  --line: #3d3d3d; --good: #4fd1a5; --bad: #ff8f8f; --focus: #6cb8ee; } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
   margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 .verdict { padding: .6rem 1rem; border-left: .4rem solid var(--good); }
-.verdict.bad { border-color: var(--k7); }
+.verdict.bad { border-color: var(--bad); }
 .note { color: var(--faint); }
-svg { width: 100%; height: auto; } svg text { fill: var(--ink); font-size: 13px; }
-.axis { stroke: var(--line); } .limit { stroke: var(--ink); stroke-dasharray: 6 4; }
-.front { fill: none; stroke: var(--faint); stroke-width: 1.5; }
-.earlier { opacity: .3; } .chosen { fill: none; stroke: var(--ink); stroke-width: 2; }
-.wide { overflow-x: auto; } .wide:focus-visible { outline: 2px solid var(--k0); }
+svg { width: 100%; height: auto; background: #fff; }
+.wide { overflow-x: auto; } .wide:focus-visible { outline: 2px solid var(--focus); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 caption { text-align: left; color: var(--faint); padding-bottom: .4rem; }
 th, td { white-space: nowrap; padding: .25rem .7rem; text-align: right;
@@ -86,133 +75,96 @@ def write_page(report: Report, folder: Path) -> Path:
     return path
 
 
-@dataclass(frozen=True, slots=True)
-class _Scale:
-    """p99 in us to the right and missed neighbours downwards, both by their logarithms."""
-
-    low_us: float
-    high_us: float
-    most_missed: float
-
-    @classmethod
-    def over(cls, shown: Sequence[Measurement], limit_us: float | None) -> "_Scale":
-        times = [each.timing.p99 for each in shown] + ([limit_us] if limit_us else [])
-        most = max(1 - each.recall for each in shown)
-        return cls(min(times) / 1.3, max(times) * 1.3, max(1.3 * most, 10 * _FEWEST_MISSED))
-
-    def x(self, p99_us: float) -> float:
-        share = math.log(p99_us / self.low_us) / math.log(self.high_us / self.low_us)
-        return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
-
-    def y(self, recall: float) -> float:
-        missed = max(1 - recall, _FEWEST_MISSED)
-        share = math.log(missed / _FEWEST_MISSED) / math.log(self.most_missed / _FEWEST_MISSED)
-        return _TOP + share * (_HEIGHT - _TOP - _BOTTOM)
-
-
 def _drawing(report: Report) -> str:
+    """Recall against p99 as SVG, both by their logarithms; every mark says what it is."""
+    figure = Figure(figsize=(8.6, 4.6), layout="constrained")
+    axes = figure.add_subplot()
     shown = [*report.earlier, *report.last]
-    scale = _Scale.over(shown, report.goal.p99_us)
     kinds = sorted({each.candidate.build.kind for each in shown})
-    places = {kind: place % len(_MARKS) for place, kind in enumerate(kinds)}
-    summary = (
-        f"{len(report.last)} index settings by 99th percentile of search time and recall at 10; "
-        f"{len(report.front)} of them form the Pareto front. The table below has every figure."
-    )
-    parts = [
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-labelledby="drawn said">',
-        f'<title id="drawn">Recall against time</title><desc id="said">{escape(summary)}</desc>',
-        *_axes(scale),
-        *_limits(report, scale),
-        *(_mark(each, scale, places, "earlier") for each in report.earlier),
-        _front(report, scale),
-        *(_mark(each, scale, places, "") for each in report.last),
-    ]
-    if report.chosen:
-        x, y = scale.x(report.chosen.timing.p99), scale.y(report.chosen.recall)
-        parts.append(f'<circle class="chosen" cx="{x:.1f}" cy="{y:.1f}" r="11"/>')
-    return "\n".join([*parts, *_legend(places), "</svg>"])
+    looks = {kind: _LOOKS[place % len(_LOOKS)] for place, kind in enumerate(kinds)}
+    said = {f"mark-{place}": _words(each) for place, each in enumerate(shown)}
+    for name, each in zip(said, shown, strict=True):
+        mark, colour = looks[each.candidate.build.kind]
+        faint = 1.0 if each in report.last else 0.3
+        axes.plot(*_place(each), mark, color=colour, alpha=faint, markersize=8, gid=name)
+    _front(axes, report)
+    for kind, (mark, colour) in looks.items():
+        axes.plot([], [], mark, color=colour, label=kind)
+    _frame(axes, report)
+    return _accessible(svg_of(figure), report, said)
 
 
-def _axes(scale: _Scale) -> list[str]:
-    parts = []
-    bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
-    for us in _ticks(scale.low_us, scale.high_us):
-        x = scale.x(us)
-        parts.append(f'<path class="axis" d="M{x:.1f},{_TOP}V{bottom}"/>')
-        parts.append(f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{us:g}</text>')
-    for missed in _ticks(_FEWEST_MISSED, scale.most_missed):
-        y = scale.y(1 - missed)
-        parts.append(f'<path class="axis" d="M{_LEFT},{y:.1f}H{right}"/>')
-        label = f"{'≥ ' if missed == _FEWEST_MISSED else ''}{round(1 - missed, 4):g}"
-        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
-    middle = (_LEFT + right) / 2
-    parts.append(
-        f'<text x="{middle}" y="{_HEIGHT - 10}" text-anchor="middle">p99 of a search, us</text>'
-    )
-    parts.append(
-        f'<text transform="translate(16 {(_TOP + bottom) / 2}) rotate(-90)" text-anchor="middle">'
-        "recall@10</text>"
-    )
-    return parts
+def _place(found: Measurement) -> tuple[float, float]:
+    return found.timing.p99, max(1 - found.recall, _FEWEST_MISSED)
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 of each power of ten between two numbers.
-
-    >>> _ticks(30, 600)
-    [50.0, 100.0, 200.0, 500.0]
-    """
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [float(f"{step}e{decade}") for decade in decades for step in (1, 2, 5)]
-    return [tick for tick in ticks if low <= tick <= high]
-
-
-def _limits(report: Report, scale: _Scale) -> list[str]:
-    goal, parts = report.goal, []
-    if goal.p99_us is not None:
-        x = scale.x(goal.p99_us)
-        parts.append(f'<path class="limit" d="M{x:.1f},{_TOP}V{_HEIGHT - _BOTTOM}"/>')
-    if goal.recall is not None:
-        y = scale.y(goal.recall)
-        parts.append(f'<path class="limit" d="M{_LEFT},{y:.1f}H{_WIDTH - _RIGHT}"/>')
-    return parts
-
-
-def _front(report: Report, scale: _Scale) -> str:
+def _front(axes: Axes, report: Report) -> None:
     # Bytes are a third objective, so a slower one can be on the front with less recall: the line
     # joins only those that rise.
     path, best = [], -1.0
     for each in report.front:
         if each.recall > best:
             best = each.recall
-            path.append(f"{scale.x(each.timing.p99):.1f},{scale.y(each.recall):.1f}")
-    return f'<polyline class="front" points="{" ".join(path)}"/>'
+            path.append(_place(each))
+    axes.plot(*zip(*path, strict=True), color="#6b6b6b", linewidth=1.2, zorder=1)
+    if report.chosen:
+        axes.plot(*_place(report.chosen), "o", color="#1c1c1c", fillstyle="none", markersize=16)
 
 
-def _mark(found: Measurement, scale: _Scale, places: dict[str, int], style: str) -> str:
-    place = places[found.candidate.build.kind]
-    x, y = scale.x(found.timing.p99), scale.y(found.recall)
-    said = (
+def _frame(axes: Axes, report: Report) -> None:
+    """Scales, the goal's limits and the legend."""
+    goal = report.goal
+    if goal.p99_us is not None:
+        axes.axvline(goal.p99_us, color="#1c1c1c", linewidth=0.8, linestyle="--")
+    if goal.recall is not None:
+        missed = max(1 - goal.recall, _FEWEST_MISSED)
+        axes.axhline(missed, color="#1c1c1c", linewidth=0.8, linestyle="--")
+    axes.set_xlabel("p99 of a search, us (log)")
+    axes.set_ylabel("recall@10 (log of what is missed)")
+    axes.set(xscale="log", yscale="log")
+    most_missed = max(_place(each)[1] for each in (*report.earlier, *report.last))
+    axes.set_ylim(max(1.3 * most_missed, 10 * _FEWEST_MISSED), 0.8 * _FEWEST_MISSED)
+    axes.margins(x=0.1)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(_recall_tick))
+    axes.grid(visible=True, which="major", color="#e5e5e5")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="best", frameon=False)
+
+
+def _recall_tick(missed: float, _: int) -> str:
+    """The recall at a tick; the scale ends at 0.9999, where whatever misses less is drawn too.
+
+    >>> _recall_tick(0.02, 0), _recall_tick(1e-4, 0)
+    ('0.98', '≥ 0.9999')
+    """
+    return f"{'≥ ' if missed <= 1.001 * _FEWEST_MISSED else ''}{round(1 - missed, 4):g}"
+
+
+def _words(found: Measurement) -> str:
+    return (
         f"{found.candidate}: recall {found.recall:.4f}, p99 {found.timing.p99:.0f} us, "
         f"{found.n_queries:,} queries"
     )
-    return (
-        f'<path class="{style}" transform="translate({x:.1f} {y:.1f})" d="{_MARKS[place]}" '
-        f'style="fill: var(--k{place})"><title>{escape(said)}</title></path>'
+
+
+def _accessible(svg: str, report: Report, said: dict[str, str]) -> str:
+    """Give the picture a name and a summary, and each mark its words, which a pointer shows."""
+    summary = (
+        f"{len(report.last)} index settings by 99th percentile of search time and recall at 10; "
+        f"{len(report.front)} of them form the Pareto front. The table below has every figure."
     )
-
-
-def _legend(places: dict[str, int]) -> list[str]:
-    parts = []
-    for row, (kind, place) in enumerate(places.items()):
-        x, y = _WIDTH - _RIGHT - 130, _HEIGHT - _BOTTOM - 16 - 18 * (len(places) - 1 - row)
-        parts.append(
-            f'<path transform="translate({x} {y})" d="{_MARKS[place]}" '
-            f'style="fill: var(--k{place})"/>'
-            f'<text x="{x + 12}" y="{y + 4}">{escape(kind)}</text>'
-        )
-    return parts
+    for name, words in said.items():
+        group = f'<g id="{name}">'
+        svg = svg.replace(group, f"{group}<title>{escape(words)}</title>")
+    start, rest = svg.split(">", 1)
+    return (
+        f'{start} role="img" aria-labelledby="drawn said"><title id="drawn">Recall against time'
+        f'</title><desc id="said">{escape(summary)}</desc>{rest}'
+    )
 
 
 def _table(report: Report) -> str:

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from models.atomic import write_atomic
 from models.tune.candidate import Measurement
 from models.tune.front import front_of
 from models.tune.goal import P99_MARGIN, Goal
+from service.atomic import write_atomic
 
 REPORT_FILE: Final = "tune.json"
 

@@ -26,8 +26,7 @@ from models.tune.page import write_page
 from models.tune.report import Report, last_of_each
 from models.tune.subject import Subject
 from models.tune.workbench import Workbench
-from service.bundle.manifest import EFFORTS, OperatingPoint
-from service.core.index.faiss_index import EXACT
+from service.bundle.manifest import EFFORTS, EXACT, OperatingPoint
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from models.atomic import write_atomic
 from models.config import IndexConfig
 from models.index.efforts import machine
 from models.index.registry import KINDS, build_label_index
@@ -21,8 +20,8 @@ from models.progress import track
 from models.tune.candidate import Build, Candidate, Measurement
 from models.tune.ledger import LEDGER_FILE, Ledger
 from models.tune.subject import Judge, Searched, Subject, has_own_scores, size_of
-from service.bundle.manifest import IndexInfo
-from service.core.index.faiss_index import EXACT
+from service.atomic import write_atomic
+from service.bundle.manifest import EXACT, IndexInfo
 from service.core.index.protocol import LabelIndex
 
 log = logging.getLogger(__name__)

@@ -70,7 +70,9 @@ MANIFEST: Final = "manifest.json"
 
 POINTER: Final = "CURRENT"
 
-EFFORTS: Final = ("fast", "balanced", "thorough", "exact")
+EXACT: Final = "exact"
+"""The effort without search parameters, which scans everything: what recall is measured against."""
+EFFORTS: Final = ("fast", "balanced", "thorough", EXACT)
 
 # Limits far above any real bundle: no reader reserves memory for a number that is only a claim.
 Count = Annotated[int, Field(ge=0, lt=2**31)]

@@ -18,6 +18,7 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from service.bundle.manifest import EXACT
 from service.core.types import Float32Rows, Hits
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,6 @@ WINDOW_SAMPLES: Final = 1000
 the traffic within so many samples."""
 NICENESS: Final = 19
 """The lowest priority: every other thread goes first."""
-EXACT: Final = "exact"
 
 SearchFn = Callable[[Float32Rows, int, str], Hits]
 """Takes embeddings (n, dim) float32, k and an effort, as `LabelIndex.search` does."""

@@ -4,8 +4,7 @@ from pathlib import Path
 
 from service.bundle.manifest import Manifest
 from service.core.encoding.text import NORMALISER, NORMALISER_VERSION
-from service.core.index.augmented import open_augmented
-from service.core.index.opening import open_label_index
+from service.core.index.opening import open_whole_index
 from service.core.index.protocol import LabelIndex
 from service.core.labels.item_filter import ItemFilter
 from service.errors import BundleMismatch
@@ -33,9 +32,8 @@ def open_index(folder: Path, manifest: Manifest) -> LabelIndex:
     Raises BundleMismatch.
     """
     efforts = {point.name: point.params for point in manifest.operating_points}
-    labels = open_label_index(folder, manifest.index, manifest.encoder.dim, efforts)
-    memory = manifest.memory
-    return open_augmented(folder, memory, labels, efforts) if memory else labels
+    dim = manifest.encoder.dim
+    return open_whole_index(folder, manifest.index, manifest.memory, dim, efforts)
 
 
 def open_item_filter(folder: Path, manifest: Manifest) -> ItemFilter | None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Thread
 
-from service.bundle.manifest import Manifest
+from service.bundle.manifest import EXACT, Manifest
 from service.bundle.verify import read_manifest, resolve
 from service.core.batching.adaptive_effort import AdaptiveEffort, EffortPolicy
 from service.core.batching.admission import BatchLimits
@@ -19,7 +19,7 @@ from service.core.batching.batcher import MicroBatcher
 from service.core.catalogue.label_rules import read_label_rules
 from service.core.encoding.providers import GpuOptions
 from service.core.engine import Engine
-from service.core.live_recall import EXACT, LiveRecall
+from service.core.live_recall import LiveRecall
 from service.errors import SettingsInvalid
 from service.observe.telemetry import Telemetry
 from service.serving.answer_cache import AnswerCache

@@ -7,11 +7,11 @@ counts (docs/decisions/0023).
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from service.atomic import write_atomic
 from service.errors import SettingsInvalid
 
 FILE: Final = "serving.json"
@@ -52,20 +52,15 @@ def read_desired(folder: Path) -> Desired | None:
 
 
 def write_desired(folder: Path, desired: Desired) -> None:
-    """Replace the file atomically; it is on disk when this returns."""
-    path = folder / FILE
-    temporary = path.with_name(f".{FILE}.{os.getpid()}")
-    body: dict[str, Any] = asdict(desired)
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(body, file, indent=1, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    handle = os.open(folder, os.O_RDONLY)
+    """Replace the file atomically; it is on disk when this returns. Raises SettingsInvalid."""
+    path, text = folder / FILE, json.dumps(asdict(desired), indent=1, sort_keys=True)
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        write_atomic(path, lambda temporary: temporary.write_text(text, "utf-8"))
+    except OSError as exc:
+        raise SettingsInvalid(
+            f"{path} cannot be written ({exc.strerror}), so a restart would not serve what is "
+            "served now: look at the folder, its free space and rights"
+        ) from exc
 
 
 def stamp(folder: Path) -> tuple[int, int] | None:

@@ -41,9 +41,8 @@ from models.trained import load_model
 from models.tune.builds import variants
 from models.tune.candidate import Build
 from models.tune.timing import time_search
-from service.bundle.manifest import IndexInfo
+from service.bundle.manifest import EXACT, IndexInfo
 from service.core.encoding.encoder import OnnxEncoder
-from service.core.index.faiss_index import EXACT
 from service.core.index.opening import open_label_index
 from service.core.index.protocol import LabelIndex
 

@@ -34,9 +34,6 @@ from models.label_trees.shape import (
     EntropySplit,
     MassBalance,
     Rule,
-    entropy,
-    expected_depth,
-    huffman_depth,
 )
 from models.methods.tree import DenseForest, TreeConfig, train_forest
 from models.quality.metrics import inverse_propensity, precision_at_k, psp_at_k
@@ -47,6 +44,7 @@ from service.core.encoding.encoder import OnnxEncoder
 from service.core.encoding.tokenizer import Tokenizer
 from service.core.index.label_tree import DenseScorer, LabelTreeIndex
 from service.core.index.tree_beam import Blocks
+from tests.support.tree_depth import entropy, expected_depth, huffman_depth
 
 GAMMAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 LAMBDAS = (0.02, 0.1, 0.5)

@@ -21,12 +21,13 @@ from models.compare.peers.omikuji_trees import BEAM, OmikujiTrees
 from models.config import load_config
 from models.data.dataset import point_texts
 from models.data.prepare import open_configured, split
-from models.label_trees.shape import EntropySplit, MassBalance, Rule, expected_depth, grow
+from models.label_trees.shape import EntropySplit, MassBalance, Rule, grow
 from models.label_trees.shape import label_vectors as pifa
-from models.label_trees.sparse import Chunks, SparseTree, fit_svms
 from models.methods.tree import plant
 from models.quality.metrics import precision_at_k
 from service.core.index.tree_beam import TreeBeam
+from tests.support.sparse_trees import Chunks, SparseTree, fit_svms
+from tests.support.tree_depth import expected_depth
 
 LEAF = 100
 _AT_ONCE = 256

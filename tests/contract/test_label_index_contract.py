@@ -19,11 +19,11 @@ from models.index.kind import Material
 from models.index.memory import MEMORY_FILES, remember, write_memory
 from models.index.registry import KINDS, build_label_index
 from models.training.label_graph import LabelGraph
-from service.bundle.manifest import IndexInfo, MemoryInfo
+from service.bundle.manifest import EXACT, IndexInfo, MemoryInfo
 from service.core.catalogue.delta import DeltaRows
 from service.core.catalogue.snapshot import Snapshot
 from service.core.index.augmented import open_augmented
-from service.core.index.faiss_index import EXACT, FaissIndex
+from service.core.index.faiss_index import FaissIndex
 from service.core.index.opening import open_label_index
 from service.core.index.protocol import LabelIndex
 from service.core.labels.labels import Label, LabelStore, write_labels

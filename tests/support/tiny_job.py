@@ -12,9 +12,9 @@ from transformers import BertConfig, BertModel
 from models.config import Config, load_config
 from models.data.dataset import Dataset
 from models.data.formats import write_dataset
-from models.data.synthetic import synthetic_dataset
 from models.encoders.bag import train_tokenizer
 from models.encoders.transformer import TransformerEncoder
+from tests.support.synthetic import synthetic_dataset
 
 N_LABELS = 60
 WIDTH = 24

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from service.bundle.manifest import Manifest
+from service.bundle.manifest import EXACT, Manifest
 from service.core.catalogue.changes import Applied, Change, StoredChange
 from service.core.catalogue.fields import Conditions, FieldIndex
 from service.core.catalogue.placement import Embed, Placement, placement_of
@@ -24,7 +24,6 @@ from service.core.catalogue.store import ChangeStore
 from service.core.encoding.embedding import embed_texts
 from service.core.encoding.encoder import Encoder
 from service.core.encoding.tokenizer import Tokenizer
-from service.core.index.faiss_index import EXACT
 from service.core.index.protocol import LabelIndex
 from service.core.labels.label_directory import LabelDirectory
 from service.core.labels.labels import Label, LabelStore

@@ -13,9 +13,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from service.bundle.manifest import EXACT
 from service.core.catalogue.delta import ToScore
 from service.core.index.augmented import AugmentedIndex
-from service.core.index.faiss_index import EXACT, FaissIndex
+from service.core.index.faiss_index import FaissIndex
 from service.core.index.protocol import LabelIndex
 from service.core.labels.labels import LabelStore
 from service.core.types import Float32Rows

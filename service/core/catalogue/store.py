@@ -21,6 +21,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from service.atomic import sync
 from service.core.catalogue.changes import Change, LabelOf, StoredChange, resolve
 from service.core.labels.labels import Label
 from service.errors import CatalogueCorrupt, CatalogueUnavailable
@@ -69,7 +70,7 @@ class ChangeStore:
             new = not path.exists()
             self._db = self._connect(self._prepare)
             if new:
-                _sync_folder(path.parent)
+                sync(path.parent)
         self._version: int | None = self._data_version()
         _OPEN.add(self)
 
@@ -127,11 +128,6 @@ class ChangeStore:
         version = self._data_version()
         last_version, self._version = self._version, version
         return version != last_version
-
-    def last_seq(self) -> int:
-        """The number of the newest change, 0 if there is none."""
-        with self._reading() as db:
-            return _last_seq(db)
 
     def mark_folded(self, bundle_id: str, seq: int) -> None:
         """Record that a bundle holds the changes up to `seq`, and delete their embeddings.
@@ -293,14 +289,6 @@ def _from_row(row: tuple[Any, ...]) -> StoredChange:
     seq, label_id, op, text, metadata = row
     label = None if text is None else Label(label_id, text, orjson.loads(metadata))
     return StoredChange(seq, op, label_id, label)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 _OPEN: "weakref.WeakSet[ChangeStore]" = weakref.WeakSet()

@@ -12,7 +12,6 @@ from typing import Final, TypeAlias
 from service.core.encoding.buckets import Bucket, Buckets, powers_of_two
 from service.errors import DeviceUnavailable
 
-DEVICES: Final = ("auto", "cuda", "tensorrt", "cpu")
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 
 Provider: TypeAlias = tuple[str, dict[str, str]]

@@ -44,11 +44,6 @@ class Tokenizer:
         self._fast.enable_truncation(max_tokens)
         self.max_tokens = max_tokens
 
-    @property
-    def vocabulary_size(self) -> int:
-        """Number of token ids, with special tokens."""
-        return int(self._fast.get_vocab_size(with_added_tokens=True))
-
     def tokenize(self, texts: Sequence[str]) -> list[Encoding]:
         """Clean the texts and split them into tokens; raises RuntimeError if the library panics.
 

@@ -19,8 +19,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from service.bundle.manifest import MemoryInfo
-from service.core.index.faiss_index import EXACT, open_faiss
+from service.bundle.manifest import EXACT, MemoryInfo
+from service.core.index.faiss_index import FaissIndex, open_faiss
 from service.core.index.memory_labels import MemoryLabels, open_memory_labels
 from service.core.index.protocol import LabelIndex, check_queries
 from service.core.types import Float32Rows, Hits
@@ -165,18 +165,29 @@ def open_augmented(
     An effort's `memory_ef_search` is the memory's `ef_search`; an effort without it scans the whole
     memory.
     """
-    index_file, *array_files = info.files
     params = {
         name: {"ef_search": effort[MEMORY_EF_SEARCH]} if MEMORY_EF_SEARCH in effort else {}
         for name, effort in efforts.items()
     }
-    memory = open_faiss(folder / index_file, labels.dim, info.n_rows, params)
-    if memory.kind != info.kind:
+    memory, memory_labels = open_memory(folder, info, labels.dim, labels.n_rows, params)
+    settings = Blend(info.weight, info.temperature, info.neighbours, info.depth, info.logit_bias)
+    return AugmentedIndex(labels, memory, memory_labels, settings)
+
+
+def open_memory(
+    folder: Path,
+    info: MemoryInfo,
+    dim: int,
+    n_labels: int,
+    efforts: Mapping[str, Mapping[str, int]],
+) -> tuple[FaissIndex, MemoryLabels]:
+    """The index over the memory's queries, and their labels; raises BundleMismatch."""
+    index_file, *array_files = info.files
+    index = open_faiss(folder / index_file, dim, info.n_rows, efforts)
+    if index.kind != info.kind:
         raise BundleMismatch(
-            f"{folder / index_file} is of kind {memory.kind}, the manifest says memory.kind "
+            f"{folder / index_file} is of kind {index.kind}, the manifest says memory.kind "
             f"{info.kind}"
         )
     paths = [folder / name for name in array_files]
-    memory_labels = open_memory_labels(paths, info.n_rows, labels.n_rows)
-    settings = Blend(info.weight, info.temperature, info.neighbours, info.depth, info.logit_bias)
-    return AugmentedIndex(labels, memory, memory_labels, settings)
+    return index, open_memory_labels(paths, info.n_rows, n_labels)

@@ -29,8 +29,6 @@ from service.core.index.protocol import check_queries
 from service.core.types import Float32Rows, Hits
 from service.errors import BundleMismatch
 
-EXACT = "exact"
-
 _UNTIL_BLAS = 16
 """Most queries in one call. FAISS multiplies larger batches of fp32 queries as matrices, which
 rounds differently (`distance_compute_blas_threshold`, 20 in FAISS)."""

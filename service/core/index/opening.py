@@ -1,10 +1,11 @@
-"""Opens the label index that a manifest names: one opener for each kind."""
+"""Opens the index that a manifest names: one opener for each kind, and the memory beside it."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from service.bundle.manifest import IndexInfo
+from service.bundle.manifest import IndexInfo, MemoryInfo
+from service.core.index.augmented import open_augmented
 from service.core.index.faiss_index import open_faiss
 from service.core.index.label_tree import open_label_tree
 from service.core.index.learned_graph import open_learned_graph
@@ -48,3 +49,11 @@ def open_label_index(folder: Path, info: IndexInfo, dim: int, efforts: Efforts) 
             f"{folder}: index.kind is {info.kind!r}, this code has {', '.join(OPENERS)}"
         )
     return opener(folder, info, dim, efforts)
+
+
+def open_whole_index(
+    folder: Path, info: IndexInfo, memory: MemoryInfo | None, dim: int, efforts: Efforts
+) -> LabelIndex:
+    """The label index, with the memory beside it where there is one; raises BundleMismatch."""
+    labels = open_label_index(folder, info, dim, efforts)
+    return labels if memory is None else open_augmented(folder, memory, labels, efforts)

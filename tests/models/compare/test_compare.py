@@ -16,9 +16,9 @@ from models.compare.peers import registry
 from models.compare.record import COMPARISON_FILE
 from models.compare.table import TABLE_FILE
 from models.data.formats import write_dataset
-from models.data.synthetic import synthetic_dataset
 from models.errors import ComparisonError, PeerMissing
 from service.bundle.verify import read_manifest
+from tests.support.synthetic import synthetic_dataset
 from tests.support.tiny_job import N_LABELS, TOML
 
 

@@ -24,8 +24,8 @@ from models.data.formats_xc import (
     write_filter,
     write_sparse,
 )
-from models.data.synthetic import synthetic_dataset
 from models.errors import DataError
+from tests.support.synthetic import synthetic_dataset
 
 SAMPLE = Path(__file__).parents[3] / "models/samples/gutenberg-lcsh"
 GOOD_POINT = '{"uid": "p", "title": "t", "target_ind": [0]}'

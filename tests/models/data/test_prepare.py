@@ -10,10 +10,10 @@ from models.data import prepare, splits
 from models.data.dataset import LabelCatalogue, point_texts
 from models.data.formats import write_dataset
 from models.data.prepare import open_configured, split
-from models.data.synthetic import synthetic_dataset
 from models.errors import DataError, RunError
 from models.runs import TOKENIZER_FILE
 from service.core.encoding.tokenizer import Tokenizer
+from tests.support.synthetic import synthetic_dataset
 from tests.support.tiny_job import write_tiny_job
 
 

@@ -1,5 +1,7 @@
 """The bag encoder: hashing, masking, sources, and its own tokenizer."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -62,8 +64,10 @@ def test_scratch_builds_its_own_tokenizer_and_vectors(tmp_path):
     config = EncoderConfig(source="scratch", dim=12, scratch_vocabulary=80)
     encoder, tokenizer_json = build_bag(config, TEXTS, seed=1)
     (tmp_path / "t.json").write_text(tokenizer_json)
-    tokenizer = Tokenizer(tmp_path / "t.json", 16)
-    assert encoder.words.weight.shape == (tokenizer.vocabulary_size, 12)
+    [encoding] = Tokenizer(tmp_path / "t.json", 16).tokenize([TEXTS[0]])
+    n_words = len(json.loads(tokenizer_json)["model"]["vocab"])
+    assert encoder.words.weight.shape == (n_words, 12)
+    assert max(encoding.ids) < n_words
     again, _ = build_bag(config, TEXTS, seed=1)
     assert torch.equal(encoder.words.weight, again.words.weight)
 

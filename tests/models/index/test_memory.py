@@ -28,9 +28,9 @@ from models.index.memory import (
 )
 from models.index.registry import build_label_index
 from models.quality.ranking import EvaluationSet
-from service.bundle.manifest import IndexInfo, MemoryInfo
+from service.bundle.manifest import EXACT, IndexInfo, MemoryInfo
 from service.core.index.augmented import AugmentedIndex, Blend
-from service.core.index.faiss_index import EXACT, open_faiss
+from service.core.index.faiss_index import open_faiss
 from service.core.index.memory_labels import open_memory_labels
 from service.core.types import Hits
 

@@ -10,14 +10,12 @@ from models.label_trees.shape import (
     EntropySplit,
     MassBalance,
     TreeShape,
-    entropy,
-    expected_depth,
     grow,
     halve,
-    huffman_depth,
     label_vectors,
     merge_levels,
 )
+from tests.support.tree_depth import entropy, expected_depth, huffman_depth
 
 RULES = [MassBalance(0.0), MassBalance(0.5), MassBalance(1.0), EntropySplit(0.0), EntropySplit(0.5)]
 

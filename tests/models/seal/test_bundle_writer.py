@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from models.atomic import staging_folder, write_atomic
 from models.seal.bundle_writer import publish
+from service.atomic import staging_folder, write_atomic
 from service.bundle.manifest import POINTER
 
 

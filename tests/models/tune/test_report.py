@@ -66,9 +66,18 @@ def test_the_page_loads_nothing_and_its_drawing_is_sound(report, tmp_path):
     assert not [tag for tag in ("script", "link", "img", "iframe") if page.having(tag)]
     assert "http" not in text
     assert "prefers-color-scheme: dark" in text
-    svg = ET.fromstring(text[text.index("<svg") : text.index("</svg>") + len("</svg>")])
-    marks = [each for each in svg.iter("path") if each.find("title") is not None]
-    assert len(marks) == 4
+    svg = ET.fromstring(text[text.index("<svg") : text.index("</svg>") + len("</svg>")].replace(
+        "xlink:href", "href"
+    ))  # fmt: skip
+    marks = [each.findtext("title") for each in svg.iter("g") if each.find("title") is not None]
+    assert [mark.partition(": ")[2] for mark in marks] == [
+        "recall 0.6000, p99 500 us, 124 queries",
+        "recall 0.9700, p99 60 us, 1,000 queries",
+        "recall 0.9900, p99 90 us, 1,000 queries",
+        "recall 0.9800, p99 95 us, 1,000 queries",
+    ]
+    drawn = [each.text for each in svg.iter("text")]
+    assert {"ivf-pq<", "hnsw", "100", "0.98", "recall@10 (log of what is missed)"} <= set(drawn)
     assert svg.get("role") == "img"
     named = svg.get("aria-labelledby").split()
     assert named == [svg.find("title").get("id"), svg.find("desc").get("id")]

@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.bundle.manifest import EXACT
 from service.core.catalogue.changes import Change
 from service.core.catalogue.live import LiveCatalogue
 from service.core.catalogue.store import ChangeStore, store_path
 from service.core.engine import Engine
-from service.core.index.faiss_index import EXACT, FaissIndex
+from service.core.index.faiss_index import FaissIndex
 from service.core.types import Hits
 from service.errors import CatalogueUnavailable, LabelExists, LabelUnknown
 from tests.support.shop import add, answer, catalogue_of, embed, ids_of, opened

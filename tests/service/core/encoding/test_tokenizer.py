@@ -58,10 +58,6 @@ def test_text_is_normalised_before_it_is_split(tokenizer: Tokenizer) -> None:
     assert first.ids == second.ids
 
 
-def test_vocabulary_counts_special_tokens(tokenizer: Tokenizer) -> None:
-    assert tokenizer.vocabulary_size == len(SPECIALS) + len(WORDS)
-
-
 def test_unreadable_file_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text("{}")

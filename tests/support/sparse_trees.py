@@ -5,7 +5,7 @@ scikit-learn, extra `peers`), trained on the points that reach its parent; weigh
 are dropped. Inference multiplies chunk by chunk (MSCM: Etter et al., WWW 2022): a query's features
 are matched with those of a parent once, for all its children together, and only for parents that
 survive the beam. The search is `service.core.index.tree_beam`, as in the dense arm. Not served: the
-service makes embeddings. For comparisons (`tests/bench`).
+service makes embeddings. For comparisons: `tests.bench.parabel_check`.
 """
 
 import warnings

@@ -1,6 +1,7 @@
 """Writes that happen whole or not at all, and survive a power cut once they return.
 
-Everything `models` leaves on disk goes through here: data files, run files, bundles.
+Everything that `models` leaves on disk goes through here (data files, run files, bundles), and so
+does the service's file of what to serve. Two processes may write one file: the last one wins.
 """
 
 import glob

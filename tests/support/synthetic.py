@@ -1,4 +1,4 @@
-"""Makes up a text data set of any size from a seed: for tests and scale runs.
+"""Makes up a text data set of any size from a seed.
 
 Labels have Zipf frequencies and sit in clusters; each has words of its own and shares one with its
 cluster. A point's title mixes some words of its labels with noise, so that a small model can learn

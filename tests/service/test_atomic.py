@@ -4,12 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from models.atomic import write_atomic
+from service.atomic import write_atomic
 
 KILLED = """
 import os, sys
 from pathlib import Path
-from models.atomic import write_atomic
+from service.atomic import write_atomic
 
 def die_half_way(temporary):
     temporary.write_text("ha")
