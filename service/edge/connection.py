@@ -28,8 +28,9 @@ from service.errors import (
     OverloadError,
     TooManyConnections,
 )
+from service.gate.cors import Cors, OriginHeaders
+from service.gate.exchange import REPLY, Reply
 from service.gate.problems import problem_body, problem_headers
-from service.gate.reply import REPLY, Reply
 from service.overload.resting import LONGEST_S
 from service.overload.shedding import Shedding
 from service.overload.unread import UNREAD, unread_s
@@ -44,8 +45,8 @@ RETRY_AFTER_S: Final = 1.0
 class ConnectionLimits:
     """What one connection may take; `refused` is told the code of every refusal.
 
-    `shedding` refuses requests unread. With `whole` answers go out past ASGI's messages, which
-    nothing may want to see then.
+    `shedding` refuses requests unread. `cors` says which pages may read a refusal; it is None if
+    no other origin is allowed.
     """
 
     header_bytes: int
@@ -54,7 +55,7 @@ class ConnectionLimits:
     new_request_id: Callable[[], str]
     refused: Callable[[str], None]
     shedding: Shedding
-    whole: bool
+    cors: Cors | None
 
 
 class BoundedConnection(HttpToolsProtocol):
@@ -99,8 +100,8 @@ class BoundedConnection(HttpToolsProtocol):
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
         super().connection_lost(exc)
-        if self._reply is not None and self._reply.on_hang_up is not None:
-            self._reply.on_hang_up()
+        if self._reply is not None:
+            self._reply.hang_up()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, within the limits."""
@@ -140,7 +141,7 @@ class BoundedConnection(HttpToolsProtocol):
             raise self._refusal  # ends the parser, which calls send_400_response
         if (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused:
             shedding = self._limits.shedding
-            if shedding.armed:
+            if shedding.armed and self.parser.get_method() != b"OPTIONS":
                 waited_s = unread_s(self.transport) if self._rested else 0.0
                 self._rested = False
                 self._shed = shedding.refusal(self.url, self.headers, waited_s)
@@ -148,9 +149,8 @@ class BoundedConnection(HttpToolsProtocol):
                     return
                 self.scope[UNREAD] = waited_s  # type: ignore[typeddict-unknown-key]
         super().on_headers_complete()
-        if self._limits.whole:
-            self._reply = Reply(self.cycle)
-            self.scope[REPLY] = self._reply  # type: ignore[typeddict-unknown-key]
+        self._reply = Reply(self.cycle)
+        self.scope[REPLY] = self._reply  # type: ignore[typeddict-unknown-key]
 
     def on_body(self, body: bytes) -> None:
         """More of a body; that of a request that is shed is read and dropped."""
@@ -166,7 +166,8 @@ class BoundedConnection(HttpToolsProtocol):
         keeps = self.parser.should_keep_alive()
         request_id = self._limits.new_request_id().encode()
         blank = b"\x7f" * len(request_id)
-        self.transport.write(_shed_answer(error, keeps, blank).replace(blank, request_id))
+        answer = _shed_answer(error, keeps, blank, self._origin_headers())
+        self.transport.write(answer.replace(blank, request_id))
         if keeps:
             self.on_response_complete()
             self._rested = self._limits.shedding.resting.refused(self.flow)
@@ -251,16 +252,24 @@ class BoundedConnection(HttpToolsProtocol):
             self.transport.close()
             return
         request_id = self._limits.new_request_id().encode()
-        self.transport.write(_answer(error, False, request_id))
+        self.transport.write(_answer(error, False, request_id, self._origin_headers()))
         self.transport.close()
 
+    def _origin_headers(self) -> OriginHeaders:
+        """What lets an allowed page read a refusal, as far as the headers have been read."""
+        if self._limits.cors is None:
+            return ()
+        return self._limits.cors.headers(dict(self.headers or ()).get(b"origin"))
 
-def _answer(error: AstrolabeError, keeps: bool, request_id: bytes) -> bytes:
+
+def _answer(
+    error: AstrolabeError, keeps: bool, request_id: bytes, origin_headers: OriginHeaders
+) -> bytes:
     """A problem document as it goes over the wire."""
     body = problem_body(error, request_id.decode())
     phrase = HTTPStatus(error.status).phrase.encode()
     head = b"HTTP/1.1 %d %s\r\n" % (error.status, phrase)
-    headers = dict(problem_headers(error, body))
+    headers = dict(problem_headers(error, body)) | dict(origin_headers)
     headers[b"x-request-id"] = request_id
     if not keeps:
         headers[b"connection"] = b"close"
@@ -268,5 +277,6 @@ def _answer(error: AstrolabeError, keeps: bool, request_id: bytes) -> bytes:
     return b"".join([head, *lines, b"\r\n", body])
 
 
-_shed_answer = functools.lru_cache(maxsize=4)(_answer)
-"""One refusal is the answer to all that are shed by it, but for their ids."""
+_shed_answer = functools.lru_cache(maxsize=16)(_answer)
+"""All requests that one refusal sheds get the same answer, except for the id: two kinds of refusal,
+kept connections and others, and a few origins make 16."""

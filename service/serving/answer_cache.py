@@ -1,44 +1,49 @@
-"""AnswerCache: whole answers by whole bodies, for callers who ask the same again and again.
+"""AnswerCache: whole answers by the bytes of their requests, for callers who repeat themselves.
 
-One for each open bundle, so an answer never outlives the bundle that gave it; emptied when a label
-changes. Nothing is parsed into a key: a body that differs by a space is another one.
+Each open bundle has a cache of its own, so no answer outlives its bundle. The cache empties when a
+label changes. Requests are compared byte by byte: one more space makes another request.
 """
 
 from collections import OrderedDict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, slots=True)
-class CachedAnswer:
-    """A body as it was sent, the operating point it came from, and how many texts it answers."""
+@dataclass(slots=True)
+class WholeAnswer:
+    """An answer as it is sent: its own headers, its body, and for the metrics its texts.
 
+    `effort` is the operating point that searched; None if nothing was searched, as for embeddings.
+    """
+
+    headers: Sequence[tuple[bytes, bytes]]
     body: bytes
-    effort: str
+    effort: str | None
     n_queries: int
 
 
 class AnswerCache:
-    """The answers last asked for, `entries` at most. For one thread."""
+    """The `entries` answers that were used last. For one thread."""
 
     def __init__(self, entries: int) -> None:
         self._entries = entries
-        self._answers: OrderedDict[bytes, CachedAnswer] = OrderedDict()
+        self._answers: OrderedDict[Hashable, WholeAnswer] = OrderedDict()
         self._catalogue_seq = 0
 
-    def get(self, asked: bytes, catalogue_seq: int) -> CachedAnswer | None:
-        """The answer to a body under this state of the catalogue."""
+    def get(self, key: Hashable, catalogue_seq: int) -> WholeAnswer | None:
+        """The answer to a request; None unless it was made under this state of the catalogue."""
         if catalogue_seq != self._catalogue_seq:
             self._answers.clear()
             self._catalogue_seq = catalogue_seq
-        found = self._answers.get(asked)
-        if found is not None:
-            self._answers.move_to_end(asked)
-        return found
+        answer = self._answers.get(key)
+        if answer is not None:
+            self._answers.move_to_end(key)
+        return answer
 
-    def put(self, asked: bytes, answer: CachedAnswer, catalogue_seq: int) -> None:
-        """Keep an answer that was made under this state of the catalogue."""
+    def put(self, key: Hashable, answer: WholeAnswer, catalogue_seq: int) -> None:
+        """Store an answer that was made under this state of the catalogue."""
         if catalogue_seq != self._catalogue_seq:
             return  # a label has changed since the request came
-        self._answers[asked] = answer
+        self._answers[key] = answer
         if len(self._answers) > self._entries:
             self._answers.popitem(last=False)
