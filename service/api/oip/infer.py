@@ -193,7 +193,7 @@ def _by_name(
     if unknown:
         raise InvalidValue(f"there is no input {unknown[0][:80]!r}: there are text and k")
     if len(by_name) != len(tensors):
-        raise InvalidValue("two inputs have one name: send each input once")
+        raise InvalidValue("an input is there more than once: send each one once")
     return by_name
 
 

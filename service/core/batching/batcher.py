@@ -9,7 +9,7 @@ could not be answered before its deadline. A free lane takes whatever comes, so 
 nothing to do refuses nobody, and a wrong estimate is corrected by the next batch.
 
 It does not time its callers out: a waiter bounds its own wait, settles or cancels its future, and
-the batcher then drops the job. Used by `service.api`, whose waiter is `service.gate.watch`.
+the batcher then drops the job. Used by `service.api`, whose waiter is `service.api.endpoint`.
 """
 
 import asyncio
