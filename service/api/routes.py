@@ -151,7 +151,7 @@ def _add_info(app: FastAPI, serving: Serving) -> None:
     async def info(
         model: Annotated[str | None, Query(description="Name of the model.")] = None,
     ) -> InfoResponse:
-        """What is being served, how good it was measured to be, and within which limits."""
+        """The open bundle of a model, its measured quality, and the limits in force."""
         deployment = serving.default if model is None else deployments.slot(model).current
         return info_report(serving, deployment)
 
