@@ -1,7 +1,7 @@
-"""Admin routes: which bundles are open, and changing that while the service answers.
+"""Admin routes: they list the open bundles and change them while the service answers.
 
-The gate lets nobody through without the admin key. A change answers once it is in force here;
-where several workers serve, the others follow within a second and what opening takes.
+The gate lets nobody through without the admin key. A route answers as soon as its change is in
+force in this worker. Other workers follow within a second and the time that opening takes.
 """
 
 import pathlib
@@ -135,7 +135,7 @@ def add_admin(app: FastAPI, serving: Serving, follower: Follower) -> None:
 
     @app.post("/admin/bundles/canary", **_with(options, _CANARY))
     async def canary(body: CanaryBody) -> ModelsResponse:
-        """Let a bundle answer a share of its name's requests; asked again, change the share."""
+        """Let a bundle answer a share of its name's requests; a second call changes the share."""
         async with follower.changing():
             await deployments.canary(locate(settings, body.bundle), body.percent)
         return models_report(deployments)
@@ -171,7 +171,7 @@ def bundle_root(settings: Settings) -> pathlib.Path:
 def locate(settings: Settings, name: str) -> pathlib.Path:
     """The bundle folder that a request names; raises NoSuchBundle, InvalidValue.
 
-    Nothing outside the root can be named, by no path and no link.
+    No path and no link leads outside the bundle root.
     """
     root = bundle_root(settings)
     if not re.fullmatch(_PATH[1:-1], name):
@@ -179,10 +179,10 @@ def locate(settings: Settings, name: str) -> pathlib.Path:
             f"bundle is {name[:80]!r}, expected the name of a folder under the bundle root"
         )
     try:
-        found = resolve(root / name)
-        inside = found.resolve(strict=True).is_relative_to(root.resolve(strict=True))
+        folder = resolve(root / name)
+        inside = folder.resolve(strict=True).is_relative_to(root.resolve(strict=True))
     except (BundleNotFound, OSError):
         inside = False
     if not inside:
         raise NoSuchBundle(f"there is no bundle {name[:200]!r} under the bundle root {root.name}/")
-    return found
+    return folder

@@ -1,4 +1,4 @@
-"""create_app: an open engine, settings and telemetry in; an ASGI application out.
+"""create_app: makes the ASGI application from an open engine, settings and telemetry.
 
 Nothing happens at import. The lanes start and end with the application's lifespan.
 """
@@ -68,7 +68,7 @@ def create_app(
 
 
 async def _answer(request: Request, exc: Exception) -> Response:
-    """Whatever FastAPI, Starlette or a route of theirs raises, answered as a problem document."""
+    """The problem document for whatever FastAPI, Starlette or one of their routes raises."""
     error, extra = as_error(exc), {}
     path = request.url.path
     if isinstance(exc, RequestValidationError):

@@ -1,7 +1,7 @@
-"""Routes that look labels up and change them: add, update, remove, one or thousands in a call.
+"""Routes that look labels up, and that add, update and remove one or thousands in a call.
 
-A change is on disk and searchable when the call returns. Changes need the admin key, which the gate
-asks for; looking up does not.
+When a call returns, its changes are on disk and searchable. Changes need the admin key, which the
+gate checks; looking up needs none.
 """
 
 import asyncio
@@ -49,12 +49,12 @@ _LABEL = "/v1/labels/{label_id}"
 
 
 def _to_label(label_id: str) -> dict[int | str, dict[str, Any]]:
-    """Links of an answer to all that can be done next with a label."""
-    given = {"label_id": label_id}
+    """Links from an answer to the routes of the label whose id this expression gives."""
+    parameters = {"label_id": label_id}
     return links(
-        lookUp=link("get", _LABEL, given),
-        change=link("put", _LABEL, given),
-        remove=link("delete", _LABEL, given),
+        lookUp=link("get", _LABEL, parameters),
+        change=link("put", _LABEL, parameters),
+        remove=link("delete", _LABEL, parameters),
     )
 
 
@@ -84,7 +84,7 @@ class AddBody(_Strict):
 
 
 class UpdateBody(_Strict):
-    """What to change of a label; what is left out stays."""
+    """The new text and metadata of a label; a field that is left out does not change."""
 
     text: Text | None = None
     metadata: dict[str, Any] | None = None
@@ -160,10 +160,10 @@ def add_labels(app: FastAPI, serving: Serving) -> None:
     async def label(label_id: str, model: Model = None) -> LabelResponse:
         """One label by its id."""
         deployment = _deployment(serving, model)
-        found = await asyncio.to_thread(deployment.engine.find_label, label_id)
-        if found is None:
+        hit = await asyncio.to_thread(deployment.engine.find_label, label_id)
+        if hit is None:
             raise LabelUnknown(f"there is no label {label_id[:200]!r}: ids are case-sensitive")
-        label, added = found
+        label, added = hit
         return LabelResponse(
             id=label.label_id,
             text=label.text,
@@ -173,10 +173,10 @@ def add_labels(app: FastAPI, serving: Serving) -> None:
         )
 
 
-def _change(asked: Addition | Update | Removal) -> Change:
-    if isinstance(asked, Removal):
-        return Change("remove", asked.id)
-    return Change(asked.op, asked.id, asked.text, asked.metadata)
+def _change(change: Addition | Update | Removal) -> Change:
+    if isinstance(change, Removal):
+        return Change("remove", change.id)
+    return Change(change.op, change.id, change.text, change.metadata)
 
 
 def _deployment(serving: Serving, model: str | None) -> Deployment:
@@ -185,7 +185,7 @@ def _deployment(serving: Serving, model: str | None) -> Deployment:
 
 
 async def _apply(serving: Serving, model: str | None, changes: list[Change]) -> ChangedResponse:
-    """Make changes in a thread: texts are encoded and a disk is waited for."""
+    """Make changes in a thread, because encoding texts and writing to disk take long."""
     deployment = _deployment(serving, model)
-    done = await asyncio.to_thread(deployment.engine.catalogue.apply, changes)
-    return ChangedResponse(applied=len(changes), sequence=done.seq, labels=done.n_labels)
+    state = await asyncio.to_thread(deployment.engine.catalogue.apply, changes)
+    return ChangedResponse(applied=len(changes), sequence=state.seq, labels=state.n_labels)

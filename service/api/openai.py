@@ -1,36 +1,32 @@
 """OpenAI's embeddings API: /v1/embeddings and /v1/models/{name}, for clients that speak it already.
 
-Texts become vectors by the same admission, batches and deadlines as answers do. Not offered: token
-arrays (the tokens would be those of another model), shortened vectors, streaming.
+The service does not offer token arrays (another model's tokens mean nothing here), shortened
+vectors or streaming.
 """
 
 import base64
-from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 
-import orjson
 from fastapi import FastAPI, Path
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
-from service.api.openapi import document, request_headers
-from service.api.protocol_requests import check_texts, deployment_named
-from service.api.recommend import check_room, server_timing
+from service.api.embed import encode_only
+from service.api.endpoint import Endpoint, as_json, as_list
+from service.api.openapi import document
 from service.api.reports import model_object
 from service.api.schemas import ModelObject
-from service.core.types import Float32Rows, Prediction, Query
+from service.core.batching.job import Answer
+from service.core.types import Float32Rows, Query
 from service.errors import InvalidValue
-from service.gate.bodies import check_json, parse, read_body, validate
-from service.gate.envelopes import OpenAIError
-from service.gate.exchange import EXCHANGE, Exchange
-from service.gate.watch import Watch
+from service.gate.bodies import check_texts, validate
+from service.gate.exchange import Exchange
+from service.gate.problems import Headers, OpenAIError, envelope_responses
+from service.serving.deployment import Deployment
 from service.serving.serving import Serving
 
 EMBEDDINGS: Final = "/v1/embeddings"
-ERRORS: Final[dict[int | str, dict[str, Any]]] = {
-    status: {"model": OpenAIError, "description": what}
-    for status, what in (("4XX", "The request is at fault."), ("5XX", "The service is."))
-}
+ERRORS: Final = envelope_responses(OpenAIError)
 
 
 class EmbeddingsRequest(BaseModel):
@@ -59,7 +55,7 @@ class EmbeddingObject(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens that were encoded, those cut off at the model's limit not counted."""
+    """How many tokens were encoded, without those cut off at the model's limit."""
 
     prompt_tokens: int
     total_tokens: int
@@ -74,50 +70,54 @@ class EmbeddingsResponse(BaseModel):
     usage: Usage
 
 
-class Embeddings:
-    """The endpoint of POST /v1/embeddings, bound to what it answers from."""
+class Embeddings(Endpoint[EmbeddingsRequest]):
+    """POST /v1/embeddings."""
 
-    def __init__(self, serving: Serving) -> None:
-        self._serving = serving
-
-    async def post(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer POST /v1/embeddings."""
-        exchange: Exchange = scope[EXCHANGE]
-        serving = self._serving
-        check_json(exchange.headers.get(b"content-type", b""))
-        check_room(serving, exchange)
-        with Watch(receive, exchange.left_s, exchange.reply) as watch:
-            request = _request(parse(await read_body(receive)))
-            deployment = deployment_named(serving, exchange, request.model)
-            _check_dimensions(request, deployment.engine.manifest.encoder.dim)
-            texts = [request.input] if isinstance(request.input, str) else request.input
-            check_texts("input", texts, serving.settings)
-            exchange.queries = texts
-            effort = deployment.engine.manifest.defaults.effort
-            queries = [Query(text, 0, effort, None, True) for text in texts]
-            answer = exchange.answer = await watch.answer(
-                deployment.batcher.submit(queries, exchange.deadline_s, exchange.bulk)
+    def queries(
+        self, exchange: Exchange, deployment: Deployment, value: Any
+    ) -> tuple[EmbeddingsRequest, list[Query]]:
+        """One query for each text."""
+        if isinstance(value, dict) and _holds_tokens(value.get("input")):
+            raise InvalidValue(
+                "input holds tokens, which are another model's: send texts", field="input"
             )
-        content = _content(request, answer.predictions)
-        body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
-            (b"server-timing", server_timing(answer, serving.clock() - exchange.started_s)),
-        ]
-        await exchange.respond(send, 200, headers, body)
+        request = validate(EmbeddingsRequest, value)
+        _check_dimensions(request, deployment.engine.manifest.encoder.dim)
+        texts = as_list(request.input)
+        check_texts("input", texts, self._serving.settings)
+        exchange.queries = texts
+        return request, encode_only(deployment, texts)
+
+    async def write(
+        self, deployment: Deployment, request: EmbeddingsRequest, answer: Answer
+    ) -> tuple[Headers, bytes]:
+        """The vectors as OpenAI's API has them, in the order of the texts."""
+        vectors: list[Any] = [item.embedding for item in answer.predictions]
+        if request.encoding_format == "base64":
+            vectors = [_base64(vector) for vector in vectors]
+        n_tokens = sum(item.n_tokens for item in answer.predictions)
+        return as_json(
+            {
+                "object": "list",
+                "data": [
+                    {"object": "embedding", "index": index, "embedding": vector}
+                    for index, vector in enumerate(vectors)
+                ],
+                "model": request.model,
+                "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
+            }
+        )
 
 
 def add_openai(app: FastAPI, serving: Serving) -> dict[tuple[str, str], ASGIApp]:
-    """Add the routes of OpenAI's API; returns those that the gate may call directly."""
-    endpoint = Embeddings(serving).post
+    """Add the routes of OpenAI's API; returns the endpoints that the gate calls itself."""
+    endpoint = Embeddings(serving)
 
     def embeddings(body: EmbeddingsRequest) -> None:
         """Vectors of texts, in the form of OpenAI's API."""
 
-    extra = {"parameters": request_headers(serving.settings.request_timeout_max_ms)}
     responses = {200: {"model": EmbeddingsResponse}, **ERRORS}
-    document(app, "openai", "POST", EMBEDDINGS, embeddings, endpoint, responses, extra)
+    document(app, serving, "openai", "POST", EMBEDDINGS, embeddings, endpoint, responses)
 
     @app.get("/v1/models/{name}", tags=["openai"], responses=ERRORS)
     async def model(
@@ -129,16 +129,8 @@ def add_openai(app: FastAPI, serving: Serving) -> dict[tuple[str, str], ASGIApp]
     return {("POST", EMBEDDINGS): endpoint}
 
 
-def _request(raw: Any) -> EmbeddingsRequest:
-    if isinstance(raw, dict) and _holds_tokens(raw.get("input")):
-        raise InvalidValue(
-            "input holds tokens, which are another model's: send texts", field="input"
-        )
-    return validate(EmbeddingsRequest, raw)
-
-
-def _holds_tokens(given: Any) -> bool:
-    return isinstance(given, list) and bool(given) and isinstance(given[0], int | list)
+def _holds_tokens(texts: Any) -> bool:
+    return isinstance(texts, list) and bool(texts) and isinstance(texts[0], int | list)
 
 
 def _check_dimensions(request: EmbeddingsRequest, dim: int) -> None:
@@ -148,22 +140,6 @@ def _check_dimensions(request: EmbeddingsRequest, dim: int) -> None:
             "cannot be shortened: leave it out",
             field="dimensions",
         )
-
-
-def _content(request: EmbeddingsRequest, predictions: Sequence[Prediction]) -> dict[str, Any]:
-    vectors: list[Any] = [item.embedding for item in predictions]
-    if request.encoding_format == "base64":
-        vectors = [_base64(vector) for vector in vectors]
-    n_tokens = sum(item.n_tokens for item in predictions)
-    return {
-        "object": "list",
-        "data": [
-            {"object": "embedding", "index": index, "embedding": vector}
-            for index, vector in enumerate(vectors)
-        ],
-        "model": request.model,
-        "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
-    }
 
 
 def _base64(vector: Float32Rows) -> str:

@@ -1,8 +1,8 @@
-"""What OpenAPI says beyond what FastAPI writes: bare endpoints, headers that every answering route
-takes, and links from an answer to the request that it makes possible.
+"""What OpenAPI says beyond what FastAPI writes itself.
 
-A client generator or a fuzzer follows the links: what is added is then looked up, changed and
-removed.
+That is: the endpoints that FastAPI does not call, the request headers that they share, and links
+from an answer to the requests that it makes possible. A client generator or a fuzzer follows the
+links: it looks up the label that it added, then changes and removes it.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,33 +14,34 @@ from starlette.types import ASGIApp
 
 from service.gate.gate import PRIORITY_NAMES
 from service.serving.deployments import X_BUNDLE
+from service.serving.serving import Serving
 
 
 def document(
     app: FastAPI,
+    serving: Serving,
     tag: str,
     method: str,
     path: str,
-    described: Callable[..., None],
+    described: Callable[..., Any],
     endpoint: ASGIApp,
     responses: Mapping[int | str, dict[str, Any]],
-    extra: dict[str, Any],
 ) -> None:
-    """Route a path to a bare endpoint, described by the signature and docstring of `described`."""
+    """Route a path to an endpoint that the signature and docstring of `described` describe."""
     route = APIRoute(
         path,
         described,
         methods=[method],
         tags=[tag],
         responses=dict(responses),
-        openapi_extra=extra,
+        openapi_extra={"parameters": _headers(serving.settings.request_timeout_max_ms)},
     )
     route.app = endpoint
     app.router.routes.append(route)
 
 
-def request_headers(max_timeout_ms: int) -> list[dict[str, Any]]:
-    """OpenAPI parameters for the deadline and the priority of a request, and who answers it."""
+def _headers(max_timeout_ms: int) -> list[dict[str, Any]]:
+    """OpenAPI parameters for the deadline, the priority and the bundle of a request."""
     return [
         _header(
             "X-Request-Timeout-Ms",
@@ -75,13 +76,13 @@ def link(
 ) -> dict[str, Any]:
     """A link to the operation at a path of the document, such as `/v1/labels/{label_id}`.
 
-    Values are runtime expressions such as `$response.body#/name`, or stand for themselves.
+    Values are runtime expressions such as `$response.body#/name`, or constants.
     """
     pointer = path.replace("~", "~0").replace("/", "~1")
-    found: dict[str, Any] = {"operationRef": f"#/paths/{pointer}/{verb}", "parameters": parameters}
+    entry: dict[str, Any] = {"operationRef": f"#/paths/{pointer}/{verb}", "parameters": parameters}
     if body is not None:
-        found["requestBody"] = body
-    return found
+        entry["requestBody"] = body
+    return entry
 
 
 def links(**named: dict[str, Any]) -> dict[int | str, dict[str, Any]]:

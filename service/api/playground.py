@@ -58,19 +58,19 @@ def add_playground(app: FastAPI) -> None:
 
 
 def _read() -> dict[str, _File]:
-    found: dict[str, _File] = {}
+    files_by_name: dict[str, _File] = {}
     for path in (files("service") / "ui").iterdir():
         content = path.read_bytes()
-        found[path.name] = _File(
+        files_by_name[path.name] = _File(
             content,
             {
                 "Content-Type": _MEDIA_TYPES["." + path.name.rpartition(".")[2]],
                 "Content-Security-Policy": _POLICY,
                 "X-Content-Type-Options": "nosniff",
                 "Referrer-Policy": "no-referrer",
-                # Kept, but asked about each time: a new release must not meet an old script.
+                # Browsers revalidate at every load, or a new release could meet an old script.
                 "Cache-Control": "no-cache",
                 "ETag": f'"{hashlib.sha256(content).hexdigest()[:32]}"',
             },
         )
-    return found
+    return files_by_name

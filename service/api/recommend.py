@@ -1,9 +1,4 @@
-"""The hot route: /v1/recommend as two bare ASGI endpoints over one path to the batcher.
-
-The body is parsed and validated once and the answer is serialised once; FastAPI only documents
-these endpoints (see `service.api.routes`). One text is a list of one from here on, and a vector is
-a text that is encoded already.
-"""
+"""/v1/recommend: texts, or vectors, to the best labels. This is the hot route."""
 
 import asyncio
 import operator
@@ -13,170 +8,96 @@ from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
-import orjson
-from starlette.types import Receive, Scope, Send
+from numpy.typing import NDArray
+from starlette.types import Receive, Scope
 
+from service.api.endpoint import NO_STORE, Endpoint, as_json, as_list
 from service.core.batching.job import Answer
 from service.core.labels.labels import Label
-from service.core.live_recall import LiveRecall
 from service.core.types import FilterPlan, LabelFilter, Prediction, Query
 from service.errors import InvalidValue
-from service.gate.bodies import check_json, parse, query_string, read_body, validate
-from service.gate.exchange import EXCHANGE, Exchange
-from service.gate.watch import Watch
-from service.serving.answer_cache import CachedAnswer
+from service.gate.bodies import query_string, validate
+from service.gate.exchange import Exchange
+from service.gate.problems import Headers
 from service.serving.deployment import Deployment
 from service.serving.request_models import ItemRequest, LabelsRequest, RecommendRequest
-from service.serving.serving import Serving
 
 SCORE_DECIMALS: Final = 6
-PINNED: Final = b"x-bundle"
 
 
-class Recommend:
-    """Endpoints of /v1/recommend, bound to what they answer from."""
+class Recommend(Endpoint[LabelsRequest]):
+    """POST /v1/recommend."""
 
-    def __init__(self, serving: Serving) -> None:
-        self._serving = serving
+    def queries(
+        self, exchange: Exchange, deployment: Deployment, value: Any
+    ) -> tuple[LabelsRequest, list[Query]]:
+        """One query for each text."""
+        request = validate(deployment.request_models.body, value)
+        exchange.queries = as_list(request.query)
+        return request, _queries(request, exchange.queries)
 
-    async def post(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer POST /v1/recommend."""
-        exchange: Exchange = scope[EXCHANGE]
-        check_json(exchange.headers.get(b"content-type", b""))
-        check_room(self._serving, exchange)
-        with Watch(receive, exchange.left_s, exchange.reply) as watch:
-            asked = await read_body(receive)
-            raw = parse(asked)
-            deployment = chosen(self._serving, exchange, raw)
-            if deployment.cache and await self._repeat(exchange, deployment, asked, send):
-                return
-            request = validate(deployment.request_models.body, raw)
-            texts = [request.query] if isinstance(request.query, str) else request.query
-            exchange.queries = texts
-            queries = _queries(request, texts)
-            await self._answer(exchange, deployment, request, queries, watch, send, asked)
-
-    async def get(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer GET /v1/recommend."""
-        exchange: Exchange = scope[EXCHANGE]
-        check_room(self._serving, exchange)
-        raw = query_string(scope["query_string"])
-        deployment = chosen(self._serving, exchange, raw)
-        given = validate(deployment.request_models.parameters, raw)
-        request = deployment.request_models.body.model_construct(
-            query=given.q,
-            include=["text"],
-            **given.model_dump(exclude={"q"}),
-        )
-        exchange.queries = [given.q]
-        with Watch(receive, exchange.left_s, exchange.reply) as watch:
-            queries = _queries(request, exchange.queries)
-            await self._answer(exchange, deployment, request, queries, watch, send)
-
-    async def post_embedding(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer POST /v1/recommend/by-embedding."""
-        exchange: Exchange = scope[EXCHANGE]
-        check_json(exchange.headers.get(b"content-type", b""))
-        check_room(self._serving, exchange)
-        with Watch(receive, exchange.left_s, exchange.reply) as watch:
-            raw = parse(await read_body(receive))
-            deployment = chosen(self._serving, exchange, raw)
-            request = validate(deployment.request_models.by_embedding, raw)
-            vectors = _vectors(request.embedding)
-            k, effort, strict = request.k, request.effort, request.effort_strict
-            wanted = label_filter(request)
-            queries = [Query("", k, effort, None, strict, wanted, vector) for vector in vectors]
-            await self._answer(exchange, deployment, request, queries, watch, send)
-
-    async def _answer(
-        self,
-        exchange: Exchange,
-        deployment: Deployment,
-        request: LabelsRequest,
-        queries: list[Query],
-        watch: Watch,
-        send: Send,
-        asked: bytes | None = None,
-    ) -> None:
-        serving, engine = self._serving, deployment.engine
-        catalogue_seq = engine.catalogue_seq
-        future = deployment.batcher.submit(queries, exchange.deadline_s, exchange.bulk)
-        answer = exchange.answer = await watch.answer(future)
-        effort = answer.queries[0].effort
-        raw = request.scores == "raw"
+    async def write(
+        self, deployment: Deployment, request: LabelsRequest, answer: Answer
+    ) -> tuple[Headers, bytes]:
+        """The labels of each query, best first."""
+        engine, effort = deployment.engine, answer.queries[0].effort
         results = [_result(deployment, request, item) for item in answer.predictions]
         if request.explain:
             await _explain(deployment, answer, results)
+        raw = request.scores == "raw"
         content = {
             "results": results,
             "bundle_id": deployment.bundle_id,
             "effort": effort,
             "score_kind": engine.raw_score_kind if raw else engine.calibration.score_kind,
         }
-        lowered = effort != request.effort
-        if lowered:
+        if effort != request.effort:
             content["effort_asked"] = request.effort
-        body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
-        total_s = serving.clock() - exchange.started_s
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
-            (b"server-timing", server_timing(answer, total_s)),
-        ]
-        if lowered:
-            headers.append((b"cache-control", b"no-store"))  # what load did should not outlive it
-        elif asked is not None and deployment.cache is not None and not request.explain:
-            deployment.cache.put(asked, CachedAnswer(body, effort, len(queries)), catalogue_seq)
-        await exchange.respond(send, 200, headers, body)
-        serving.telemetry.answered(effort, len(queries), total_s)
-        serving.telemetry.served(answer.predictions)
-        if deployment.live_recall is not None:
-            _offer(deployment.live_recall, answer)
-
-    async def _repeat(
-        self, exchange: Exchange, deployment: Deployment, asked: bytes, send: Send
-    ) -> bool:
-        """Answer from the cache where it knows the body."""
-        cache, serving = deployment.cache, self._serving
-        assert cache is not None
-        found = cache.get(asked, deployment.engine.catalogue_seq)
-        serving.telemetry.looked_up("miss" if found is None else "hit")
-        if found is None:
-            return False
-        total_s = serving.clock() - exchange.started_s
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(found.body)),
-            (b"server-timing", b"cache;desc=hit, total;dur=%.3f" % (total_s * 1e3)),
-        ]
-        await exchange.respond(send, 200, headers, found.body)
-        serving.telemetry.answered(found.effort, found.n_queries, total_s)
-        return True
+        headers, body = as_json(content)
+        if request.explain:
+            headers.append(NO_STORE)  # the stage times are those of this one request
+        return headers, body
 
 
-def check_room(serving: Serving, exchange: Exchange) -> None:
-    """Refuse before the body is read, where that is sure to have no room; raises OverloadError.
+class RecommendOne(Recommend):
+    """GET /v1/recommend: one text in the query string."""
 
-    Not where the body could choose another bundle, or be known to the cache of answers.
-    """
-    only = serving.deployments.only
-    if only is not None and only.cache is None:
-        only.batcher.check_room(exchange.deadline_s, exchange.bulk)
+    def check(self, headers: Mapping[bytes, bytes]) -> None:
+        """A query string needs no content type."""
+
+    async def read(self, scope: Scope, receive: Receive) -> tuple[bytes, Any]:
+        """The query string and its parameters; raises MalformedRequest, InvalidValue."""
+        raw: bytes = scope["query_string"]
+        return raw, query_string(raw)
+
+    def queries(
+        self, exchange: Exchange, deployment: Deployment, value: Any
+    ) -> tuple[LabelsRequest, list[Query]]:
+        """One query for the text."""
+        models = deployment.request_models
+        parameters = validate(models.parameters, value)
+        fields = parameters.model_dump(exclude={"q"})
+        request = models.body.model_construct(query=parameters.q, include=["text"], **fields)
+        exchange.queries = [parameters.q]
+        return request, _queries(request, exchange.queries)
 
 
-def chosen(serving: Serving, exchange: Exchange, raw: Any) -> Deployment:
-    """The deployment that a request's `model` and X-Bundle mean.
+class RecommendByEmbedding(Recommend):
+    """POST /v1/recommend/by-embedding: vectors in place of texts."""
 
-    Raises ModelUnknown, NoSuchBundle, InvalidValue. Submit to it before the next await.
-    """
-    name = raw.get("model") if isinstance(raw, Mapping) else None
-    if not isinstance(name, str):
-        name = None  # absent, or of a type that validation will refuse
-    return serving.deployments.choose(name, exchange.headers.get(PINNED), exchange.request_id)
+    def queries(
+        self, exchange: Exchange, deployment: Deployment, value: Any
+    ) -> tuple[LabelsRequest, list[Query]]:
+        """One query for each vector."""
+        request = validate(deployment.request_models.by_embedding, value)
+        k, effort, strict = request.k, request.effort, request.effort_strict
+        label_filter = _label_filter(request)
+        vectors = _vectors(request.embedding)
+        return request, [Query("", k, effort, None, strict, label_filter, v) for v in vectors]
 
 
-def label_filter(request: LabelsRequest) -> LabelFilter | None:
-    """The filter that a request asks for, None where it lets every label through."""
+def _label_filter(request: LabelsRequest) -> LabelFilter | None:
+    """The filter of a request; None if it lets every label through."""
     allow, deny, where = request.allow, request.deny, request.where
     if allow is None and not deny and not where:
         return None
@@ -189,10 +110,10 @@ def label_filter(request: LabelsRequest) -> LabelFilter | None:
 
 def _queries(request: RecommendRequest, texts: list[str]) -> list[Query]:
     k, effort, strict = request.k, request.effort, request.effort_strict
-    wanted = label_filter(request)
+    label_filter = _label_filter(request)
     item_id = request.item_id if isinstance(request, ItemRequest) else None
     if item_id is None:  # the hot path
-        return [Query(text, k, effort, None, strict, wanted) for text in texts]
+        return [Query(text, k, effort, None, strict, label_filter) for text in texts]
     if isinstance(item_id, str) is not isinstance(request.query, str):
         raise InvalidValue("item_id must be like query: one for one text, a list for a list")
     item_ids = [item_id] if isinstance(item_id, str) else item_id
@@ -201,14 +122,15 @@ def _queries(request: RecommendRequest, texts: list[str]) -> list[Query]:
             f"item_id holds {len(item_ids)} ids for {len(texts)} texts: give one for each, or null"
         )
     return [
-        Query(text, k, effort, item, strict, wanted)
+        Query(text, k, effort, item, strict, label_filter)
         for text, item in zip(texts, item_ids, strict=True)
     ]
 
 
-def _vectors(given: Sequence[float] | Sequence[Sequence[float]]) -> np.ndarray[Any, Any]:
+def _vectors(embedding: Sequence[float] | Sequence[Sequence[float]]) -> NDArray[np.float32]:
+    """One vector or several, as rows (n, dim); raises InvalidValue."""
     with np.errstate(over="ignore"):
-        vectors = np.atleast_2d(np.asarray(given, np.float64)).astype(np.float32)
+        vectors = np.atleast_2d(np.asarray(embedding, np.float64)).astype(np.float32)
     if not np.isfinite(vectors).all():
         raise InvalidValue("embedding holds a number that is too large for 32 bits: scale it")
     return vectors
@@ -217,13 +139,13 @@ def _vectors(given: Sequence[float] | Sequence[Sequence[float]]) -> np.ndarray[A
 def _result(
     deployment: Deployment, request: LabelsRequest, prediction: Prediction
 ) -> dict[str, Any]:
-    served = prediction.scores
+    shown = prediction.scores
     if request.scores == "raw" and prediction.raw_scores is not None:
-        served = prediction.raw_scores
-    rows, scores = prediction.rows.tolist(), served.tolist()
+        shown = prediction.raw_scores
+    rows, scores = prediction.rows.tolist(), shown.tolist()
     if request.min_score is not None:
-        kept = bisect_right(scores, -request.min_score, key=operator.neg)  # scores fall
-        rows, scores = rows[:kept], scores[:kept]
+        end = bisect_right(scores, -request.min_score, key=operator.neg)  # scores fall
+        rows, scores = rows[:end], scores[:end]
     label_of = deployment.engine.catalogue.label
     include = request.include
     labels: list[dict[str, Any]]
@@ -244,12 +166,6 @@ def _result(
     return result
 
 
-def _offer(live_recall: LiveRecall, answer: Answer) -> None:
-    for query, prediction in zip(answer.queries, answer.predictions, strict=True):
-        if query.label_filter is None and query.item_id is None:
-            live_recall.offer(prediction.embedding, prediction.rows, query.effort, query.k)
-
-
 def _plan(plan: FilterPlan) -> dict[str, Any]:
     return {
         "kind": plan.kind,
@@ -268,7 +184,7 @@ async def _explain(deployment: Deployment, answer: Answer, results: list[dict[st
         if point.name == answer.queries[0].effort
     )
     embeddings = np.stack([item.embedding for item in answer.predictions])
-    # The memory is searched once more, which is search work: not on the event loop.
+    # This searches the memory once more, which would block the event loop.
     neighbours = await asyncio.to_thread(engine.neighbours, embeddings, point.name)
     stages = {
         "queue": answer.queue_s,
@@ -297,13 +213,3 @@ def _label(label: Label, score: float, include: Sequence[str]) -> dict[str, Any]
         entry["metadata"] = label.metadata
     entry["score"] = round(score, SCORE_DECIMALS)
     return entry
-
-
-def server_timing(answer: Answer, total_s: float) -> bytes:
-    """The Server-Timing header of an answer."""
-    timings = answer.timings
-    return (
-        f"queue;dur={answer.queue_s * 1e3:.3f}, tokenize;dur={timings.tokenize_s * 1e3:.3f}, "
-        f"encode;dur={timings.encode_s * 1e3:.3f}, search;dur={timings.search_s * 1e3:.3f}, "
-        f"total;dur={total_s * 1e3:.3f}"
-    ).encode()

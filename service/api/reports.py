@@ -1,4 +1,4 @@
-"""What /v1/info, /v1/models and the admin routes say of the open bundles."""
+"""The answers of /v1/info, /v1/models and the admin routes about the open bundles."""
 
 from datetime import datetime
 from typing import Literal
@@ -77,7 +77,7 @@ def _label_rules(engine: Engine) -> LabelRulesReport | None:
 
 
 def info_report(serving: Serving, deployment: Deployment) -> InfoResponse:
-    """What one deployment serves, how good it was measured to be, and within which limits."""
+    """The open bundle of a model, its measured quality, and the limits in force."""
     engine, settings = deployment.engine, serving.settings
     manifest = engine.manifest
     return InfoResponse(

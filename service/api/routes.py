@@ -1,15 +1,14 @@
-"""Every route: where it is, what it answers, and how OpenAPI describes it.
+"""Every route: its path, its answers, and its description for OpenAPI.
 
-The hot route runs as a bare ASGI endpoint (`service.api.recommend`); the others are plain FastAPI.
+Routes that compute are endpoints (`service.api.endpoint`), which the gate calls without FastAPI.
+All others are plain FastAPI.
 """
 
-from collections.abc import Callable
 from importlib.resources import files
 from typing import Annotated, Any, Final
 
 from fastapi import FastAPI, Path, Query, Response
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.routing import APIRoute
 from starlette.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
@@ -19,9 +18,9 @@ from service.api.embed import Embed
 from service.api.labels import add_labels
 from service.api.oip.infer import add_oip
 from service.api.openai import add_openai
-from service.api.openapi import link, links, request_headers
+from service.api.openapi import document, link, links
 from service.api.playground import add_playground
-from service.api.recommend import Recommend
+from service.api.recommend import Recommend, RecommendByEmbedding, RecommendOne
 from service.api.reports import info_report, models_report
 from service.api.schemas import (
     EmbedResponse,
@@ -54,7 +53,7 @@ from service.serving.serving import Serving
 
 ASSETS_PATH: Final = "/docs/assets"
 
-# What any route may answer: the gate checks key, deadline header and size before it.
+# Any route may answer with these, because the gate checks key, deadline and size first.
 _ANY = (Unauthorized, PayloadTooLarge, InvalidValue, InternalError)
 _RECOMMEND = (
     *_ANY,
@@ -83,11 +82,11 @@ _ANSWER_HEADERS: Final[dict[str, Any]] = {
 
 
 Bare = dict[tuple[str, str], ASGIApp]
-"""(method, path) to an endpoint that runs outside FastAPI's stack."""
+"""Endpoints by (method, path), which the gate calls without FastAPI."""
 
 
 def add_routes(app: FastAPI, serving: Serving, follower: Follower) -> Bare:
-    """Add every route to the application; returns those that the gate may call directly."""
+    """Add every route to the application; returns the endpoints that the gate calls itself."""
     bare = _add_recommend(app, serving)
     bare |= add_openai(app, serving)
     add_oip(app, serving)
@@ -106,7 +105,6 @@ def _add_recommend(app: FastAPI, serving: Serving) -> Bare:
     models = serving.default.request_models
     body_model, parameters_model = models.body, models.parameters
     vectors_model, embed_model = models.by_embedding, models.embed
-    recommend_endpoints, embed_endpoints = Recommend(serving), Embed(serving)
 
     def recommend(body: body_model) -> RecommendResponse:  # type: ignore[valid-type,empty-body]
         """The best labels for one text or for a list of texts, best first."""
@@ -124,47 +122,26 @@ def _add_recommend(app: FastAPI, serving: Serving) -> Bare:
     def embed(body: embed_model) -> EmbedResponse:  # type: ignore[valid-type,empty-body]
         """The vectors of one text or of a list of texts."""
 
-    described = (
-        ("POST", "/v1/recommend", recommend, recommend_endpoints.post),
-        ("GET", "/v1/recommend", recommend_one, recommend_endpoints.get),
+    answers = responses(*_RECOMMEND) | {200: {"headers": _ANSWER_HEADERS}}
+    vector = {"embedding": "$response.body#/embeddings/0"}
+    next_step = links(recommend=link("post", "/v1/recommend/by-embedding", {}, vector))
+    to_vectors = answers | {200: answers[200] | next_step[200]}
+    bare: Bare = {}
+    for method, path, description, endpoint, documented in (
+        ("POST", "/v1/recommend", recommend, Recommend(serving), answers),
+        ("GET", "/v1/recommend", recommend_one, RecommendOne(serving), answers),
         (
             "POST",
             "/v1/recommend/by-embedding",
             recommend_by_embedding,
-            recommend_endpoints.post_embedding,
+            RecommendByEmbedding(serving),
+            answers,
         ),
-        ("POST", "/v1/embed", embed, embed_endpoints.post),
-    )
-    vector = {"embedding": "$response.body#/embeddings/0"}
-    linked = {"/v1/embed": links(recommend=link("post", "/v1/recommend/by-embedding", {}, vector))}
-    extra = {"parameters": request_headers(serving.settings.request_timeout_max_ms)}
-    for method, path, description, endpoint in described:
-        _document(app, method, path, description, endpoint, extra, linked.get(path, {}))
-    return {(method, path): endpoint for method, path, _, endpoint in described}
-
-
-def _document(
-    app: FastAPI,
-    method: str,
-    path: str,
-    described: Callable[..., Any],
-    endpoint: ASGIApp,
-    extra: dict[str, Any],
-    linked: dict[int | str, dict[str, Any]],
-) -> None:
-    """Let FastAPI describe a bare endpoint, from the signature and docstring of `described`."""
-    documented = responses(*_RECOMMEND) | linked
-    documented[200] = documented.get(200, {}) | {"headers": _ANSWER_HEADERS}
-    route = APIRoute(
-        path,
-        described,
-        methods=[method],
-        tags=["recommend"],
-        responses=documented,
-        openapi_extra=extra,
-    )
-    route.app = endpoint
-    app.router.routes.append(route)
+        ("POST", "/v1/embed", embed, Embed(serving), to_vectors),
+    ):
+        document(app, serving, "recommend", method, path, description, endpoint, documented)
+        bare[method, path] = endpoint
+    return bare
 
 
 def _add_info(app: FastAPI, serving: Serving) -> None:
@@ -174,7 +151,7 @@ def _add_info(app: FastAPI, serving: Serving) -> None:
     async def info(
         model: Annotated[str | None, Query(description="Name of the model.")] = None,
     ) -> InfoResponse:
-        """What is being served, how good it was measured to be, and within which limits."""
+        """The open bundle of a model, its measured quality, and the limits in force."""
         deployment = serving.default if model is None else deployments.slot(model).current
         return info_report(serving, deployment)
 

@@ -27,7 +27,7 @@ class LabelScore(BaseModel):
 
 
 class PlanReport(BaseModel):
-    """How a filtered answer was found."""
+    """How the labels of a filtered answer were searched."""
 
     kind: Literal["exact", "filtered"] = Field(
         description="`exact` scored the labels let through; `filtered` searched deeper for them."
@@ -54,11 +54,11 @@ class PointReport(BaseModel):
 
 
 class Explanation(BaseModel):
-    """Why these labels, and what finding them cost."""
+    """Why these labels, and what the search for them cost."""
 
     point: PointReport
     margins: list[float] = Field(description="Score of each label above that of the next one.")
-    raw_scores: list[float] = Field(description="What the index gave, before calibration.")
+    raw_scores: list[float] = Field(description="Scores of the index, before calibration.")
     neighbours: list[Neighbour] | None = Field(
         description="Nearest training queries; null where the bundle keeps none."
     )
@@ -197,7 +197,7 @@ class LimitsReport(BaseModel):
 
 
 class InfoResponse(BaseModel):
-    """What is being served, how good it was measured to be, and within which limits."""
+    """The open bundle of a model, its measured quality, and the limits in force."""
 
     name: str
     models: list[str] = Field(description="Every name that a request's `model` may have.")
@@ -233,6 +233,6 @@ class InfoResponse(BaseModel):
 
 
 class Status(BaseModel):
-    """Answer of a probe that found nothing wrong."""
+    """The answer of a probe that succeeds."""
 
     status: Literal["alive", "ready"]

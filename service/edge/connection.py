@@ -28,8 +28,9 @@ from service.errors import (
     OverloadError,
     TooManyConnections,
 )
+from service.gate.cors import Cors, OriginHeaders
+from service.gate.exchange import REPLY, Reply
 from service.gate.problems import problem_body, problem_headers
-from service.gate.reply import REPLY, Reply
 from service.overload.resting import LONGEST_S
 from service.overload.shedding import Shedding
 from service.overload.unread import UNREAD, unread_s
@@ -48,8 +49,8 @@ class ConnectionLimits:
     """The limits of one connection, and the functions that it calls.
 
     `connections` is the most that may be open at once; None for no limit. `on_refused` is called
-    with the error code of every refusal. `shedding` refuses requests by their headers. With `whole`
-    answers bypass ASGI's messages, so nothing may wrap the application to rewrite them.
+    with the error code of every refusal. `shedding` refuses requests by their headers. `cors` says
+    which pages may read a refusal; it is None if no other origin is allowed.
     """
 
     header_bytes: int
@@ -58,7 +59,7 @@ class ConnectionLimits:
     new_request_id: Callable[[], str]
     on_refused: Callable[[str], None]
     shedding: Shedding
-    whole: bool
+    cors: Cors | None
 
 
 class BoundedConnection(HttpToolsProtocol):
@@ -104,8 +105,8 @@ class BoundedConnection(HttpToolsProtocol):
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
         super().connection_lost(exc)
-        if self._reply is not None and self._reply.on_hang_up is not None:
-            self._reply.on_hang_up()
+        if self._reply is not None:
+            self._reply.hang_up()
 
     def data_received(self, data: bytes) -> None:
         """Parse the data, and refuse the request once its head is over a limit."""
@@ -146,7 +147,7 @@ class BoundedConnection(HttpToolsProtocol):
             raise self._refusal  # stops the parser; uvicorn then calls send_400_response
         if (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused:
             shedding = self._limits.shedding
-            if shedding.armed:
+            if shedding.armed and self.parser.get_method() != b"OPTIONS":
                 waited_s = unread_s(self.transport) if self._has_rested else 0.0
                 self._has_rested = False
                 self._shed_error = shedding.refusal(self.url, self.headers, waited_s)
@@ -154,9 +155,8 @@ class BoundedConnection(HttpToolsProtocol):
                     return
                 self.scope[UNREAD] = waited_s  # type: ignore[typeddict-unknown-key]
         super().on_headers_complete()
-        if self._limits.whole:
-            self._reply = Reply(self.cycle)
-            self.scope[REPLY] = self._reply  # type: ignore[typeddict-unknown-key]
+        self._reply = Reply(self.cycle)
+        self.scope[REPLY] = self._reply  # type: ignore[typeddict-unknown-key]
 
     def on_body(self, body: bytes) -> None:
         """Pass on a part of a body, or drop it if the request is shed."""
@@ -172,7 +172,7 @@ class BoundedConnection(HttpToolsProtocol):
         keep_alive = self.parser.should_keep_alive()
         request_id = self._limits.new_request_id().encode()
         placeholder = b"\x7f" * len(request_id)
-        answer = _cached_answer(error, keep_alive, placeholder)
+        answer = _cached_answer(error, keep_alive, placeholder, self._origin_headers())
         self.transport.write(answer.replace(placeholder, request_id))
         if keep_alive:
             self.on_response_complete()
@@ -259,16 +259,24 @@ class BoundedConnection(HttpToolsProtocol):
             self.transport.close()
             return
         request_id = self._limits.new_request_id().encode()
-        self.transport.write(_answer(error, False, request_id))
+        self.transport.write(_answer(error, False, request_id, self._origin_headers()))
         self.transport.close()
 
+    def _origin_headers(self) -> OriginHeaders:
+        """What lets an allowed page read a refusal, as far as the headers have been read."""
+        if self._limits.cors is None:
+            return ()
+        return self._limits.cors.headers(dict(self.headers or ()).get(b"origin"))
 
-def _answer(error: AstrolabeError, keep_alive: bool, request_id: bytes) -> bytes:
+
+def _answer(
+    error: AstrolabeError, keep_alive: bool, request_id: bytes, origin_headers: OriginHeaders
+) -> bytes:
     """The bytes of a response that holds the error as a problem document (RFC 9457)."""
     body = problem_body(error, request_id.decode())
     phrase = HTTPStatus(error.status).phrase.encode()
     head = b"HTTP/1.1 %d %s\r\n" % (error.status, phrase)
-    headers = dict(problem_headers(error, body))
+    headers = dict(problem_headers(error, body)) | dict(origin_headers)
     headers[b"x-request-id"] = request_id
     if not keep_alive:
         headers[b"connection"] = b"close"
@@ -276,6 +284,6 @@ def _answer(error: AstrolabeError, keep_alive: bool, request_id: bytes) -> bytes
     return b"".join([head, *lines, b"\r\n", body])
 
 
-_cached_answer = functools.lru_cache(maxsize=4)(_answer)
-"""`Shedding` refuses many requests with one error, so their answers differ only in the request id.
-"""
+_cached_answer = functools.lru_cache(maxsize=16)(_answer)
+"""`Shedding` refuses many requests with one error, so their answers differ only in the request id:
+two kinds of refusal, kept connections and others, and a few origins make 16."""

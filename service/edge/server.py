@@ -21,7 +21,6 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.edge.connection import BoundedConnection, ConnectionLimits
-from service.edge.cors import with_cors
 from service.edge.ports import accept_all, hold_new_connections
 from service.errors import SettingsInvalid
 from service.gate.gate import Gate
@@ -97,7 +96,7 @@ class DrainingServer(uvicorn.Server):
         settings = app.serving.settings
         super().__init__(
             uvicorn.Config(
-                with_cors(app, settings.allowed_origins()),
+                app,
                 http=_protocol(app),  # type: ignore[arg-type]
                 **UVICORN_OPTIONS,
                 access_log=False,
@@ -221,7 +220,7 @@ def _protocol(app: Gate) -> "functools.partial[BoundedConnection]":
         app.new_request_id,
         app.serving.telemetry.rejected,
         app.serving.shedding,
-        whole=not settings.allowed_origins(),  # CORS adds headers to the answers
+        app.cors,
     )
     return functools.partial(BoundedConnection, limits=limits)
 

@@ -1,6 +1,10 @@
-"""Bodies and query strings: read once, parsed once, refused with the place and what to change."""
+"""Bodies and query strings: read once and parsed once.
 
-from collections.abc import Mapping
+The error for a bad one names the field at fault and says what to change.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -16,19 +20,25 @@ from service.errors import (
     RequestError,
     UnsupportedMediaType,
 )
+from service.serving.request_models import VISIBLE
+from service.settings.settings import Settings
 
 MAX_FIELDS = 32
-"""Far above what is known; a body of 100,000 unknown fields would block the loop for 0.4 s."""
+"""More than any request has. Validating 100,000 unknown fields would block the loop for 0.4 s."""
 
 _LISTS = ("query", "item_id", "input")
-"""Fields that take one string or a list: where a list was sent, what is wrong with it as a string
-is noise."""
+"""Fields that take one string or a list."""
+
+_ENTRIES = {"query": "texts", "input": "texts", "text": "texts", "allow": "ids", "deny": "ids"}
+"""Lists whose length is a matter of size and not of meaning, and what they hold."""
+
+_VISIBLE = re.compile(VISIBLE)
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 def validate(model: type[Model], raw: Any) -> Model:
-    """The request that parsed JSON means; raises RequestError."""
+    """Parsed JSON as a request of this model; raises RequestError."""
     try:
         return model.model_validate(raw)
     except ValidationError as exc:
@@ -36,7 +46,7 @@ def validate(model: type[Model], raw: Any) -> Model:
 
 
 async def read_body(receive: Receive) -> bytes:
-    """The whole body; raises Abandoned where the client leaves before its end."""
+    """The whole body; raises Abandoned if the client leaves before its end."""
     parts: list[bytes] = []
     while True:
         message = await receive()
@@ -48,7 +58,7 @@ async def read_body(receive: Receive) -> bytes:
 
 
 def check_json(content_type: bytes) -> None:
-    """Return where a body is declared as JSON; raises UnsupportedMediaType."""
+    """Raise UnsupportedMediaType unless this header says that the body is JSON."""
     if content_type == b"application/json":
         return
     if content_type.split(b";")[0].strip().lower() != b"application/json":
@@ -57,18 +67,20 @@ def check_json(content_type: bytes) -> None:
 
 def parse(body: bytes) -> Any:
     """The JSON value of a body; raises MalformedRequest, InvalidValue."""
-    # orjson and not pydantic's own parser: that one takes NaN and Infinity, which are not JSON.
+    # Pydantic's own parser would take NaN and Infinity, which are not JSON.
     try:
         raw = orjson.loads(body)
     except orjson.JSONDecodeError as exc:
         raise MalformedRequest(f"the body is not JSON in UTF-8: {exc}") from None
     if isinstance(raw, dict) and len(raw) > MAX_FIELDS:
-        raise InvalidValue(f"the body has {len(raw)} fields: most of them are not known")
+        raise InvalidValue(
+            f"the body has {len(raw)} fields, the limit is {MAX_FIELDS}: send only those in /docs"
+        )
     return raw
 
 
 def query_string(raw: bytes) -> dict[str, str]:
-    """The parameters of a query string, each once; raises MalformedRequest, InvalidValue."""
+    """The parameters of a query string; raises MalformedRequest, InvalidValue if one repeats."""
     try:
         pairs = parse_qsl(
             raw.decode("ascii"),
@@ -84,23 +96,38 @@ def query_string(raw: bytes) -> dict[str, str]:
     return values
 
 
+def check_texts(name: str, texts: Sequence[str], settings: Settings) -> None:
+    """Hold the texts of a foreign protocol to the limits of /v1/recommend.
+
+    `name` is the field or tensor of the texts. Raises InvalidValue, PayloadTooLarge.
+    """
+    if not texts:
+        raise InvalidValue(f"{name} holds no text: send at least one")
+    if len(texts) > settings.max_queries:
+        raise _too_many(name, len(texts), settings.max_queries)
+    for position, text in enumerate(texts):
+        if len(text) > settings.max_text_chars:
+            raise _too_long(f"{name}[{position}]", text, settings.max_text_chars)
+        if not _VISIBLE.search(text):
+            raise _invisible(f"{name}[{position}]")
+
+
 def _refusal(exc: ValidationError, raw: Any) -> RequestError:
-    """The first fault as an error that names the place and what to change."""
+    """The first fault as an error that names the field and says what to change."""
     faults = exc.errors(include_url=False, include_context=True)
     for name in _LISTS:
         if isinstance(raw, Mapping) and isinstance(raw.get(name), list):
-            # text or list: where a list was sent, what is wrong with it as a text is noise
+            # Pydantic also reports why this list is no single string, which helps nobody.
             faults = [fault for fault in faults if fault["loc"] != (name, "constrained-str")]
     fault = faults[0]
     where = _place(fault["loc"])
     kind, context, value = fault["type"], fault.get("ctx", {}), fault["input"]
     if kind == "string_too_long":
-        limit = context["max_length"]
-        return PayloadTooLarge(f"{where} has {len(value)} characters, the limit is {limit}")
+        return _too_long(where, value, context["max_length"])
     if kind == "too_long":
         return _too_many(where, len(value), context["max_length"])
     if kind in ("string_too_short", "string_pattern_mismatch"):
-        return InvalidValue(f"{where} holds no visible character: send some text")
+        return _invisible(where)
     if kind == "extra_forbidden" and where == "item_id":
         return InvalidValue("this bundle has no item filter: remove item_id")
     if kind == "extra_forbidden":
@@ -113,13 +140,21 @@ def _refusal(exc: ValidationError, raw: Any) -> RequestError:
 
 
 def _too_many(where: str, length: int, limit: int) -> RequestError:
-    what = {"query": "texts", "input": "texts", "allow": "ids", "deny": "ids"}.get(where)
+    what = _ENTRIES.get(where)
     if what is not None:
         return PayloadTooLarge(f"{where} holds {length} {what}, the limit is {limit}: send fewer")
     return InvalidValue(f"{where}: it holds {length} entries, the limit is {limit}")
 
 
+def _too_long(where: str, text: str, limit: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"{where} has {len(text)} characters, the limit is {limit}")
+
+
+def _invisible(where: str) -> InvalidValue:
+    return InvalidValue(f"{where} holds no visible character: send some text")
+
+
 def _place(location: tuple[int | str, ...]) -> str:
-    """`("query", "list[...]", 3)` as `query[3]`: the names of union branches are left out."""
+    """`query[3]` for the location `("query", "list[...]", 3)`: without pydantic's branch names."""
     name = str(location[0]) if location else "the body"
     return name + "".join(f"[{part}]" for part in location[1:] if isinstance(part, int))

@@ -1,8 +1,8 @@
 """Gate: what happens to every request, whatever its route. Pure ASGI.
 
-Names the request, has its caller checked (`service.gate.guard`), checks size and deadline, hands it
-on, turns whatever escapes a route into a problem document, and counts and logs each request exactly
-once. It reads no body.
+The gate gives the request an id, has the guard check its caller (`service.gate.guard`), checks its
+size and deadline, and calls its route. It answers an exception of the route with a problem
+document. It counts and logs each request exactly once. It never reads a body.
 """
 
 import itertools
@@ -23,11 +23,10 @@ from service.errors import (
     PayloadTooLarge,
     RateLimited,
 )
-from service.gate.envelopes import envelope
-from service.gate.exchange import EXCHANGE, Exchange
+from service.gate.cors import Cors
+from service.gate.exchange import EXCHANGE, REPLY, Exchange
 from service.gate.guard import Guard, needs_admin
-from service.gate.problems import Headers, as_error
-from service.gate.reply import REPLY
+from service.gate.problems import Headers, as_error, envelope
 from service.observe.logs import request_id_of_task, trace_id_of_task
 from service.overload.overload_log import STATUSES as OVERLOAD_STATUSES
 from service.overload.overload_log import OverloadLog
@@ -38,8 +37,9 @@ from service.settings.settings import Settings
 
 log = logging.getLogger(__name__)
 
-
 UNMATCHED: Final = "unmatched"
+PREFLIGHT: Final = "preflight"
+"""Routes in the metrics: that of a request that no route takes, and that of a CORS preflight."""
 
 PRIORITY_NAMES: Final = ("interactive", "bulk")
 PRIORITIES: Final = frozenset(name.encode() for name in PRIORITY_NAMES)
@@ -49,10 +49,11 @@ _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """The application as the server sees it: `bare` endpoints first, `app` for all other paths.
+    """The application as the server sees it.
 
-    A bare endpoint answers through its `Exchange`. FastAPI's stack alone costs 20 microseconds, so
-    the hot route does not pass through it; what it raises arrives here all the same.
+    The gate calls the endpoints in `bare` itself, and hands all other paths to `app`. FastAPI's
+    stack alone costs 20 microseconds, so the hot route does not pass through it. `cors` is None if
+    no other origin is allowed.
     """
 
     app: FastAPI
@@ -60,53 +61,34 @@ class Gate:
     serving: Serving
     new_request_id: Callable[[], str]
     guard: Guard = field(init=False)
+    cors: Cors | None = field(init=False)
     overload_log: OverloadLog = field(default_factory=OverloadLog)
 
     def __post_init__(self) -> None:
         if any(needs_admin(method, path) for method, path in self.bare):
-            raise ValueError("a bare endpoint that needs the admin key would not be asked for it")
-        guard = Guard(self.serving.settings, self.serving.clock)
-        object.__setattr__(self, "guard", guard)  # the class is frozen
+            raise ValueError("a bare endpoint that needs the admin key would be open to everybody")
+        settings = self.serving.settings
+        origins = settings.allowed_origins()
+        # The class is frozen.
+        object.__setattr__(self, "guard", Guard(settings, self.serving.clock))
+        object.__setattr__(self, "cors", Cors(self.app, origins) if origins else None)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; other kinds of scope pass through."""
+        """Answer one request; hand other kinds of scope to `app`."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        serving = self.serving
-        settings, telemetry = serving.settings, serving.telemetry
-        headers = dict(scope["headers"])
-        request_id = _given_request_id(headers) or self.new_request_id()
-        exchange = Exchange(
-            request_id,
-            scope["path"],
-            serving.clock() - scope.pop(UNREAD, 0.0),
-            headers,
-            settings.request_timeout_ms / 1000,
-            serving,
-            reply=scope.pop(REPLY, None),
-        )
-        scope[EXCHANGE] = exchange
-        request_id_of_task.set(request_id)
-        if telemetry.tracer is not None:
-            exchange.trace = telemetry.tracer.begin(scope["method"], scope["path"], headers)
-            trace_id_of_task.set(exchange.trace.trace_id if exchange.trace else "")
+        telemetry = self.serving.telemetry
+        exchange = self._begin(scope)
         telemetry.in_flight += 1
         try:
-            endpoint = self.bare.get((scope["method"], scope["path"]))
-            changing = endpoint is None and needs_admin(scope["method"], scope["path"])
-            if changing or not self.guard.idle:
-                exchange.key = self.guard.name_of(headers.get(b"authorization", b""))
-                self.guard.admit(scope, exchange.key)
-            max_bytes = settings.max_changes_bytes if changing else settings.max_body_bytes
-            _check(exchange, settings, max_bytes)
-            if b"transfer-encoding" in headers:
-                receive = _capped(receive, max_bytes)
-            if endpoint is not None:
-                exchange.route = scope["path"]
-                await endpoint(scope, receive, send)
+            preflight = self.cors and self.cors.preflight(scope, exchange.headers)
+            if preflight:  # before the guard: browsers send no key with it
+                exchange.route, exchange.origin_headers = PREFLIGHT, ()  # the answer has its own
+                headers, body = preflight.raw_headers, bytes(preflight.body)
+                await exchange.respond(send, preflight.status_code, headers, body)
             else:
-                await self.app(scope, receive, exchange.naming(send))
+                await self._serve(scope, receive, send, exchange)
         except Exception as exc:
             await _answer_failure(exchange, exc, send)
         finally:
@@ -114,9 +96,48 @@ class Gate:
             telemetry.in_flight -= 1
             self._record(scope, exchange)
 
+    def _begin(self, scope: Scope) -> Exchange:
+        """Put a new exchange into the scope, and its ids into the log's context."""
+        serving, headers = self.serving, dict(scope["headers"])
+        request_id = _id_in(headers) or self.new_request_id()
+        exchange = scope[EXCHANGE] = Exchange(
+            request_id,
+            scope["path"],
+            serving.clock() - scope.pop(UNREAD, 0.0),
+            headers,
+            serving.settings.request_timeout_ms / 1000,
+            serving,
+            scope.pop(REPLY, None),
+        )
+        request_id_of_task.set(request_id)
+        if self.cors is not None:
+            exchange.origin_headers = self.cors.headers(headers.get(b"origin"))
+        if serving.telemetry.tracer is not None:
+            exchange.trace = serving.telemetry.tracer.begin(scope["method"], scope["path"], headers)
+            trace_id_of_task.set(exchange.trace.trace_id if exchange.trace else "")
+        return exchange
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> None:
+        """Check the caller, the deadline and the size, and call the route."""
+        settings, headers = self.serving.settings, exchange.headers
+        endpoint = self.bare.get((scope["method"], scope["path"]))
+        changing = endpoint is None and needs_admin(scope["method"], scope["path"])
+        if changing or not self.guard.idle:
+            exchange.key = self.guard.name_of(headers.get(b"authorization", b""))
+            self.guard.admit(scope, exchange.key)
+        max_bytes = settings.max_changes_bytes if changing else settings.max_body_bytes
+        _check(exchange, settings, max_bytes)
+        if b"transfer-encoding" in headers:
+            receive = _capped(receive, max_bytes)
+        if endpoint is not None:
+            exchange.route = scope["path"]
+            await endpoint(scope, receive, send)
+        else:
+            await self.app(scope, receive, exchange.naming(send))
+
     def _record(self, scope: Scope, exchange: Exchange) -> None:
         """Count and log the request; the only place that does."""
-        # No status means that the task was cancelled before it could answer.
+        # Without a status the task was cancelled before it could answer.
         status = exchange.status or Abandoned.status
         telemetry = self.serving.telemetry
         seconds = self.serving.clock() - exchange.started_s
@@ -132,8 +153,8 @@ class Gate:
 
     def _log(self, scope: Scope, exchange: Exchange, status: int, seconds: float) -> None:
         settings = self.serving.settings
-        wanted = settings.log_requests
-        if wanted == "none" or (wanted == "errors" and status < 400):
+        level = settings.log_requests
+        if level == "none" or (level == "errors" and status < 400):
             return
         unlogged = 0
         if status in OVERLOAD_STATUSES:
@@ -158,7 +179,7 @@ class Gate:
 
 
 def answer_error(error: AstrolabeError, exchange: Exchange) -> tuple[int, Headers, bytes]:
-    """Status, headers and body that answer an error, which the log will name by its code."""
+    """Status, headers and body of the answer to an error; the log will name the error's code."""
     exchange.code = error.code
     return envelope(error, exchange.path, exchange.request_id)
 
@@ -176,10 +197,10 @@ async def _answer_failure(exchange: Exchange, exc: Exception, send: Send) -> Non
 
 
 def _check(exchange: Exchange, settings: Settings, max_bytes: int) -> None:
-    """Refuse what no route needs to see; raises RequestError."""
+    """Read deadline and priority, and refuse a body that is too long; raises RequestError."""
     headers = exchange.headers
-    if (asked := headers.get(TIMEOUT)) is not None:
-        exchange.timeout_s = _timeout_s(asked, settings.request_timeout_max_ms)
+    if (timeout_ms := headers.get(TIMEOUT)) is not None:
+        exchange.timeout_s = _timeout_s(timeout_ms, settings.request_timeout_max_ms)
     if (priority := headers.get(PRIORITY)) is not None:
         exchange.bulk = _is_bulk(priority)
     # The server enforces that the body has this length; only chunked bodies must be counted.
@@ -191,25 +212,26 @@ def _check(exchange: Exchange, settings: Settings, max_bytes: int) -> None:
 
 
 def request_ids() -> Iterator[str]:
-    """New request ids: random once, counted after that, so no system call for each request."""
+    """New request ids: a random start, then a counter, so no id costs a system call."""
     start = os.urandom(8).hex()
     for serial in itertools.count(1):
         yield f"{start}{serial:016x}"
 
 
-def _given_request_id(headers: dict[bytes, bytes]) -> str | None:
-    """The caller's own id, where it is fit for logs and headers."""
-    given = headers.get(b"x-request-id")
-    fit = given is not None and _REQUEST_ID.fullmatch(given)
-    return given.decode("ascii") if given is not None and fit else None
+def _id_in(headers: dict[bytes, bytes]) -> str | None:
+    """The caller's own request id; None if there is none that fits into logs and headers."""
+    request_id = headers.get(b"x-request-id")
+    if request_id is None or not _REQUEST_ID.fullmatch(request_id):
+        return None
+    return request_id.decode("ascii")
 
 
-def _timeout_s(asked: bytes, max_ms: int) -> float:
-    if len(asked) > 9 or not asked.isdigit() or not 1 <= int(asked) <= max_ms:
+def _timeout_s(timeout_ms: bytes, max_ms: int) -> float:
+    if len(timeout_ms) > 9 or not timeout_ms.isdigit() or not 1 <= int(timeout_ms) <= max_ms:
         raise InvalidValue(
             f"X-Request-Timeout-Ms must be a whole number of milliseconds from 1 to {max_ms}"
         )
-    return int(asked) / 1000
+    return int(timeout_ms) / 1000
 
 
 def _is_bulk(priority: bytes) -> bool:
@@ -223,7 +245,7 @@ def _too_large(limit: int) -> PayloadTooLarge:
 
 
 def _capped(receive: Receive, limit: int) -> Receive:
-    """A receive that refuses a chunked body once it is over the limit."""
+    """A `receive` that refuses a chunked body as soon as it is over the limit."""
     received = 0
 
     async def receive_capped() -> Message:

@@ -1,24 +1,27 @@
-"""Guard: whether a caller may ask for this, here and now. The gate asks it before any route does.
+"""Guard: may this caller make this request now? The gate asks before it calls any route.
 
-Keys and their names, the admin's key and port, and the rate of each caller. It knows nothing of
-bodies, deadlines or answers.
+The guard knows the callers' keys, the admin key, the ports for admin and metrics, and how often
+each caller has called lately. It reads neither bodies nor deadlines.
 """
 
 import contextlib
 import functools
+import hashlib
 import ipaddress
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from starlette.types import Scope
 
 from service.errors import Forbidden, NotFound, RateLimited, Unauthorized
-from service.gate.keys import Keyring
 from service.gate.rate_limit import RateLimit
 from service.settings.edge import ADMIN_KEY, EdgeSettings
 
 OPEN_PATHS: Final = frozenset({"/", "/livez", "/readyz", "/metrics", "/openapi.json"})
 OPEN_PREFIXES: Final = ("/docs", "/problems/", "/ui/", "/v2/health/")
+"""Paths that need no key: probes, documentation, and pages without a secret."""
+
 ADMIN_PREFIX: Final = "/admin/"
 LABELS_PREFIX: Final = "/v1/label"
 CHANGING_METHODS: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
@@ -26,8 +29,31 @@ METRICS_PATH: Final = "/metrics"
 PROBES: Final = frozenset({"/livez", "/readyz", METRICS_PATH})
 
 
+class Keyring:
+    """The names of the callers, by the hash of their key. The keys themselves are not stored.
+
+    A secret of this process goes into each hash, so a caller cannot predict the hash of the key
+    that it sends. The time of a look-up therefore reveals nothing about any key, and it does not
+    depend on how many keys there are.
+    """
+
+    def __init__(self, keys: Mapping[str, str]) -> None:
+        """`keys` maps names to keys."""
+        self._secret = secrets.token_bytes(32)
+        self._names = {self._hash(key.encode()): name for name, key in keys.items()}
+
+    def name_of(self, authorization: bytes) -> str | None:
+        """The name of the key in `Bearer KEY`; None for an unknown key."""
+        scheme, _, key = authorization.partition(b" ")
+        name = self._names.get(self._hash(key.strip()))
+        return name if scheme.lower() == b"bearer" else None
+
+    def _hash(self, key: bytes) -> bytes:
+        return hashlib.sha256(self._secret + key).digest()
+
+
 class Guard:
-    """The rules of one service, from its settings. `clock` is what rates are measured by."""
+    """The access rules of one service. `clock` measures the rate of each caller, in seconds."""
 
     def __init__(self, settings: EdgeSettings, clock: Callable[[], float]) -> None:
         keys = settings.named_keys()
@@ -35,8 +61,7 @@ class Guard:
         self._admin_key_set = settings.admin_key is not None
         if settings.admin_key is not None:
             keys[ADMIN_KEY] = settings.admin_key.get_secret_value()
-        self._keys = Keyring(keys)
-        self._known = bool(keys)
+        self._keys = Keyring(keys) if keys else None
         self._admin_port = settings.admin_port
         self._metrics_port = settings.metrics_port
         self._rate = (
@@ -46,16 +71,17 @@ class Guard:
         )
         self._ports_differ = not (settings.admin_port is settings.metrics_port is None)
         self.idle = not keys and self._rate is None and not self._ports_differ
-        """No rule but one can refuse anything: what needs an admin key is off."""
+        """No setting restricts callers. Without an admin key every admin route is still off, so
+        requests to those must be checked all the same."""
 
     def name_of(self, authorization: bytes) -> str:
-        """The name of the caller's key, "" without one that is known."""
-        if authorization and self._known:
+        """The name of the caller's key; "" for no key or an unknown one."""
+        if authorization and self._keys is not None:
             return self._keys.name_of(authorization) or ""
         return ""
 
     def admit(self, scope: Scope, name: str) -> None:
-        """Return where the caller of this key, "" for none, may ask for this now.
+        """Check a request of the caller whose key has this name; "" is a caller without a key.
 
         Raises Unauthorized, Forbidden, NotFound, RateLimited.
         """
@@ -70,7 +96,7 @@ class Guard:
         elif not name and self._keys_needed:
             self._refuse_key(scope)
         if self._rate is not None:
-            self._spend(name or _client_of(scope))
+            self._spend(self._rate, name or _client_of(scope))
 
     def _check_port(self, scope: Scope, path: str, admin: bool) -> None:
         server = scope.get("server")
@@ -96,12 +122,12 @@ class Guard:
 
     def _refuse_key(self, scope: Scope) -> None:
         if self._rate is not None:
-            self._spend(_client_of(scope))  # guessing keys is limited as asking is
+            self._spend(self._rate, _client_of(scope))  # guesses at keys count as requests
         raise Unauthorized("send the header Authorization: Bearer KEY with a valid key")
 
-    def _spend(self, caller: str) -> None:
-        wait_s = self._rate.wait_s(caller) if self._rate is not None else 0.0
-        if wait_s:
+    @staticmethod
+    def _spend(rate: RateLimit, caller: str) -> None:
+        if wait_s := rate.wait_s(caller):
             raise RateLimited(
                 f"too many requests: the next one is admitted in {wait_s:.3g} s",
                 retry_after_s=wait_s,
@@ -109,7 +135,7 @@ class Guard:
 
 
 def needs_admin(method: str, path: str) -> bool:
-    """Whether a request may be made with the admin key only.
+    """Whether a request needs the admin key.
 
     >>> needs_admin("GET", "/v1/labels/a"), needs_admin("DELETE", "/v1/labels/a")
     (False, True)
@@ -126,9 +152,9 @@ def _client_of(scope: Scope) -> str:
 
 @functools.lru_cache(4096)
 def _network(host: str) -> str:
-    """The address, or for IPv6 its first 64 bits: one customer has all the rest.
+    """The caller's address; for IPv6 its first 64 bits, because one customer has all the rest.
 
-    A key's name has no space, so it can never be taken for one of these.
+    A key's name has no space, so no address is ever taken for a key's name.
     """
     if ":" in host:
         with contextlib.suppress(ValueError):

@@ -1,6 +1,9 @@
-"""Every error answer as an RFC 9457 problem document, mapped by table from the exception tree.
+"""Every error answer, in the form that the clients of its path expect.
 
-`type` is a URI reference that this service resolves: GET /problems/{code} explains the code.
+The service's own routes answer with RFC 9457 problem documents. `type` is a path of this service:
+GET /problems/{code} explains the code. The Open Inference Protocol has one sentence under `error`,
+OpenAI's API an object there. Both know no 422, so their status for a value that is not allowed is
+400. Every form comes with the header x-request-id.
 """
 
 import math
@@ -19,6 +22,7 @@ from service.errors import (
     MalformedRequest,
     MethodNotAllowed,
     NotFound,
+    OverloadError,
     PayloadTooLarge,
     RequestError,
     Unauthorized,
@@ -26,7 +30,10 @@ from service.errors import (
 )
 
 MEDIA_TYPE: Final = "application/problem+json"
+JSON: Final = "application/json"
 PROBLEMS_PATH: Final = "/problems/"
+OIP_PREFIX: Final = "/v2"
+OPENAI_PREFIXES: Final = ("/v1/embeddings", "/v1/models/")
 
 _BY_STATUS: Final[dict[int, type[RequestError]]] = {
     leaf.status: leaf
@@ -46,7 +53,7 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class Problem(BaseModel):
-    """What every error answer holds."""
+    """A problem document: the error answer of the service's own routes."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -69,8 +76,29 @@ class ProblemKind(BaseModel):
     explanation: str
 
 
+class OipError(BaseModel):
+    """An error as the Open Inference Protocol has it."""
+
+    error: str = Field(description="What happened and what to change.")
+
+
+class OpenAIFault(BaseModel):
+    """What OpenAI's clients read of an error."""
+
+    message: str = Field(description="What happened and what to change.")
+    type: str = Field(description="invalid_request_error, rate_limit_error or server_error.")
+    param: str | None = Field(description="The field at fault, where one is.")
+    code: str = Field(description="The kind of problem, for programs; stable.")
+
+
+class OpenAIError(BaseModel):
+    """An error as OpenAI's API has it."""
+
+    error: OpenAIFault
+
+
 def problem_kinds() -> dict[str, ProblemKind]:
-    """Every kind of problem that an answer can be, by code."""
+    """Every kind of problem that an answer can report, by code."""
     leaves = [leaf for leaf in _tree(AstrolabeError) if "code" in leaf.__dict__]
     return {
         leaf.code: ProblemKind(
@@ -86,12 +114,45 @@ def problem_kinds() -> dict[str, ProblemKind]:
 
 
 def as_error(exc: BaseException) -> AstrolabeError:
-    """Any exception as one of the tree; what is not ours becomes a bare InternalError."""
+    """The error for an exception; one from elsewhere becomes an InternalError without details."""
     if isinstance(exc, AstrolabeError):
         return exc
     if isinstance(exc, HTTPException) and exc.status_code in _BY_STATUS:
         return _BY_STATUS[exc.status_code](str(exc.detail))
     return InternalError("something broke inside the service: report the request_id")
+
+
+def envelope(error: AstrolabeError, path: str, request_id: str) -> tuple[int, Headers, bytes]:
+    """Status, headers and body of the answer to an error on this path."""
+    if path.startswith(OPENAI_PREFIXES):
+        content: dict[str, Any] = {"error": _openai_fault(error)}
+    elif path == OIP_PREFIX or path.startswith(OIP_PREFIX + "/"):
+        content = {"error": _utf8(f"{error.code}: {error.detail}")}
+    else:
+        body = problem_body(error, request_id)
+        return error.status, problem_headers(error, body), body
+    status = MalformedRequest.status if error.status == InvalidValue.status else error.status
+    body = orjson.dumps(content)
+    return status, problem_headers(error, body, JSON), body
+
+
+def _openai_fault(error: AstrolabeError) -> dict[str, Any]:
+    kind = "invalid_request_error"
+    if isinstance(error, OverloadError) and error.status == 429:
+        kind = "rate_limit_error"
+    elif error.status >= 500:
+        kind = "server_error"
+    return {
+        "message": _utf8(error.detail),
+        "type": kind,
+        "param": error.field if isinstance(error, InvalidValue) else None,
+        "code": error.code,
+    }
+
+
+def _utf8(text: str) -> str:
+    # A path or a value in the text may be invalid Unicode, which JSON cannot hold.
+    return text.encode(errors="replace").decode()
 
 
 def problem_body(error: AstrolabeError, request_id: str) -> bytes:
@@ -101,8 +162,7 @@ def problem_body(error: AstrolabeError, request_id: str) -> bytes:
             "type": PROBLEMS_PATH + error.code,
             "title": error.title,
             "status": error.status,
-            # what a path or a value holds need not be valid Unicode, JSON must be
-            "detail": error.detail.encode(errors="replace").decode(),
+            "detail": _utf8(error.detail),
             "code": error.code,
             "request_id": request_id,
         }
@@ -110,7 +170,7 @@ def problem_body(error: AstrolabeError, request_id: str) -> bytes:
 
 
 def problem_headers(error: AstrolabeError, body: bytes, media_type: str = MEDIA_TYPE) -> Headers:
-    """Headers that go with the body of an error answer."""
+    """The headers that belong to the body of an error answer."""
     headers = [
         (b"content-type", media_type.encode()),
         (b"content-length", str(len(body)).encode()),
@@ -120,7 +180,7 @@ def problem_headers(error: AstrolabeError, body: bytes, media_type: str = MEDIA_
     if isinstance(error, Unauthorized):
         headers.append((b"www-authenticate", b"Bearer"))
     if isinstance(error, PayloadTooLarge):
-        # What the client still sends is not read, so the connection cannot be used again.
+        # The rest of the body stays unread, so no further request can be read after it.
         headers.append((b"connection", b"close"))
     return headers
 
@@ -131,6 +191,14 @@ def responses(*errors: type[AstrolabeError]) -> dict[int | str, dict[str, Any]]:
     for error in errors:
         by_status.setdefault(error.status, []).append(error)
     return {status: _response(leaves) for status, leaves in sorted(by_status.items())}
+
+
+def envelope_responses(error: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI entries for the routes of a foreign protocol, all of whose errors have one form."""
+    return {
+        "4XX": {"model": error, "description": "The request is at fault."},
+        "5XX": {"model": error, "description": "The service is at fault."},
+    }
 
 
 def _response(leaves: Sequence[type[AstrolabeError]]) -> dict[str, Any]:

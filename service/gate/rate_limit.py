@@ -1,19 +1,21 @@
-"""RateLimit: how often each caller may ask, as a bucket of tokens that fills at a steady rate.
+"""RateLimit: how often each caller may call, as a token bucket that fills at a steady rate.
 
-A caller is one number: the moment at which its bucket will be full again. Each request moves it on
-by the time that one token takes to fill; a request is refused where that would be more than a whole
-bucket ahead of now. (Known as the generic cell rate algorithm.) Used from the event loop alone.
+A caller is one number: the moment at which its bucket will be full again. Each request moves that
+moment on by the time in which one token flows in. The limit refuses a request that would move it
+further ahead of now than a whole bucket takes to fill. (This is the generic cell rate algorithm.)
+Use it from the event loop's thread only.
 """
 
 import heapq
 from collections.abc import Callable
 
 MAX_CALLERS = 65536
-"""Callers remembered. More, and those with the fullest buckets are forgotten first."""
+"""How many callers are remembered: about 8 MB. Beyond it the fullest buckets are forgotten first,
+which hardly changes what those callers may do."""
 
 
 class RateLimit:
-    """`per_s` requests a second for each caller, `burst` of them at once."""
+    """Each caller may make `per_s` requests a second, and `burst` at once."""
 
     def __init__(
         self,
@@ -32,12 +34,12 @@ class RateLimit:
         return len(self._full_at)
 
     def wait_s(self, caller: str) -> float:
-        """Take one token and return 0, or take none and return when there will be one."""
+        """Take one token and return 0; without a token return the seconds until there is one."""
         now = self._clock()
         full_at = self._full_at.get(caller, now)
         full_at = (full_at if full_at > now else now) + self._interval_s
         wait_s = full_at - now - self._ahead_s
-        if wait_s > 1e-9:  # what sums of intervals round to
+        if wait_s > 1e-9:  # sums of intervals differ by less: rounding
             return wait_s
         self._full_at[caller] = full_at
         if len(self._full_at) > self._max_callers:
@@ -45,7 +47,7 @@ class RateLimit:
         return 0.0
 
     def _forget(self, now: float) -> None:
-        """Drop every full bucket, and of the rest at least half: so it is done rarely."""
+        """Forget every full bucket and at least half of the rest, so that this runs rarely."""
         emptiest = heapq.nlargest(
             self._max_callers // 2, self._full_at.items(), key=lambda entry: entry[1]
         )

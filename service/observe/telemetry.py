@@ -161,12 +161,20 @@ class Telemetry:
             self._requests[route, status] = child
         self._observe((child.observe, seconds))
 
-    def answered(self, effort: str, n_queries: int, total_s: float) -> None:
-        """Count the texts of one answer, and record the seconds from its request's arrival."""
+    def answered(self, effort: str | None, n_queries: int, total_s: float) -> None:
+        """Count the texts of one answer, and record the seconds from its request's arrival.
+
+        `effort` is the operating point that searched. It is None where nothing was searched; then
+        only the time counts.
+        """
+        total = (self._stage["total"].observe, total_s)
+        if effort is None:
+            self._observe(total)
+            return
         child = self._effort_children.get(effort)
         if child is None:
             child = self._effort_children[effort] = self._effort.labels(effort)
-        self._observe((child.inc, n_queries), (self._stage["total"].observe, total_s))
+        self._observe((child.inc, n_queries), total)
 
     def key_used(self, name: str) -> None:
         """Count one request that came with the key of this name."""

@@ -6,15 +6,20 @@ differ by a space have two entries.
 """
 
 from collections import OrderedDict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, slots=True)
-class CachedAnswer:
-    """An answer's `body`, the operating point that computed it, and how many texts it answers."""
+@dataclass(slots=True)
+class WholeAnswer:
+    """An answer as it is sent: its own headers, its body, and for the metrics its texts.
 
+    `effort` is the operating point that searched; None if nothing was searched, as for embeddings.
+    """
+
+    headers: Sequence[tuple[bytes, bytes]]
     body: bytes
-    effort: str
+    effort: str | None
     n_queries: int
 
 
@@ -26,23 +31,23 @@ class AnswerCache:
 
     def __init__(self, max_entries: int) -> None:
         self._max_entries = max_entries
-        self._answers: OrderedDict[bytes, CachedAnswer] = OrderedDict()
+        self._answers: OrderedDict[Hashable, WholeAnswer] = OrderedDict()
         self._catalogue_seq = 0
 
-    def get(self, request_body: bytes, catalogue_seq: int) -> CachedAnswer | None:
-        """The answer to this body under this state of the catalogue, or None."""
+    def get(self, key: Hashable, catalogue_seq: int) -> WholeAnswer | None:
+        """The answer to a request, or None; computed under this state of the catalogue."""
         if catalogue_seq != self._catalogue_seq:
             self._answers.clear()
             self._catalogue_seq = catalogue_seq
-        answer = self._answers.get(request_body)
+        answer = self._answers.get(key)
         if answer is not None:
-            self._answers.move_to_end(request_body)
+            self._answers.move_to_end(key)
         return answer
 
-    def put(self, request_body: bytes, answer: CachedAnswer, catalogue_seq: int) -> None:
+    def put(self, key: Hashable, answer: WholeAnswer, catalogue_seq: int) -> None:
         """Keep an answer that was computed under this state of the catalogue."""
         if catalogue_seq != self._catalogue_seq:
             return  # a label has changed since the request came
-        self._answers[request_body] = answer
+        self._answers[key] = answer
         if len(self._answers) > self._max_entries:
             self._answers.popitem(last=False)

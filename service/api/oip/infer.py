@@ -1,18 +1,28 @@
-"""The Open Inference Protocol v2 over HTTP, so that clients of KServe and Triton work unchanged.
+"""Inference in the Open Inference Protocol v2 over HTTP, so clients of KServe and Triton work here.
 
-A model is a bundle under its name, its version the beginning of the bundle's id. Input `text`
-(BYTES) and optional `k` (INT32) give `label_id`, `label_text`, `score` and `embedding`. Admission,
-batches and deadlines are those of /v1/recommend.
+A model is a bundle under its name; its version is the beginning of the bundle's id. The inputs are
+`text` (BYTES) and, if wanted, `k` (INT32). The outputs are `label_id`, `label_text`, `score` and
+`embedding`.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 from fastapi import FastAPI
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive, Scope
 
-from service.api.oip.metadata import ERRORS, InferResponse, Name, add_oip_metadata
+from service.api.endpoint import Endpoint
+from service.api.oip.metadata import (
+    ERRORS,
+    TAG,
+    InferResponse,
+    Name,
+    add_oip_metadata,
+    at_version,
+    version_of,
+)
 from service.api.oip.tensors import (
     InferRequest,
     InputTensor,
@@ -23,16 +33,14 @@ from service.api.oip.tensors import (
     split_binary,
     texts_of,
 )
-from service.api.openapi import document, request_headers
-from service.api.protocol_requests import check_texts, deployment_named, version_of
-from service.api.recommend import check_room, server_timing
+from service.api.openapi import document
 from service.core.batching.job import Answer
 from service.core.labels.labels import Label
 from service.core.types import Query
 from service.errors import InvalidValue, MalformedRequest, UnsupportedMediaType
-from service.gate.bodies import parse, read_body, validate
+from service.gate.bodies import check_texts, parse, read_body, validate
 from service.gate.exchange import EXCHANGE, Exchange
-from service.gate.watch import Watch
+from service.gate.problems import Headers
 from service.serving.deployment import Deployment
 from service.serving.serving import Serving
 from service.settings.settings import Settings
@@ -42,56 +50,78 @@ OUTPUTS: Final = (*LABEL_OUTPUTS, "embedding")
 HEADER_LENGTH: Final = b"inference-header-content-length"
 BINARY: Final = b"application/octet-stream"
 BULK_FROM: Final = 2
-"""Triton counts priorities from 1, the highest; what is lower than that is bulk work."""
+"""Triton's highest priority is 1. The service treats every lower one, from 2 on, as bulk work."""
 
 
-class Infer:
-    """The endpoint of .../infer, bound to what it answers from."""
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """A request, and the names of its outputs in the order of the answer."""
 
-    def __init__(self, serving: Serving) -> None:
-        self._serving = serving
+    request: InferRequest
+    outputs: list[str]
 
-    async def post(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer POST /v2/models/{name}[/versions/{version}]/infer."""
-        exchange: Exchange = scope[EXCHANGE]
-        serving, given = self._serving, scope["path_params"]
-        _check_encoding(exchange.headers)
-        check_room(serving, exchange)
-        with Watch(receive, exchange.left_s, exchange.reply) as watch:
-            request, binary = _split(await read_body(receive), exchange.headers.get(HEADER_LENGTH))
-            deployment = deployment_named(serving, exchange, given["name"], given.get("version"))
-            wanted = _wanted(request)
-            queries = _queries(request, binary, wanted, deployment, serving.settings)
-            exchange.queries = [query.text for query in queries]
-            bulk = exchange.bulk or _is_bulk(request)
-            answer = exchange.answer = await watch.answer(
-                deployment.batcher.submit(queries, exchange.deadline_s, bulk)
+
+class Infer(Endpoint[Inference]):
+    """POST /v2/models/{name}[/versions/{version}]/infer."""
+
+    def check(self, headers: Mapping[bytes, bytes]) -> None:
+        """Refuse a compressed body; raises UnsupportedMediaType."""
+        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            raise UnsupportedMediaType(
+                "the body is compressed, and this service takes no compressed ones: send it as it "
+                "is (tritonclient: request_compression_algorithm=None)"
             )
-        head = {"model_name": given["name"], "model_version": version_of(deployment)}
-        if request.id is not None:
-            head["id"] = request.id
-        tensors = _tensors(answer, deployment.engine.catalogue.label, wanted)
-        body, header_length = serialise(head, tensors, _binary_wanted(request, wanted))
-        total_s = serving.clock() - exchange.started_s
-        headers = [
-            (b"content-length", b"%d" % len(body)),
-            (b"server-timing", server_timing(answer, total_s)),
-            (b"content-type", b"application/json" if header_length is None else BINARY),
-        ]
-        if header_length is not None:
-            headers.append((HEADER_LENGTH, b"%d" % header_length))
-        # Not through the exchange: this route runs inside FastAPI, which names the answer already.
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
-        if queries[0].k:
-            serving.telemetry.answered(answer.queries[0].effort, len(queries), total_s)
-            serving.telemetry.served(answer.predictions)
+
+    async def read(self, scope: Scope, receive: Receive) -> tuple[bytes, Any]:
+        """The JSON of the body and the binary data after it; the length of the JSON is in a header.
+
+        Raises Abandoned, MalformedRequest, InvalidValue.
+        """
+        body = await read_body(receive)
+        header = scope[EXCHANGE].headers.get(HEADER_LENGTH)
+        if header is None:
+            return body, (parse(body), b"")
+        length = _json_length(header, len(body))
+        return header + b"\n" + body, (parse(body[:length]), body[length:])
+
+    def deployment(self, scope: Scope, value: Any) -> Deployment:
+        """The bundle that the path names; raises ModelUnknown, NoSuchBundle, InvalidValue."""
+        parameters = scope["path_params"]
+        if "version" in parameters:
+            slot = self._serving.deployments.slot(parameters["name"])
+            return at_version(slot, parameters["version"])
+        return self._choose(scope[EXCHANGE], parameters["name"])
+
+    def queries(
+        self, exchange: Exchange, deployment: Deployment, value: Any
+    ) -> tuple[Inference, list[Query]]:
+        """One query for each text; k is 0 where only embeddings are wanted."""
+        content, binary = value
+        request = validate(InferRequest, content)
+        outputs = _outputs(request)
+        queries = _queries(request, binary, outputs, deployment, self._serving.settings)
+        exchange.queries = [query.text for query in queries]
+        exchange.bulk = exchange.bulk or _is_bulk(request)
+        return Inference(request, outputs), queries
+
+    async def write(
+        self, deployment: Deployment, request: Inference, answer: Answer
+    ) -> tuple[Headers, bytes]:
+        """The outputs as tensors, in JSON or in binary form as the request says."""
+        head = {"model_name": deployment.name, "model_version": version_of(deployment)}
+        if request.request.id is not None:
+            head["id"] = request.request.id
+        tensors = _tensors(answer, deployment.engine.catalogue.label, request.outputs)
+        body, json_length = serialise(head, tensors, _in_binary(request))
+        if json_length is None:
+            return [(b"content-type", b"application/json")], body
+        return [(b"content-type", BINARY), (HEADER_LENGTH, b"%d" % json_length)], body
 
 
 def add_oip(app: FastAPI, serving: Serving) -> None:
     """Add the routes of the protocol."""
     add_oip_metadata(app, serving)
-    endpoint = Infer(serving).post
+    endpoint = Infer(serving)
 
     def infer(name: Name, body: InferRequest) -> None:
         """The best labels for texts, and their vectors, in the Open Inference Protocol."""
@@ -99,41 +129,25 @@ def add_oip(app: FastAPI, serving: Serving) -> None:
     def infer_version(name: Name, version: str, body: InferRequest) -> None:
         """The same, of one version of the model."""
 
-    extra = {"parameters": request_headers(serving.settings.request_timeout_max_ms)}
     responses = {200: {"model": InferResponse}, **ERRORS}
     for path, described in (
         ("/v2/models/{name}/infer", infer),
         ("/v2/models/{name}/versions/{version}/infer", infer_version),
     ):
-        document(
-            app, "open inference protocol", "POST", path, described, endpoint, responses, extra
-        )
+        document(app, serving, TAG, "POST", path, described, endpoint, responses)
 
 
-def _check_encoding(headers: dict[bytes, bytes]) -> None:
-    encoding = headers.get(b"content-encoding", b"identity")
-    if encoding.lower() != b"identity":
-        raise UnsupportedMediaType(
-            "the body is compressed, which is not offered: send it as it is "
-            "(tritonclient: request_compression_algorithm=None)"
-        )
-
-
-def _split(body: bytes, header_length: bytes | None) -> tuple[InferRequest, bytes]:
-    """The JSON of a request, and the binary data after it."""
-    if header_length is None:
-        return validate(InferRequest, parse(body)), b""
-    if not header_length.isdigit() or len(header_length) > 9 or int(header_length) > len(body):
+def _json_length(header: bytes, body_length: int) -> int:
+    if not header.isdigit() or len(header) > 9 or int(header) > body_length:
         raise MalformedRequest(
             "Inference-Header-Content-Length must be the length of the JSON that the body begins "
-            f"with, at most {len(body)}"
+            f"with, at most {body_length}"
         )
-    length = int(header_length)
-    return validate(InferRequest, parse(body[:length])), body[length:]
+    return int(header)
 
 
-def _wanted(request: InferRequest) -> list[str]:
-    """Names of the outputs to answer with, in the order asked for."""
+def _outputs(request: InferRequest) -> list[str]:
+    """Names of the outputs in the order of the request; all of them if it names none."""
     if not request.outputs:
         return list(OUTPUTS)
     for output in request.outputs:
@@ -148,7 +162,7 @@ def _wanted(request: InferRequest) -> list[str]:
 def _queries(
     request: InferRequest,
     binary: bytes,
-    wanted: Sequence[str],
+    outputs: Sequence[str],
     deployment: Deployment,
     settings: Settings,
 ) -> list[Query]:
@@ -158,7 +172,7 @@ def _queries(
     texts = texts_of(*inputs["text"])
     check_texts("text", texts, settings)
     if request.parameters.get("sequence_id"):
-        raise InvalidValue("sequence_id is given, and no model here keeps sequences: leave it out")
+        raise InvalidValue("no model here keeps sequences: leave sequence_id out")
     defaults = deployment.engine.manifest.defaults
     k = integer_of(*inputs["k"]) if "k" in inputs else request.parameters.get("k", defaults.k)
     if type(k) is not int or not 1 <= k <= settings.max_k:
@@ -166,21 +180,21 @@ def _queries(
     effort = request.parameters.get("effort", defaults.effort)
     if effort not in deployment.engine.efforts:
         raise InvalidValue(f"effort must be one of {', '.join(deployment.engine.efforts)}")
-    if not any(name in LABEL_OUTPUTS for name in wanted):
-        k = 0  # only vectors are wanted, so nothing is searched
+    if not any(name in LABEL_OUTPUTS for name in outputs):
+        k = 0  # embeddings alone need no search
     return [Query(text, k, effort) for text in texts]
 
 
 def _by_name(
     tensors: Sequence[InputTensor], parts: Sequence[bytes | None]
 ) -> dict[str, tuple[InputTensor, bytes | None]]:
-    named = {tensor.name: (tensor, part) for tensor, part in zip(tensors, parts, strict=True)}
-    unknown = sorted(set(named) - {"text", "k"})
+    by_name = {tensor.name: (tensor, part) for tensor, part in zip(tensors, parts, strict=True)}
+    unknown = sorted(set(by_name) - {"text", "k"})
     if unknown:
         raise InvalidValue(f"there is no input {unknown[0][:80]!r}: there are text and k")
-    if len(named) != len(tensors):
-        raise InvalidValue("an input is given more than once: give each one once")
-    return named
+    if len(by_name) != len(tensors):
+        raise InvalidValue("an input is there more than once: send each one once")
+    return by_name
 
 
 def _is_bulk(request: InferRequest) -> bool:
@@ -190,31 +204,33 @@ def _is_bulk(request: InferRequest) -> bool:
     return priority >= BULK_FROM
 
 
-def _binary_wanted(request: InferRequest, wanted: Sequence[str]) -> list[bool]:
+def _in_binary(inference: Inference) -> list[bool]:
+    """Whether each output of the answer is in binary form."""
+    request = inference.request
     default = request.parameters.get("binary_data_output", False) is True
     if not request.outputs:
-        return [default] * len(wanted)
+        return [default] * len(inference.outputs)
     return [output.parameters.get("binary_data", default) is True for output in request.outputs]
 
 
 def _tensors(
-    answer: Answer, label_of: Callable[[int], Label], wanted: Sequence[str]
+    answer: Answer, label_of: Callable[[int], Label], outputs: Sequence[str]
 ) -> list[OutputTensor]:
-    """The outputs that are wanted. A row with fewer labels is filled up with "" and NaN."""
+    """The outputs (n, width); a row with fewer labels ends in "" and NaN."""
     width = max(len(item.rows) for item in answer.predictions)
-    found = [[label_of(row) for row in item.rows.tolist()] for item in answer.predictions]
+    labels = [[label_of(row) for row in item.rows.tolist()] for item in answer.predictions]
     tensors: list[OutputTensor] = []
-    for name in wanted:
+    for name in outputs:
         if name == "embedding":
             values = np.stack([item.embedding for item in answer.predictions])
             tensors.append(OutputTensor(name, values))
         elif name == "score":
-            scores = np.full((len(found), width), np.nan, np.float32)
+            scores = np.full((len(labels), width), np.nan, np.float32)
             for row, item in zip(scores, answer.predictions, strict=True):
                 row[: len(item.scores)] = item.scores
             tensors.append(OutputTensor(name, scores))
         else:
             field = "label_id" if name == "label_id" else "text"
-            texts = [[getattr(label, field) for label in row] for row in found]
+            texts = [[getattr(label, field) for label in row] for row in labels]
             tensors.append(OutputTensor(name, [row + [""] * (width - len(row)) for row in texts]))
     return tensors

@@ -1,7 +1,7 @@
-"""What the Open Inference Protocol tells of the server and its models: metadata, health, readiness.
+"""Routes of the Open Inference Protocol about the server and its models: metadata and health.
 
-`config` and `repository/index` are Triton's extensions, as far as its clients ask for them; loading
-and unloading by a client is not offered.
+`config` and `repository/index` are extensions of Triton, with the parts that its clients use.
+Clients cannot load or unload models.
 """
 
 from collections.abc import Callable
@@ -11,8 +11,9 @@ from fastapi import FastAPI, Path
 from pydantic import BaseModel, Field
 
 from service.api.openapi import link, links
-from service.api.protocol_requests import at_version, open_bundles, version_of
-from service.gate.envelopes import OipError
+from service.errors import NoSuchBundle
+from service.gate.problems import OipError, envelope_responses
+from service.serving.deployment import Deployment
 from service.serving.deployments import Slot
 from service.serving.serving import Serving
 from service.version import __version__
@@ -20,10 +21,9 @@ from service.version import __version__
 TAG: Final = "open inference protocol"
 PLATFORM: Final = "astrolabe"
 ANY_SIZE: Final = -1
-ERRORS: Final[dict[int | str, dict[str, Any]]] = {
-    status: {"model": OipError, "description": what}
-    for status, what in (("4XX", "The request is at fault."), ("5XX", "The service is."))
-}
+ERRORS: Final = envelope_responses(OipError)
+VERSION_CHARS: Final = 12
+"""How much of a bundle's id is the version of its model."""
 
 Name = Annotated[
     str, Path(description="A model's name; /v1/models lists them.", examples=["gutenberg-bag"])
@@ -35,7 +35,7 @@ _VERSION: Final = "/v2/models/{name}/versions/{version}"
 
 
 class ServerMetadata(BaseModel):
-    """The server and what it knows beyond the protocol."""
+    """The server and the extensions of the protocol that it offers."""
 
     name: str
     version: str
@@ -81,7 +81,7 @@ class ModelConfig(BaseModel):
 
 
 class IndexEntry(BaseModel):
-    """One model that is served."""
+    """One version of a model."""
 
     name: str
     version: str
@@ -90,13 +90,13 @@ class IndexEntry(BaseModel):
 
 
 class Alive(BaseModel):
-    """Answer of a probe that found nothing wrong."""
+    """The answer of a probe that succeeds."""
 
     live: bool
 
 
 class Ready(BaseModel):
-    """Answer of a probe that found nothing wrong."""
+    """The answer of a probe that succeeds."""
 
     ready: bool
 
@@ -121,16 +121,16 @@ class InferResponse(BaseModel):
 
 
 def add_oip_metadata(app: FastAPI, serving: Serving) -> None:
-    """Add the routes that answer without computing."""
+    """Add all routes of the protocol except inference."""
     _add_server(app, serving)
     known = {"name": "$response.body#/name", "version": "$response.body#/versions/0"}
-    asked = links(
+    linked = links(
         metadata=link("get", _VERSION, known),
         ready=link("get", _VERSION + "/ready", known),
         config=link("get", _VERSION + "/config", known),
         infer=link("post", _VERSION + "/infer", known, EXAMPLE),
     )
-    _add_model(app, serving, "", _metadata, ModelMetadata, asked)
+    _add_model(app, serving, "", _metadata, ModelMetadata, linked)
     _add_model(app, serving, "/ready", lambda _: _ready(serving), Ready)
     _add_model(app, serving, "/config", _config, ModelConfig)
 
@@ -138,7 +138,7 @@ def add_oip_metadata(app: FastAPI, serving: Serving) -> None:
 def _add_server(app: FastAPI, serving: Serving) -> None:
     @app.get("/v2", tags=[TAG], responses=ERRORS)
     async def server_metadata() -> ServerMetadata:
-        """The server, its version and the extensions that it knows."""
+        """The server, its version and the extensions that it offers."""
         return ServerMetadata(
             name=PLATFORM,
             version=__version__,
@@ -157,11 +157,11 @@ def _add_server(app: FastAPI, serving: Serving) -> None:
 
     @app.post("/v2/repository/index", tags=[TAG], responses=ERRORS)
     async def repository_index() -> list[IndexEntry]:
-        """Every model that is served."""
+        """Every version of every model."""
         return [
             IndexEntry(name=name, version=version_of(deployment), state="READY", reason="")
             for name, slot in serving.deployments.slots.items()
-            for deployment in open_bundles(slot)
+            for deployment in _open_bundles(slot)
         ]
 
 
@@ -186,6 +186,27 @@ def _add_model(
         return answer(Slot(at_version(serving.deployments.slot(name), version)))
 
 
+def at_version(slot: Slot, version: str) -> Deployment:
+    """The open bundle of this version; raises NoSuchBundle."""
+    for deployment in _open_bundles(slot):
+        if version == version_of(deployment):
+            return deployment
+    versions = ", ".join(version_of(deployment) for deployment in _open_bundles(slot))
+    raise NoSuchBundle(
+        f"model {slot.current.name} has no version {version[:80]!r}: there are {versions}"
+    )
+
+
+def version_of(deployment: Deployment) -> str:
+    """A model's version: the beginning of its bundle's id, so it changes with the bundle."""
+    return deployment.bundle_id[:VERSION_CHARS]
+
+
+def _open_bundles(slot: Slot) -> list[Deployment]:
+    """The bundles that answer under one name, the current one first."""
+    return [slot.current] if slot.canary is None else [slot.current, slot.canary]
+
+
 def _ready(serving: Serving) -> Ready:
     serving.check_ready()
     return Ready(ready=True)
@@ -196,7 +217,7 @@ def _metadata(slot: Slot) -> ModelMetadata:
     labels = [ANY_SIZE, ANY_SIZE]
     return ModelMetadata(
         name=manifest.name,
-        versions=[version_of(deployment) for deployment in open_bundles(slot)],
+        versions=[version_of(deployment) for deployment in _open_bundles(slot)],
         platform=PLATFORM,
         inputs=[
             TensorMetadata(name="text", datatype="BYTES", shape=[ANY_SIZE]),

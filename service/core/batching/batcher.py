@@ -9,7 +9,7 @@ would come after the deadline. If a lane is free it admits the request without a
 idle service refuses nobody, and the next batch corrects a wrong estimate.
 
 The batcher does not time out its callers. A caller bounds its own wait and settles or cancels the
-future; the batcher then drops the job. The caller in the service is `service.gate.watch`.
+future; the batcher then drops the job. The caller in the service is `service.api.endpoint`.
 """
 
 import asyncio

@@ -6,8 +6,7 @@ import httpx
 import pytest
 
 from service.errors import Forbidden, NotFound, RateLimited, Unauthorized
-from service.gate.guard import Guard
-from service.gate.keys import Keyring
+from service.gate.guard import Guard, Keyring
 from service.observe.logs import JsonFormatter
 from tests.support.fakes import FakeClock, fake_settings, running
 

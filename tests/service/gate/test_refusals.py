@@ -6,8 +6,8 @@ import logging
 import pytest
 
 from service.overload.overload_log import OverloadLog
-from tests.service.gate.test_watch import RawRequest
 from tests.support.fakes import JSON, SAFETY_S, Running, running
+from tests.support.raw_request import RawRequest
 
 pytestmark = pytest.mark.anyio
 
@@ -86,21 +86,6 @@ async def test_unknown_priority_is_refused() -> None:
         answer = await service.recommend({"query": "a"}, x_request_priority="urgent")
     assert answer.status_code == 422
     assert "interactive, bulk" in answer.json()["detail"]
-
-
-async def test_client_that_leaves_its_bulk_request_is_dropped_before_compute() -> None:
-    async with running() as service:
-        waiting = await fill(service, 0)
-        leaver = RawRequest(service, (b"x-request-priority", b"bulk"))
-        leaver.body(b'{"query":"leaver"}')
-        leaver.hang_up()
-        assert await leaver.status() == 499
-        service.predict.release()
-        await asyncio.gather(*waiting)
-        await service.recommend({"query": "after"})
-        dropped = await service.metric('astrolabe_dropped_total{reason="abandoned"}')
-    assert service.predict.texts() == [LONG, "after"]
-    assert dropped == 1
 
 
 async def test_a_flood_of_refusals_is_one_log_line(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,10 +2,10 @@
 
 import pytest
 
-from service.serving.answer_cache import AnswerCache, CachedAnswer
+from service.serving.answer_cache import AnswerCache, WholeAnswer
 from tests.support.fakes import FakePredict, fake_engine, running
 
-ONE, TWO, THREE = (CachedAnswer(name, "fast", 1) for name in (b"one", b"two", b"three"))
+ONE, TWO, THREE = (WholeAnswer([], name, "fast", 1) for name in (b"one", b"two", b"three"))
 
 
 def test_the_least_recently_asked_goes_first() -> None:

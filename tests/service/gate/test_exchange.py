@@ -14,8 +14,6 @@ from tests.support.fakes import FakePredict, fake_engine, fake_settings
 
 pytestmark = pytest.mark.anyio
 
-PAGE = "https://app.example"
-
 
 def request(query: str, *headers: bytes, version: bytes = b"1.1", method: bytes = b"POST") -> bytes:
     body = b'{"query":"%s"}' % query.encode()
@@ -88,10 +86,3 @@ async def test_an_older_client_is_told_that_the_connection_ends() -> None:
         status, headers, _ = await client.hears()
         assert await client.is_cut()
     assert (status, headers["connection"]) == (200, "close")
-
-
-async def test_pages_of_listed_origins_may_read_whole_answers() -> None:
-    async with served(cors_origins=PAGE) as run:
-        body = {"query": "moby dick"}
-        answer = await run.client.post("/v1/recommend", json=body, headers={"origin": PAGE})
-    assert answer.headers["access-control-allow-origin"] == PAGE

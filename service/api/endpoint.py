@@ -1,0 +1,175 @@
+"""Endpoint: what every route that computes does, written once.
+
+An endpoint reads a request, submits its queries to the batcher, waits, sends the answer and counts
+it. A subclass says how a request becomes queries and how an answer becomes bytes. Endpoints are
+plain ASGI applications: FastAPI describes them in OpenAPI and takes no part in answering.
+"""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Final, Generic, TypeVar
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from service.core.batching.job import Answer
+from service.core.live_recall import LiveRecall
+from service.core.types import Query
+from service.errors import DeadlineExceeded
+from service.gate.bodies import check_json, parse, read_body
+from service.gate.exchange import EXCHANGE, Exchange
+from service.gate.problems import Headers
+from service.serving.answer_cache import WholeAnswer
+from service.serving.deployment import Deployment
+from service.serving.serving import Serving
+
+BUNDLE_HEADER: Final = b"x-bundle"
+NO_STORE: Final = (b"cache-control", b"no-store")
+"""Marks an answer that no cache may store, neither a client's nor the service's own."""
+
+Request = TypeVar("Request")
+
+
+class Endpoint(ABC, Generic[Request]):
+    """One route that computes, bound to the open bundles."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+
+    def check(self, headers: Mapping[bytes, bytes]) -> None:
+        """Check the headers before the body is read; raises UnsupportedMediaType."""
+        check_json(headers.get(b"content-type", b""))
+
+    async def read(self, scope: Scope, receive: Receive) -> tuple[bytes, Any]:
+        """The request's bytes, by which the cache knows it, and the JSON value in them.
+
+        Raises Abandoned, MalformedRequest, InvalidValue.
+        """
+        body = await read_body(receive)
+        return body, parse(body)
+
+    def deployment(self, scope: Scope, value: Any) -> Deployment:
+        """The open bundle that a request's `model` and X-Bundle header name.
+
+        Raises ModelUnknown, NoSuchBundle, InvalidValue.
+        """
+        name = value.get("model") if isinstance(value, Mapping) else None
+        if not isinstance(name, str):
+            name = None  # absent, or of a type that validation will refuse
+        return self._choose(scope[EXCHANGE], name)
+
+    @abstractmethod
+    def queries(
+        self, exchange: Exchange, deployment: Deployment, value: Any
+    ) -> tuple[Request, list[Query]]:
+        """The validated request and its queries; raises RequestError.
+
+        Puts the texts into `exchange.queries`, for the log.
+        """
+
+    @abstractmethod
+    async def write(
+        self, deployment: Deployment, request: Request, answer: Answer
+    ) -> tuple[Headers, bytes]:
+        """The answer's own headers and its body."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        exchange: Exchange = scope[EXCHANGE]
+        self.check(exchange.headers)
+        self._check_room(exchange)
+        try:
+            async with asyncio.timeout(exchange.left_s):
+                key, value = await self.read(scope, receive)
+                # No await from here to `submit`: the deployment could be closed meanwhile.
+                deployment = self.deployment(scope, value)
+                whole = self._look_up(deployment, key)
+                if whole is None:
+                    request, queries = self.queries(exchange, deployment, value)
+                    catalogue_seq = deployment.engine.catalogue_seq
+                    future = deployment.batcher.submit(queries, exchange.deadline_s, exchange.bulk)
+                    answer = await exchange.wait(future)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"no answer within {exchange.timeout_s * 1000:.0f} ms: try again, or allow more "
+                "with X-Request-Timeout-Ms"
+            ) from None
+        if whole is None:
+            effort = answer.queries[0].effort
+            headers, body = await self.write(deployment, request, answer)
+            if effort != queries[0].effort:
+                headers.append(NO_STORE)  # the effects of load should not outlive it
+            searched = answer.queries[0].k > 0
+            whole = WholeAnswer(headers, body, effort if searched else None, len(queries))
+            if deployment.cache is not None and NO_STORE not in headers:
+                deployment.cache.put((self, key), whole, catalogue_seq)
+        await self._send(exchange, deployment, whole, send)
+
+    def _choose(self, exchange: Exchange, name: str | None) -> Deployment:
+        bundle = exchange.headers.get(BUNDLE_HEADER)
+        return self._serving.deployments.choose(name, bundle, exchange.request_id)
+
+    def _check_room(self, exchange: Exchange) -> None:
+        """Refuse a request before its body is read, if the queue is full; raises OverloadError.
+
+        Only the body tells which of several bundles is meant, and whether the cache has an answer.
+        """
+        only = self._serving.deployments.only
+        if only is not None and only.cache is None:
+            only.batcher.check_room(exchange.deadline_s, exchange.bulk)
+
+    def _look_up(self, deployment: Deployment, key: bytes) -> WholeAnswer | None:
+        """The cached answer to these bytes at this endpoint."""
+        if deployment.cache is None:
+            return None
+        whole = deployment.cache.get((self, key), deployment.engine.catalogue_seq)
+        self._serving.telemetry.looked_up("miss" if whole is None else "hit")
+        return whole
+
+    async def _send(
+        self, exchange: Exchange, deployment: Deployment, whole: WholeAnswer, send: Send
+    ) -> None:
+        """Send an answer and count it; one from the cache has no `exchange.answer`."""
+        serving, answer = self._serving, exchange.answer
+        total_s = serving.clock() - exchange.started_s
+        headers = [
+            *whole.headers,
+            (b"content-length", b"%d" % len(whole.body)),
+            (b"server-timing", _server_timing(answer, total_s)),
+        ]
+        await exchange.respond(send, 200, headers, whole.body)
+        serving.telemetry.answered(whole.effort, whole.n_queries, total_s)
+        if answer is not None and whole.effort is not None:
+            serving.telemetry.served(answer.predictions)
+            if deployment.live_recall is not None:
+                _offer(deployment.live_recall, answer)
+
+
+def as_json(content: dict[str, Any]) -> tuple[Headers, bytes]:
+    """Headers and body of an answer in JSON; numpy arrays become lists."""
+    body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+    return [(b"content-type", b"application/json")], body
+
+
+def as_list(texts: str | list[str]) -> list[str]:
+    """A field that holds one text or a list of texts, as a list."""
+    return [texts] if isinstance(texts, str) else texts
+
+
+def _offer(live_recall: LiveRecall, answer: Answer) -> None:
+    for query, prediction in zip(answer.queries, answer.predictions, strict=True):
+        if query.label_filter is None and query.item_id is None:
+            live_recall.offer(prediction.embedding, prediction.rows, query.effort, query.k)
+
+
+def _server_timing(answer: Answer | None, total_s: float) -> bytes:
+    """The Server-Timing header, in milliseconds; None stands for an answer from the cache."""
+    if answer is None:
+        return b"cache;desc=hit, total;dur=%.3f" % (total_s * 1e3)
+    timings = answer.timings
+    return (
+        f"queue;dur={answer.queue_s * 1e3:.3f}, tokenize;dur={timings.tokenize_s * 1e3:.3f}, "
+        f"encode;dur={timings.encode_s * 1e3:.3f}, search;dur={timings.search_s * 1e3:.3f}, "
+        f"total;dur={total_s * 1e3:.3f}"
+    ).encode()
