@@ -1,11 +1,11 @@
 # Four images: docker build --target service | service-gpu | trainer | loadtest .
 #
-# pyproject.toml says what is installed and constraints.txt which version; nothing is listed twice.
-# Packages and code are separate layers, so a change of code ships kilobytes. A private package
-# index goes in as a secret (--secret id=pipconf,src=pip.conf) and stays out of every layer.
+# pyproject.toml names the packages and constraints.txt their versions; this file repeats neither.
+# Packages and code are separate layers, so that a change of code ships kilobytes. To use a private
+# package index, pass your pip.conf as a secret (--secret id=pipconf,src=pip.conf): no layer holds it.
 
 FROM python:3.11-slim AS python
-# ONNX Runtime reports usage to its vendor from 1.29 on unless told not to.
+# Since 1.29 ONNX Runtime reports usage to its vendor unless this variable turns that off.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/app \
     PYTHONSAFEPATH=1 \
@@ -17,7 +17,7 @@ RUN groupadd --gid 10001 astrolabe \
 WORKDIR /app
 
 
-# ---- packages: each stage fills /opt/venv, the images below copy it ----
+# ---- packages: each stage fills /opt/venv, and the images below copy that folder ----
 
 FROM python AS build
 RUN python -m venv --without-pip /opt/venv
@@ -42,7 +42,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip --python /opt/venv install --constraint constraints.txt 'onnxruntime-gpu[cuda,cudnn]'
 
 FROM packages-cpu AS packages-trainer
-# PyPI's torch brings CUDA (gigabytes); name an index of CPU builds to go without it.
+# PyPI's torch brings CUDA, several gigabytes. TORCH_INDEX may name an index of CPU builds instead.
 ARG TORCH_INDEX=
 COPY models/pretrained.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
@@ -61,7 +61,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 
 # ---- the service ----
 
-# Compiled here because the running service may not write; unchecked, because code never changes.
+# Python compiles the code here, because the running service may not write. It need not check the
+# sources for changes, because the code in an image never changes.
 FROM python AS service-code
 COPY service/ service/
 RUN python -m compileall -q --invalidation-mode unchecked-hash service
@@ -75,7 +76,7 @@ EXPOSE 8000
 USER 10001:10001
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python", "-c", "import os, sys; from http.client import HTTPConnection as Http; http = Http('127.0.0.1', int(os.environ['ASTROLABE_PORT']), timeout=4); http.request('GET', '/readyz'); sys.exit(http.getresponse().status != 200)"]
-# Exec form: Python is process 1 and gets the SIGTERM itself. It drains and exits with 0.
+# Exec form, without a shell: Python is process 1 and gets SIGTERM itself. It drains and exits with 0.
 ENTRYPOINT ["python", "-m", "service"]
 
 FROM service-base AS service
@@ -89,7 +90,7 @@ LABEL org.opencontainers.image.title="Astrolabe service" \
       org.opencontainers.image.revision=$REVISION
 
 FROM service-base AS service-gpu
-# The CUDA libraries come from PyPI; only the driver (580 or newer) is the host's.
+# The CUDA libraries come from PyPI. The host provides only the driver, 580 or newer.
 ENV ASTROLABE_DEVICE=cuda \
     LD_LIBRARY_PATH=/opt/venv/lib/python3.11/site-packages/nvidia/cu13/lib:/opt/venv/lib/python3.11/site-packages/nvidia/cudnn/lib \
     NVIDIA_VISIBLE_DEVICES=all \
@@ -107,7 +108,7 @@ LABEL org.opencontainers.image.title="Astrolabe service (CUDA)" \
 
 FROM python AS trainer
 COPY LICENSE ./
-# Mount volumes here; a new one takes over the owner of the folder it covers.
+# Volumes are mounted on these folders. A new volume takes the owner of the folder below it.
 RUN install --directory --owner 10001 --group 10001 var var/runs var/bundles
 COPY --from=packages-trainer /opt/venv /opt/venv
 COPY --from=service-code /app/service service

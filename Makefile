@@ -1,4 +1,4 @@
-# Everything runs in .venv; `make help` lists what there is.
+# Every target runs in .venv; `make help` lists the targets.
 PYTHON ?= python3
 CONFIG ?= models/configs/gutenberg-bag.toml
 HOST ?= 127.0.0.1
@@ -27,7 +27,7 @@ $(INSTALLED): pyproject.toml constraints.txt models/pretrained.txt
 
 demo: train serve ## train on the shipped catalogue (once), then serve it
 
-train: $(INSTALLED) ## train CONFIG, measure it and seal a bundle; does nothing if that is done
+train: $(INSTALLED) ## train CONFIG, measure it and seal a bundle; skips what is done already
 	$(BIN)/python -m models all --config $(CONFIG) --var $(VAR)
 
 serve: $(INSTALLED) ## serve the newest bundle of CONFIG on HOST:PORT
@@ -37,7 +37,7 @@ serve: $(INSTALLED) ## serve the newest bundle of CONFIG on HOST:PORT
 	@echo
 	@exec $(BIN)/python -m service --bundle $(BUNDLES) --host $(HOST) --port $(PORT)
 
-# Arrays in tests are tiny: a second thread would only wait, and for long on a busy machine.
+# Arrays in tests are tiny, so a second thread would only wait, on a busy machine for long.
 test: export OMP_NUM_THREADS ?= 1
 # Two processes: most tests compute on one core. One that is free takes tests from the other.
 test: $(INSTALLED) ## run the whole test suite
@@ -62,11 +62,11 @@ check: $(INSTALLED) ## formatting, lint, types, generated docs
 	$(BIN)/mypy
 	$(BIN)/python -m service.settings | diff - docs/configuration.md
 
-format: $(INSTALLED) ## format the code and mend what the linter can
+format: $(INSTALLED) ## format the code and apply the linter's fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(INSTALLED) ## write the generated docs anew
+docs: $(INSTALLED) ## generate docs/configuration.md again
 	$(BIN)/python -m service.settings > docs/configuration.md
 
 clean: ## remove .venv and everything trained

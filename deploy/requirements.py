@@ -1,9 +1,10 @@
-"""Prints requirements of pyproject.toml, one a line, so that the Dockerfile lists none itself.
+"""Prints requirements of pyproject.toml, one a line, so that the Dockerfile need not list them.
 
-    python requirements.py service          what the service needs, ONNX Runtime left out
-    python requirements.py train loadtest   what these extras add
+    python requirements.py service          the service's requirements, without ONNX Runtime
+    python requirements.py train loadtest   the requirements that these extras add
 
-ONNX Runtime is left out because each image picks its build: the CPU's is 180 MB smaller to fetch.
+ONNX Runtime is not among them, because each image installs its own build of it: the CPU's build is
+180 MB smaller to fetch than the GPU's.
 """
 
 import sys
@@ -13,14 +14,14 @@ from typing import Any
 
 
 def requirements(project: dict[str, Any], groups: list[str]) -> list[str]:
-    """The requirements of the named groups; `service` is the project without extras.
+    """The requirements of these groups: extras, or `service` for the project without extras.
 
     >>> requirements({"dependencies": ["numpy>=2.0", "onnxruntime-gpu>=1.22"]}, ["service"])
     ['numpy>=2.0']
     """
     table = project.get("optional-dependencies", {}) | {"service": project["dependencies"]}
-    wanted = [line for group in groups for line in table[group]]
-    return [line for line in wanted if not line.startswith("onnxruntime")]
+    lines = [line for group in groups for line in table[group]]
+    return [line for line in lines if not line.startswith("onnxruntime")]
 
 
 if __name__ == "__main__":

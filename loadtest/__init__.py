@@ -1,1 +1,1 @@
-"""A load test from outside: docs/loadtest.md."""
+"""Load tests of a running service over HTTP; docs/loadtest.md explains them."""

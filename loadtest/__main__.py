@@ -1,13 +1,13 @@
-"""`python -m loadtest`: parse, measure, write the results, print them.
+"""`python -m loadtest`: parses the command line, measures, writes the results and prints them.
 
-Exit code 0 where the rate holds, 1 where it does not or the test broke down, 2 on bad usage, and
-130 after Ctrl-C or SIGTERM.
+Exit codes: 0 the rate holds; 1 it does not, or the test broke down; 2 the command line or a file
+is wrong; 130 Ctrl-C or SIGTERM ended the process.
 """
 
 from loadtest.interrupt import end_on_signal
 
 if __name__ == "__main__":
-    end_on_signal("Stopped.")  # the imports below take their time
+    end_on_signal("Stopped.")  # before the imports below, which are slow
 
 import argparse
 import sys
@@ -20,17 +20,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return the process's exit code."""
     options = build_parser().parse_args(arguments)
     try:
-        return _carry_out(options)
+        return _execute(options)
     except LoadTestError as exc:
         print(exc, file=sys.stderr)
         return exc.exit_code
 
 
-def _carry_out(options: argparse.Namespace) -> int:
+def _execute(options: argparse.Namespace) -> int:
     plan = plan_from(options)
     limits = limits_from(options) if options.verb != "run" else None
 
-    # Imported here: numpy, matplotlib and LoadGen would make --help slow.
+    # These import numpy, matplotlib and LoadGen. At the top of the file they would slow --help.
     from rich.console import Console
 
     from loadtest.queries import load_queries
@@ -38,7 +38,7 @@ def _carry_out(options: argparse.Namespace) -> int:
     from loadtest.terminal import show_result, show_step
     from loadtest.verbs import Session, find_ceiling, run, saturate
 
-    load_queries(plan.queries)  # a bad file is told now rather than by the worker
+    load_queries(plan.queries)  # reports a bad file before the worker process starts
     progress = Console(stderr=True)
     session = Session(
         out=out_folder(options),

@@ -1,7 +1,8 @@
-"""Measures the client's own ceiling: the same engine against a responder that does no work.
+"""Measures the client's own ceiling, against a responder that does no work.
 
-A load test cannot see past its client. The ceiling is the highest rate the client holds under the
-same p99 limit on this machine, sharing it with a server process as it does with the real one.
+A load test cannot measure a service that is faster than the client. The ceiling is the highest
+rate that the client holds on this machine under the same p99 limit. The responder takes a core
+beside the client, as a service on the same machine does.
 """
 
 import subprocess
@@ -18,13 +19,19 @@ from loadtest.search import SearchLimits, find_rate
 from loadtest.step import OnStep, StepSeries
 
 HOST = "127.0.0.1"
+# Over ten times what two quiet cores hold (16,000/s in docs/loadtest.md), so it limits no client.
 MAX_RATE = 200_000.0
+# Time budget of the search that ends every run. A choice: more time would find the ceiling more
+# closely than the 10 % that a warning needs.
 SHORT_S = 20.0
 
 
 @contextmanager
 def responder(folder: Path) -> Iterator[str]:
-    """Run the built-in responder in a child process; yields its base URL."""
+    """Run the built-in responder in a child process and yield its base URL.
+
+    Raises LoadTestError where the process does not start.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "responder.log"
     with child_process("loadtest.responder", HOST, log, subprocess.PIPE) as process:
@@ -38,23 +45,30 @@ def responder(folder: Path) -> Iterator[str]:
 def search_ceiling(
     plan: StepPlan, limits: SearchLimits, folder: Path, on_step: OnStep
 ) -> tuple[Ceiling, StepSeries]:
-    """Search for the client's ceiling under `plan`'s p99 limit; returns the steps as well."""
+    """Search for the client's ceiling under the p99 limit of `plan`.
+
+    Returns the ceiling and the steps that the search ran. Raises LoadTestError.
+    """
     with responder(folder) as url:
         ceiling_plan = replace(
             plan,
             url=url,
             seconds=limits.seconds_per_step,
             queries=None,
-            # What an overloaded step still owes at its end is given up soon.
+            # An overloaded step ends with a backlog; the client drops it after a second at most.
             timeout_ms=max(plan.p99_ms, min(plan.timeout_ms, 1000.0)),
         )
         series = StepSeries(ceiling_plan, folder, on_step, kind="client-")
-        found = find_rate(series.measure, limits)
-    return Ceiling(found.rate, plan.p99_ms, found.confirmed, found.stopped), series
+        outcome = find_rate(series.measure, limits)
+    return Ceiling(outcome.rate, plan.p99_ms, outcome.confirmed, outcome.stop_reason), series
 
 
 def short_ceiling(plan: StepPlan, rate: float, folder: Path, on_step: OnStep) -> Ceiling:
-    """Find the ceiling to within 10 % in about SHORT_S, starting from a rate of interest."""
+    """Find the ceiling to within 10 % in about SHORT_S seconds.
+
+    The search starts at `rate`, the rate of the result that the ceiling goes with, or at 2,000/s
+    where that is less. Raises LoadTestError.
+    """
     limits = SearchLimits(
         start_rate=min(max(2000.0, rate), MAX_RATE),
         max_rate=MAX_RATE,

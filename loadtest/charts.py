@@ -1,6 +1,7 @@
-"""Draws the report's charts with matplotlib, as SVG text that can stand inside an HTML page.
+"""Draws the report's charts with matplotlib, as SVG text that fits into an HTML page.
 
-Samples are reduced to curves before drawing, so a chart's size does not grow with the test.
+Each chart draws a curve of bounded length instead of every sample, so its size does not grow with
+the test.
 """
 
 import io
@@ -17,13 +18,16 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from loadtest.result import StepResult
 from loadtest.samples import Samples
 
-# Told apart without colour vision, and by their line style.
+# The colour-blind safe palette of Okabe and Ito. Line styles tell the curves apart as well.
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#6b6b6b"
-N_BINS = 120
+N_BINS = 120  # a choice: more bins are narrower than a mark, fewer hide a short stall
 
 
 def latency_cdf(curves: Sequence[tuple[str, Samples]], p99_ms: float) -> str:
-    """Share of all scheduled queries answered within x ms; failures keep a curve below 1."""
+    """Plot the share of all scheduled queries that were answered within x ms.
+
+    `curves` pairs a legend entry with its samples. Failures keep a curve below 1.
+    """
     figure, axes = _axes("latency from the scheduled time, ms (log)", "share of queries answered")
     for (label, samples), colour in zip(curves, (BLUE, ORANGE, GREEN), strict=False):
         latencies_ms = np.sort(samples.from_schedule_s[samples.ok]) * 1000
@@ -31,8 +35,8 @@ def latency_cdf(curves: Sequence[tuple[str, Samples]], p99_ms: float) -> str:
             continue
         shares = np.unique(np.concatenate([np.linspace(0, 1, 200), 1 - np.logspace(-4, 0, 200)]))
         rows = np.minimum((shares * latencies_ms.size).astype(int), latencies_ms.size - 1)
-        answered = (rows + 1) / len(samples.code)
-        axes.plot(latencies_ms[rows], answered, color=colour, label=label)
+        answered_share = (rows + 1) / len(samples.code)
+        axes.plot(latencies_ms[rows], answered_share, color=colour, label=label)
     _log_scale(axes, "x")
     axes.axhline(0.99, color=GREY, linewidth=0.8, linestyle=":")
     axes.axvline(p99_ms, color=GREY, linewidth=0.8, linestyle="--", label=f"limit {p99_ms:g} ms")
@@ -41,19 +45,19 @@ def latency_cdf(curves: Sequence[tuple[str, Samples]], p99_ms: float) -> str:
 
 
 def latency_by_rate(steps: Sequence[StepResult], p99_ms: float) -> str:
-    """P50 and p99 of every step against its rate; steps that failed are crossed out."""
-    figure, axes = _axes("asked rate, queries/s", "latency from the scheduled time, ms (log)")
-    answered = sorted(
+    """Plot p50 and p99 of every step against its target rate; a cross marks a step that failed."""
+    figure, axes = _axes("target rate, queries/s", "latency from the scheduled time, ms (log)")
+    by_rate = sorted(
         (step for step in steps if step.latency_from_schedule_ms), key=lambda step: step.rate_asked
     )
-    rates = [step.rate_asked for step in answered]
+    rates = [step.rate_asked for step in by_rate]
     for name, colour, style in (("p99", ORANGE, "-"), ("p50", BLUE, "--")):
-        values = [(step.latency_from_schedule_ms or {})[name] for step in answered]
+        values = [(step.latency_from_schedule_ms or {})[name] for step in by_rate]
         axes.plot(rates, values, style, marker="o", color=colour, label=name)
-    failed = [step for step in answered if not step.holds]
+    failures = [step for step in by_rate if not step.holds]
     axes.plot(
-        [step.rate_asked for step in failed],
-        [(step.latency_from_schedule_ms or {})["p99"] for step in failed],
+        [step.rate_asked for step in failures],
+        [(step.latency_from_schedule_ms or {})["p99"] for step in failures],
         "x",
         color="black",
         markersize=10,
@@ -65,7 +69,7 @@ def latency_by_rate(steps: Sequence[StepResult], p99_ms: float) -> str:
 
 
 def latency_over_time(samples: Samples, p99_ms: float) -> str:
-    """Median and worst latency, and failures, by the time queries were scheduled."""
+    """Plot median and worst latency, and failures, against the time of schedule."""
     figure, axes = _axes("scheduled at, seconds into the step", "latency, ms (log)")
     end_s = float(samples.scheduled_s.max()) if samples.scheduled_s.size else 0.0
     edges = np.linspace(0, end_s or 1.0, N_BINS + 1)
@@ -109,11 +113,11 @@ def _log_scale(axes: Axes, which: Literal["x", "y"]) -> None:
 
 def _svg(figure: Figure, axes: Axes) -> str:
     axes.legend(loc="best", frameon=False, fontsize="small")
-    # Text stays text; a fixed salt makes the same data give the same bytes.
+    # Text stays text and does not become outlines. The salt makes equal data give equal bytes.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "astrolabe"}):
         buffer = io.StringIO()
-        nothing = {"Creator": None, "Date": None, "Format": None, "Type": None}
-        figure.savefig(buffer, format="svg", metadata=nothing)
+        no_metadata = {"Creator": None, "Date": None, "Format": None, "Type": None}
+        figure.savefig(buffer, format="svg", metadata=no_metadata)
     svg = buffer.getvalue()
-    # Inside HTML neither a prolog nor namespace addresses are wanted.
+    # HTML allows no XML prolog inside a page and needs no namespace addresses.
     return re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg[svg.index("<svg") :])

@@ -1,8 +1,8 @@
-"""Starts this package's helper processes so that none is ever left behind.
+"""Starts this package's child processes so that none outlives its parent.
 
-A child gets a pipe as its standard input that the parent never writes to. It closes when the
-parent ends, however that happens, and the child then exits. Children sit in a session of their
-own, so Ctrl-C reaches the parent alone, and they end with it.
+The standard input of a child is a pipe that the parent never writes to. The system closes the pipe
+when the parent ends, even by a kill, and the child then exits. Each child has a session of its own,
+so Ctrl-C reaches only the parent.
 """
 
 import os
@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# A child has this long to end by itself before it is killed. A choice: a child ends on SIGTERM at
+# once unless the machine is very busy.
 END_S = 5.0
 
 
@@ -21,7 +23,10 @@ END_S = 5.0
 def child_process(
     module: str, argument: str, log: Path, stdout: int = subprocess.DEVNULL
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `python -m module argument`, standard error going to `log`; ended on leaving."""
+    """Run `python -m module argument` and end it when the block ends.
+
+    The child writes its standard error to the file `log`.
+    """
     package_parent = str(Path(__file__).resolve().parent.parent)
     search_path = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
     with (
@@ -42,14 +47,14 @@ def child_process(
 
 
 def exit_with_parent() -> None:
-    """In a child, before imports that take their time: exit at once when the parent is gone."""
-    # Python's own handler raises an exception, which may be lost (interrupt.py).
+    """Make this child process exit at once when its parent ends; call it before slow imports."""
+    # Python's own handler raises an exception, and Python can lose it (interrupt.py).
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_wait_for_parent, name="lifeline", daemon=True).start()
 
 
 def _wait_for_parent() -> None:
-    # os.read rather than sys.stdin: a daemon thread inside a buffered read breaks a normal exit.
+    # os.read and not sys.stdin: a daemon thread inside a buffered read breaks a normal exit.
     while os.read(0, 1):
         pass
     os._exit(1)

@@ -1,3 +1,3 @@
-"""Keeps pytest off the locustfile: importing Locust patches sockets for the whole process."""
+"""Keeps pytest from importing the locustfile: Locust patches sockets for the whole process."""
 
 collect_ignore = ["locustfile.py"]

@@ -1,4 +1,4 @@
-"""The ways a load test refuses to go on; each message is a sentence for whoever ran it.
+"""The errors of a load test. Each message is a sentence for the person who started it.
 
 LoadTestError           something outside the command line went wrong   exit code 1
 +-- UsageError          the command line or a file it names is wrong    exit code 2
@@ -12,6 +12,6 @@ class LoadTestError(Exception):
 
 
 class UsageError(LoadTestError):
-    """What was asked for cannot be run as asked; the message says what to change."""
+    """The command line or a file is wrong; the message says what to change."""
 
     exit_code = 2

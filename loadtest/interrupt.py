@@ -1,11 +1,11 @@
-"""A signal ends a program at once, whatever Python does when it comes.
+"""Ends a program at once on SIGINT or SIGTERM, whatever Python does when the signal comes.
 
-Python's own way is to raise KeyboardInterrupt wherever the main thread is. That loses signals: what
-is raised in a finaliser, in a weak reference's callback (every import has one) or in a callback
-from C is printed and dropped, and an extension module that is being loaded makes an ImportError of
-it, or aborts. So nothing is raised here: a thread waits for the signal and ends the process, also
-while the main thread computes in C. Nothing is cleaned up, as after a kill. The twin of
-service/interrupt.py, which this package may not import.
+Python itself raises KeyboardInterrupt wherever the main thread is, and so loses signals. It prints
+and drops an exception in a finaliser, in a weak reference's callback (every import has one) and in
+a callback from C. An extension module that is being loaded turns the exception into an ImportError,
+or aborts. This module raises nothing. A thread waits for the signal and ends the process, even
+while the main thread computes in C. Nothing is cleaned up, as after a kill. service/interrupt.py
+has the same code, because this package imports nothing from the service.
 """
 
 import os
@@ -16,34 +16,34 @@ from typing import Final
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 INTERRUPTED: Final = 130
-"""128 + SIGINT, the exit code that shells give to what Ctrl-C ended."""
+"""128 + SIGINT, the exit code by which a shell reports that Ctrl-C ended a program."""
 STDERR: Final = 2
 
 
 def end_on_signal(sentence: str) -> None:
-    """From now on SIGINT and SIGTERM write `sentence` to standard error and exit with 130.
+    """Make SIGINT and SIGTERM write `sentence` to standard error and exit with 130.
 
-    Call it in the main thread, before imports that take their time, and never in a test's process.
+    Call it in the main thread, before slow imports, and never in a test's process.
     """
     reader, writer = os.pipe()
-    os.set_blocking(writer, False)  # the signal module insists
+    os.set_blocking(writer, False)  # set_wakeup_fd takes no blocking descriptor
     threading.Thread(target=_end, args=(reader, sentence), name="interrupt", daemon=True).start()
-    # Written by the signal's handler in C, so it needs no bytecode of the main thread.
+    # The signal's handler in C writes to it, which needs no bytecode of the main thread.
     signal.set_wakeup_fd(writer)
     for number in SIGNALS:
-        # A second way to the thread, for where a library has put a descriptor of its own there.
-        signal.signal(number, lambda came, _: _tell(writer, came))
+        # A second way to the thread, in case a library sets a wake-up descriptor of its own.
+        signal.signal(number, lambda signum, _: _notify(writer, signum))
 
 
-def _tell(writer: int, number: int) -> None:
-    os.write(writer, bytes([number]))
+def _notify(writer: int, signum: int) -> None:
+    os.write(writer, bytes([signum]))
 
 
 def _end(reader: int, sentence: str) -> None:
     while os.read(reader, 1)[0] not in SIGNALS:
         pass
     try:
-        # Where nobody reads standard error any more, a write would wait for ever.
+        # A write to a full pipe that nobody reads would wait for ever.
         if select.select([], [STDERR], [], 0)[1]:
             os.write(STDERR, f"{sentence}\n".encode())
     finally:

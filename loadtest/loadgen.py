@@ -1,8 +1,9 @@
-"""Drives MLPerf's LoadGen: it schedules the Poisson arrivals, times every query and judges the run.
+"""Drives MLPerf's LoadGen, which schedules Poisson arrivals, times every query and judges the run.
 
-LoadGen calls `issue` at each scheduled time on its own thread. Queries that fell due while that
-thread waited for the interpreter are handed over together (coalesced), each with its own scheduled
-time. Its logs are read by loadgen_log.py. One test a process: LoadGen keeps global state.
+LoadGen calls `issue` on its own thread at each scheduled time. Where that thread had to wait for
+the interpreter, LoadGen hands over all queries that are due in one call (it coalesces them); each
+keeps its own scheduled time. loadgen_log.py reads LoadGen's logs. A process can run one test only,
+because LoadGen keeps global state.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,17 +13,20 @@ import mlperf_loadgen
 
 from loadtest.plan import PERCENTILE, StepPlan
 
-Issue = Callable[[Sequence[tuple[int, int]]], None]
+Issue = Callable[[Sequence[tuple[int, int]]], None]  # pairs of LoadGen's handle and text number
 
 
 def run_loadgen(plan: StepPlan, n_texts: int, issue: Issue, folder: Path) -> None:
-    """Run one Server-scenario test; returns when every query has been completed."""
+    """Run one test of LoadGen's Server scenario; return when every query is complete.
+
+    LoadGen draws from `n_texts` texts and writes its logs into `folder`.
+    """
 
     def issue_samples(samples: list[mlperf_loadgen.QuerySample]) -> None:
         issue([(sample.id, sample.index) for sample in samples])
 
-    sut = mlperf_loadgen.ConstructSUT(issue_samples, _nothing)
-    qsl = mlperf_loadgen.ConstructQSL(n_texts, n_texts, _nothing, _nothing)
+    sut = mlperf_loadgen.ConstructSUT(issue_samples, _do_nothing)
+    qsl = mlperf_loadgen.ConstructQSL(n_texts, n_texts, _do_nothing, _do_nothing)
     try:
         mlperf_loadgen.StartTestWithLogSettings(sut, qsl, _settings(plan), _log_settings(folder))
     finally:
@@ -31,7 +35,7 @@ def run_loadgen(plan: StepPlan, n_texts: int, issue: Issue, folder: Path) -> Non
 
 
 def complete(sample_id: int) -> None:
-    """Tell LoadGen that a query has ended; it takes the time now."""
+    """Tell LoadGen that a query has ended; LoadGen takes the time of this call."""
     mlperf_loadgen.QuerySamplesComplete([mlperf_loadgen.QuerySampleResponse(sample_id, 0, 0)])
 
 
@@ -56,10 +60,10 @@ def _log_settings(folder: Path) -> mlperf_loadgen.LogSettings:
     output.outdir = str(folder)
     settings = mlperf_loadgen.LogSettings()
     settings.log_output = output
-    # The trace is LoadGen's only per-query record of scheduled times.
+    # Only the trace has the scheduled time of every query.
     settings.enable_trace = True
     return settings
 
 
-def _nothing(*_: object) -> None:
-    """Answer the callbacks that have nothing to do: texts are always in memory."""
+def _do_nothing(*_: object) -> None:
+    """Serve as LoadGen's callbacks for loading and flushing: all texts are in memory."""

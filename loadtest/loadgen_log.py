@@ -1,7 +1,7 @@
-"""Reads what LoadGen wrote: its verdict with the reasons, and the scheduled time of every query.
+"""Reads LoadGen's logs: its verdict with the reasons, and the scheduled time of every query.
 
-The detail log is one JSON object a line after a marker. The trace is not always valid JSON as a
-whole, so its sample lines are picked out one by one.
+Each line of the detail log is a marker and a JSON object. The trace as a whole is not always valid
+JSON, so a regular expression picks out its sample lines.
 """
 
 import json
@@ -27,7 +27,7 @@ _SAMPLE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """LoadGen's own judgement of a test."""
+    """LoadGen's own judgement of a test; rates are queries per second."""
 
     valid: bool
     reasons: list[str]
@@ -39,15 +39,15 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Per query, in the order they were issued."""
+    """Columns with one entry a query, in the order of issue."""
 
     scheduled_s: npt.NDArray[np.float64]  # (n,) from the first query
-    query_row: npt.NDArray[np.int64]  # (n,)
+    query_row: npt.NDArray[np.int64]  # (n,) position among the texts
     completed_s: npt.NDArray[np.float64]  # (n,) latency from the scheduled time
 
 
 def read_verdict(folder: Path) -> Verdict:
-    """Read the detail log; raises LoadTestError where the test did not come to a verdict."""
+    """Read the detail log. Raises LoadTestError where LoadGen came to no verdict."""
     values: dict[str, Any] = {}
     for line in (folder / DETAIL).read_text(encoding="utf-8", errors="replace").splitlines():
         if line.startswith(_MARKER):
@@ -75,8 +75,10 @@ def _reasons(values: dict[str, Any]) -> list[str]:
             "limit or failed; a p99 allows 1 %"
         )
     elif not values["early_stopping_met"]:
-        wanted = re.search(r"at least (\d+) more", values["early_stopping_result"])
-        more = f"{int(wanted[1]):,} more queries inside the limit" if wanted else "more queries"
+        shortfall = re.search(r"at least (\d+) more", values["early_stopping_result"])
+        more = (
+            f"{int(shortfall[1]):,} more queries inside the limit" if shortfall else "more queries"
+        )
         reasons.append(f"too few queries to claim the p99 with 99 % confidence: needs {more}")
     if not values["result_min_duration_met"]:
         reasons.append("the test ended before its minimum duration")
@@ -84,13 +86,13 @@ def _reasons(values: dict[str, Any]) -> list[str]:
 
 
 def read_trace(folder: Path) -> Trace:
-    """Read every sample line of the trace, in issue order."""
+    """Read every sample line of the trace, in the order of issue."""
     with (
         (folder / TRACE).open("rb") as handle,
         mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as text,
     ):
-        found = _SAMPLE.findall(text)
-    rows = np.array(found, dtype="S32").reshape(-1, 4)
+        matches = _SAMPLE.findall(text)
+    rows = np.array(matches, dtype="S32").reshape(-1, 4)
     order = np.argsort(rows[:, 1].astype(np.int64))
     scheduled_us = rows[order, 0].astype(np.float64)
     return Trace(

@@ -1,9 +1,9 @@
-"""For those who want users and a web page rather than a rate: one user type for Locust.
+"""A user for Locust, for people who want simulated users and a web page and not a fixed rate.
 
     locust -f loadtest/locustfile.py --host http://127.0.0.1:8000
 
-Closed loop: each user waits for its answer and thinks before asking again, so a slow server is
-asked less. Use `python -m loadtest` for latencies to publish.
+The load is closed loop: each user waits for its answer and pauses before the next query, so a slow
+server gets fewer queries. Use `python -m loadtest` for latencies to publish.
 """
 
 import random
@@ -13,19 +13,19 @@ from locust import HttpUser, between, task
 
 
 class Reader(HttpUser):
-    """Asks for labels, reads for a second or so, and asks again."""
+    """Sends a query, reads the answer for a second or so, and sends the next."""
 
-    wait_time = between(0.5, 2.0)
+    wait_time = between(0.5, 2.0)  # seconds; a choice, Locust needs one
 
     def on_start(self) -> None:
-        """Locust: a user appears."""
-        # Not through the package: Locust puts only this folder on the import path.
+        """Read the queries; Locust calls this for every new user."""
+        # Locust puts only this folder on the import path, so `loadtest` cannot be imported.
         queries = Path(__file__).with_name("queries.txt")
         self.texts = queries.read_text(encoding="utf-8").splitlines()
 
     @task
     def recommend(self) -> None:
-        """Post one query; anything but a 200 with results is a failure in Locust's counts."""
+        """Post one query. Locust counts every answer but a 200 with results as a failure."""
         body = {"query": random.choice(self.texts), "k": 10, "effort": "balanced"}
         with self.client.post("/v1/recommend", json=body, catch_response=True) as response:
             if response.status_code == 200 and not response.json().get("results"):

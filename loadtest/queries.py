@@ -1,7 +1,7 @@
-"""Reads the query texts a test sends: plain lines, JSON lines with `title`, or either gzipped.
+"""Reads the query texts of a test: plain lines, or JSON lines with `title`; either may be gzipped.
 
-The form is told from the first line: a `{` means JSON lines. Without a file, the small packaged
-list is used. Every complaint names the file and the line.
+A first line that starts with `{` means JSON lines. Without a file, a test sends the 50 titles of
+queries.txt. Every error names the file and the line.
 """
 
 import gzip
@@ -13,12 +13,16 @@ from pathlib import Path
 
 from loadtest.errors import UsageError
 
-# Every query is held as a ready request, so an endless file must not eat the client's memory.
+# The client holds a request for every text, so a huge file would fill its memory. A choice:
+# 100,000 requests of some 300 bytes are 30 MB.
 MAX_TEXTS = 100_000
 
 
 def load_queries(path: str | None) -> list[str]:
-    """Return at least one query text; raises UsageError naming file and line."""
+    """Return at least one query text and at most MAX_TEXTS.
+
+    Raises UsageError where the file cannot be read, has a bad line or has no query.
+    """
     if path is None:
         packaged = resources.files("loadtest").joinpath("queries.txt")
         return packaged.read_text(encoding="utf-8").split("\n")[:-1]

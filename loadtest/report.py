@@ -1,6 +1,6 @@
-"""Writes report.html: one page that needs nothing but itself (no scripts, fonts or images to load).
+"""Writes report.html, one page that loads nothing: no scripts, no fonts, no images.
 
-Everything on it comes from result.json and the samples of the steps it shows.
+The page shows result.json and charts of the steps' samples.
 """
 
 from html import escape
@@ -30,7 +30,7 @@ th:first-child, td:first-child, .facts td { text-align: left; }
 
 
 def write_report(result: Result, folder: Path) -> Path:
-    """Draw the page from a result and the samples under `folder`; returns its path."""
+    """Write the page into `folder`, which holds the samples of the steps, and return its path."""
     parts = [
         f"<h1>Astrolabe load test: {escape(result.command)}</h1>",
         f"<p class=note>{escape(result.url)}, {escape(result.created)}</p>",
@@ -55,27 +55,28 @@ def write_report(result: Result, folder: Path) -> Path:
 
 
 def _charts(result: Result, folder: Path) -> list[str]:
-    shown = result.answer_step or result.steps[-1]
-    above = [s for s in result.steps if not s.holds and s.rate_asked > shown.rate_asked]
-    curves = [shown, *sorted(above, key=lambda step: step.rate_asked)[:1]]
+    main_step = result.answer_step or result.steps[-1]
+    above = [s for s in result.steps if not s.holds and s.rate_asked > main_step.rate_asked]
+    curves = [main_step, *sorted(above, key=lambda step: step.rate_asked)[:1]]
     samples = {s.name: Samples.load(folder / STEPS_FOLDER / s.name / SAMPLES_FILE) for s in curves}
     limit_ms = float(result.settings["p99_ms"])
     labelled = [(f"{s.rate_asked:g}/s", samples[s.name]) for s in curves]
     return [
-        "<h2>How many queries were answered how soon</h2>",
-        "<p class=note>The curve must pass the dotted 99 % line left of the dashed limit. "
-        "Failed queries never count as answered.</p>",
+        "<h2>Share of queries answered, by latency</h2>",
+        "<p class=note>The curve must cross the dotted 99 % line to the left of the dashed limit. "
+        "A failed query never counts as answered.</p>",
         latency_cdf(labelled, limit_ms),
         "<h2>Latency against rate</h2>",
         latency_by_rate(result.steps, limit_ms),
-        f"<h2>Latency over time at {shown.rate_asked:g}/s</h2>",
-        "<p class=note>A stall shows as a slope: every query scheduled during it waited.</p>",
-        latency_over_time(samples[shown.name], limit_ms),
+        f"<h2>Latency over time at {main_step.rate_asked:g}/s</h2>",
+        "<p class=note>A stall of the service is a peak that slopes down to the right, because "
+        "every query scheduled during the stall waited for its end.</p>",
+        latency_over_time(samples[main_step.name], limit_ms),
     ]
 
 
 def _steps(steps: list[StepResult]) -> str:
-    titles = ["step", "asked/s", "answered/s", "queries", "p50 ms", "p95 ms", "p99 ms", "p99.9 ms"]
+    titles = ["step", "target/s", "answered/s", "queries", "p50 ms", "p95 ms", "p99 ms", "p99.9 ms"]
     titles += ["max ms", "p99 from send", "failed", "LoadGen", "client CPU s"]
     head = "".join(f"<th>{title}</th>" for title in titles)
     rows = "".join(f"<tr>{_step_cells(step)}</tr>" for step in steps)
@@ -84,20 +85,20 @@ def _steps(steps: list[StepResult]) -> str:
 
 def _step_cells(step: StepResult) -> str:
     latency = step.latency_from_schedule_ms or {}
-    sent = step.latency_from_send_ms or {}
-    failed = ", ".join(f"{name} {n:,}" for name, n in step.outcomes.items() if name != "ok")
+    from_send = step.latency_from_send_ms or {}
+    failures = ", ".join(f"{name} {n:,}" for name, n in step.outcomes.items() if name != "ok")
     cells = [step.name, f"{step.rate_asked:g}", f"{step.rate_answered:g}", f"{step.n_queries:,}"]
     cells += [_ms(latency.get(name)) for name in ("p50", "p95", "p99", "p99.9", "max")]
-    cells += [_ms(sent.get("p99")), failed or "0"]
+    cells += [_ms(from_send.get("p99")), failures or "0"]
     cells += ["VALID" if step.loadgen["valid"] else "INVALID", f"{step.client_cpu_s:g}"]
     return "".join(f"<td>{escape(cell)}</td>" for cell in cells)
 
 
 def _facts(result: Result) -> str:
     facts: dict[str, Any] = {**result.settings, **result.machine}
-    shown = result.answer_step
-    if shown is not None:
-        facts |= {f"server stage {name}, ms": ms for name, ms in shown.server_stages_ms.items()}
+    step = result.answer_step
+    if step is not None:
+        facts |= {f"server stage {name}, ms": ms for name, ms in step.server_stages_ms.items()}
     info = result.server_info or {}
     facts |= {f"server {k}": v for k, v in info.items() if isinstance(v, str | int | float)}
     if result.ceiling is not None:

@@ -1,13 +1,13 @@
-"""The smallest server that answers the API's shape, to learn what the client itself can sustain.
+"""A minimal server that answers every query with the same bytes, to measure the client's ceiling.
 
-`python -m loadtest.responder 127.0.0.1` prints its port and serves until its parent ends. It
-parses only as much HTTP as the client sends, and does no work per query.
+`python -m loadtest.responder 127.0.0.1` prints its port and serves until its parent ends. The bytes
+have the form of the API's answers. The server does no work for a query but to parse its HTTP.
 """
 
 from loadtest.child import exit_with_parent
 
 if __name__ == "__main__":
-    exit_with_parent()  # the imports below take their time
+    exit_with_parent()  # before the imports below, which are slow
 
 import asyncio
 import sys
@@ -30,22 +30,23 @@ class Responder(asyncio.Protocol):
     """Answers every complete request with the same bytes."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Asyncio: a client connected."""
+        """Make a parser; asyncio calls this for every new connection."""
         self._transport = cast(asyncio.Transport, transport)
         self._parser = httptools.HttpRequestParser(self)
 
     def data_received(self, data: bytes) -> None:
-        """Asyncio: bytes of a request."""
+        """Parse bytes of a request; asyncio calls this."""
         self._parser.feed_data(data)
 
     def on_message_complete(self) -> None:
-        """Parser: one request is whole."""
+        """Answer; httptools calls this when a request is whole."""
         self._transport.write(_ANSWER)
 
 
 async def serve(host: str) -> None:
-    """Serve on a free port, announcing it on standard output."""
+    """Serve on a free port and print the port on standard output."""
     loop = asyncio.get_running_loop()
+    # The backlog lets the client open all its connections at once; 4,096 is Linux's own limit.
     server = await loop.create_server(Responder, host, 0, backlog=4096)
     sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()

@@ -1,7 +1,7 @@
-"""The result of a command as plain data, and `result.json`, the file it is kept in.
+"""The result of a command as plain data, and `result.json`, the file that holds it.
 
-Anything that reads the file can rely on `schema_version`: fields are added under the same number,
-and renamed or removed only under a new one.
+A program that reads the file can rely on `schema_version`. A new field keeps the number; renaming
+or removing a field raises it.
 """
 
 import json
@@ -18,20 +18,25 @@ RESULT_FILE = "result.json"
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One open-loop step at one rate. Rates are queries per second."""
+    """One open-loop step at one rate. Rates are queries per second.
 
-    name: str  # also its folder under steps/
-    rate_asked: float
-    rate_scheduled: float  # what LoadGen's Poisson draw came to
-    rate_answered: float  # usable answers per second until the last one
-    seconds: float
+    Latencies are the mean, percentiles and maximum of answered queries; None without an answer.
+    """
+
+    name: str  # also the name of its folder under steps/
+    rate_asked: float  # the target rate
+    rate_scheduled: float  # the rate of LoadGen's Poisson draw
+    rate_answered: float  # usable answers per second, until the last one
+    seconds: float  # planned length
     n_queries: int
     outcomes: dict[str, int]
     error_rate: float
     latency_from_schedule_ms: dict[str, float] | None
     latency_from_send_ms: dict[str, float] | None
-    send_delay_ms: dict[str, float] | None  # scheduled time to actual write: the client's own part
-    p99_with_failures_ms: float | None
+    send_delay_ms: dict[str, float] | None  # from the scheduled time to the write, by the client
+    p99_with_failures_ms: (
+        float | None
+    )  # a failure counts as infinitely late; None: p99 is a failure
     server_stages_ms: dict[str, float]
     loadgen: dict[str, Any]  # valid, reasons, n_queries, n_over_limit, p99_ms, scheduled_rate
     client_cpu_s: float
@@ -51,15 +56,15 @@ class Ceiling:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Everything one command found out."""
+    """Everything that one command measured, and its verdict."""
 
-    command: str
+    command: str  # run, saturate or ceiling
     url: str
-    created: str
+    created: str  # time of the result's making, ISO 8601 in UTC
     settings: dict[str, Any]
     steps: list[StepResult]
-    answer: str | None  # name of the step that is the result; None when no rate held
-    ok: bool
+    answer: str | None  # name of the step that gives the result; None where no rate held
+    ok: bool  # the rate holds, or the search confirmed one
     verdict: str
     warnings: list[str]
     ceiling: Ceiling | None
@@ -70,7 +75,7 @@ class Result:
 
     @property
     def answer_step(self) -> StepResult | None:
-        """The step that is the result."""
+        """The step that gives the result; None where no rate held."""
         return next((step for step in self.steps if step.name == self.answer), None)
 
     def write(self, folder: Path) -> None:
@@ -80,7 +85,7 @@ class Result:
 
     @classmethod
     def read(cls, folder: Path) -> "Result":
-        """Read back what `write` wrote."""
+        """Read result.json. Raises LoadTestError where it has another schema version."""
         fields: dict[str, Any] = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
         if fields["schema_version"] != SCHEMA_VERSION:
             raise LoadTestError(
@@ -93,7 +98,7 @@ class Result:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file by renaming a finished sibling, so that nobody reads half of it."""
+    """Write a text file beside its place and rename it, so that nobody reads half a file."""
     partial = path.with_name(path.name + ".part")
     with partial.open("w", encoding="utf-8") as handle:
         handle.write(text)

@@ -1,6 +1,7 @@
-"""The measured queries of one step as columns, joined from LoadGen's trace and the client's record.
+"""The queries of one step as columns, joined from LoadGen's trace and the client's record.
 
-Kept beside the results as `samples.npz`, so that charts and later questions need no second run.
+The worker saves them as `samples.npz` beside the results. The report draws its charts from that
+file, and an analysis after the test can read it.
 """
 
 from dataclasses import asdict, dataclass
@@ -20,16 +21,16 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """One row per scheduled query, in order; times in seconds."""
+    """Columns with one entry a query, in the order of schedule; times in seconds."""
 
     scheduled_s: Floats  # (n,) from the first scheduled query
-    from_schedule_s: Floats  # (n,) latency from the scheduled time, as LoadGen took it
-    from_send_s: Floats  # (n,) latency from the actual write; NaN where nothing was sent
+    from_schedule_s: Floats  # (n,) latency from the scheduled time, by LoadGen's clock
+    from_send_s: Floats  # (n,) latency from the write; NaN where the query was never sent
     code: npt.NDArray[np.int64]  # (n,) status, or a negative Failure
 
     @property
     def ok(self) -> npt.NDArray[np.bool_]:
-        """Which queries were answered with a usable 200."""
+        """Mask (n,) of the queries with a usable 200."""
         return np.equal(self.code, OK)
 
     def save(self, path: Path) -> None:
@@ -38,22 +39,22 @@ class Samples:
 
     @classmethod
     def load(cls, path: Path) -> "Samples":
-        """Read back what `save` wrote."""
+        """Read the columns from a file that `save` wrote."""
         with np.load(path, allow_pickle=False) as columns:
             return cls(**{name: columns[name] for name in columns.files})
 
 
 def join(trace: Trace, recorder: Recorder) -> Samples:
-    """Put LoadGen's and the client's view of every query side by side.
+    """Join LoadGen's and the client's records of every query by their order of issue.
 
-    Both number the queries by issue order. The query each says it was is compared, because a
-    mismatch would pair one query's answer with another's schedule.
+    Raises LoadTestError where the two disagree about a query's text: the join would give one query
+    the schedule of another.
     """
     issued = np.asarray(recorder.query_row, dtype=np.int64)
     if not np.array_equal(issued, trace.query_row):
         raise LoadTestError(
-            f"LoadGen's trace lists {len(trace.query_row)} queries and the client sent "
-            f"{len(issued)}, or in another order; this result cannot be trusted. Run it again."
+            f"LoadGen's trace ({len(trace.query_row)} queries) and the client's record "
+            f"({len(issued)} queries) differ, so this result cannot be trusted. Run the test again."
         )
     return Samples(
         scheduled_s=trace.scheduled_s,

@@ -1,7 +1,7 @@
-"""What was measured, and where: the service's own account of itself, and the client's machine.
+"""Describes the service under test, from its own GET /v1/info, and the client's machine.
 
-Both go into the result, so that a number can be traced to a bundle, a device and a machine. A
-service that does not answer is no reason to stop: the run itself will say what is wrong with it.
+Both descriptions go into the result, so that a reader can trace a number to a bundle, a device and
+a machine. A service that does not answer does not stop the test: the test itself reports failures.
 """
 
 import http.client
@@ -13,13 +13,13 @@ from typing import Any
 
 from loadtest.target import Target
 
-MAX_BYTES = 1_000_000
+MAX_BYTES = 1_000_000  # a choice: far above any /v1/info, so that no server fills the memory
 
 
 def read_server_info(target: Target, timeout_s: float = 2.0) -> dict[str, Any] | None:
-    """Return the /v1/info object, or None where there is no such answer."""
-    kind = http.client.HTTPSConnection if target.tls else http.client.HTTPConnection
-    connection = kind(target.host, target.port, timeout=timeout_s)
+    """Return the JSON object of GET /v1/info, or None where the service does not give one."""
+    make = http.client.HTTPSConnection if target.tls else http.client.HTTPConnection
+    connection = make(target.host, target.port, timeout=timeout_s)
     try:
         connection.request("GET", f"{target.prefix}/v1/info", headers={"Host": target.host_header})
         response = connection.getresponse()
@@ -33,7 +33,7 @@ def read_server_info(target: Target, timeout_s: float = 2.0) -> dict[str, Any] |
 
 
 def describe_machine() -> dict[str, str | int]:
-    """Return CPU counts, platform and the versions that shape the measurement."""
+    """Return the number of CPUs, the platform, and the versions of Python and LoadGen."""
     affinity = getattr(os, "sched_getaffinity", None)
     return {
         "cpus": os.cpu_count() or 1,

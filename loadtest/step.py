@@ -1,7 +1,7 @@
-"""Steps: each is run in a worker process from its plan, and read back; a series numbers them.
+"""Runs steps: each in a worker process of its own; a series numbers them.
 
-The search calls a series' `measure`, so a search over real steps and one over a fake in a test
-look the same from search.py.
+A worker reads the step's plan from a file and leaves its result in another. The search calls the
+`measure` of a series, where a test gives it a function of its own.
 """
 
 import json
@@ -21,7 +21,10 @@ LOG_FILE = "worker.log"
 
 
 def run_step(plan: StepPlan, folder: Path) -> StepResult:
-    """Carry out `plan`, leaving its files in `folder`; raises LoadTestError if it breaks down."""
+    """Run the step `plan` in a worker process, which leaves its files in `folder`.
+
+    Raises LoadTestError where the worker fails or does not end in time.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     plan.write(folder / PLAN_FILE)
     log = folder / LOG_FILE
@@ -31,7 +34,7 @@ def run_step(plan: StepPlan, folder: Path) -> StepResult:
         except subprocess.TimeoutExpired as exc:
             raise LoadTestError(
                 f"The step at {plan.rate:g}/s did not end in {_patience_s(plan):.0f} s; its files "
-                f"are in {folder}. Ask for a lower rate."
+                f"are in {folder}. Choose a lower rate."
             ) from exc
     if code != 0:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
@@ -41,7 +44,11 @@ def run_step(plan: StepPlan, folder: Path) -> StepResult:
 
 
 def _patience_s(plan: StepPlan) -> float:
-    """A bound on any step: its schedule, everything still owed at its end, and the arithmetic."""
+    """Seconds after which a step must have ended.
+
+    They cover the schedule, the answers that are due at its end, and the work on the samples. All
+    are choices, several times what a step takes, because only a step that hangs must reach them.
+    """
     n_queries = plan.rate * plan.seconds
     return 30 + 3 * plan.seconds + 3 * plan.timeout_ms / 1000 + n_queries / 2000
 
@@ -50,7 +57,10 @@ OnStep = Callable[[StepResult], None]
 
 
 class StepSeries:
-    """Runs steps from one plan at varying rates; each step's files go under `folder`."""
+    """Runs steps of one plan at different rates, each in a folder of its own under `folder`.
+
+    It calls `on_step` after each step. A step's name is its number, `kind` and its phase.
+    """
 
     def __init__(self, plan: StepPlan, folder: Path, on_step: OnStep, kind: str = "") -> None:
         self._plan = plan
@@ -60,9 +70,9 @@ class StepSeries:
         self.steps: list[StepResult] = []
 
     def measure(self, rate: float, phase: str) -> bool:
-        """Run one more step and say whether the rate holds."""
+        """Run one more step and return whether the rate holds. Raises LoadTestError."""
         name = f"{len(self.steps) + 1:02d}-{self._kind}{phase}"
-        # Another seed each time: a confirmation on the very same arrivals would confirm less.
+        # Each step has a seed of its own: the same arrivals again would confirm less.
         seed = self._plan.seed + len(self.steps)
         seconds = enough_seconds(rate, self._plan.seconds)
         plan = replace(self._plan, rate=rate, seconds=seconds, seed=seed)
@@ -72,6 +82,6 @@ class StepSeries:
         return step.holds
 
     def held_at(self, rate: float | None) -> StepResult | None:
-        """The latest step that held at a rate."""
-        held = [step for step in self.steps if step.holds and step.rate_asked == rate]
-        return held[-1] if held else None
+        """The latest step that held at a rate, None where there is none."""
+        steps = [step for step in self.steps if step.holds and step.rate_asked == rate]
+        return steps[-1] if steps else None

@@ -1,7 +1,7 @@
-"""Turns the samples of a step into the numbers people compare. Pure arithmetic.
+"""Computes the numbers of a step from its samples.
 
-Latencies describe answered queries. Failed ones have no latency worth averaging, so they are
-counted instead, and `p99_with_failures` says what the p99 is when each is infinitely late.
+Latencies are those of answered queries, because a failure has no latency worth averaging. A step
+counts its failures instead, and `p99_with_failures` takes each as infinitely late.
 """
 
 import math
@@ -15,7 +15,7 @@ QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
 
 
 def latency_summary(latencies_s: Floats) -> dict[str, float] | None:
-    """Mean, nearest-rank percentiles and maximum in ms, or None for no latencies.
+    """Mean, nearest-rank percentiles and maximum in ms of latencies (n,); None where n is 0.
 
     >>> latency_summary(np.array([0.001, 0.002, 0.003]))["p50"]
     2.0
@@ -31,7 +31,7 @@ def latency_summary(latencies_s: Floats) -> dict[str, float] | None:
 
 
 def p99_with_failures(samples: Samples) -> float | None:
-    """The p99 over every scheduled query in ms; None when it falls among the failures."""
+    """The p99 in ms over every scheduled query; None where the query of that rank failed."""
     if samples.code.size == 0:
         return None
     latencies_s = np.where(samples.ok, samples.from_schedule_s, math.inf)
@@ -49,7 +49,7 @@ def answered_rate(samples: Samples) -> float:
 
 
 def mean_stages(headers: Iterable[bytes]) -> dict[str, float]:
-    """Average the stages of Server-Timing headers, in ms and in the order first met.
+    """Mean ms of each stage in Server-Timing headers (W3C Server Timing), in order of appearance.
 
     >>> mean_stages([b"queue;dur=0.25, total;dur=1", b"queue;dur=0.75, total;dur=2"])
     {'queue': 0.5, 'total': 1.5}
@@ -68,7 +68,7 @@ def mean_stages(headers: Iterable[bytes]) -> dict[str, float]:
 
 
 def _rank(quantile: float, size: int) -> int:
-    # The same rule as LoadGen's, so that the two sets of percentiles can be compared.
+    # LoadGen's rule, so that its percentiles and these are comparable.
     return min(size - 1, int(size * quantile))
 
 

@@ -1,6 +1,6 @@
-"""The service under test as an address, and the exact bytes of every request sent to it.
+"""The address of the service under test, and the bytes of every request.
 
-Requests are built once, before the clock starts, so that sending one costs a single write.
+The client builds all requests before the test, so that sending one is a single write.
 """
 
 import json
@@ -22,7 +22,7 @@ class Target:
 
     @classmethod
     def parse(cls, url: str) -> "Target":
-        """Read a base URL; raises UsageError when it is not http(s)://host[:port][/prefix].
+        """Parse a base URL. Raises UsageError where it is not http(s)://host[:port][/prefix].
 
         >>> Target.parse("http://127.0.0.1:8000/").port
         8000
@@ -35,7 +35,7 @@ class Target:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UsageError(f"--url is {url!r}; give it as http://host:port.")
         if parts.query or parts.fragment or parts.username:
-            raise UsageError(f"--url {url!r} has more than a host and a path; leave that out.")
+            raise UsageError(f"--url {url!r} may have only a host, a port and a path; shorten it.")
         tls = parts.scheme == "https"
         return cls(
             host=parts.hostname,
@@ -47,7 +47,7 @@ class Target:
 
 
 def recommend_request(target: Target, text: str, k: int, effort: str, timeout_ms: float) -> bytes:
-    """Return one whole POST /v1/recommend, head and body, as it goes over the wire."""
+    """Return the bytes of one POST /v1/recommend, head and body."""
     body = json.dumps({"query": text, "k": k, "effort": effort}, ensure_ascii=False).encode()
     head = (
         f"POST {target.prefix}/v1/recommend HTTP/1.1\r\n"

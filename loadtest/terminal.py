@@ -1,4 +1,4 @@
-"""What the person at the terminal sees: a line as each step ends, and a table at the end."""
+"""Prints to the terminal: a line after each step, and tables at the end."""
 
 from rich.console import Console
 from rich.table import Table
@@ -7,7 +7,7 @@ from loadtest.result import Result, StepResult
 
 
 def show_step(console: Console, step: StepResult) -> None:
-    """Print one finished step."""
+    """Print one line on a step that has ended."""
     latency = step.latency_from_schedule_ms
     p99 = f"p99 {latency['p99']:.2f} ms" if latency else "no answers"
     errors = f", {step.error_rate:.2%} failed" if step.error_rate else ""
@@ -19,7 +19,7 @@ def show_step(console: Console, step: StepResult) -> None:
 
 
 def show_result(console: Console, result: Result) -> None:
-    """Print the result's table, its warnings and its verdict."""
+    """Print the result's tables, its warnings and its verdict."""
     step = result.answer_step or (result.steps[-1] if result.steps else None)
     if step is not None:
         console.print(_latency_table(step))
@@ -32,7 +32,7 @@ def show_result(console: Console, result: Result) -> None:
 
 def _latency_table(step: StepResult) -> Table:
     table = Table(title=f"Latency in ms at {step.rate_asked:g} queries/s")
-    sets = {
+    latencies = {
         "from schedule": step.latency_from_schedule_ms,
         "from send": step.latency_from_send_ms,
         "send delay": step.send_delay_ms,
@@ -41,7 +41,7 @@ def _latency_table(step: StepResult) -> Table:
     table.add_column("")
     for name in names:
         table.add_column(name, justify="right")
-    for title, latency in sets.items():
+    for title, latency in latencies.items():
         table.add_row(title, *(f"{latency[name]:.2f}" if latency else "-" for name in names))
     return table
 

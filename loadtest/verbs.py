@@ -1,6 +1,6 @@
-"""The three commands as functions: run, saturate and find_ceiling. Each returns a Result.
+"""The three commands as functions that return a Result: run, saturate and find_ceiling.
 
-They measure and judge; writing files and printing is left to __main__.py, which calls them.
+They measure and judge. __main__.py calls them, writes the result and the report, and prints.
 """
 
 import time
@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.ceiling import search_ceiling, short_ceiling
-from loadtest.judge import describe_found, describe_step, warnings_for
+from loadtest.judge import describe_search, describe_step, warnings_for
 from loadtest.plan import StepPlan
 from loadtest.report import STEPS_FOLDER
 from loadtest.result import Ceiling, Result, StepResult
-from loadtest.search import Found, SearchLimits, find_rate
+from loadtest.search import SearchLimits, SearchOutcome, find_rate
 from loadtest.server_info import describe_machine, read_server_info
 from loadtest.step import OnStep, StepSeries, run_step
 from loadtest.target import Target
@@ -22,7 +22,10 @@ from loadtest.target import Target
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Where one command puts its files and whom it tells about each finished step."""
+    """The folder of one command's files, and the function that it calls after each step.
+
+    `with_ceiling` decides whether the command measures the client's ceiling as well.
+    """
 
     out: Path
     on_step: OnStep
@@ -30,7 +33,7 @@ class Session:
 
 
 def run(plan: StepPlan, session: Session) -> Result:
-    """Measure one rate."""
+    """Measure one rate. Raises LoadTestError where the step fails to run."""
     began_s = time.monotonic()
     info = read_server_info(Target.parse(plan.url))
     step = run_step(plan, session.out / STEPS_FOLDER / "01-run")
@@ -48,39 +51,42 @@ def run(plan: StepPlan, session: Session) -> Result:
 
 
 def saturate(plan: StepPlan, limits: SearchLimits, session: Session) -> Result:
-    """Find the highest rate whose p99 holds."""
+    """Find the highest rate that holds. Raises LoadTestError where a step fails to run."""
     began_s = time.monotonic()
     info = read_server_info(Target.parse(plan.url))
     series = StepSeries(plan, session.out / STEPS_FOLDER, session.on_step)
-    found = find_rate(series.measure, limits)
-    step = series.held_at(found.rate)
+    outcome = find_rate(series.measure, limits)
+    step = series.held_at(outcome.rate)
     return Result(
         command="saturate",
         url=plan.url,
         settings=_settings(plan, limits),
         steps=series.steps,
         answer=step.name if step else None,
-        ok=found.confirmed,
-        verdict=describe_found(found, plan.p99_ms),
+        ok=outcome.confirmed,
+        verdict=describe_search(outcome, plan.p99_ms),
         **_surroundings(plan, session, step, info, began_s),
     )
 
 
 def find_ceiling(plan: StepPlan, limits: SearchLimits, session: Session) -> Result:
-    """Find the highest rate this client sustains against the built-in responder."""
+    """Find the client's own ceiling, against the built-in responder.
+
+    Raises LoadTestError where the responder or a step fails to run.
+    """
     began_s = time.monotonic()
     folder = session.out / STEPS_FOLDER
     ceiling, series = search_ceiling(plan, limits, folder, session.on_step)
-    found = Found(ceiling.rate, ceiling.confirmed, ceiling.stopped)
-    step = series.held_at(found.rate)
+    outcome = SearchOutcome(ceiling.rate, ceiling.confirmed, ceiling.stopped)
+    step = series.held_at(outcome.rate)
     return Result(
         command="ceiling",
         url="built-in responder",
         settings=_settings(plan, limits),
         steps=series.steps,
         answer=step.name if step else None,
-        ok=found.confirmed,
-        verdict="The client by itself: " + describe_found(found, plan.p99_ms),
+        ok=outcome.confirmed,
+        verdict="The client by itself: " + describe_search(outcome, plan.p99_ms),
         warnings=[],
         ceiling=ceiling,
         server_info=None,
@@ -91,7 +97,7 @@ def find_ceiling(plan: StepPlan, limits: SearchLimits, session: Session) -> Resu
 
 def _settings(plan: StepPlan, limits: SearchLimits | None = None) -> dict[str, Any]:
     settings = asdict(plan)
-    del settings["url"]  # stands on its own in the result
+    del settings["url"]  # a field of its own in the result
     if limits is None:
         return settings
     del settings["rate"], settings["seconds"]  # each step of a search has its own
@@ -105,7 +111,10 @@ def _surroundings(
     info: dict[str, Any] | None,
     began_s: float,
 ) -> dict[str, Any]:
-    """What a result about a service says beside its numbers; measures the ceiling if asked to."""
+    """Fields of a result beside its numbers; measures the client's ceiling if the session says so.
+
+    `step` is the one that gives the result, None where no rate held; `began_s` is monotonic.
+    """
     ceiling: Ceiling | None = None
     if session.with_ceiling and step is not None:
         folder = session.out / "ceiling"

@@ -1,13 +1,13 @@
-"""The process that carries out one step: `python -m loadtest.worker FOLDER`.
+"""The process that runs one step: `python -m loadtest.worker FOLDER`. step.py starts it.
 
-Reads plan.json from the folder, runs LoadGen over the HTTP client, and leaves step.json and
-samples.npz there beside LoadGen's logs. Started by step.py, once per step.
+It reads plan.json from the folder, runs LoadGen with the HTTP client, and writes step.json and
+samples.npz into the folder, beside LoadGen's logs.
 """
 
 from loadtest.child import exit_with_parent
 
 if __name__ == "__main__":
-    exit_with_parent()  # the imports below take their time
+    exit_with_parent()  # before the imports below, which are slow
 
 import gc
 import json
@@ -27,18 +27,19 @@ from loadtest.samples import SAMPLES_FILE, Samples, join
 from loadtest.step import PLAN_FILE, STEP_FILE
 from loadtest.summary import answered_rate, latency_summary, mean_stages, p99_with_failures
 
-# LoadGen's thread and the event loop share one interpreter lock. The default of 5 ms between
-# forced hand-overs would show up in the p99 of a service that answers in one.
+# LoadGen's thread and the event loop share the interpreter lock. By default Python makes a thread
+# hand it over after 5 ms, which would show in the p99 of a service that answers in 1 ms. A tenth of
+# that is a choice: shorter means more hand-overs, and so more CPU.
 SWITCH_INTERVAL_S = 0.0005
 
 
 def main(folder: Path) -> None:
-    """Run the step planned in `folder`."""
+    """Run the step whose plan lies in `folder`. Raises LoadTestError and UsageError."""
     plan = StepPlan.read(folder / PLAN_FILE)
     texts = load_queries(plan.queries)
     client = Client(plan, texts, complete)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    # The client makes no reference cycles per query; a collector pause would look like latency.
+    # A pause of the collector would look like latency, and the client makes no reference cycles.
     gc.disable()
     client.start()
     cpu_s = time.process_time()
@@ -47,7 +48,7 @@ def main(folder: Path) -> None:
     client.stop()
     verdict = read_verdict(folder)
     samples = join(read_trace(folder), client.recorder)
-    (folder / TRACE).unlink()  # some 700 bytes a query, and samples.npz has what matters
+    (folder / TRACE).unlink()  # about 700 bytes a query, and samples.npz has its numbers
     samples.save(folder / SAMPLES_FILE)
     step = _summarise(folder.name, plan, samples, verdict, client, cpu_s)
     write_whole(folder / STEP_FILE, json.dumps(asdict(step), indent=2) + "\n")

@@ -1,1 +1,1 @@
-"""The HTTP client that makes the load, and what it notes of each query."""
+"""The HTTP client that makes the load, and its record of every query."""

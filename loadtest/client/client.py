@@ -1,7 +1,7 @@
-"""The HTTP client on its own thread: LoadGen's thread hands queries in, the event loop sends them.
+"""The HTTP client: LoadGen's thread puts queries into a queue, an event loop's thread sends them.
 
-The hand-over is a deque and at most one pending wake-up, so a burst costs one wake-up. What the
-client itself can sustain is measured by `python -m loadtest ceiling`.
+LoadGen's thread wakes the event loop only where no wake-up is pending, so a burst of queries costs
+one wake-up. `python -m loadtest ceiling` measures how many queries a second the client can send.
 """
 
 import asyncio
@@ -18,12 +18,17 @@ from loadtest.client.recorder import Recorder
 from loadtest.plan import StepPlan
 from loadtest.target import Target, recommend_request
 
-# Room for the server's own 504 to arrive before the client gives up at the same deadline.
+# The client waits this much longer than the deadline that it sends, so that the service's own 504
+# arrives before the client counts a timeout. A choice: a longer grace keeps connections busy.
 GRACE_S = 0.25
 
 
 class Client:
-    """Sends queries as soon as they are issued; `complete` is told when LoadGen may know."""
+    """Sends every query as soon as LoadGen issues it.
+
+    The client calls `complete` with LoadGen's handle when a query has ended. It delays that call
+    for a failed query (see Pool). `texts` are the query texts; LoadGen names them by position.
+    """
 
     def __init__(
         self, plan: StepPlan, texts: Sequence[str], complete: Callable[[int], None]
@@ -41,8 +46,8 @@ class Client:
             give_up_s=plan.timeout_ms / 1000 + GRACE_S,
             hold_failure_s=plan.p99_ms / 1000,
         )
-        # As many as are in use at once when every answer takes exactly the limit (Little's law).
-        self._n_ahead = max(1, min(plan.connections, round(plan.rate * plan.p99_ms / 1000)))
+        # Little's law: so many connections are busy where every answer takes exactly the limit.
+        self._n_to_open = max(1, min(plan.connections, round(plan.rate * plan.p99_ms / 1000)))
         self._inbox: deque[Ticket] = deque()
         self._wake_pending = False
         self._loop = uvloop.new_event_loop()
@@ -50,18 +55,21 @@ class Client:
 
     @property
     def n_opened(self) -> int:
-        """How many connections were opened so far."""
+        """Number of connections opened so far."""
         return self._pool.n_opened
 
     def start(self) -> None:
-        """Start the thread and open connections ahead of the first query."""
+        """Start the thread and open connections before the first query."""
         self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._pool.open(self._n_ahead), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._pool.open(self._n_to_open), self._loop).result()
 
-    def issue(self, sample_ids: Sequence[tuple[int, int]]) -> None:
-        """Take (LoadGen handle, query row) pairs; called on LoadGen's thread, returns at once."""
+    def issue(self, samples: Sequence[tuple[int, int]]) -> None:
+        """Queue queries for sending and return at once; LoadGen's thread calls it.
+
+        Each sample is LoadGen's handle and the position of its query among the texts.
+        """
         now_s = time.perf_counter()
-        for sample_id, query_row in sample_ids:
+        for sample_id, query_row in samples:
             row = self.recorder.add(query_row)
             self._inbox.append(Ticket(sample_id, row, self._requests[query_row], now_s))
         if not self._wake_pending:
@@ -76,7 +84,7 @@ class Client:
         self._loop.close()
 
     def _drain(self) -> None:
-        # Cleared first: a query handed in while this loop runs is either seen by it or wakes it.
+        # Cleared before the loop: it either takes a query that arrives meanwhile, or is woken anew.
         self._wake_pending = False
         while self._inbox:
             self._pool.submit(self._inbox.popleft())

@@ -1,8 +1,8 @@
-"""One keep-alive HTTP/1.1 connection carrying one query at a time.
+"""One keep-alive HTTP/1.1 connection, which carries one query at a time.
 
-httptools reads the answer in C; only the status and two headers are looked at, and the body is
-counted, not parsed. This is an asyncio protocol rather than an HTTP library's client because the
-client shares the machine with the server: see docs/loadtest.md for what was measured.
+httptools parses the answer in C. The client looks at the status and two headers, and never at the
+body. It is an asyncio protocol and not an HTTP library's client, because it shares the machine with
+the server and an HTTP library costs more CPU: docs/loadtest.md compares them.
 """
 
 import asyncio
@@ -18,11 +18,14 @@ from loadtest.client.outcomes import OK, Failure
 
 @dataclass(slots=True)
 class Ticket:
-    """One issued query on its way through the client."""
+    """One issued query on its way through the client.
 
-    sample_id: int  # LoadGen's handle, returned to it when the query ends
-    row: int  # in the Recorder
-    request: bytes
+    Times are seconds of `time.perf_counter`; `sent_s` is NaN until the request is written.
+    """
+
+    sample_id: int  # LoadGen's handle, which `complete` gives back to LoadGen
+    row: int  # row in the Recorder
+    request: bytes  # head and body
     issued_s: float
     sent_s: float = math.nan
     ended: bool = False
@@ -30,17 +33,17 @@ class Ticket:
 
 
 class Owner(Protocol):
-    """What a connection reports to; implemented by the pool."""
+    """Takes a connection's reports; the pool implements it."""
 
-    def answered(self, connection: "Connection", ticket: Ticket, code: int, timing: bytes) -> None:
-        """The whole answer to `ticket` has arrived."""
+    def on_answer(self, connection: "Connection", ticket: Ticket, code: int, timing: bytes) -> None:
+        """Take the end of `ticket`: a status or a Failure, and the Server-Timing header."""
 
-    def closed(self, connection: "Connection", ticket: Ticket | None) -> None:
-        """The connection is gone; `ticket`, if any, has no answer."""
+    def on_close(self, connection: "Connection", ticket: Ticket | None) -> None:
+        """Take note that the connection closed; `ticket`, if any, had no answer yet."""
 
 
 class Connection(asyncio.Protocol):
-    """Sends a ticket's bytes and tells its owner how that ended."""
+    """Sends a ticket's request and tells its owner how the query ended."""
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
@@ -48,7 +51,7 @@ class Connection(asyncio.Protocol):
         self._ticket: Ticket | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._timing = b""
-        self._json = False
+        self._is_json = False
         self.idle_since_s = time.perf_counter()
         self.reusable = True
 
@@ -58,54 +61,54 @@ class Connection(asyncio.Protocol):
         self._ticket = ticket
         ticket.connection = self
         self._timing = b""
-        self._json = False
+        self._is_json = False
         ticket.sent_s = time.perf_counter()
         self._transport.write(ticket.request)
 
     def abort(self) -> None:
-        """Close at once, forgetting a query in flight (its owner has already ended it)."""
+        """Close at once and forget a query in flight, which the owner has ended already."""
         self._ticket = None
         self.reusable = False
         if self._transport is not None:
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Asyncio: the socket is open."""
+        """Keep the transport; asyncio calls this when the socket is open."""
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        """Asyncio: bytes of an answer."""
+        """Parse bytes of an answer; asyncio calls this."""
         try:
             if self._ticket is None:
-                raise httptools.HttpParserError("bytes nobody asked for")
+                raise httptools.HttpParserError("bytes without a request")
             self._parser.feed_data(data)
         except httptools.HttpParserError:
             ticket, self._ticket = self._ticket, None
             self.abort()
             if ticket is not None:
-                self._owner.answered(self, ticket, Failure.BAD_ANSWER, b"")
+                self._owner.on_answer(self, ticket, Failure.BAD_ANSWER, b"")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Asyncio: the socket is closed."""
+        """Tell the owner; asyncio calls this when the socket is closed."""
         ticket, self._ticket = self._ticket, None
         self.reusable = False
-        self._owner.closed(self, ticket)
+        self._owner.on_close(self, ticket)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Parser: one header line."""
+        """Keep the two headers of interest; httptools calls this for every header."""
         lowered = name.lower()
         if lowered == b"server-timing":
             self._timing = value
         elif lowered == b"content-type":
-            self._json = b"json" in value
+            self._is_json = b"json" in value
 
     def on_message_complete(self) -> None:
-        """Parser: the last byte of the answer is in."""
+        """Report the answer; httptools calls this when the answer is whole."""
         ticket, self._ticket = self._ticket, None
         if ticket is None:
             return
         code = self._parser.get_status_code()
-        if code == OK and not self._json:
+        if code == OK and not self._is_json:
             code = Failure.BAD_ANSWER
         self.reusable = self._parser.should_keep_alive()
-        self._owner.answered(self, ticket, code, self._timing)
+        self._owner.on_answer(self, ticket, code, self._timing)

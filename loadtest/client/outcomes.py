@@ -1,7 +1,7 @@
-"""How a query can end, as one small number per query, and the name each ending has in a result.
+"""The outcomes of a query: one small number for each, and its name in a result.
 
-A status code stands for itself; what never became an HTTP answer has a negative number. Only a
-200 that carries JSON is a success: everything else is counted by kind.
+The outcome of an HTTP answer is its status. A query without a usable answer has a negative number.
+Only a 200 that carries JSON is a success; every other outcome counts as a failure of its own kind.
 """
 
 from collections import Counter
@@ -10,9 +10,9 @@ from enum import IntEnum
 
 
 class Failure(IntEnum):
-    """Endings without a usable HTTP answer."""
+    """Outcomes without a usable HTTP answer."""
 
-    TIMEOUT = -1  # sent, or still waiting for a connection, when the client gave up
+    TIMEOUT = -1  # the client gave up on the answer, or on a connection to send the query on
     REFUSED = -2  # no connection could be opened
     LOST = -3  # the connection closed before the whole answer came
     BAD_ANSWER = -4  # not HTTP, or a 200 that is not JSON
@@ -23,7 +23,7 @@ _NAMES = {OK: "ok", **{int(failure): failure.name.lower() for failure in Failure
 
 
 def outcome_name(code: int) -> str:
-    """Name one ending.
+    """Name one outcome.
 
     >>> outcome_name(200), outcome_name(429), outcome_name(Failure.TIMEOUT)
     ('ok', 'http_429', 'timeout')
@@ -32,5 +32,5 @@ def outcome_name(code: int) -> str:
 
 
 def count_outcomes(codes: Iterable[int]) -> dict[str, int]:
-    """Count endings by name, most frequent first."""
+    """Count outcomes by name, most frequent first."""
     return {outcome_name(code): count for code, count in Counter(codes).most_common()}

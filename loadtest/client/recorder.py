@@ -1,8 +1,8 @@
-"""Holds what the client saw of every query: when it was sent, when it ended and how.
+"""Records of every query when the client sent it, when it ended and how.
 
-One row per query in the order LoadGen issued them, which is also LoadGen's own sequence number:
-that is how the rows are joined with its trace afterwards. Times are seconds of the monotonic
-clock; NaN means that it never happened (a refused query was never sent).
+The rows stand in the order in which LoadGen issued the queries. A row number is therefore LoadGen's
+own sequence number, by which samples.py joins the rows with LoadGen's trace. Times are seconds of
+`time.perf_counter`. A query that was never sent has NaN for `sent_s`.
 """
 
 import math
@@ -12,7 +12,10 @@ UNANSWERED = 0
 
 
 class Recorder:
-    """Growing columns; rows are added on LoadGen's thread and filled in on the client's."""
+    """Columns with one entry a query: LoadGen's thread adds a row, the client's thread fills it.
+
+    `server_timing` holds the Server-Timing headers of those answers that had one.
+    """
 
     def __init__(self) -> None:
         self.query_row = array("q")
@@ -22,7 +25,7 @@ class Recorder:
         self.server_timing: list[bytes] = []
 
     def add(self, query_row: int) -> int:
-        """Open a row for a query that has just been issued and return its number."""
+        """Add a row for a query that LoadGen has just issued, and return the row's number."""
         self.query_row.append(query_row)
         self.sent_s.append(math.nan)
         self.ended_s.append(math.nan)
@@ -30,7 +33,7 @@ class Recorder:
         return len(self.code) - 1
 
     def end(self, row: int, code: int, sent_s: float, ended_s: float, timing: bytes) -> None:
-        """Write down how a query ended."""
+        """Fill a row with the outcome `code` and the times of a query that has ended."""
         self.sent_s[row] = sent_s
         self.ended_s[row] = ended_s
         self.code[row] = code

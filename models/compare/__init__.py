@@ -1,1 +1,1 @@
-"""One table with independent implementations: docs/compare.md."""
+"""Compares Astrolabe with independent implementations; docs/compare.md explains the comparison."""

@@ -1,7 +1,7 @@
-"""Measures one system after another: peers are trained here, Astrolabe by its own stages.
+"""Measures one system after another. It trains peers itself, and Astrolabe by its own stages.
 
-Astrolabe is scored from a sealed bundle through the code that serves it. The record is written
-after each system, for a peer may take the process with it.
+Astrolabe's scores are those of a sealed bundle, through the code that serves it. The bench saves
+the record after each system, because a peer's library may crash the process.
 """
 
 import hashlib
@@ -36,7 +36,11 @@ log = logging.getLogger(__name__)
 
 
 class Bench:
-    """Adds systems to a comparison, one after the other."""
+    """Adds the row of one system after another to a comparison.
+
+    It skips a system that the comparison has a row of, unless `again` is true, and saves the
+    comparison in the folder `out` after each row. Astrolabe's runs and bundles lie under `var`.
+    """
 
     def __init__(
         self,
@@ -55,25 +59,26 @@ class Bench:
         self._provenance = provenance
 
     def add_peer(self, name: str) -> None:
-        """Train a peer in a folder that is gone afterwards, and measure it."""
+        """Train a peer in a temporary folder and measure it. Raises ModelsError."""
         with tempfile.TemporaryDirectory() as folder:
             peer = make_peer(name, Path(folder))
-            about = {"peer": peer.settings, "features": features.SETTINGS}
-            digest = _digest([peer.version, about])
+            settings = {"peer": peer.settings, "features": features.SETTINGS}
+            digest = _digest([peer.version, settings])
             if not self._on_record(peer.title, digest):
-                self._keep(self._measure_peer(peer, digest, about))
+                self._save(self._measure_peer(peer, digest, settings))
 
     def add_bundle(self, folder: Path) -> None:
-        """Measure a sealed bundle; its name says which, for there may be two of one name."""
+        """Measure a sealed bundle. The row names its id too, as two bundles may have one name."""
         sealed = resolve(folder)
         manifest = read_manifest(sealed)
         system = f"{OURS} {manifest.name} ({manifest.bundle_id[:8]})"
         self._add_sealed(system, sealed, manifest, {})
 
     def add_config(self, config: Config) -> None:
-        """Measure the bundle of a configuration, which is trained where it is not sealed yet.
+        """Measure the bundle of a configuration; train and seal it first where there is none.
 
-        One that is on record but whose bundle is gone is not trained again.
+        A configuration that has a row but no bundle any more is not trained again, unless `again`
+        is true. Raises ModelsError.
         """
         system = f"{OURS} {config.name}"
         sealed = stages.find_sealed(config, self._var)
@@ -118,21 +123,21 @@ class Bench:
             query_ms_p99=p99,
             measured_by=self._provenance,
         )
-        self._keep(row)
+        self._save(row)
 
-    def _measure_peer(self, peer: Peer, digest: str, about: dict[str, Any]) -> Row:
-        exam, made = self.exam, self._features
+    def _measure_peer(self, peer: Peer, digest: str, settings: dict[str, Any]) -> Row:
+        exam, matrices = self.exam, self._features
         labels = csr_matrix(exam.dataset.train.labels > 0, dtype=np.float32)
-        log.info("%s: training on %d points, %d features", peer.title, *made.train.shape)
-        watch = _Watch()
-        peer.fit(made.train, labels)
-        seconds, cpu_seconds = watch.read()
+        log.info("%s: training on %d points, %d features", peer.title, *matrices.train.shape)
+        stopwatch = _Stopwatch()
+        peer.fit(matrices.train, labels)
+        seconds, cpu_seconds = stopwatch.read()
         log.info("%s: trained in %.0f s", peer.title, seconds)
-        metrics = exam.score(lambda part, k: peer.rank(made.test[part], k), peer.title)
+        metrics = exam.score(lambda part, k: peer.rank(matrices.test[part], k), peer.title)
         uids = exam.dataset.labels.uids
 
         def answer(text: str, k: int) -> list[str]:
-            [rows] = peer.rank(made.tfidf.transform([text]), k)
+            [rows] = peer.rank(matrices.tfidf.transform([text]), k)
             return [uids[row] for row in rows if row >= 0]
 
         p50, p99 = exam.time_queries(answer)
@@ -140,11 +145,11 @@ class Bench:
             system=peer.title,
             version=peer.version,
             digest=digest,
-            settings=about | {"made_with": made.tfidf.version},
+            settings=settings | {"made_with": matrices.tfidf.version},
             metrics=metrics,
-            train_seconds=round(made.seconds + seconds, 1),
-            train_cpu_seconds=round(made.cpu_seconds + cpu_seconds, 1),
-            model_bytes=peer.size_bytes + made.tfidf.size_bytes,
+            train_seconds=round(matrices.seconds + seconds, 1),
+            train_cpu_seconds=round(matrices.cpu_seconds + cpu_seconds, 1),
+            model_bytes=peer.size_bytes + matrices.tfidf.size_bytes,
             query_ms_p50=p50,
             query_ms_p99=p99,
             measured_by=self._provenance,
@@ -152,10 +157,10 @@ class Bench:
 
     @cached_property
     def _features(self) -> "_Features":
-        watch = _Watch()
+        stopwatch = _Stopwatch()
         tfidf = features.TfIdf()
         train = tfidf.fit(self.exam.train_texts)
-        seconds, cpu_seconds = watch.read()
+        seconds, cpu_seconds = stopwatch.read()
         return _Features(tfidf, train, tfidf.transform(self.exam.test_texts), seconds, cpu_seconds)
 
     def _has_config(self, system: str, digest: str) -> bool:
@@ -163,12 +168,12 @@ class Bench:
         return any(row.system == system and row.settings.get("config") == digest for row in rows)
 
     def _on_record(self, system: str, digest: str) -> bool:
-        found = not self._again and self.comparison.find(system, digest) is not None
-        if found:
+        on_record = not self._again and self.comparison.find(system, digest) is not None
+        if on_record:
             log.info("%s is on record", system)
-        return found
+        return on_record
 
-    def _keep(self, row: Row) -> None:
+    def _save(self, row: Row) -> None:
         self.comparison = self.comparison.with_row(row)
         self.comparison.save(self._out)
         log.info("%s: P@1 %.2f, P@5 %.2f", row.system, row.metrics["p1"], row.metrics["p5"])
@@ -176,7 +181,7 @@ class Bench:
 
 @dataclass(frozen=True, slots=True)
 class _Features:
-    """The peers' matrices, and what making those of the training points took."""
+    """The peers' matrices (n_points, n_features), and the cost of those of the training points."""
 
     tfidf: features.TfIdf
     train: csr_matrix
@@ -185,19 +190,19 @@ class _Features:
     cpu_seconds: float
 
 
-class _Watch:
-    """Wall and CPU seconds of this process, all its threads, since it was made."""
+class _Stopwatch:
+    """Counts wall seconds, and CPU seconds of all threads of this process, from its creation."""
 
     def __init__(self) -> None:
         self._wall, self._cpu = time.perf_counter(), time.process_time()
 
     def read(self) -> tuple[float, float]:
-        """Seconds so far: wall, CPU."""
+        """Wall seconds and CPU seconds so far."""
         return time.perf_counter() - self._wall, time.process_time() - self._cpu
 
 
 def _training_cost(measured: dict[str, Any], name: str) -> float | None:
-    """Seconds of pre-training and training together; None where one of them is not known.
+    """Seconds of pre-training and training together; None where the run did not record one of them.
 
     >>> _training_cost({"pretraining": {"seconds": 5.5}, "training": {"seconds": 60.0}}, "seconds")
     65.5
@@ -209,20 +214,20 @@ def _training_cost(measured: dict[str, Any], name: str) -> float | None:
 
 
 def _digest(value: Any) -> str:
-    """SHA-256 (hex) of a JSON value; that of a configuration is the configuration's own digest."""
+    """SHA-256 (hex) of a JSON value; for a configuration this equals `Config.digest`."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def served_bytes(manifest: Manifest) -> int:
-    """Bytes of a bundle without the precisions of its encoder that do not serve."""
+    """Bytes of a bundle's files, without the encoder's precisions that the service does not use."""
     spare = set(manifest.encoder.variants.values()) - {manifest.encoder.file}
     return sum(entry.bytes for name, entry in manifest.files.items() if name not in spare)
 
 
 def sealed_quality(exam: Exam, manifest: Manifest) -> QualityInfo | None:
-    """What the release gate measured, where that is what the exam asks; None where it is not.
+    """The release gate's figures where the gate measured as the exam does, otherwise None.
 
-    The bundle is on the exam's data (`check_bundle`), so the gate scored the very same test points.
+    The bundle is on the exam's data (`check_bundle`), so the gate scored the same test points.
     """
     quality = manifest.quality
     if quality is None or quality.split != "test":
@@ -236,20 +241,22 @@ def sealed_quality(exam: Exam, manifest: Manifest) -> QualityInfo | None:
 
 
 def check_bundle(exam: Exam, manifest: Manifest) -> None:
-    """A sealed bundle must be on the exam's data and text. Raises ComparisonError."""
+    """Raise ComparisonError where a sealed bundle is not on the exam's data and text."""
     fields = manifest.config.get("data", {}).get("fields", "title")
     check_same(exam, f"bundle {manifest.bundle_id[:12]}", manifest.data.sha256, fields)
 
 
 def check_same(exam: Exam, who: str, sha256: str, fields: str) -> None:
-    """Data and text must be the exam's. Raises ComparisonError."""
+    """Raise ComparisonError where data or text fields of the system `who` are not the exam's."""
     ours = exam.dataset.sha256
     if sha256 != ours:
         raise ComparisonError(
             f"{who} is on data with SHA-256 {sha256[:12]}, the comparison on "
-            f"{exam.dataset.name} with {ours[:12]}: all systems must have the same data"
+            f"{exam.dataset.name} with {ours[:12]}: all systems must have the same data, so leave "
+            "it out"
         )
     if fields != exam.fields:
         raise ComparisonError(
-            f"{who} reads {fields}, the comparison {exam.fields}: all systems must read the same"
+            f"{who} reads {fields}, the comparison {exam.fields}: all systems must read the same "
+            "text, so change --fields or leave it out"
         )

@@ -1,6 +1,6 @@
-"""Two charts of a comparison as SVG: quality against latency, and rare labels against all.
+"""Draws two charts of a comparison as SVG: P@1 against latency, and PSP@5 against P@5.
 
-The same rows give the same bytes. Needs matplotlib, which the extra brings.
+The same rows give the same bytes. The extra `peers` installs matplotlib.
 """
 
 import io
@@ -13,12 +13,12 @@ from service.atomic import write_atomic
 
 LATENCY_CHART: Final = "p1-by-latency.svg"
 TAIL_CHART: Final = "psp5-by-p5.svg"
-# Told apart without colour vision, and by their mark.
+# From the colour-blind safe palette of Okabe and Ito. Marks tell the systems apart as well.
 _BLUE, _GREY = "#0072b2", "#6b6b6b"
 
 
 def write_charts(comparison: Comparison, folder: Path) -> None:
-    """Leave both charts in the folder. Raises PeerMissing where matplotlib is not installed."""
+    """Write both charts into the folder. Raises PeerMissing where matplotlib is not installed."""
     latency = [(row, row.query_ms_p50, row.metrics["p1"]) for row in comparison.rows]
     tail = [(row, row.metrics["p5"], row.metrics["psp5"]) for row in comparison.rows]
     charts = {
@@ -61,9 +61,9 @@ def _log_scale(axes: Any) -> None:
 
 
 def _svg(figure: Any) -> str:
-    # Text stays text, which keeps the file small; a fixed salt makes its ids repeatable.
+    # Text stays text, which keeps the file small. A fixed salt makes the file's ids repeatable.
     with need("matplotlib").rc_context({"svg.fonttype": "none", "svg.hashsalt": "astrolabe"}):
         buffer = io.StringIO()
-        nothing = {"Creator": None, "Date": None, "Format": None, "Type": None}
-        figure.savefig(buffer, format="svg", metadata=nothing)
+        no_metadata = {"Creator": None, "Date": None, "Format": None, "Type": None}
+        figure.savefig(buffer, format="svg", metadata=no_metadata)
     return buffer.getvalue()

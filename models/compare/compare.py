@@ -1,7 +1,7 @@
-"""Compares Astrolabe and its peers on one data set: what is asked for, checks first, all outputs.
+"""Compares Astrolabe and its peers on one data set: checks, measures, and writes all outputs.
 
-How a system is measured is bench.py. Everything that would fail is looked for before the first
-training starts, and a system that is on record already is not measured again.
+All checks come before the first training, so that a mistake costs no hour. bench.py measures the
+systems, and skips those that an earlier comparison has measured.
 """
 
 import datetime
@@ -30,14 +30,17 @@ from service.bundle.verify import read_manifest, resolve
 
 log = logging.getLogger(__name__)
 
+# A and B of the propensity model (Jain et al., 2016, "Extreme Multi-label Loss Functions"). The
+# paper takes these values for data sets other than Wikipedia and Amazon.
 DEFAULT_PROPENSITY = (0.55, 1.5)
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to compare and where to leave it; None is taken from the first config, or usual.
+    """The systems to compare, their data, and the places of the outputs.
 
-    `own_item` leaves every point's own label out of all predictions, as does a config that says so.
+    None means the first configuration's value, or the default where it has none. `own_item` leaves
+    every point's own label out of all predictions, as `data.own_item` of a configuration does.
     """
 
     data: Path | None = None
@@ -56,7 +59,10 @@ class Request:
 
 
 def compare(request: Request) -> Comparison:
-    """Measure what is asked for and not on record, then write all outputs. Raises ModelsError."""
+    """Measure the systems of the request that have no row yet, then write all outputs.
+
+    Raises ModelsError.
+    """
     configs = [load_config_with_data(path) for path in request.configs]
     data = _data_path(request, configs)
     exam = _open_exam(request, configs, data)
@@ -103,7 +109,7 @@ def _open_exam(request: Request, configs: Sequence[Config], data: Path) -> Exam:
 
 
 def _check_page_and_packages(request: Request, name: str) -> None:
-    """Raises ModelsError for a page without markers and for a package that is not installed."""
+    """Raise ModelsError where a page lacks markers or a package is not installed."""
     if request.into is not None:
         check_markers(request.into, name)
     need("matplotlib")
@@ -113,7 +119,7 @@ def _check_page_and_packages(request: Request, name: str) -> None:
 
 
 def _check_same_data(request: Request, configs: Sequence[Config], exam: Exam, data: Path) -> None:
-    """Raises ComparisonError where a bundle or a configuration is on other data or text."""
+    """Raise ComparisonError where a bundle or a configuration is on other data or text."""
     for bundle in request.bundles:
         check_bundle(exam, read_manifest(resolve(bundle)))
     hashes = {data: exam.dataset.sha256}

@@ -1,7 +1,7 @@
-"""The test that every system of a comparison sits: the same points, filter, weights and questions.
+"""The exam of a comparison: it measures every system in the same way, on the same test points.
 
-Quality is of the public test split; latency is of one text at a time, from the text to the ids of
-ten labels, in this process. Who sits it is compare.py.
+Quality is measured on the test split. Latency is measured in this process, for one text at a time:
+from the text to the ids of ten labels. bench.py puts each system through the exam.
 """
 
 import itertools
@@ -22,15 +22,18 @@ from models.quality.metrics import evaluate_ranking, remove_filtered
 from models.quality.ranking import spare
 
 DEPTH: Final = 100
-ASKED: Final = 10
-WARM_UP: Final = 50
-TIMED: Final = 500
-_AT_ONCE: Final = 256
+"""Labels in a ranking, for R@100."""
+TIMED_LABELS: Final = 10
+"""Labels in an answer whose latency is measured."""
+WARM_UP_QUERIES: Final = 50
+TIMED_QUERIES: Final = 500
+"""A choice: five queries lie above the p99, and a slow peer takes some seconds."""
+_BATCH: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Exam:
-    """A data set with a test split, the text that is read of it, and the propensity constants."""
+    """A data set with a test split, the fields of its texts, and the propensity constants."""
 
     dataset: Dataset
     fields: Fields
@@ -39,7 +42,7 @@ class Exam:
 
     @property
     def subject(self) -> ComparedData:
-        """What the comparison is on."""
+        """The description of data, text and constants that the record of the comparison holds."""
         data = self.dataset
         return ComparedData(
             data=data.name,
@@ -71,15 +74,17 @@ class Exam:
         return point_texts(self.test, self.fields)
 
     def score(self, rank: Callable[[slice, int], NDArray[np.int64]], what: str) -> dict[str, float]:
-        """Figures in percent of a system that ranks a slice of the test points, best first.
+        """Quality of a system on the test points, in percent, by the names that `flatten` gives.
 
-        It is asked for a hundred labels and as many more as the filter may take out.
+        `rank(part, k)` returns the label rows (n, k) of a slice of the test points, best first; k
+        is DEPTH and as many more as the filter may take out of one ranking. `what` names the system
+        in the progress bar.
         """
         n_labels, filtered = len(self.dataset.labels), self.dataset.test_filter
-        asked = min(DEPTH + spare(filtered), n_labels)
-        starts = range(0, len(self.test), _AT_ONCE)
+        k = min(DEPTH + spare(filtered), n_labels)
+        starts = range(0, len(self.test), _BATCH)
         parts = [
-            rank(slice(start, start + _AT_ONCE), asked)
+            rank(slice(start, start + _BATCH), k)
             for start in track(starts, len(starts), f"{what} ranks the test points")
         ]
         ranked = np.concatenate(parts)
@@ -96,15 +101,19 @@ class Exam:
         return {name: round(value, 3) for name, value in flatten(quality).items()}
 
     def time_queries(self, answer: Callable[[str, int], Sequence[str]]) -> tuple[float, float]:
-        """Median and 99th percentile in ms of answering one test text with ten label ids."""
-        k = min(ASKED, len(self.dataset.labels))
-        texts = list(itertools.islice(itertools.cycle(self.test_texts), WARM_UP + TIMED))
-        for text in texts[:WARM_UP]:
+        """Median and 99th percentile in ms of `answer(text, k)`, which returns k label ids.
+
+        k is 10, or all labels where there are fewer. A few queries warm up first.
+        """
+        k = min(TIMED_LABELS, len(self.dataset.labels))
+        n_texts = WARM_UP_QUERIES + TIMED_QUERIES
+        texts = list(itertools.islice(itertools.cycle(self.test_texts), n_texts))
+        for text in texts[:WARM_UP_QUERIES]:
             answer(text, k)
-        taken_ms = []
-        for text in texts[WARM_UP:]:
-            started = time.perf_counter()
+        latencies_ms = []
+        for text in texts[WARM_UP_QUERIES:]:
+            start_s = time.perf_counter()
             answer(text, k)
-            taken_ms.append(1000 * (time.perf_counter() - started))
-        p50, p99 = np.percentile(taken_ms, (50, 99))
+            latencies_ms.append(1000 * (time.perf_counter() - start_s))
+        p50, p99 = np.percentile(latencies_ms, (50, 99))
         return round(float(p50), 4), round(float(p99), 4)

@@ -1,8 +1,7 @@
-"""The record of a comparison: one row a system, each with what measured it, kept as JSON.
+"""The record of a comparison, a JSON file: one row a system, with the run that measured it.
 
-Rows of one record belong to the same data, text fields and propensities, so that they may stand in
-one table. Measuring is compare.py; the table and the charts are comparison_report.py and
-comparison_charts.py.
+All rows of one record have the same data, text fields and propensities, so that they may stand in
+one table. bench.py measures the rows, table.py and charts.py show them.
 """
 
 import json
@@ -15,12 +14,12 @@ from service.atomic import write_atomic
 
 COMPARISON_FILE: Final = "comparison.json"
 OURS: Final = "Astrolabe"
-"""Name of our own systems starts with it; the charts mark them."""
+"""The names of our own systems start with it; the charts give them a mark of their own."""
 
 
 @dataclass(frozen=True, slots=True)
 class ComparedData:
-    """What all rows have in common: data, split, text, propensity constants, filtered pairs."""
+    """The data, text, propensity constants and number of filtered pairs that all rows share."""
 
     data: str
     data_sha256: str
@@ -45,9 +44,9 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One system's figures, in percent; `digest` changes whenever the system does.
+    """One system's figures. Metrics are in percent, milliseconds are those of one query.
 
-    Seconds are of training; None where they are not known. Milliseconds are of one query.
+    `digest` changes whenever the system does. Training seconds are None where no run recorded them.
     """
 
     system: str
@@ -65,18 +64,18 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Rows on one subject, the best P@1 first."""
+    """The rows of systems on the same data (`subject`), the best P@1 first."""
 
     subject: ComparedData
     rows: tuple[Row, ...] = ()
 
     def find(self, system: str, digest: str) -> Row | None:
-        """The row of exactly this system, if it was measured before."""
+        """The row of exactly this system, None where no run has measured it."""
         return next((r for r in self.rows if (r.system, r.digest) == (system, digest)), None)
 
     def with_row(self, row: Row) -> "Comparison":
-        """The same with this row, in the place of an older one of the same system."""
-        rows = [kept for kept in self.rows if kept.system != row.system]
+        """A copy with this row, without an older row of the same system."""
+        rows = [other for other in self.rows if other.system != row.system]
         rows.append(row)
         rows.sort(key=lambda each: (-each.metrics["p1"], each.system))
         return replace(self, rows=tuple(rows))
@@ -88,9 +87,9 @@ class Comparison:
 
 
 def open_comparison(folder: Path, subject: ComparedData) -> Comparison:
-    """What the folder holds on this subject, or an empty record; the folder is made.
+    """Read the record in the folder; an empty record where there is none. Makes the folder.
 
-    Raises ComparisonError where it holds rows on another subject, or no record.
+    Raises ComparisonError where the file is no record, or a record on other data.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / COMPARISON_FILE
@@ -99,14 +98,15 @@ def open_comparison(folder: Path, subject: ComparedData) -> Comparison:
     try:
         raw = json.loads(path.read_bytes())
         rows = tuple(_row(each) for each in raw["rows"])
-        found = ComparedData(**raw["subject"])
+        recorded = ComparedData(**raw["subject"])
     except (ValueError, KeyError, TypeError) as exc:
         raise ComparisonError(
             f"{path} is no comparison ({exc!r}): remove it or name another --out"
         ) from exc
-    if found != subject:
+    if recorded != subject:
         raise ComparisonError(
-            f"{path} compares on {_said(found)}, this run on {_said(subject)}: name another --out"
+            f"{path} compares on {_describe(recorded)}, this run on {_describe(subject)}: name "
+            "another --out"
         )
     return Comparison(subject, rows)
 
@@ -115,7 +115,7 @@ def _row(raw: dict[str, Any]) -> Row:
     return Row(**raw | {"measured_by": Provenance(**raw["measured_by"])})
 
 
-def _said(subject: ComparedData) -> str:
+def _describe(subject: ComparedData) -> str:
     return (
         f"{subject.data} {subject.data_sha256[:12]} ({subject.fields}, "
         f"A={subject.propensity_a}, B={subject.propensity_b})"

@@ -1,6 +1,6 @@
-"""A comparison as Markdown, for a file of its own and between markers of a page.
+"""Writes a comparison as Markdown, into a file of its own or between two markers of a page.
 
-Two tables, one of quality and one of cost, since one would be too wide to read or to review.
+There are two tables, quality and cost, because one would be too wide to read.
 """
 
 import textwrap
@@ -23,18 +23,18 @@ _FIGURES = {
     "R@100": "r100",
 }
 _COSTS = ("training s", "CPU s", "model MB", "one query p50 ms", "p99 ms")
-_WIDTH = 110  # of a line of text in docs/
+_WIDTH = 110  # characters in a line of docs/
 
 
 def as_markdown(comparison: Comparison) -> str:
-    """Both tables, the data they are about, and the runs that measured them."""
+    """Both tables, a line on the data, and the runs that measured the rows."""
     subject = comparison.subject
     lines = [
         *_table(list(_FIGURES), [(row.system, _quality(row)) for row in comparison.rows]),
         "",
         *_table(list(_COSTS), [(row.system, _cost(row)) for row in comparison.rows]),
         "",
-        _wrapped(
+        _wrap(
             f"{subject.data}, {subject.fields}: {subject.n_train:,} training points, "
             f"{subject.n_test:,} test points, {subject.n_labels:,} labels; propensities with "
             f"A = {subject.propensity_a:g}, B = {subject.propensity_b:g}."
@@ -45,18 +45,18 @@ def as_markdown(comparison: Comparison) -> str:
 
 
 def write_table(comparison: Comparison, folder: Path) -> None:
-    """Leave the table in the folder."""
+    """Write the tables into a file in the folder."""
     text = as_markdown(comparison)
     write_atomic(folder / TABLE_FILE, lambda path: path.write_text(text, "utf-8"))
 
 
 def check_markers(page: Path, name: str) -> None:
-    """Make sure that a page has a place for the table. Raises ComparisonError."""
+    """Raise ComparisonError where a page lacks the markers between which the tables go."""
     _around(page, name)
 
 
 def write_between_markers(comparison: Comparison, page: Path, name: str) -> None:
-    """Put the table between `<!-- compare:NAME -->` and `<!-- /compare:NAME -->` of a page.
+    """Put the tables between `<!-- compare:NAME -->` and `<!-- /compare:NAME -->` of a page.
 
     Raises ComparisonError where the markers are not there once each, in this order.
     """
@@ -66,7 +66,7 @@ def write_between_markers(comparison: Comparison, page: Path, name: str) -> None
 
 
 def _around(page: Path, name: str) -> tuple[str, str]:
-    """What stands up to and with the opening marker, and from the closing marker on."""
+    """The page's text up to the end of the opening marker, and from the closing marker on."""
     opening, closing = f"<!-- compare:{name} -->", f"<!-- /compare:{name} -->"
     if not page.is_file():
         raise ComparisonError(f"{page} is not there: --into names a page with {opening} in it")
@@ -74,8 +74,8 @@ def _around(page: Path, name: str) -> tuple[str, str]:
     start, end = text.find(opening), text.find(closing)
     if not (text.count(opening) == text.count(closing) == 1 and start < end):
         raise ComparisonError(
-            f"{page}: expected {opening} and, after it, {closing}, once each: put them where the "
-            "table is to stand"
+            f"{page}: expected {opening} and, after it, {closing}, once each: put them where you "
+            "want the tables"
         )
     return text[: start + len(opening)], text[end:]
 
@@ -103,7 +103,7 @@ def _cost(row: Row) -> list[str]:
 
 
 def _whole(seconds: float | None) -> str:
-    """Seconds without a point, tenths below ten.
+    """Seconds as text: whole from ten on, with tenths below ten.
 
     >>> _whole(None), _whole(3.14159), _whole(1234.5)
     ('-', '3.1', '1,234')
@@ -114,17 +114,17 @@ def _whole(seconds: float | None) -> str:
 
 
 def _provenance(rows: tuple[Row, ...]) -> list[str]:
-    """One paragraph a run; with the names of its systems where there was more than one run."""
+    """One paragraph for each run, with the systems that it measured and their versions."""
     runs: dict[Provenance, list[Row]] = {}
     for row in rows:
         runs.setdefault(row.measured_by, []).append(row)
     lines = []
-    for run, measured in sorted(runs.items(), key=lambda item: (item[0].date, item[0].command)):
-        who = "; ".join(f"{row.system}: {row.version}" for row in measured)
-        told = f"`{run.command}`, {run.machine}, {run.date}, commit {run.revision} ({who})."
-        lines += ["", _wrapped(told)]
+    for run, run_rows in sorted(runs.items(), key=lambda item: (item[0].date, item[0].command)):
+        systems = "; ".join(f"{row.system}: {row.version}" for row in run_rows)
+        text = f"`{run.command}`, {run.machine}, {run.date}, commit {run.revision} ({systems})."
+        lines += ["", _wrap(text)]
     return lines
 
 
-def _wrapped(text: str) -> str:
+def _wrap(text: str) -> str:
     return textwrap.fill(text, _WIDTH, break_long_words=False, break_on_hyphens=False)

@@ -1,8 +1,8 @@
-"""What apt knows, as streams of lines: its packages, and their long descriptions in English.
+"""Reads apt's lists as lines: the packages, and their long descriptions in English.
 
-Asks apt's own commands, which need no root and know where the lists are and how they are packed.
-Nothing is downloaded, and what is installed does not matter: the lists decide. What the lines mean
-is models.data.debian's.
+It runs apt's own commands, which need no root and know where the lists lie and how they are packed.
+It downloads nothing, and does not care which packages are installed. models.data.debian parses the
+lines.
 """
 
 import os
@@ -13,7 +13,8 @@ from pathlib import Path
 
 from models.errors import AptError
 
-# Without a status file nothing counts as installed. Images of Debian turn languages off.
+# Without a status file no package counts as installed. Debian's images for containers turn
+# languages off.
 _OPTIONS = ("-o", "Dir::State::status=/dev/null", "-o", "Acquire::Languages=en")
 _TRANSLATIONS = ("--format", "$(FILENAME)", "Created-By: Translations", "Language: en")
 HELPER = "/usr/lib/apt/apt-helper"
@@ -28,12 +29,12 @@ def package_lines() -> Iterator[bytes]:
 
 
 def description_lines() -> Iterator[bytes]:
-    """The lines of every English translation list, which is where long descriptions are.
+    """The lines of every English translation list, which holds the long descriptions.
 
     Raises AptError.
     """
-    listed = _lines(["apt-get", *_OPTIONS, "indextargets", *_TRANSLATIONS])
-    names = [line.decode().strip() for line in listed]
+    targets = _lines(["apt-get", *_OPTIONS, "indextargets", *_TRANSLATIONS])
+    names = [line.decode().strip() for line in targets]
     files = [name for name in names if Path(name).is_file()]
     if not files:
         raise AptError(
@@ -44,12 +45,13 @@ def description_lines() -> Iterator[bytes]:
 
 
 def _lines(command: Sequence[str]) -> Iterator[bytes]:
-    with tempfile.TemporaryFile() as said:  # a pipe nobody reads could fill up and block
+    # Standard error goes to a file: a pipe that nobody reads could fill up and block the command.
+    with tempfile.TemporaryFile() as errors:
         try:
             process = subprocess.Popen(
                 command,
                 stdout=subprocess.PIPE,
-                stderr=said,
+                stderr=errors,
                 env=os.environ | {"LC_ALL": "C.UTF-8"},
             )
         except OSError as exc:
@@ -61,6 +63,6 @@ def _lines(command: Sequence[str]) -> Iterator[bytes]:
             assert process.stdout is not None
             yield from process.stdout
         if process.returncode:
-            said.seek(0)
-            words = said.read().decode(errors="replace").strip() or "no word about why"
-            raise AptError(f"{command[0]} failed: {words.splitlines()[-1]}")
+            errors.seek(0)
+            message = errors.read().decode(errors="replace").strip() or "it gave no reason"
+            raise AptError(f"{command[0]} failed: {message.splitlines()[-1]}")

@@ -1,8 +1,9 @@
-"""What a data set is once it is read: points, a label catalogue, and the report on both.
+"""A data set in memory: points, a label catalogue, and the report on both.
 
-A point's labels are one row of a sparse matrix. Rows without labels and blank titles are legal: the
-report counts them and training skips them. Nothing here touches a file (see formats.py), and text
-is joined but never cleaned: that is service.core.encoding.text, the same for training and serving.
+A point's labels are one row of a sparse matrix. Points without labels and with blank titles are
+legal: the report counts them and training skips them. formats.py reads and writes the files. This
+module joins texts and never cleans them: service.core.encoding.text does, the same for training and
+serving.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ Fields = Literal["title", "title+content"]
 
 @dataclass(frozen=True, slots=True)
 class LabelCatalogue:
-    """The labels in row order: `uids` are the stable ids a client sees."""
+    """The labels in the order of their rows; `uids` are the stable ids that a client sees."""
 
     uids: list[str]
     titles: list[str]
@@ -35,8 +36,9 @@ class LabelCatalogue:
 class Points:
     """Texts with their labels: row i of `labels` (n_points, n_labels) float32 belongs to text i.
 
-    A stored value is 1.0, or the relevance where the source gives one. `merged_targets` counts the
-    repeats of a label within one row that the reader merged (the larger relevance was kept).
+    A stored value is 1.0, or the relevance where the source gives one. `merged_targets` counts how
+    often a source repeated a label within one row; the reader merges repeats and keeps the larger
+    relevance. Raises ValueError where the lengths differ.
     """
 
     uids: list[str]
@@ -57,13 +59,13 @@ class Points:
         return len(self.uids)
 
     def take(self, rows: Sequence[int] | NDArray[np.integer]) -> Self:
-        """The points of these rows, in this order; merged targets are not followed through."""
-        picked = np.asarray(rows, dtype=np.int64)
+        """The points of these rows, in this order; their `merged_targets` is 0."""
+        indices = np.asarray(rows, dtype=np.int64)
         return type(self)(
-            uids=[self.uids[row] for row in picked],
-            titles=[self.titles[row] for row in picked],
-            contents=[self.contents[row] for row in picked],
-            labels=self.labels[picked],
+            uids=[self.uids[row] for row in indices],
+            titles=[self.titles[row] for row in indices],
+            contents=[self.contents[row] for row in indices],
+            labels=self.labels[indices],
         )
 
 
@@ -71,9 +73,9 @@ class Points:
 class Dataset:
     """A named data set; a filter is an (m, 2) int64 array of (row, label) pairs, or None.
 
-    Filter pairs are left out of predictions before they are scored: item-to-item sets name each
-    other, and their published test labels lack those pairs. `sha256` covers the bytes of the
-    source files.
+    Evaluation leaves the filter pairs out of predictions: items name each other, and the published
+    test labels of such data lack those pairs. `sha256` covers the bytes of the source files. Raises
+    ValueError where points and catalogue have different numbers of labels.
     """
 
     name: str
@@ -94,7 +96,7 @@ class Dataset:
 
 
 def point_texts(points: Points, fields: Fields) -> list[str]:
-    """The model's input text of every point."""
+    """The text of every point that the encoder reads."""
     return _join_fields(points.titles, points.contents, fields)
 
 
@@ -124,7 +126,7 @@ def _check_lengths(what: str, uids: list[str], titles: list[str], contents: list
 
 @dataclass(frozen=True, slots=True)
 class PointsReport:
-    """Counts over one part of a data set; duplicates count every copy after the first."""
+    """Counts over the training or the test points; duplicates are the copies after the first."""
 
     n_points: int
     labels_per_point_mean: float
@@ -139,7 +141,7 @@ class PointsReport:
 
 @dataclass(frozen=True, slots=True)
 class DataReport:
-    """What to look at before training; points per label are training points, over all labels."""
+    """Counts to look at before training. Points per label are training points, over all labels."""
 
     name: str
     sha256: str
@@ -163,7 +165,7 @@ class DataReport:
         return asdict(self)
 
     def as_text(self) -> str:
-        """The report as aligned lines, one count each, for a terminal."""
+        """The report for a terminal, one count a line, with the values in one column."""
         lines: list[tuple[str, object]] = []
         for key, value in self.as_dict().items():
             if isinstance(value, dict):
@@ -172,24 +174,24 @@ class DataReport:
                 lines.append((key, value))
         width = max(len(name) for name, _ in lines)
         return "\n".join(
-            f"{name.replace('_', ' '):<{width}}  {_plain(value)}" for name, value in lines
+            f"{name.replace('_', ' '):<{width}}  {_format(value)}" for name, value in lines
         )
 
 
 def report(dataset: Dataset, fields: Fields) -> DataReport:
-    """Counts sizes, gaps and duplicates; texts are compared as the model would read them."""
+    """Count sizes, gaps and duplicates. Two texts are equal if the encoder reads the same text."""
     train_texts = point_texts(dataset.train, fields)
     test_texts = point_texts(dataset.test, fields) if dataset.test is not None else []
     names = label_texts(dataset.labels, fields)
     per_label = np.bincount(dataset.train.labels.indices, minlength=len(dataset.labels))
-    seen = {text for text in train_texts if text.strip()}
+    distinct_train_texts = {text for text in train_texts if text.strip()}
     return DataReport(
         name=dataset.name,
         sha256=dataset.sha256,
         fields=fields,
         train=_report_points(dataset.train, train_texts),
         test=_report_points(dataset.test, test_texts) if dataset.test is not None else None,
-        test_texts_in_train=sum(text in seen for text in test_texts),
+        test_texts_in_train=sum(text in distinct_train_texts for text in test_texts),
         n_labels=len(dataset.labels),
         points_per_label_mean=_mean(per_label),
         points_per_label_median=float(np.median(per_label)) if per_label.size else 0.0,
@@ -227,12 +229,12 @@ def _count_blank(texts: list[str]) -> int:
 
 
 def _count_duplicates(texts: list[str]) -> int:
-    """Copies after the first; blank texts are counted elsewhere, so not again here."""
-    filled = [text for text in texts if text.strip()]
-    return len(filled) - len(set(filled))
+    """The number of copies after the first, without blank texts (see `_count_blank`)."""
+    texts = [text for text in texts if text.strip()]
+    return len(texts) - len(set(texts))
 
 
-def _plain(value: object) -> str:
+def _format(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.3f}"
     return f"{value:,}" if isinstance(value, int) else str(value)

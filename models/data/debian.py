@@ -1,8 +1,8 @@
-"""The packages of Debian or Ubuntu as a data set: from a package's text to the packages it names.
+"""Makes a data set of Debian's or Ubuntu's packages: from a package's text to related packages.
 
-`make_dataset` reads apt's index through models.data.apt_index; everything else here is a function
-of what was read. Points and labels share one name space (set `data.own_item`). Paragraphs and
-relations are parsed by python-debian, the parser of Debian's own tools.
+`make_dataset` reads apt's index through models.data.apt_index. The other functions read nothing.
+Points and labels are both packages (set `data.own_item`). python-debian, the parser of Debian's own
+tools, parses paragraphs and relations.
 """
 
 import hashlib
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RELATIONS = ("depends", "pre-depends", "recommends", "suggests", "enhances")
-MAX_SOURCES = 500  # a target named by more source packages than this says nothing (libc6)
-MAX_TARGETS = 100  # a package that names more is a list of packages, not related to them (med-bio)
-MIN_POINTS = 2  # of a label, one of them in training
-POINT_CHARS, LABEL_CHARS = 1200, 600
+# The limits are choices; each trades the size of the data set for its cleanness.
+MAX_SOURCES = 500  # more source packages than this name libc6 and the like: it says nothing of them
+MAX_TARGETS = 100  # a package that names more (med-bio) is a list of packages, not related to them
+MIN_POINTS = 2  # points that a label needs, one of them a training point
+POINT_CHARS, LABEL_CHARS = 1200, 600  # the start of a description says most; the files stay small
 TEST_SHARE = 0.2
 
 _AUXILIARY_SECTIONS = ("oldlibs", "debug")
@@ -53,12 +54,12 @@ class Package:
 
     @property
     def title(self) -> str:
-        """Name and short description, as apt's search prints them."""
+        """Name and short description, in the form of `apt-cache search`."""
         return f"{self.name} - {self.summary}"
 
     @property
     def is_auxiliary(self) -> bool:
-        """Whether it is there for upgrades or debugging only; such are neither point nor label."""
+        """Whether it serves upgrades or debugging only; such a package is no point and no label."""
         return (
             self.section.rpartition("/")[2] in _AUXILIARY_SECTIONS
             or self.name.endswith(_AUXILIARY_ENDINGS)
@@ -67,9 +68,10 @@ class Package:
 
 
 def make_dataset(out: Path, limit_points: int | None = None) -> Dataset:
-    """Build the data set from this machine's apt index, whole or not at all, and open it.
+    """Make the data set from this machine's apt index in the folder `out`, and open it.
 
-    `out` must not be there yet, or be empty. Raises AptError, DataError.
+    The folder appears whole or not at all. It must be empty or not exist yet. `limit_points` is the
+    size of a sample. Raises AptError and DataError.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise DataError(out, None, "a folder that is empty or not there yet", "something else")
@@ -87,9 +89,10 @@ def make_dataset(out: Path, limit_points: int | None = None) -> Dataset:
 
 
 def read_packages(lines: Iterable[bytes], descriptions: Mapping[str, str]) -> dict[str, Package]:
-    """The packages of a Packages list by name; of several architectures the first one counts.
+    """Parse a Packages list into packages by name; of several architectures the first one counts.
 
-    A long description stands in the paragraph itself or, by its MD5, in `descriptions`.
+    The long description stands in the paragraph itself, or in `descriptions` under its MD5. Raises
+    AptError where python-debian is not installed.
     """
     packages: dict[str, Package] = {}
     for paragraph in _paragraphs(lines):
@@ -103,14 +106,17 @@ def read_packages(lines: Iterable[bytes], descriptions: Mapping[str, str]) -> di
             source=paragraph.source or name,
             section=paragraph.get("section", ""),
             summary=summary.strip(),
-            text=_plain(text or descriptions.get(paragraph.get("description-md5", ""), "")),
+            text=_one_line(text or descriptions.get(paragraph.get("description-md5", ""), "")),
             targets=frozenset(alternative["name"] for group in groups for alternative in group),
         )
     return packages
 
 
 def read_descriptions(lines: Iterable[bytes]) -> dict[str, str]:
-    """The long descriptions of English translation lists, by the MD5 that Packages lists name."""
+    """Parse English translation lists into long descriptions, by the MD5 that Packages lists give.
+
+    Raises AptError where python-debian is not installed.
+    """
     return {
         paragraph["description-md5"]: paragraph["description-en"].partition("\n")[2]
         for paragraph in _paragraphs(lines)
@@ -118,31 +124,34 @@ def read_descriptions(lines: Iterable[bytes]) -> dict[str, str]:
 
 
 def related_packages(packages: Mapping[str, Package], limit_points: int | None = None) -> Dataset:
-    """Points, labels and the split, all in the order of the names; `sha256` is left empty.
+    """Make points, labels and the split, all in the order of the names; `sha256` stays empty.
 
-    With `limit_points`, a sample of that many points is taken first. Raises AptError.
+    `limit_points` is the size of a sample of the points, drawn first. Raises AptError where no
+    label has enough points.
     """
     targets = _targets(packages)
     if limit_points is not None:
         sample = sorted(targets, key=lambda name: _share(f"sample {name}"))[:limit_points]
         targets = {name: targets[name] for name in sample}
     tests = {name for name in targets if in_test(packages[name].source)}
-    counts = Counter(target for named in targets.values() for target in named)
-    trained = {target for name, named in targets.items() if name not in tests for target in named}
-    labels = sorted(name for name in trained if counts[name] >= MIN_POINTS)
+    counts = Counter(target for related in targets.values() for target in related)
+    in_training = {
+        target for name, related in targets.items() if name not in tests for target in related
+    }
+    labels = sorted(name for name in in_training if counts[name] >= MIN_POINTS)
     if not labels:
         raise AptError(
             f"no package is named by {MIN_POINTS} others: is `main` among apt's sources, "
             "or --limit-points too low?"
         )
     rows = {name: row for row, name in enumerate(labels)}
-    named_rows = {
+    label_rows = {
         name: sorted(rows[target] for target in targets[name] if target in rows)
         for name in sorted(targets)
     }
     train, test = (
-        {name: found for name, found in named_rows.items() if (name in tests) is held_out}
-        for held_out in (False, True)
+        {name: rows for name, rows in label_rows.items() if (name in tests) is is_test}
+        for is_test in (False, True)
     )
     return Dataset(
         name="debian",
@@ -160,7 +169,7 @@ def related_packages(packages: Mapping[str, Package], limit_points: int | None =
 
 
 def in_test(source: str) -> bool:
-    """Whether a source package's points are test points: libfoo1 and libfoo-dev stay together.
+    """Whether a source package's points are test points; libfoo1 and libfoo-dev stay together.
 
     >>> in_test("bash"), in_test("vim")
     (False, True)
@@ -169,7 +178,7 @@ def in_test(source: str) -> bool:
 
 
 def _targets(packages: Mapping[str, Package]) -> dict[str, set[str]]:
-    """The related packages of each package that has some, before rare ones are dropped."""
+    """The related packages of each package that has some; rare labels are still among them."""
     sources: defaultdict[str, set[str]] = defaultdict(set)
     for package in packages.values():
         for target in package.targets:
@@ -188,22 +197,22 @@ def _targets(packages: Mapping[str, Package]) -> dict[str, set[str]]:
         for name, package in packages.items()
         if not package.is_auxiliary
     }
-    return {name: found for name, found in targets.items() if 0 < len(found) <= MAX_TARGETS}
+    return {name: related for name, related in targets.items() if 0 < len(related) <= MAX_TARGETS}
 
 
 def _points(
-    packages: Mapping[str, Package], named_rows: Mapping[str, list[int]], n_labels: int
+    packages: Mapping[str, Package], label_rows: Mapping[str, list[int]], n_labels: int
 ) -> Points:
-    """The points that have a label left."""
-    kept = {name: rows for name, rows in named_rows.items() if rows}
-    columns = np.array([row for rows in kept.values() for row in rows], np.int64)
-    ends = np.cumsum([0, *map(len, kept.values())])
+    """The packages that have a label, as points."""
+    labelled = {name: rows for name, rows in label_rows.items() if rows}
+    columns = np.array([row for rows in labelled.values() for row in rows], np.int64)
+    ends = np.cumsum([0, *map(len, labelled.values())])
     ones = np.ones(len(columns), np.float32)
     return Points(
-        uids=list(kept),
-        titles=[packages[name].title for name in kept],
-        contents=[packages[name].text[:POINT_CHARS] for name in kept],
-        labels=csr_array((ones, columns, ends), shape=(len(kept), n_labels)),
+        uids=list(labelled),
+        titles=[packages[name].title for name in labelled],
+        contents=[packages[name].text[:POINT_CHARS] for name in labelled],
+        labels=csr_array((ones, columns, ends), shape=(len(labelled), n_labels)),
     )
 
 
@@ -217,12 +226,12 @@ def _paragraphs(lines: Iterable[bytes]) -> "Iterator[Packages]":
     return Packages.iter_paragraphs(lines, use_apt_pkg=False)
 
 
-def _plain(text: str) -> str:
-    """A long description as one line; a blank and a full stop is how Debian writes a blank line."""
+def _one_line(text: str) -> str:
+    """A long description as one line. Debian writes a blank line as a blank and a full stop."""
     lines = (line for line in text.split("\n") if line != " .")
     return " ".join(" ".join(lines).split())
 
 
 def _share(name: str) -> float:
-    """A name as a number in [0, 1), the same on every machine."""
+    """Hash a name to a number in [0, 1), the same on every machine."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64

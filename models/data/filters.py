@@ -1,8 +1,9 @@
-"""Pairs of a row and a label that are left out: an item itself, and reciprocal pairs.
+"""Filter pairs: for a point, labels that do not count, such as the point's own and reciprocal ones.
 
-They are no negatives in training and no predictions in evaluation and serving (methods of the
-Extreme Classification Repository's item-to-item sets). In a data set they are (row, label) pairs;
-a bundle keeps them by item id, the uid of a point or a label, for that is what a caller can name.
+Training takes no negative from them; evaluation and serving leave them out of predictions. The
+Extreme Classification Repository does the same with its item-to-item sets. In a data set they are
+(row, label) pairs. A bundle stores them by item id, the uid of a point or a label, because a caller
+knows that id and no row.
 """
 
 from collections import defaultdict
@@ -20,7 +21,7 @@ Pairs = NDArray[np.int64]  # (m, 2): row, label
 
 
 def filtered_pairs(pairs: NDArray[np.integer] | None, n_rows: int, n_labels: int) -> csr_array:
-    """The (m, 2) pairs as a csr matrix (n_rows, n_labels) of ones; None is no pair.
+    """The (m, 2) pairs as a csr matrix (n_rows, n_labels) of ones; None means no pairs.
 
     >>> filtered_pairs(np.array([[1, 2], [1, 2], [0, 0]]), 2, 3).toarray()
     array([[1., 0., 0.],
@@ -34,7 +35,7 @@ def filtered_pairs(pairs: NDArray[np.integer] | None, n_rows: int, n_labels: int
 
 
 def with_own_items(dataset: Dataset) -> Dataset:
-    """The data set with every point's own label, the one of its uid, among the filtered pairs."""
+    """A copy of the data set whose filters also hold every point's own label, that of its uid."""
     rows: defaultdict[str, list[int]] = defaultdict(list)
     for row, uid in enumerate(dataset.labels.uids):
         rows[uid].append(row)
@@ -47,9 +48,10 @@ def with_own_items(dataset: Dataset) -> Dataset:
 
 
 def item_pairs(dataset: Dataset, own_item: bool) -> tuple[list[str], NDArray[np.int64]]:
-    """What to leave out for which item: item ids and, one for each, the label row.
+    """The filter pairs by item: a list of item ids, and (m,) the label row that each leaves out.
 
-    Of every filtered point; with `own_item` of every label too, whether it is a point or not.
+    They are the pairs of all points. With `own_item` every label also leaves out itself, whether a
+    point has its uid or not.
     """
     item_ids = list(dataset.labels.uids) if own_item else []
     rows = [np.arange(len(item_ids))]
@@ -60,9 +62,9 @@ def item_pairs(dataset: Dataset, own_item: bool) -> tuple[list[str], NDArray[np.
 
 
 def check_item_ids(dataset: Dataset, folder: Path) -> None:
-    """Refuse a filtered uid that names points with different titles. Raises DataError.
+    """Raise DataError where points with different titles share a uid that a filter names.
 
-    Answers are filtered by uid, so one of the two points would lose the labels of the other.
+    Serving filters by uid, so each of the points would lose the labels of the other.
     """
     titles = {
         points.uids[row]: points.titles[row]
@@ -89,5 +91,5 @@ def _parts(dataset: Dataset) -> list[tuple[Points, Pairs]]:
 
 def _with_own(points: Points, pairs: Pairs | None, rows: dict[str, list[int]]) -> Pairs:
     own = [(row, label) for row, uid in enumerate(points.uids) for label in rows.get(uid, ())]
-    found = np.array(own, np.int64).reshape(-1, 2)
-    return found if pairs is None else np.unique(np.concatenate([pairs, found]), axis=0)
+    own_pairs = np.array(own, np.int64).reshape(-1, 2)
+    return own_pairs if pairs is None else np.unique(np.concatenate([pairs, own_pairs]), axis=0)

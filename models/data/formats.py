@@ -1,8 +1,8 @@
-"""Opens a folder as a Dataset: finds the files, reads them, says what it looked for.
+"""Opens a folder as a Dataset, and writes one.
 
-Knows names, not contents: JSON lines are formats_jsonl.py, the sparse text formats and filter
-files formats_xc.py. A folder with two files for one part is refused, never guessed at. Sparse
-features without text are no Dataset here, for every model of this project reads text.
+This module knows the names of the files. formats_jsonl.py reads JSON lines, formats_xc.py filter
+files. It refuses a folder with two files for one part and never guesses. It reads no sparse
+features, because every model of this project reads text.
 """
 
 from pathlib import Path
@@ -13,14 +13,17 @@ from models.data.formats_lines import hash_files
 from models.data.formats_xc import Pairs, read_filter, write_filter
 from models.errors import DataError
 
-# The second half of each list are the names of the Extreme Classification Repository.
+# Both spellings of filter files occur in data sets of the Extreme Classification Repository.
 TEXT_ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 TRAIN_FILTER_NAMES = ("filter_labels_train.txt", "trn_filter_labels.txt")
 TEST_FILTER_NAMES = ("filter_labels_test.txt", "tst_filter_labels.txt")
 
 
 def open_dataset(folder: Path) -> Dataset:
-    """Reads `trn`, `lbl`, and `tst` and the filter files where they are there."""
+    """Read the files `trn` and `lbl`, and `tst` and the filter files where the folder has them.
+
+    Raises DataError where a file is missing, double or wrong.
+    """
     if not folder.is_dir():
         raise DataError(folder, None, "a folder with a data set", _describe(folder))
     train_path = _find_needed(folder, "trn")
@@ -35,7 +38,7 @@ def open_dataset(folder: Path) -> Dataset:
     test = read_points(test_path, len(labels)) if test_path else None
     train_filter_path = _find(folder, TRAIN_FILTER_NAMES)
     test_filter_path = _find(folder, TEST_FILTER_NAMES)
-    found = (train_path, label_path, test_path, train_filter_path, test_filter_path)
+    paths = (train_path, label_path, test_path, train_filter_path, test_filter_path)
     return Dataset(
         name=folder.resolve().name,
         train=train,
@@ -43,17 +46,17 @@ def open_dataset(folder: Path) -> Dataset:
         labels=labels,
         train_filter=_read_filter(train_filter_path, train, labels),
         test_filter=_read_filter(test_filter_path, test, labels),
-        sha256=hash_files(path for path in found if path),
+        sha256=hash_files(path for path in paths if path),
     )
 
 
 def write_dataset(folder: Path, dataset: Dataset) -> None:
-    """Writes a folder that `open_dataset` reads back; the folder must not hold one already."""
+    """Write a folder that `open_dataset` reads. Raises DataError where it holds a data set."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [name for part in ("trn", "tst", "lbl") for name in _text_names(part)]
-    taken = _find_all(folder, (*names, *TRAIN_FILTER_NAMES, *TEST_FILTER_NAMES))
-    if taken:
-        raise DataError(folder, None, "a folder without a data set in it", taken[0].name)
+    old_files = _find_all(folder, (*names, *TRAIN_FILTER_NAMES, *TEST_FILTER_NAMES))
+    if old_files:
+        raise DataError(folder, None, "a folder without a data set in it", old_files[0].name)
     write_labels(folder / "lbl.jsonl.gz", dataset.labels)
     write_points(folder / "trn.jsonl.gz", dataset.train)
     if dataset.test is not None:
@@ -80,17 +83,17 @@ def _find_needed(folder: Path, part: str) -> Path:
     names = _text_names(part)
     path = _find(folder, names)
     if path is None:
-        there = ", ".join(sorted(entry.name for entry in folder.iterdir())) or "an empty folder"
-        raise DataError(folder, None, f"one of {', '.join(names)}", there)
+        entries = ", ".join(sorted(entry.name for entry in folder.iterdir())) or "an empty folder"
+        raise DataError(folder, None, f"one of {', '.join(names)}", entries)
     return path
 
 
 def _find(folder: Path, names: tuple[str, ...]) -> Path | None:
-    found = _find_all(folder, names)
-    if len(found) > 1:
-        both = " and ".join(path.name for path in found)
+    paths = _find_all(folder, names)
+    if len(paths) > 1:
+        both = " and ".join(path.name for path in paths)
         raise DataError(folder, None, f"only one of {', '.join(names)}", both)
-    return found[0] if found else None
+    return paths[0] if paths else None
 
 
 def _find_all(folder: Path, names: tuple[str, ...]) -> list[Path]:

@@ -1,9 +1,10 @@
-"""JSON lines with text: `{"uid", "title", "content", "target_ind", "target_rel"}`, one a line.
+"""Reads and writes JSON lines with text.
 
-The raw-text form of the Extreme Classification Repository. `target_ind`
-holds 0-based line numbers of the label file. `content` may be absent or null, and a point without
-a `uid` gets its 0-based row; a label must have one, for it is the id that clients see. A label
-named twice in a row is merged and counted (real data has such rows); all else is a DataError.
+This is the raw-text form of the Extreme Classification Repository. Each line is
+`{"uid", "title", "content", "target_ind", "target_rel"}`. `target_ind` holds 0-based line numbers
+of the label file. `content` may be absent or null. A point without a `uid` gets its 0-based row; a
+label must have a `uid`, because clients see it. Where a line names a label twice, as real data
+does, the reader merges and counts it. Every other fault raises DataError.
 """
 
 from array import array
@@ -20,12 +21,12 @@ from models.data.dataset import LabelCatalogue, Points
 from models.data.formats_lines import quote, read_lines, write_lines
 from models.errors import DataError
 
-# A relevance must survive the cast to float32 as a finite number above zero.
+# A relevance in this range is still finite and above zero as float32.
 MIN_RELEVANCE, MAX_RELEVANCE = 1e-37, 1e38
 
 
 def read_labels(path: Path) -> LabelCatalogue:
-    """The label catalogue, in the order of its lines."""
+    """Read the label catalogue, in the order of its lines. Raises DataError."""
     uids, titles, contents = [], [], []
     for number, record in _records(path):
         uids.append(_uid(record, path, number, default=None))
@@ -35,7 +36,10 @@ def read_labels(path: Path) -> LabelCatalogue:
 
 
 def read_points(path: Path, n_labels: int) -> Points:
-    """The points, with labels as an (n_points, n_labels) float32 matrix of sorted rows."""
+    """Read points; their labels are (n_points, n_labels) float32 with sorted rows.
+
+    Raises DataError.
+    """
     uids, titles, contents = [], [], []
     targets = _Targets(path, n_labels)
     for number, record in _records(path):
@@ -48,7 +52,7 @@ def read_points(path: Path, n_labels: int) -> Points:
 
 
 def write_labels(path: Path, labels: LabelCatalogue) -> None:
-    """Writes the catalogue; a name that ends in .gz is compressed."""
+    """Write the catalogue, gzipped where the name ends in .gz."""
     write_lines(
         path,
         (
@@ -59,7 +63,10 @@ def write_labels(path: Path, labels: LabelCatalogue) -> None:
 
 
 def write_points(path: Path, points: Points) -> None:
-    """Writes the points; `target_rel` is written only where some relevance is not 1."""
+    """Write the points, with `target_rel` only where some relevance is not 1.
+
+    Raises ValueError for a relevance out of range.
+    """
     relevance = points.labels.data
     if not ((relevance >= MIN_RELEVANCE) & (relevance <= MAX_RELEVANCE)).all():
         raise ValueError(
@@ -127,7 +134,7 @@ def _show(record: dict[str, Any], key: str) -> str:
 
 @dataclass(slots=True)
 class _Targets:
-    """Collects the target lists of a file; flat arrays, for there may be a hundred million."""
+    """Collects the target lists of a file, in flat arrays as there may be a hundred million."""
 
     path: Path
     n_labels: int
@@ -170,12 +177,12 @@ class _Targets:
         columns = np.array(self.columns, dtype=np.int64)
         values = np.array(self.values, dtype=np.float32)
         rows = np.repeat(np.arange(len(ends) - 1), np.diff(ends))
-        # Rows stay together, columns ascend, and the largest relevance of a repeat comes first.
+        # Sort by row, then by column, and put the largest relevance of a repeated label first.
         order = np.lexsort((-values, columns, rows))
         rows, columns, values = rows[order], columns[order], values[order]
         first = np.ones(len(rows), dtype=bool)
         first[1:] = (rows[1:] != rows[:-1]) | (columns[1:] != columns[:-1])
-        kept_ends = np.searchsorted(rows[first], np.arange(len(ends)))
+        row_ends = np.searchsorted(rows[first], np.arange(len(ends)))
         shape = (len(ends) - 1, self.n_labels)
-        labels = csr_array((values[first], columns[first], kept_ends), shape=shape)
+        labels = csr_array((values[first], columns[first], row_ends), shape=shape)
         return labels, int((~first).sum())

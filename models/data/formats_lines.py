@@ -1,8 +1,8 @@
-"""Numbered lines in, whole files out: the file access under every format.
+"""Reads and writes files of lines for all formats; the suffix .gz means gzip.
 
-Reads plain or gzipped (by the suffix .gz) text line by line and turns each way a file can fail to
-be read into a DataError. Writes through a temporary sibling, so a reader never meets half a file.
-What a line means is not known here.
+The reader numbers the lines and raises DataError for every file that it cannot read. The writer
+writes whole files: it renames a temporary file, so that nobody reads half of one. The formats parse
+the lines.
 """
 
 import gzip
@@ -19,9 +19,10 @@ COMPRESSION_LEVEL = 6  # gzip's own default; level 9 costs twice the time for ab
 
 
 def read_lines(path: Path, *, blank_rows: bool = False) -> Iterator[tuple[int, bytes]]:
-    """(line number from 1, line without its ending); a blank line is an error unless it is a row.
+    """Yield (line number from 1, line without its ending).
 
-    CRLF endings and a last line without an ending are legal. UTF-8 is the format's to check.
+    CRLF endings and a last line without an ending are legal. The format checks for UTF-8. Raises
+    DataError for a file that cannot be read, and for a blank line unless `blank_rows` allows it.
     """
     number = 0
     try:
@@ -37,22 +38,22 @@ def read_lines(path: Path, *, blank_rows: bool = False) -> Iterator[tuple[int, b
 
 
 def open_bytes(path: Path) -> BinaryIO | gzip.GzipFile:
-    """The file's bytes, unpacked where the name ends in .gz."""
+    """Open a file for its bytes, unpacked where the name ends in .gz. Raises OSError."""
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 
 def quote(line: bytes) -> str:
-    """A line as an error message shows it; bytes that are not UTF-8 stay visible as escapes."""
+    """A line for an error message, with escapes for bytes that are not UTF-8."""
     return repr(line.decode("utf-8", errors="backslashreplace"))
 
 
 def write_lines(path: Path, lines: Iterable[bytes]) -> None:
-    """Writes the lines, each ended by a newline, all or nothing; the same lines, the same bytes."""
+    """Write the lines, each with a newline, into a whole file. Equal lines give equal bytes."""
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
             if path.suffix == ".gz":
-                # No name and no time in the header: the bytes depend on the content alone.
+                # Without a name and a time in the header the bytes depend only on the content.
                 with gzip.GzipFile("", "wb", COMPRESSION_LEVEL, file, mtime=0) as packed:
                     packed.writelines(line + b"\n" for line in lines)
             else:
@@ -62,7 +63,7 @@ def write_lines(path: Path, lines: Iterable[bytes]) -> None:
 
 
 def hash_files(paths: Iterable[Path]) -> str:
-    """SHA-256 over the names and bytes of these files, whatever their order."""
+    """SHA-256 (hex) over the names and bytes of the files; their order does not matter."""
     total = hashlib.sha256()
     for path in sorted(paths, key=lambda path: path.name):
         with path.open("rb") as file:

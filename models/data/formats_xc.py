@@ -1,9 +1,9 @@
-"""The sparse text formats of the Extreme Classification Repository, and its filter files.
+"""Reads and writes the Extreme Classification Repository's sparse text formats and filter files.
 
-Three layouts: the old single file with features and labels in one, the
-newer split files with one matrix each, and plain `row label` pairs. Everything counts from zero.
-Numbers are float64 and written with as many digits as it takes to read the same number back. In
-the first two a blank line is a row without entries, so the header's row count is what is checked.
+There are three layouts: the old single file of features and labels, the newer split files of one
+matrix each, and filter files of `row label` pairs. Rows and columns count from zero. Values are
+float64; the writer gives the fewest digits that read back as the same number. In the first two
+layouts a blank line is a row without entries, so the reader checks the header's number of rows.
 """
 
 import math
@@ -24,7 +24,10 @@ Pairs = NDArray[np.int64]  # (m, 2): row, label
 
 
 def read_sparse(path: Path) -> csr_array:
-    """A split file (`trn_X_Xf.txt`, `trn_X_Y.txt`, ...): header `rows cols`, then its rows."""
+    """Read a split file (`trn_X_Xf.txt`, `trn_X_Y.txt`, ...): a header `rows cols`, then the rows.
+
+    Raises DataError.
+    """
     lines = read_lines(path, blank_rows=True)
     n_rows, n_columns = _read_header(path, lines, "rows cols")
     rows = _Rows(path, n_columns, "column")
@@ -34,16 +37,20 @@ def read_sparse(path: Path) -> csr_array:
 
 
 def write_sparse(path: Path, matrix: csr_array) -> None:
-    """Writes a split file; `read_sparse` gives the same matrix back."""
+    """Write a split file that `read_sparse` reads as the same matrix.
+
+    Raises ValueError for a value that is not finite.
+    """
     matrix = _writable(matrix)
     header = "{} {}".format(*matrix.shape)
     write_lines(path, [header.encode(), *_pair_lines(matrix)])
 
 
 def read_bow(path: Path) -> tuple[csr_array, csr_array]:
-    """The old single file: (features, labels); a line is `label,label feature:value ...`.
+    """Read the old single file into features (n, n_features) and labels (n, n_labels).
 
-    A point without labels starts with a space.
+    A line is `label,label feature:value ...`; that of a point without labels starts with a space.
+    Raises DataError.
     """
     lines = read_lines(path, blank_rows=True)
     n_rows, n_features, n_labels = _read_header(path, lines, "num_points num_features num_labels")
@@ -57,7 +64,10 @@ def read_bow(path: Path) -> tuple[csr_array, csr_array]:
 
 
 def write_bow(path: Path, features: csr_array, labels: csr_array) -> None:
-    """Writes the old single file; label values are not kept, for the format has no place."""
+    """Write the old single file, without the labels' values, which the format has no place for.
+
+    Raises ValueError for different numbers of rows and for a value that is not finite.
+    """
     if features.shape[0] != labels.shape[0]:
         raise ValueError(
             f"features has {features.shape[0]} rows and labels {labels.shape[0]}; give one each "
@@ -75,7 +85,7 @@ def write_bow(path: Path, features: csr_array, labels: csr_array) -> None:
 
 
 def read_filter(path: Path, n_rows: int, n_labels: int) -> Pairs:
-    """The `row label` pairs to leave out of predictions; the file may be empty."""
+    """Read the (m, 2) `row label` pairs of a filter file, which may be empty. Raises DataError."""
     flat: list[int] = []
     for number, line in read_lines(path):
         try:
@@ -90,7 +100,7 @@ def read_filter(path: Path, n_rows: int, n_labels: int) -> Pairs:
 
 
 def write_filter(path: Path, pairs: Pairs) -> None:
-    """Writes one pair a line, in the order given."""
+    """Write one pair a line, in their order."""
     write_lines(path, (f"{row} {label}".encode() for row, label in pairs.tolist()))
 
 
@@ -106,7 +116,7 @@ def _read_header(path: Path, lines: Iterator[tuple[int, bytes]], names: str) -> 
 
 
 def _whole(token: bytes) -> int:
-    # Python itself would also read "1_0" and "+1"; the formats know neither.
+    # int() would also read "1_0" and "+1", which the formats do not allow.
     if not token.isdigit():
         raise ValueError(f"{token!r} is not a whole number")
     return int(token)
@@ -121,7 +131,7 @@ def _parse_pairs(line: bytes) -> tuple[list[int], list[float]]:
 
 @dataclass(slots=True)
 class _Rows:
-    """Collects the rows of one matrix, checking each as it comes."""
+    """Collects the rows of one matrix and checks each; `what` names its columns in errors."""
 
     path: Path
     n_columns: int
@@ -131,7 +141,7 @@ class _Rows:
     ends: "array[int]" = field(default_factory=lambda: array("q", [0]))
 
     def add_pairs(self, number: int, line: bytes) -> None:
-        """Takes a line of `column:value` pairs."""
+        """Add a row from a line of `column:value` pairs."""
         try:
             columns, values = _parse_pairs(line)
         except ValueError:
@@ -142,7 +152,7 @@ class _Rows:
         self._add(number, columns, values)
 
     def add_list(self, number: int, line: bytes) -> None:
-        """Takes a list of columns with commas between, each of value 1."""
+        """Add a row from a list of columns with commas between; each value is 1."""
         try:
             columns = [_whole(column) for column in line.split(b",")] if line else []
         except ValueError:
@@ -156,18 +166,18 @@ class _Rows:
             raise DataError(self.path, number, expected, str(max(columns)))
         if len(set(columns)) < len(columns):
             expected = f"every {self.what} once in a row"
-            twice = next(column for column in columns if columns.count(column) > 1)
-            raise DataError(self.path, number, expected, f"{twice} again")
+            repeat = next(column for column in columns if columns.count(column) > 1)
+            raise DataError(self.path, number, expected, f"{repeat} again")
         self.columns.extend(columns)
         self.values.extend(values)
         self.ends.append(len(self.columns))
 
     def matrix(self, n_rows: int) -> csr_array:
-        """The matrix with sorted rows, once the file has given as many as its header said."""
-        found = len(self.ends) - 1
-        if found != n_rows:
+        """The matrix with sorted rows. Raises DataError where the header says another number."""
+        n_lines = len(self.ends) - 1
+        if n_lines != n_rows:
             expected = f"{n_rows} lines after the header, as it says"
-            raise DataError(self.path, found + 1, expected, f"{found}")
+            raise DataError(self.path, n_lines + 1, expected, f"{n_lines}")
         parts = (np.array(self.values), np.array(self.columns), np.array(self.ends))
         matrix = csr_array(parts, shape=(n_rows, self.n_columns), dtype=np.float64)
         matrix.sort_indices()
@@ -175,7 +185,7 @@ class _Rows:
 
 
 def _writable(matrix: csr_array) -> csr_array:
-    """A copy with sorted rows and repeats summed, refused if it holds what no reader accepts."""
+    """A copy with sorted rows and repeats summed. Raises ValueError for NaN and infinity."""
     matrix = csr_array(matrix, dtype=np.float64, copy=True)
     matrix.sum_duplicates()
     if not np.isfinite(matrix.data).all():

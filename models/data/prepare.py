@@ -1,6 +1,6 @@
-"""From a data folder to what a method trains on: split, tokenized, counted.
+"""Prepares a data set for training: opens it, cuts the validation split and tokenizes the texts.
 
-Every stage comes through here, so all of them see the same split and the same tokens.
+Every stage prepares its data here, so that all have the same split and the same tokens.
 """
 
 import hashlib
@@ -27,22 +27,21 @@ from service.core.encoding.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Rows of the training points that are trained on, and those that everything is chosen on."""
+    """Rows (n,) of the data set's training points: those to train on, and those to choose by."""
 
     train_rows: NDArray[np.int64]
     validation_rows: NDArray[np.int64]
 
     @property
     def sha256(self) -> str:
-        """Names the split: the hash of the rows that are set aside."""
+        """SHA-256 (hex) of the validation rows, which identifies the split."""
         return hashlib.sha256(self.validation_rows.astype("<i8").tobytes()).hexdigest()
 
 
 def load_config_with_data(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """A configuration as `load_config` reads it, whose data folder is there.
+    """Read a configuration and check that its data folder exists. Raises ConfigError.
 
-    Raises ConfigError, which for a folder that is not there repeats what the file says of it after
-    `Data:` in the comment at its head.
+    The error about a missing folder repeats what the file's first comment says after `Data:`.
     """
     config = load_config(path, overrides)
     folder = config.data.path
@@ -56,7 +55,7 @@ def load_config_with_data(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def _data_advice(path: Path, folder: str) -> str:
-    """What the file says about where this folder comes from; empty if it says nothing."""
+    """The text after `Data:` in the file's first comment, where it names the folder; else empty."""
     lines = path.read_text(encoding="utf-8").splitlines()
     head = [line.strip("# ") for line in takewhile(lambda line: line.startswith("#"), lines)]
     advice = " ".join(head).partition("Data: ")[2]
@@ -64,7 +63,7 @@ def _data_advice(path: Path, folder: str) -> str:
 
 
 def open_configured(config: Config) -> Dataset:
-    """The data set of a config, with the filters that `data.own_item` adds. Raises DataError."""
+    """Open the data set of a configuration; `data.own_item` adds filters. Raises DataError."""
     folder = Path(config.data.path)
     dataset = open_dataset(folder)
     check_item_ids(dataset, folder)
@@ -72,17 +71,18 @@ def open_configured(config: Config) -> Dataset:
 
 
 def split(config: Config, dataset: Dataset) -> Split:
-    """Cut the validation split; the same for the same config and data.
+    """Cut the validation split. The same configuration and data give the same split.
 
-    Raises ConfigError, and DataError where no point has a label.
+    Raises DataError where no point has a label, and ConfigError where `validation.points` is too
+    large or no point can leave training.
     """
     if not dataset.train.labels.nnz:
         expected = "training points of which some have labels"
         raise DataError(Path(config.data.path), None, expected, "none that has one")
-    wanted = config.validation.points
-    if wanted * 2 > len(dataset.train):
+    n_points = config.validation.points
+    if n_points * 2 > len(dataset.train):
         raise ConfigError(
-            f"validation.points is {wanted}, the data has {len(dataset.train)} training points: "
+            f"validation.points is {n_points}, the data has {len(dataset.train)} training points: "
             "lower it to less than half of them"
         )
     texts = dataset.train.contents
@@ -91,15 +91,15 @@ def split(config: Config, dataset: Dataset) -> Split:
     train_rows, validation_rows = validation_split(
         dataset.train,
         texts,
-        n=wanted,
+        n=n_points,
         rng=Rng.from_seed(config.seed).numpy,
         group=config.validation.group,
     )
     if not len(validation_rows):
         raise ConfigError(
-            f"validation.points is {wanted}, but no point can be set aside without leaving a label "
-            "no training point or cutting a series in two: set validation.group to none, or give "
-            "more points"
+            f"validation.points is {n_points}, but no point can be set aside without taking a "
+            "label's last training point or cutting a series in two: set validation.group to none, "
+            "or give more points"
         )
     return Split(train_rows, validation_rows)
 

@@ -1,9 +1,10 @@
-"""Sets points aside for validation so that near-copies never sit on both sides.
+"""Cuts the validation split so that training and validation share no near-copies.
 
-Volumes of one work differ by a number; with one in training and one in validation, the score
-measures memory. So points are grouped by a series key and whole groups move. Items that come from
-one source, such as packages, have names of their own but contents that open alike. No test points
-are made here: a published test split stays as it is.
+Volumes of one work differ by a number. With one volume in training and another in validation, a
+score would measure memory. So whole groups of points with the same key go to one side. The key is
+the start of the title for volumes of a series. Items of one source, such as packages, have
+different names but contents that begin alike, so there the key is the start of the content. A
+published test split stays as it is.
 """
 
 import re
@@ -19,7 +20,7 @@ from models.data.dataset import Points
 Grouping = Literal["series", "content", "none"]
 Rows = NDArray[np.int64]
 
-# "part", "book" and "no" are ordinary words ("The Book of Tea") unless a number follows.
+# "part", "book" and "no" end a series title only before a number ("The Book of Tea" has none).
 _SERIES_END = re.compile(
     r"[:;–—―]|--|\s-\s|\bvol(?:ume)?s?\b"
     r"|\b(?:parts?|books?|no|nos|number)\b\.?\s*(?:the\s+)?"
@@ -28,13 +29,15 @@ _SERIES_END = re.compile(
     re.IGNORECASE,
 )
 _NOT_LETTERS = re.compile(r"[\W\d_]+")
-_OPENING_CHARS = 60
-_SOURCES_AT_LEAST = 50
-"""One source can hold hundreds of items that are right or wrong together."""
+_OPENING_CHARS = 60  # a choice: about ten words, as many as packages of one source share
+_MIN_SOURCES = 50
+"""Groups by content that validation has at least, where there are as many (a choice).
+
+One source can have hundreds of items, which a model gets right or wrong together."""
 
 
 def series_key(text: str) -> str:
-    """The part of a title that the volumes of a work share; empty where nothing is left.
+    """The part of a title that all volumes of a work share; empty where that has no letters.
 
     >>> series_key("Critical Miscellanies, (Vol. 3 of 3), Essay 2: The Death of Mr Mill")
     'critical miscellanies'
@@ -48,7 +51,7 @@ def series_key(text: str) -> str:
 
 
 def opening_key(text: str) -> str:
-    """How a content begins; empty where that has no letters.
+    """The start of a content, without digits and punctuation; empty where it has no letters.
 
     >>> opening_key("GNU R is a system.  This package holds its manuals, as HTML and text.")
     'gnu r is a system this package holds its manuals as html'
@@ -64,13 +67,18 @@ def validation_split(
     n: int,
     group: Grouping = "series",
 ) -> tuple[Rows, Rows]:
-    """(training rows, validation rows), both ascending, together every row once.
+    """Split the rows of `points` into (training rows, validation rows), both ascending.
 
-    `texts` are what points are grouped by: titles for `series`, contents for `content`. Draws whole
-    groups until `n` points are set aside; never more, and fewer where groups run out; of contents,
-    no group of over a fiftieth of them. A group with a point that has no label stays in training.
-    Groups that would take a label's last training point stay there too, and those that did take it
-    together go back: the count then falls a little short.
+    `texts` (one a point) make the groups: titles for `series`, contents for `content`. The function
+    draws whole groups at random until validation has `n` points. It never takes more, and fewer
+    where no more groups fit. These groups stay in training:
+
+    - a group with a point that has no label;
+    - with group "content", one of more than a fiftieth of the validation points;
+    - one that has the only points of a label. Where several groups together would take all points
+      of a label, one of them goes back to training.
+
+    Raises ValueError where the arguments do not fit together.
     """
     if not 0 < n < len(points):
         raise ValueError(f"n is {n}; give at least 1 and fewer than the {len(points)} points")
@@ -82,7 +90,7 @@ def validation_split(
     movable[group_rows[np.diff(points.labels.indptr) == 0]] = False
     sizes = np.bincount(group_rows, minlength=n_groups)
     if group == "content":
-        movable[sizes > max(1, n // _SOURCES_AT_LEAST)] = False
+        movable[sizes > max(1, n // _MIN_SOURCES)] = False
     holders = _Holders.of(points, group_rows)
     movable[holders.sole_groups()] = False
     order = rng.permutation(n_groups)
@@ -93,13 +101,13 @@ def validation_split(
 
 
 def _group_rows(texts: Sequence[str], group: Grouping) -> Rows:
-    """A group number for every row, counted from 0 in order of appearance."""
+    """The group number (n,) of every text, from 0 in order of appearance."""
     if group == "none":
         return np.arange(len(texts), dtype=np.int64)
     if group not in _KEYS:
         raise ValueError(f'group is {group!r}; use "series", "content" or "none"')
     numbers: dict[str | int, int] = {}
-    # Where the key is empty ("1984"), only the same text shares a group; blank texts share none.
+    # Where the key is empty ("1984"), only equal texts share a group. Blank texts share no group.
     keys = ((_KEYS[group](text) or f"={text.strip()}", row) for row, text in enumerate(texts))
     return np.array(
         [numbers.setdefault(row if key == "=" else key, len(numbers)) for key, row in keys],
@@ -110,21 +118,22 @@ def _group_rows(texts: Sequence[str], group: Grouping) -> Rows:
 _KEYS: Final = {"series": series_key, "content": opening_key}
 
 
-def _draw(order: Rows, sizes: Rows, wanted: int) -> NDArray[np.bool_]:
-    """Takes groups in this order, skipping those that would go past what is wanted."""
+def _draw(order: Rows, sizes: Rows, target: int) -> NDArray[np.bool_]:
+    """Take groups in this order until they have `target` points; skip groups that are too large."""
     drawn = np.zeros(len(sizes), dtype=bool)
+    remaining = target
     for group in order:
-        if wanted == 0:
+        if remaining == 0:
             break
-        if sizes[group] <= wanted:
+        if sizes[group] <= remaining:
             drawn[group] = True
-            wanted -= sizes[group]
+            remaining -= sizes[group]
     return drawn
 
 
 @dataclass(frozen=True, slots=True)
 class _Holders:
-    """Which groups have a point with which label, each pair once."""
+    """All pairs of a group and a label that a point of the group has, each pair once."""
 
     groups: Rows
     labels: Rows
@@ -138,13 +147,13 @@ class _Holders:
         return cls(pairs // n_labels, pairs % n_labels, n_labels)
 
     def sole_groups(self) -> Rows:
-        """Groups that are alone in having some label: these can never leave training."""
+        """The groups that have all points of some label; they can never leave training."""
         n_groups = np.bincount(self.labels, minlength=self.n_labels)
         return self.groups[n_groups[self.labels] == 1]
 
     def groups_to_return(self, drawn: NDArray[np.bool_]) -> Rows:
-        """One drawn group for every label that the draw has left without a training point."""
-        left = np.bincount(self.labels[~drawn[self.groups]], minlength=self.n_labels)
-        bare = np.flatnonzero(left[self.labels] == 0)
+        """For every label without a training point after the draw, one group that has the label."""
+        n_training = np.bincount(self.labels[~drawn[self.groups]], minlength=self.n_labels)
+        bare = np.flatnonzero(n_training[self.labels] == 0)
         _, first = np.unique(self.labels[bare], return_index=True)
         return self.groups[bare[first]]

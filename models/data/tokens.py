@@ -1,7 +1,7 @@
-"""Texts as token ids, split once and held flat, so that a training batch is a slice and a pad.
+"""Texts as token ids in one flat array, from which a training batch is cut and padded.
 
-Splitting goes through service.core.encoding.tokenizer, the code that serves: training and serving
-cannot differ in text cleaning, special tokens or truncation.
+service.core.encoding.tokenizer makes the tokens in training and in serving, so that the two cannot
+differ in text cleaning, special tokens or truncation.
 """
 
 from collections.abc import Sequence
@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from service.core.encoding.tokenizer import Tokenizer
 from service.core.types import TokenBatch
 
-_TEXTS_AT_ONCE = 8192
+_TEXTS_AT_ONCE = 8192  # a choice: it bounds the tokenizer's objects in memory
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizedTexts:
     """Token ids of n texts end to end: text i is `ids[offsets[i]:offsets[i + 1]]`.
 
-    `pooled` (n, width) holds what a frozen transformer makes of them, where there is one.
+    `pooled` (n, width) holds a frozen transformer's pooled rows of the texts, where there is one.
+    `n_truncated` counts the texts that were too long.
     """
 
     ids: NDArray[np.int32]
@@ -32,37 +33,40 @@ class TokenizedTexts:
         return len(self.offsets) - 1
 
     def batch(self, rows: NDArray[np.int64]) -> TokenBatch:
-        """The texts of these rows, padded with zeros to the longest."""
+        """The texts of these rows, padded with zeros to the length of the longest."""
         starts = self.offsets[rows]
         lengths = self.offsets[rows + 1] - starts
         columns = np.arange(int(lengths.max(initial=1)))
         mask = columns < lengths[:, None]
-        # Positions past a text's end are clipped and then masked out, so nothing is read wrongly.
+        # Clipping keeps the positions behind a text's end in range; the mask hides what they read.
         positions = np.minimum(starts[:, None] + columns, len(self.ids) - 1)
         padded = np.where(mask, self.ids[positions], 0).astype(np.int64)
         return TokenBatch(padded, mask.astype(np.int64), np.zeros(len(rows), np.bool_))
 
     def batches_by_length(self, tokens: int) -> list[NDArray[np.int64]]:
-        """All rows in batches of at most `tokens` padded tokens: like lengths, little padding."""
+        """All rows in batches of texts of similar length, so that there is little padding.
+
+        A batch has at most `tokens` tokens with padding, or a single text.
+        """
         lengths = np.diff(self.offsets)
         order = np.argsort(-lengths, kind="stable")
         batches = []
         start = 0
         while start < len(order):
-            # A source's tokenizer may know no special tokens; an empty text is then none at all.
+            # A tokenizer without special tokens makes no token of an empty text.
             size = max(1, tokens // max(1, int(lengths[order[start]])))
             batches.append(order[start : start + size])
             start += size
         return batches
 
     def slice(self, part: slice) -> "TokenizedTexts":
-        """The texts of a contiguous part; all of them cost nothing."""
+        """The texts of a contiguous part; a part that is the whole copies nothing."""
         if part == slice(0, len(self)):
             return self
         return self.take(np.arange(len(self))[part])
 
     def take(self, rows: NDArray[np.int64]) -> "TokenizedTexts":
-        """The texts of these rows, in this order."""
+        """The texts of these rows, in this order; `n_truncated` stays that of all texts."""
         lengths = np.diff(self.offsets)[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         shifts = np.repeat(self.offsets[rows] - offsets[:-1], lengths)
@@ -72,7 +76,7 @@ class TokenizedTexts:
 
 
 def tokenize_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> TokenizedTexts:
-    """Split all texts; special tokens are added, so none comes out empty."""
+    """Tokenize all texts, with the special tokens that the tokenizer adds."""
     parts: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
     lengths: list[int] = [0]
     n_truncated = 0
@@ -85,7 +89,7 @@ def tokenize_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> TokenizedTexts
 
 
 def concatenate(first: TokenizedTexts, second: TokenizedTexts) -> TokenizedTexts:
-    """The texts of both, in this order."""
+    """The texts of both, in this order. They have pooled rows where both have."""
     pooled = None
     if first.pooled is not None and second.pooled is not None:
         pooled = np.concatenate([first.pooled, second.pooled])

@@ -1,1 +1,1 @@
-"""Encoders: a bag of words, a transformer, a frozen one."""
+"""The encoders: a bag of words, a transformer, both beside each other, and a frozen transformer."""

@@ -1,12 +1,13 @@
-"""The bag encoder: word vectors plus vectors of hashed neighbouring pairs, summed, to unit norm.
+"""The bag encoder: the sum of word vectors and of vectors of neighbouring pairs, at unit norm.
 
-It has no layers, so one text costs a few microseconds on a CPU; what order of words it knows, it
-knows from the pairs. Pairs are hashed by `hash_pairs`, which is also traced into the ONNX graph, so
-training and serving cannot hash differently. The mean of the design is a sum here: after scaling to
-unit norm the two are the same vector. The graph that serves is models.export.export_onnx's: it has
-the same arithmetic over padded batches, and the parity gate compares the two.
+It has no layers, so one text costs a few microseconds on a CPU. Only the pairs tell it about the
+order of words. `hash_pairs` maps a pair to a row of a fixed table. The tracer puts the same
+function into the ONNX graph, so training and serving cannot hash differently. A sum serves as well
+as a mean, because the two are the same vector at unit norm. models.export.export_onnx makes the
+graph that serves; it does the same arithmetic over padded batches, and the parity gate compares
+the two.
 
-Hashing of pieces into a fixed table: Weinberger et al., 2009. Bags of pieces and pairs as a text
+Hashing of features into a fixed table: Weinberger et al., 2009. Bags of words and pairs as a text
 encoder: Joulin et al., 2017 (fastText).
 """
 
@@ -25,15 +26,20 @@ from models.encoders.source import TOKENIZER_FILE, locate, word_vectors
 from models.errors import SourceError
 from service.core.encoding.text import normalise
 
+# Three primes; the last is 2^31 - 1. They are a choice, and part of every trained table: with other
+# numbers a trained encoder would read the wrong rows.
 _FIRST_FACTOR = 1_000_003
 _SECOND_FACTOR = 7_919
 _HASH_PRIME = 2_147_483_647
-EPSILON = 1e-6
+EPSILON = 1e-6  # least norm to divide by; a choice, far below the norm of any text
 _SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
 
 class BagEncoder(nn.Module):
-    """`words` (vocabulary, dim) and `pairs` (buckets, dim); gradients are row-sparse."""
+    """Two tables, `words` (vocabulary, dim) and `pairs` (buckets, dim), with row-sparse gradients.
+
+    `words` of the constructor are the initial word vectors (vocabulary, dim). Pairs start at zero.
+    """
 
     def __init__(self, words: Tensor, pair_buckets: int) -> None:
         super().__init__()
@@ -50,7 +56,7 @@ class BagEncoder(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, pooled: Tensor | None = None
     ) -> Tensor:
-        """Token ids and mask (n, length) to unit rows (n, dim); `pooled` is for transformers."""
+        """Embed token ids and mask (n, length) as unit rows (n, dim); a bag ignores `pooled`."""
         words = _masked_sum(self.words, input_ids, attention_mask)  # (n, dim)
         pair_ids = hash_pairs(input_ids, self.pairs.num_embeddings)  # (n, length - 1)
         pairs = _masked_sum(self.pairs, pair_ids, attention_mask[:, 1:])
@@ -60,8 +66,8 @@ class BagEncoder(nn.Module):
     def weigh_words(self, token_ids: NDArray[np.int32], smoothing: float) -> None:
         """Scale each word vector by smoothing / (smoothing + its share of `token_ids`).
 
-        Smooth inverse frequency (Arora et al., 2017): frequent words say little, and a sum that
-        starts without them learns in half the epochs.
+        This is smooth inverse frequency (Arora et al., 2017). Frequent words say little, and a sum
+        that starts without them learns in half the epochs (docs/decisions/0005).
         """
         counts = np.bincount(token_ids, minlength=self.words.num_embeddings)
         weights = smoothing / (smoothing + counts / max(1, counts.sum()))
@@ -70,26 +76,28 @@ class BagEncoder(nn.Module):
 
 
 def hash_pairs(input_ids: Tensor, buckets: int) -> Tensor:
-    """Bucket of every neighbouring pair, (n, length) to (n, length - 1).
+    """The bucket of every neighbouring pair: token ids (n, length) to buckets (n, length - 1).
 
-    Reducing by a prime first keeps a power-of-two table from seeing only the low bits.
+    The first remainder is by a prime. Without it a table with a power of two of buckets would use
+    only the low bits.
     """
     mixed = input_ids[:, :-1] * _FIRST_FACTOR + input_ids[:, 1:] * _SECOND_FACTOR
     return mixed % _HASH_PRIME % buckets
 
 
 def _masked_sum(table: nn.Embedding, ids: Tensor, mask: Tensor) -> Tensor:
-    """Sum of the rows that the mask keeps: (n, length) to (n, dim), padding never gathered."""
-    keep = mask.bool()
-    lengths = keep.sum(dim=1)
+    """Sum the table's rows of the unmasked ids: (n, length) to (n, dim). It reads no padding."""
+    unmasked = mask.bool()
+    lengths = unmasked.sum(dim=1)
     starts = torch.cumsum(lengths, dim=0) - lengths
-    return nn.functional.embedding_bag(ids[keep], table.weight, starts, mode="sum", sparse=True)
+    return nn.functional.embedding_bag(ids[unmasked], table.weight, starts, mode="sum", sparse=True)
 
 
 def build_bag(config: EncoderConfig, texts: list[str], seed: int) -> tuple[BagEncoder, str]:
-    """A fresh encoder and its tokenizer.json; `texts` are read only by `source = "scratch"`.
+    """Build an untrained bag and its tokenizer.json.
 
-    Raises SourceError.
+    With the source `scratch` it trains the tokenizer on `texts`, otherwise it ignores them. Raises
+    SourceError.
     """
     if config.source == "scratch":
         tokenizer = train_tokenizer(texts, config.scratch_vocabulary)
@@ -109,7 +117,7 @@ def build_bag(config: EncoderConfig, texts: list[str], seed: int) -> tuple[BagEn
 
 
 def read_tokenizer(path: Path) -> FastTokenizer:
-    """The source's tokenizer without its own padding and truncation. Raises SourceError."""
+    """Read the source's tokenizer and turn off its padding and truncation. Raises SourceError."""
     try:
         tokenizer = FastTokenizer.from_file(str(path))
     except Exception as exc:  # the library raises bare Exception for any unreadable file
@@ -120,10 +128,10 @@ def read_tokenizer(path: Path) -> FastTokenizer:
 
 
 def train_tokenizer(texts: list[str], vocabulary: int) -> FastTokenizer:
-    """A lower-casing BPE tokenizer learnt from `texts`, with [CLS] and [SEP] round a text.
+    """Train a lower-casing BPE tokenizer on `texts`; it puts [CLS] and [SEP] round a text.
 
-    BPE, because the library's WordPiece and Unigram trainers number the same pieces differently
-    from run to run, and a run must repeat.
+    A run must be repeatable. The library's trainers of WordPiece and Unigram number the same pieces
+    differently from run to run; its BPE trainer does not.
     """
     tokenizer = FastTokenizer(tokenizer_models.BPE(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -140,6 +148,9 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> FastTokenizer:
 
 
 def _centred(vectors: NDArray[np.float32]) -> Tensor:
-    """Pretrained vectors share one large direction, which would make every two texts alike."""
+    """Subtract the mean vector and scale to a mean norm of one.
+
+    Pretrained vectors share one large direction, which would make all texts alike.
+    """
     centred = vectors - vectors.mean(axis=0)
     return torch.from_numpy(centred / np.linalg.norm(centred, axis=1).mean())

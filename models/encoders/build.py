@@ -1,4 +1,4 @@
-"""From a configuration to an encoder and its tokenizer, and back from a run folder's weights."""
+"""Builds an encoder and its tokenizer from a configuration or from a run's weights, and runs it."""
 
 from contextlib import ExitStack
 from typing import TypeAlias
@@ -23,16 +23,19 @@ from models.encoders.transformer import (
 from models.errors import SourceError
 
 TextEncoder: TypeAlias = BagEncoder | TransformerEncoder | BagTransformer
-"""`dim`, and forward(input_ids, attention_mask, pooled=None) to unit rows (n, dim)."""
+"""Has `dim`, and forward(input_ids, attention_mask, pooled=None) that gives unit rows (n, dim)."""
 
-_TOKENS_AT_ONCE = 16384
-_TOKENS_TOGETHER = 4096
+# Tokens, with padding, that are cut from a data set to embed it, and that go through a transformer
+# together. Choices: more tokens take more memory, fewer keep the device less busy.
+_EMBED_TOKENS = 16384
+_PASS_TOKENS = 4096
 
 
 def build_encoder(config: EncoderConfig, texts: list[str], seed: int) -> tuple[TextEncoder, str]:
-    """A fresh encoder and its tokenizer.json; `texts` are read only by `source = "scratch"`.
+    """Build an untrained encoder and its tokenizer.json.
 
-    Raises SourceError.
+    A bag with the source `scratch` trains its tokenizer on `texts`; others ignore them. Raises
+    SourceError.
     """
     if config.kind == "bag":
         return build_bag(config, texts, seed)
@@ -58,7 +61,10 @@ def build_encoder(config: EncoderConfig, texts: list[str], seed: int) -> tuple[T
 def empty_encoder(
     config: EncoderConfig, weights: dict[str, Tensor], architecture: str | None
 ) -> TextEncoder:
-    """An encoder of the right shapes to load `weights` (names as in its state_dict) into."""
+    """Build an encoder whose shapes fit `weights` (names as in its state_dict), to load them into.
+
+    `architecture` is the transformer's as `architecture_of` gives it, None for a bag alone.
+    """
 
     def bag(prefix: str) -> BagEncoder:
         return BagEncoder(weights[f"{prefix}words.weight"], config.pair_buckets)
@@ -73,21 +79,25 @@ def empty_encoder(
 
 
 def transformer_of(encoder: TextEncoder) -> TransformerEncoder | None:
-    """The transformer, or the transformer half."""
+    """The encoder's transformer, None where it has none."""
     if isinstance(encoder, BagTransformer):
         return encoder.transformer
     return encoder if isinstance(encoder, TransformerEncoder) else None
 
 
 def bag_of(encoder: TextEncoder) -> BagEncoder | None:
-    """The bag, or the bag half."""
+    """The encoder's bag, None where it has none."""
     if isinstance(encoder, BagTransformer):
         return encoder.bag
     return encoder if isinstance(encoder, BagEncoder) else None
 
 
 def parameter_groups(encoder: TextEncoder) -> dict[str, list[nn.Parameter]]:
-    """What is trained, by how: row-sparse `tables`, the `projection`, the `transformer`."""
+    """The trainable parameters by optimizer group.
+
+    The groups are `tables` (row-sparse gradients), `projection` and `transformer`, without those
+    that have no parameters.
+    """
     groups: dict[str, list[nn.Parameter]] = {}
     if (bag := bag_of(encoder)) is not None:
         groups["tables"] = list(bag.parameters())
@@ -103,14 +113,14 @@ def encode_batch(
     rows: NDArray[np.int64],
     autocast: torch.dtype | None = None,
 ) -> Tensor:
-    """Unit rows (len(rows), dim) of these texts, on the encoder's device.
+    """Embed the texts of these rows as unit rows (len(rows), dim) float32, on the encoder's device.
 
     `autocast` is the type that the encoder computes in, None for fp32.
     """
     if transformer_of(encoder) is None or texts.pooled is not None:
         return _encode(encoder, texts, rows, autocast)
-    # A transformer pays for padding, so texts of like length go through it together.
-    parts = texts.take(rows).batches_by_length(_TOKENS_TOGETHER)
+    # A transformer computes padding too, so texts of similar length go through it together.
+    parts = texts.take(rows).batches_by_length(_PASS_TOKENS)
     encoded = torch.cat([_encode(encoder, texts, rows[part], autocast) for part in parts])
     places = torch.from_numpy(np.argsort(np.concatenate(parts)))
     return encoded[places.to(encoded.device)]
@@ -128,12 +138,13 @@ def _encode(
     if texts.pooled is not None:
         pooled = torch.from_numpy(texts.pooled[rows]).to(device).float()
     ids, mask = torch.from_numpy(batch.ids), torch.from_numpy(batch.mask)
-    with ExitStack() as entered:
+    with ExitStack() as contexts:
         if autocast is not None:
-            entered.enter_context(torch.autocast(device.type, autocast))
+            contexts.enter_context(torch.autocast(device.type, autocast))
             if device.type == "cpu":
-                # Backward through a CPU's fused attention takes thrice as long in half precision.
-                entered.enter_context(sdpa_kernel(SDPBackend.MATH))
+                # On a CPU the fused attention's backward pass takes three times as long in half
+                # precision.
+                contexts.enter_context(sdpa_kernel(SDPBackend.MATH))
         encoded: Tensor = encoder(ids.to(device), mask.to(device), pooled)
     return encoded.float()
 
@@ -144,6 +155,6 @@ def embed(
 ) -> NDArray[np.float32]:
     """Embeddings of all texts, without dropout: (n, dim) float32."""
     rows = np.empty((len(texts), encoder.dim), np.float32)
-    for picked in texts.batches_by_length(_TOKENS_AT_ONCE):
-        rows[picked] = encode_batch(encoder, texts, picked, autocast).cpu().numpy()
+    for batch in texts.batches_by_length(_EMBED_TOKENS):
+        rows[batch] = encode_batch(encoder, texts, batch, autocast).cpu().numpy()
     return rows

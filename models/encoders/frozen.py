@@ -1,8 +1,8 @@
-"""The frozen regime: every text goes through the backbone once, into a memory-mapped cache.
+"""The cache of a frozen transformer: every text goes through the backbone once.
 
-A cache file is named by what went in (backbone weights, pooling, token ids), so another run, seed
-or method on the same texts finds it, and nothing stale is ever read. Rows are half precision:
-the difference to fp32 is far below what int8 serving adds.
+The cache is a memory-mapped file, named by a hash of the backbone's weights, the pooling and the
+token ids. So every run, seed and method on the same texts shares it, and a change of any of them
+makes a new file. Rows are in half precision; their error is far below that of int8 serving.
 """
 
 import hashlib
@@ -21,13 +21,16 @@ from service.atomic import write_array
 
 log = logging.getLogger(__name__)
 
-_TOKENS_AT_ONCE = 8192
+_BATCH_TOKENS = 8192  # with padding; a choice between memory and a busy device
 
 
 def cached_pooled(
     encoder: TransformerEncoder, texts: TokenizedTexts, folder: Path
 ) -> NDArray[np.float16]:
-    """Pooled rows (n, width) of all texts, memory-mapped; computed once and kept in `folder`."""
+    """Pooled rows (n, width) of all texts, memory-mapped from a file in `folder`.
+
+    Computes and writes the file where it does not exist yet.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{_key(encoder, texts)}.npy"
     if not path.is_file():
@@ -38,14 +41,14 @@ def cached_pooled(
 
 @torch.no_grad()
 def pool_all(encoder: TransformerEncoder, texts: TokenizedTexts) -> NDArray[np.float16]:
-    """Pooled rows (n, width), in batches of texts of like length, so that little is padded."""
+    """Compute the pooled rows (n, width) of all texts, in batches of texts of similar length."""
     device = encoder.projection.weight.device
     rows = np.empty((len(texts), encoder.projection.in_features), np.float16)
-    batches = texts.batches_by_length(_TOKENS_AT_ONCE)
-    for picked in track(batches, len(batches), "encoding"):
-        batch = texts.batch(picked)
+    batches = texts.batches_by_length(_BATCH_TOKENS)
+    for batch_rows in track(batches, len(batches), "encoding"):
+        batch = texts.batch(batch_rows)
         ids, mask = torch.from_numpy(batch.ids), torch.from_numpy(batch.mask)
-        rows[picked] = encoder.pool(ids.to(device), mask.to(device)).half().cpu().numpy()
+        rows[batch_rows] = encoder.pool(ids.to(device), mask.to(device)).half().cpu().numpy()
     return rows
 
 

@@ -1,8 +1,8 @@
-"""Where a pretrained encoder comes from: `package:NAME`, a local folder, a hub id, or `scratch`.
+"""Finds a pretrained encoder's files: in a package (`package:NAME`), a local folder or a hub.
 
-A source is a folder with `tokenizer.json` and `model.safetensors`, and `config.json` where it is to
-be a transformer. The first two kinds need no network; a hub id needs the `hub` extra. Only word
-vectors are taken here, no transformer layers.
+A source is a folder with `tokenizer.json` and `model.safetensors`; a transformer also needs
+`config.json`. A package and a folder need no network. A hub id needs the extra `hub`. This module
+reads word vectors only; models.encoders.transformer loads whole transformers.
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ PACKAGE_PREFIX = "package:"
 
 
 def locate(source: str) -> Path:
-    """The folder that holds the source's tokenizer and weights. Raises SourceError."""
+    """Find the folder with the source's tokenizer and weights. Raises SourceError."""
     if source.startswith(PACKAGE_PREFIX):
         return _in_package(source.removeprefix(PACKAGE_PREFIX))
     folder = Path(source)
@@ -33,7 +33,7 @@ def locate(source: str) -> Path:
 
 
 def word_vectors(folder: Path) -> NDArray[np.float32]:
-    """The (vocabulary, dim) word-embedding matrix of the weights. Raises SourceError."""
+    """Read the word vectors (vocabulary, dim) from the weights. Raises SourceError."""
     path = folder / WEIGHTS_FILE
     try:
         with safe_open(str(path), framework="numpy") as tensors:
@@ -73,8 +73,8 @@ def _from_hub(source: str) -> Path:
             "huggingface-hub must be installed: pip install 'astrolabe[hub]'"
         ) from exc
     try:
-        wanted = [TOKENIZER_FILE, WEIGHTS_FILE, CONFIG_FILE]
-        folder = snapshot_download(source, allow_patterns=wanted)
+        files = [TOKENIZER_FILE, WEIGHTS_FILE, CONFIG_FILE]
+        folder = snapshot_download(source, allow_patterns=files)
     except Exception as exc:  # the client raises many unrelated types for network and name errors
         raise SourceError(f"encoder.source {source} could not be fetched: {exc}") from exc
     return _checked(Path(folder), source)

@@ -1,11 +1,11 @@
-"""The transformer encoder: a BERT-family backbone, pooled to one row a text, mapped, to unit norm.
+"""The transformer encoder: a backbone of the BERT family, pooling, a linear map and unit norm.
 
-`TransformerEncoder` alone reads meaning; `BagTransformer` puts a bag beside it, so that a rare word
-is not lost in a pooled average: the halves, each of unit norm, stand side by side.
+`BagTransformer` puts a bag beside a `TransformerEncoder`, because a pooled average loses rare
+words. It concatenates the embeddings of both.
 
-Both take an optional `pooled`: rows that the backbone gave earlier. In the frozen regime these come
-from a cache (models.encoders.frozen), the backbone never runs, and only what stands behind it is
-trained. Mean pooling: Reimers and Gurevych, 2019 (Sentence-BERT).
+Both encoders take an optional `pooled`, rows that the backbone computed earlier. With a frozen
+backbone these come from a cache (models.encoders.frozen); then training runs and changes only the
+linear map and the bag. Mean pooling: Reimers and Gurevych, 2019 (Sentence-BERT).
 """
 
 import json
@@ -21,7 +21,7 @@ from models.encoders.bag import BagEncoder
 from models.encoders.source import CONFIG_FILE
 from models.errors import SourceError
 
-EPSILON = 1e-6
+EPSILON = 1e-6  # least norm to divide by, as in the bag
 Pooling = Literal["mean", "cls"]
 
 
@@ -33,7 +33,7 @@ class TransformerEncoder(nn.Module):
         self.backbone = backbone
         self.pooling = pooling
         self.projection = nn.Linear(width_of(backbone), dim, bias=False)
-        # The identity where widths agree: training starts from what the backbone knows.
+        # The identity where both widths are the same, so that training starts from the backbone.
         nn.init.eye_(self.projection.weight)
 
     @property
@@ -44,13 +44,13 @@ class TransformerEncoder(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, pooled: Tensor | None = None
     ) -> Tensor:
-        """Token ids and mask (n, length), or pooled rows (n, width), to unit rows (n, dim)."""
+        """Embed token ids and mask (n, length), or pooled (n, width), as unit rows (n, dim)."""
         if pooled is None:
             pooled = self.pool(input_ids, attention_mask)
         return nn.functional.normalize(self.projection(pooled), dim=1, eps=EPSILON)
 
     def pool(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """The backbone's last layer as one row a text, (n, width): its mean, or that of [CLS]."""
+        """Pool the backbone's last layer to (n, width): the mean of all tokens, or [CLS] alone."""
         states = self.backbone(input_ids=input_ids, attention_mask=attention_mask)
         last = states.last_hidden_state  # (n, length, width)
         if self.pooling == "cls":
@@ -60,7 +60,7 @@ class TransformerEncoder(nn.Module):
 
 
 class BagTransformer(nn.Module):
-    """A bag and a transformer over the same tokens, concatenated to rows of unit norm."""
+    """A bag and a transformer over the same tokens; it concatenates both into rows of unit norm."""
 
     def __init__(self, bag: BagEncoder, transformer: TransformerEncoder) -> None:
         super().__init__()
@@ -69,13 +69,16 @@ class BagTransformer(nn.Module):
 
     @property
     def dim(self) -> int:
-        """Width of an embedding: both halves."""
+        """Width of an embedding, the sum of both widths."""
         return self.bag.dim + self.transformer.dim
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, pooled: Tensor | None = None
     ) -> Tensor:
-        """Token ids and mask (n, length), and perhaps pooled rows, to unit rows (n, dim)."""
+        """Embed token ids and mask (n, length) as unit rows (n, dim).
+
+        `pooled` (n, width) takes the place of the backbone's output.
+        """
         halves = (
             self.bag(input_ids, attention_mask),
             self.transformer(input_ids, attention_mask, pooled),
@@ -89,23 +92,26 @@ def width_of(backbone: nn.Module) -> int:
 
 
 def positions_of(backbone: nn.Module) -> int | None:
-    """How many tokens the backbone can tell apart by place; None where it sets no limit."""
+    """The most tokens that the backbone has positions for; None where it sets no limit."""
     table = getattr(getattr(backbone, "embeddings", None), "position_embeddings", None)
     if not isinstance(table, nn.Embedding):
         return None
-    # RoBERTa's family counts places from behind its padding id.
+    # RoBERTa and its relatives number positions from the one after the padding id.
     first = 0 if table.padding_idx is None else table.padding_idx + 1
     return table.num_embeddings - first
 
 
 def load_backbone(folder: Path) -> nn.Module:
-    """The pretrained backbone of a source folder, in fp32. Raises SourceError."""
+    """Load the pretrained backbone of a source folder, in fp32. Raises SourceError."""
     if not (folder / CONFIG_FILE).is_file():
-        raise SourceError(f"{folder / CONFIG_FILE} is not there, which says what a transformer is")
+        raise SourceError(
+            f"{folder / CONFIG_FILE} is not there: a transformer needs it, so name a source that "
+            "has one"
+        )
     library.disable_progress_bar()
     library.set_verbosity_error()
     try:
-        model, found = AutoModel.from_pretrained(
+        model, loading_info = AutoModel.from_pretrained(
             str(folder),
             local_files_only=True,
             dtype=torch.float32,
@@ -113,17 +119,18 @@ def load_backbone(folder: Path) -> nn.Module:
             output_loading_info=True,
         )
     except Exception as exc:  # the library raises many unrelated types for unfit files
-        said = " ".join(str(exc).split())
-        raise SourceError(f"{folder} holds no transformer that can be loaded: {said}") from exc
-    # The library would start what is missing at random and go on.
-    missing = sorted(name for name in found["missing_keys"] if not name.startswith("pooler."))
+        reason = " ".join(str(exc).split())
+        raise SourceError(f"{folder} holds no transformer that can be loaded: {reason}") from exc
+    # The library itself would fill missing weights with random numbers and go on.
+    keys = loading_info["missing_keys"]
+    missing = sorted(name for name in keys if not name.startswith("pooler."))
     if missing:
         raise SourceError(f"{folder} lacks {len(missing)} weights, such as {missing[0]}")
     return _without_pooler(model)
 
 
 def build_backbone(architecture: str) -> nn.Module:
-    """An untrained backbone of the architecture that `architecture_of` wrote, in fp32."""
+    """Build an untrained backbone from the JSON that `architecture_of` gave, in fp32."""
     config = AutoConfig.for_model(**json.loads(architecture))
     model = AutoModel.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
     return _without_pooler(model)
@@ -137,7 +144,7 @@ def architecture_of(backbone: nn.Module) -> str:
 
 
 def _without_pooler(model: nn.Module) -> nn.Module:
-    """A pooling layer of its own is not used here, and would be trained and stored for nothing."""
+    """Remove the model's own pooling layer, which would be trained and stored without any use."""
     if getattr(model, "pooler", None) is not None:
         model.register_module("pooler", None)
     return model.eval()

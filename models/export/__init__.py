@@ -1,1 +1,1 @@
-"""From a trained encoder to ONNX graphs in several precisions, each measured."""
+"""Exports a trained encoder to ONNX graphs in several precisions, and measures each."""

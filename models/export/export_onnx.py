@@ -1,7 +1,7 @@
-"""The trained encoder as an ONNX graph, and the proof that it computes what torch computes.
+"""Traces the trained encoder to an ONNX graph, and compares the graph with torch.
 
-Batch and length stay dynamic. The graph is traced once, in fp32; the other precisions are made from
-it by models.export.precision, and chosen among by models.export.precisions.
+Batch size and length stay dynamic. The graph is traced once, in fp32. models.export.precision makes
+the other precisions from it, and models.export.precisions chooses one to serve.
 """
 
 import logging
@@ -24,13 +24,14 @@ from models.encoders.transformer import BagTransformer
 from service.bundle.manifest import ParityInfo
 from service.core.encoding.encoder import ATTENTION_MASK, INPUT_IDS, Encoder
 
-# From 20 on GELU is one operator, which ONNX Runtime fuses with the bias before it.
+# Since 20 GELU is one operator, which ONNX Runtime fuses with the bias before it
+# (docs/decisions/0009).
 OPSET: Final = 20
-_TOKENS_AT_ONCE = 8192
+_BATCH_TOKENS = 8192  # with padding; a choice: more tokens take more memory
 
 
 class PaddedBag(BagEncoder):
-    """A bag over padded batches, as it is traced: the same sums, without picking rows by mask."""
+    """A bag for the tracer: it multiplies by the mask where BagEncoder selects rows by it."""
 
     def __init__(self, bag: BagEncoder) -> None:
         super().__init__(bag.words.weight.detach(), bag.pairs.num_embeddings)
@@ -39,24 +40,24 @@ class PaddedBag(BagEncoder):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, pooled: Tensor | None = None
     ) -> Tensor:
-        """Token ids and mask (n, length) to unit rows (n, dim)."""
+        """Embed token ids and mask (n, length) as unit rows (n, dim)."""
         mask = attention_mask.float().unsqueeze(2)  # (n, length, 1)
         pair_ids = hash_pairs(input_ids, self.pairs.num_embeddings)  # (n, length - 1)
-        summed = (embedding(input_ids, self.words.weight) * mask).sum(dim=1)
-        summed = summed + (embedding(pair_ids, self.pairs.weight) * mask[:, 1:]).sum(dim=1)
-        return summed / summed.norm(dim=1, keepdim=True).clamp(min=EPSILON)
+        words = (embedding(input_ids, self.words.weight) * mask).sum(dim=1)
+        total = words + (embedding(pair_ids, self.pairs.weight) * mask[:, 1:]).sum(dim=1)
+        return total / total.norm(dim=1, keepdim=True).clamp(min=EPSILON)
 
 
 def trace(encoder: TextEncoder) -> onnx.ModelProto:
-    """The encoder's graph in fp32; each node still says which module it came from."""
-    # Two tensors: given one twice, the tracer takes both inputs for the same.
+    """Trace the encoder to a graph in fp32, whose nodes still name the modules they came from."""
+    # Two tensors, because the tracer would take one tensor in two places for one input.
     ids, mask = (torch.ones(2, 8, dtype=torch.int64) for _ in range(2))
     axes = {0: torch.export.Dim("n"), 1: torch.export.Dim("length", min=2)}
-    # It would warn four times that torchvision, which is not needed, is not there.
+    # The exporter would warn four times that torchvision is missing, which nothing here needs.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), _eager_attention(encoder):
-        # The exporter warns that two inputs share an axis, which is what is wanted, and of its own
-        # use of functions that torch has deprecated.
+        # The exporter warns that two inputs share an axis, as they should. It also warns of its own
+        # calls to functions that torch has deprecated.
         warnings.simplefilter("ignore", (UserWarning, FutureWarning, DeprecationWarning))
         program = torch.onnx.export(
             _traceable(encoder).eval(),
@@ -82,9 +83,10 @@ def _traceable(encoder: TextEncoder) -> nn.Module:
 
 @contextmanager
 def _eager_attention(encoder: TextEncoder) -> Iterator[None]:
-    """Attention spelt out: the fused one is traced with a guard, in every layer, for empty texts.
+    """Switch the transformer to the eager attention.
 
-    There are none, for every text has its special tokens.
+    The tracer adds a guard for empty texts to the fused attention of every layer. A transformer's
+    text is never empty, because it has special tokens.
     """
     transformer = transformer_of(encoder)
     if transformer is None:
@@ -100,10 +102,10 @@ def _eager_attention(encoder: TextEncoder) -> Iterator[None]:
 
 
 def encode_with(encoder: Encoder, texts: TokenizedTexts) -> NDArray[np.float32]:
-    """Embeddings (n, dim) of tokenized texts through the graph that serves."""
+    """Embed tokenized texts with an exported graph; (n, dim) float32."""
     rows = np.empty((len(texts), encoder.dim), np.float32)
-    for picked in texts.batches_by_length(_TOKENS_AT_ONCE):
-        rows[picked] = encoder.encode(texts.batch(picked))
+    for batch in texts.batches_by_length(_BATCH_TOKENS):
+        rows[batch] = encoder.encode(texts.batch(batch))
     return rows
 
 
@@ -112,7 +114,11 @@ def parity(
     exported: NDArray[np.float32],
     first: Callable[[NDArray[np.float32]], NDArray[np.int64]],
 ) -> ParityInfo:
-    """Compare exported embeddings (n, dim) with torch's, and the labels `first` (n, 1) of both."""
+    """Compare the exported graph's embeddings (n, dim) with torch's, `expected`.
+
+    `first` gives the best label rows (n, 1) of embeddings; the two graphs' best labels are compared
+    as well.
+    """
     same = first(expected) == first(exported)
     return ParityInfo(
         max_abs_diff=float(np.abs(expected - exported).max()),

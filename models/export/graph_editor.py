@@ -1,7 +1,7 @@
-"""An ONNX graph while it is rewritten: nodes in order, stored tensors by name.
+"""Edits an ONNX graph: its nodes in order, and its stored tensors by name.
 
-It knows which nodes came from the transformer's backbone, for the tracer notes the module of each.
-What is rewritten into what is models.export.precision's and models.export.int8_products' affair.
+It can tell the nodes of the transformer's backbone, because the tracer notes each node's module.
+models.export.precision and models.export.int8_products decide what replaces a node.
 """
 
 from collections.abc import Callable
@@ -19,42 +19,45 @@ Replace: TypeAlias = Callable[["GraphEditor", NodeProto], list[NodeProto] | None
 
 
 class GraphEditor:
-    """Edits a model's graph in place; `made` holds the names of values that were added."""
+    """Edits a model's graph in place; `added_values` are the names of values that edits added."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.proto = model.graph
         self.nodes: list[NodeProto] = list(model.graph.node)
-        self.stored = {tensor.name: tensor for tensor in model.graph.initializer}
-        self.made: set[str] = set()
+        self.tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.added_values: set[str] = set()
 
     def rewrite(self, replace: Replace) -> None:
-        """Put what `replace` gives in a node's place; None leaves the node."""
-        rewritten: list[NodeProto] = []
+        """Put the nodes that `replace` returns in each node's place; None keeps the node."""
+        nodes: list[NodeProto] = []
         for node in self.nodes:
-            instead = replace(self, node)
-            rewritten += [node] if instead is None else instead
-        self.nodes = rewritten
+            replacement = replace(self, node)
+            nodes += [node] if replacement is None else replacement
+        self.nodes = nodes
 
     def store(self, name: str, values: NDArray[np.generic] | np.generic) -> str:
-        """Keep a tensor or a single value under this name; returns the name."""
-        self.stored[name] = numpy_helper.from_array(np.asarray(values), name)
+        """Store a tensor or a single value under this name; return the name."""
+        self.tensors[name] = numpy_helper.from_array(np.asarray(values), name)
         return name
 
     def floats(self, name: str) -> NDArray[np.float32] | None:
-        """The stored fp32 tensor of this name, if there is one."""
-        tensor = self.stored.get(name)
+        """The stored fp32 tensor of this name, None where there is none."""
+        tensor = self.tensors.get(name)
         if tensor is None or tensor.data_type != TensorProto.FLOAT:
             return None
         return numpy_helper.to_array(tensor)
 
     def close(self) -> None:
-        """Write nodes and used tensors back; types of values are inferred by whoever opens it."""
+        """Write the nodes and the tensors that they use back into the model.
+
+        The types of inner values are left out: ONNX Runtime infers them.
+        """
         used = {value for node in self.nodes for value in node.input}
         for node in self.nodes:
-            # They would name this machine's paths: the tracer notes a stack for each node.
+            # The tracer notes a stack for each node, with paths of this machine.
             del node.metadata_props[:]
             node.doc_string = ""
-        tensors = [tensor for name, tensor in self.stored.items() if name in used]
+        tensors = [tensor for name, tensor in self.tensors.items() if name in used]
         for field in (self.proto.node, self.proto.initializer, self.proto.value_info):
             del field[:]
         self.proto.node.extend(self.nodes)
@@ -62,11 +65,11 @@ class GraphEditor:
 
 
 def in_backbone(node: NodeProto) -> bool:
-    """Whether a module named `backbone`, or one inside it, was at work when it was traced."""
+    """Whether the node comes from the module `backbone` or one inside it, by the tracer's notes."""
     notes = {note.key: note.value for note in node.metadata_props}
     return f"{_BACKBONE}'" in notes.get(_SCOPES, "")
 
 
 def cast(value: str, to: str, kind: int) -> NodeProto:
-    """The node that gives `value` as another type."""
+    """A node that casts `value` to the ONNX type `kind` under the name `to`."""
     return helper.make_node("Cast", [value], [to], to=kind)

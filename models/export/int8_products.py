@@ -1,10 +1,9 @@
-"""The backbone's products with stored matrices, in integers, one token at a time.
+"""Rewrites the backbone's products with stored matrices to int8, with a scale for every token.
 
-ONNX Runtime's own dynamic quantisation has one scale for all activations of a batch, by which an
-answer depends on what else is in the batch, and which a few large channels coarsen for all others.
-Here every token has a scale and a floor of its own, and the channels that are loud on a sample are
-multiplied in fp32 beside the rest (docs/decisions/0009). Mixed products: Dettmers et al., 2022
-(LLM.int8()).
+ONNX Runtime's own dynamic quantisation has one scale for all activations of a batch. An answer
+would then depend on the rest of its batch, and a few large channels would coarsen all others. Here
+every token has a scale and a floor of its own. Channels that are loud on a sample are multiplied in
+fp32 beside the rest (docs/decisions/0009). Mixed products: Dettmers et al., 2022 (LLM.int8()).
 """
 
 import tempfile
@@ -21,27 +20,29 @@ from models.data.tokens import TokenizedTexts
 from models.export.graph_editor import GraphEditor, cast, in_backbone
 from service.core.encoding.encoder import ATTENTION_MASK, INPUT_IDS, open_session
 
+# docs/decisions/0009 chose these three and measured the result.
 SAMPLE_TEXTS: Final = 256
 LOUD: Final = 3.0
 """A channel is loud if its largest value is over this many times that of the median channel."""
 MOST_LOUD: Final = 8
-_TOKENS_AT_ONCE = 4096
-_LEVELS: Final = 127.0
-_SMALLEST: Final = 1e-9
-"""Least magnitude that values are taken to have, so that nothing divides by zero."""
+_BATCH_TOKENS = 4096  # with padding; a choice: more tokens take more memory
+_LEVELS: Final = 127.0  # largest int8 that has its negative
+_MIN_SIZE: Final = 1e-9
+"""Least magnitude of the values of a scale, so that nothing divides by zero."""
 
 
 class Int8Products:
-    """Gives the nodes that stand in for a product; to be used with GraphEditor.rewrite."""
+    """Replaces each product in a call of GraphEditor.rewrite; finds loud channels on `sample`."""
 
     def __init__(self, traced: onnx.ModelProto, sample: TokenizedTexts) -> None:
         self._largest = largest_by_channel(traced, sample)
 
     def __call__(self, graph: GraphEditor, node: NodeProto) -> list[NodeProto] | None:
-        """The product of a token's states with a matrix, as a sum of two.
+        """Return nodes that compute states @ matrix as a sum of two; None for any other node.
 
-        A token's quiet states are floor + scale * bytes, so the first is scale * (bytes @ matrix).
-        The second is in fp32: loud states @ their rows + floor * (sums of the quiet columns).
+        A token's quiet states are floor + scale * bytes. The first summand is in int8: scale *
+        (bytes @ quiet matrix). The second is in fp32: loud states @ their rows of the matrix +
+        floor * (column sums of the quiet matrix).
         """
         matrix = stored_matrix(graph, node)
         if matrix is None:
@@ -71,7 +72,7 @@ class Int8Products:
 
 
 def stored_matrix(graph: GraphEditor, node: NodeProto) -> NDArray[np.float32] | None:
-    """The matrix (width, n) that the backbone multiplies its states by here, if it does."""
+    """The stored matrix (width, n) of a product in the backbone; None for any other node."""
     if node.op_type != "MatMul" or not in_backbone(node):
         return None
     matrix = graph.floats(node.input[1])
@@ -79,7 +80,7 @@ def stored_matrix(graph: GraphEditor, node: NodeProto) -> NDArray[np.float32] | 
 
 
 def loud_channels(largest: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Channels of much larger values than most, loudest first, few.
+    """The loud channels, loudest first, at most MOST_LOUD; `largest` (width,) are magnitudes.
 
     >>> loud_channels(np.array([1.0, 9.0, 1.1, 0.9, 30.0], np.float32)).tolist()
     [4, 1]
@@ -91,7 +92,7 @@ def loud_channels(largest: NDArray[np.float32]) -> NDArray[np.int64]:
 def largest_by_channel(
     traced: onnx.ModelProto, sample: TokenizedTexts
 ) -> dict[str, NDArray[np.float32]]:
-    """Largest magnitude (width,) on the sample, of every value that a product multiplies."""
+    """The largest magnitude (width,) on the sample of every channel, by the states' names."""
     model = onnx.ModelProto()
     model.CopyFrom(traced)
     graph = GraphEditor(model)
@@ -126,11 +127,11 @@ def _run_on(
         onnx.save(model, path := Path(folder) / "sample.onnx")
         session = open_session(path, "cpu", torch.get_num_threads())
     largest: dict[str, NDArray[np.float32]] = {}
-    for picked in sample.batches_by_length(_TOKENS_AT_ONCE):
-        batch = sample.batch(picked)
+    for rows in sample.batches_by_length(_BATCH_TOKENS):
+        batch = sample.batch(rows)
         feeds: dict[str, Any] = {INPUT_IDS: batch.ids, ATTENTION_MASK: batch.mask}
-        found = session.run([f"{value}.top" for value in values], feeds)
-        for value, row in zip(values, found, strict=True):
+        outputs = session.run([f"{value}.top" for value in values], feeds)
+        for value, row in zip(values, outputs, strict=True):
             largest[value] = np.maximum(largest.get(value, 0.0), row)
     return largest
 
@@ -138,22 +139,22 @@ def _run_on(
 def _quantise_states(
     graph: GraphEditor, states: str, loud: NDArray[np.int64], width: int
 ) -> list[NodeProto]:
-    """From token states (..., width) their bytes, scales (..., 1) and what is multiplied in fp32.
+    """Return nodes that quantise token states (..., width); none where the graph has them already.
 
-    The last is (..., 1 + loud channels), the floors first. All are made once for all users of the
-    states. Bytes are unsigned: only products of unsigned with signed ones are fast in ONNX Runtime.
-    Half a step is added before the cast cuts off, so that it rounds.
+    They give bytes (..., width), scales (..., 1), and the fp32 part (..., 1 + loud channels) with
+    the floors first. Bytes are unsigned, because ONNX Runtime is fast only at products of unsigned
+    with signed bytes. The cast cuts off, so half a step is added before it to make it round.
     """
-    if f"{states}.bytes" in graph.made:
+    if f"{states}.bytes" in graph.added_values:
         return []
-    graph.made.add(f"{states}.bytes")
+    graph.added_values.add(f"{states}.bytes")
     graph.store("int8.width", np.array([-1]))
     graph.store("int8.step", np.float32(1 / 255))
     graph.store("int8.half", np.float32(0.5))
-    graph.store("int8.smallest", np.float32(_SMALLEST))
+    graph.store("int8.smallest", np.float32(_MIN_SIZE))
 
-    def step(kind: str, values: list[str], given: str, **attributes: Any) -> NodeProto:
-        return helper.make_node(kind, values, [f"{states}.{given}"], **attributes)
+    def step(kind: str, values: list[str], output: str, **attributes: Any) -> NodeProto:
+        return helper.make_node(kind, values, [f"{states}.{output}"], **attributes)
 
     source, floors, first = states, f"{states}.floors", []
     exact = [floors]
@@ -187,7 +188,10 @@ def _quantise_states(
 def quantised(
     values: NDArray[np.float32], axis: int
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Whole numbers in -127..127, and the scales along `axis` that give the values back."""
+    """Quantise values to int8 in -127..127; numbers times scales are about the values.
+
+    The scales have length 1 along `axis`.
+    """
     largest = np.abs(values).max(axis=axis, keepdims=True)
-    scales = (np.maximum(largest, _SMALLEST) / _LEVELS).astype(np.float32)
+    scales = (np.maximum(largest, _MIN_SIZE) / _LEVELS).astype(np.float32)
     return np.rint(values / scales).astype(np.int8), scales

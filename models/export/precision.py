@@ -1,11 +1,11 @@
-"""A traced fp32 encoder rewritten to fp16 or int8: what is stored, and what is computed in it.
+"""Rewrites a traced fp32 encoder to fp16 or int8.
 
-    precision   tables                              the transformer's layers fp16        half
-    precision                      half precision int8        int8, one scale a row
-    int8 products (models.export.int8_products), rest fp32
+    precision   tables                  the transformer's layers
+    fp16        fp16                    fp16
+    int8        int8, one scale a row   int8 products (models.export.int8_products), rest fp32
 
-Rows gathered from a table are widened, so a bag's arithmetic, pooling, projection and norm are fp32
-in every precision.
+The graph casts rows of a table to fp32, so a bag's sums, pooling, projection and norm are fp32 in
+every precision.
 """
 
 from typing import Final
@@ -20,15 +20,15 @@ from models.data.tokens import TokenizedTexts
 from models.export.graph_editor import GraphEditor, cast, in_backbone
 from models.export.int8_products import Int8Products, quantised
 
-_HALF_MAX: Final = 65504.0
+_HALF_MAX: Final = 65504.0  # largest finite fp16 (IEEE 754)
 
 
 def at_precision(
     traced: onnx.ModelProto, precision: Precision, sample: TokenizedTexts
 ) -> onnx.ModelProto:
-    """A copy of the traced graph in this precision, without the tracer's notes.
+    """Return a copy of the traced graph in this precision, without the tracer's notes.
 
-    int8 finds the channels that it must leave alone on the `sample`.
+    For int8 the `sample` shows which channels must stay in fp32.
     """
     model = onnx.ModelProto()
     model.CopyFrom(traced)
@@ -44,7 +44,7 @@ def at_precision(
 
 
 def _halve_backbone(graph: GraphEditor) -> None:
-    """Store and compute the backbone in half precision, with casts where floats cross over."""
+    """Rewrite the backbone to fp16, with casts of the values that enter and leave it."""
     floats = {
         info.name
         for info in graph.proto.value_info
@@ -71,36 +71,36 @@ def _halve_backbone(graph: GraphEditor) -> None:
 
 
 def _narrow(graph: GraphEditor, value: str) -> NodeProto | None:
-    """The cast of a value that enters the backbone, once."""
-    if _half(value) in graph.made:
+    """A node that casts a value entering the backbone to fp16; None where the graph has it."""
+    if _half(value) in graph.added_values:
         return None
-    graph.made.add(_half(value))
+    graph.added_values.add(_half(value))
     return cast(value, _half(value), TensorProto.FLOAT16)
 
 
 def _half_of(graph: GraphEditor, value: str, floats: set[str]) -> str:
-    stored = graph.floats(value)
-    if stored is not None:
-        return graph.store(_half(value), _halved(stored))
+    tensor = graph.floats(value)
+    if tensor is not None:
+        return graph.store(_half(value), _to_half(tensor))
     return _half(value) if value in floats else value
 
 
 def _halve_attribute(attribute: AttributeProto) -> None:
-    """Constants, and the type that a cast goes to."""
+    """Change an attribute that is an fp32 constant, or the target type of a cast, to fp16."""
     if attribute.name == "to" and attribute.i == TensorProto.FLOAT:
         attribute.i = TensorProto.FLOAT16
     elif attribute.HasField("t") and attribute.t.data_type == TensorProto.FLOAT:
-        half = numpy_helper.from_array(_halved(numpy_helper.to_array(attribute.t)))
+        half = numpy_helper.from_array(_to_half(numpy_helper.to_array(attribute.t)))
         attribute.t.CopyFrom(half)
 
 
 def _half_table(graph: GraphEditor, node: NodeProto) -> list[NodeProto] | None:
-    """Gather of half-precision rows, then widened."""
+    """Replace a read of a table's rows by a read of fp16 rows and a cast to fp32."""
     table = _table(graph, node)
     if table is None:
         return None
     name, ids, rows = node.input[0], node.input[1], node.output[0]
-    half = graph.store(_half(name), _halved(table))
+    half = graph.store(_half(name), _to_half(table))
     return [
         helper.make_node("Gather", [half, ids], [f"{rows}.narrow"]),
         cast(f"{rows}.narrow", rows, TensorProto.FLOAT),
@@ -108,7 +108,7 @@ def _half_table(graph: GraphEditor, node: NodeProto) -> list[NodeProto] | None:
 
 
 def _int8_table(graph: GraphEditor, node: NodeProto) -> list[NodeProto] | None:
-    """Gather of int8 rows and of their scales, multiplied."""
+    """Replace a read of a table's rows by reads of int8 rows and their scales, and a product."""
     table = _table(graph, node)
     if table is None:
         return None
@@ -125,7 +125,7 @@ def _int8_table(graph: GraphEditor, node: NodeProto) -> list[NodeProto] | None:
 
 
 def _table(graph: GraphEditor, node: NodeProto) -> NDArray[np.float32] | None:
-    """The table whose rows the node gathers, if that is what it does."""
+    """The fp32 table whose rows the node reads; None for any other node."""
     first_axis = all(entry.i == 0 for entry in node.attribute if entry.name == "axis")
     if node.op_type != "Gather" or not first_axis:
         return None
@@ -137,6 +137,6 @@ def _half(name: str) -> str:
     return f"{name}.half"
 
 
-def _halved(values: NDArray[np.float32]) -> NDArray[np.float16]:
-    """In half precision; a mask's "minus infinity" becomes the lowest number there is."""
+def _to_half(values: NDArray[np.float32]) -> NDArray[np.float16]:
+    """Round to fp16. A mask's "minus infinity" becomes the lowest finite number."""
     return np.clip(values, -_HALF_MAX, _HALF_MAX).astype(np.float16)

@@ -1,1 +1,1 @@
-"""Label trees as they are trained."""
+"""Grows label trees and trains the classifiers of their nodes."""

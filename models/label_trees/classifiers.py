@@ -1,10 +1,10 @@
-"""Linear classifiers for the children of every node, trained many nodes at a time.
+"""Trains the linear classifiers of a label tree on dense embeddings, many nodes at a time.
 
-A child is trained on the points that reach its parent, a point reaching every node above one of its
-labels; it is positive where the point reaches it too. Nodes and label slots are trained alike.
-Logistic loss on dense embeddings, Adam on mini-batches. Items go in groups of neighbours, a group's
-classifiers being the rows of one matrix, so that there is no loop over nodes. Sparse features have
-a trainer of their own, in `sparse.py`.
+A point reaches every node above one of its labels. A node's classifier is trained on the points
+that reach its parent; those that reach the node too are positive. The slots of labels in leaves
+are trained in the same way; nodes and slots together are called items. The loss is logistic, the
+optimizer Adam on mini-batches. A group of neighbouring items is trained as one matrix with a row
+for each, so there is no loop over nodes.
 """
 
 from collections.abc import Iterator
@@ -21,16 +21,17 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from models.label_trees.shape import Ints, TreeShape
 
-_GROUP: Final = 256  # items trained together
-_BATCH: Final = 1024
-_LEAST_STEPS: Final = 100  # of a group that few points reach
+# Choices: larger groups and batches take more memory.
+_GROUP: Final = 256  # items in a matrix
+_BATCH: Final = 1024  # points in a mini-batch
+_MIN_STEPS: Final = 100  # a group that few points reach would otherwise hardly be trained
 
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """Which items a point reaches, (n_points, n_items): nodes, then label slots.
+    """The items that each point reaches: `items` (n_points, n_items), nodes before label slots.
 
-    `parent` (n_items,) is each item's node; the root, which has none, has itself.
+    `parent` (n_items,) is the node above each item; the root is its own parent.
     """
 
     items: csc_array
@@ -40,7 +41,10 @@ class Reached:
 
 @dataclass(frozen=True, slots=True)
 class FitConfig:
-    """How long and how hard: `penalty` is that of moving a weight by one, squared and halved."""
+    """Epochs, learning rate and penalty of a training.
+
+    The loss gains penalty / 2 times the squared distance of the weights from their start.
+    """
 
     epochs: int = 5
     lr: float = 0.1
@@ -48,7 +52,7 @@ class FitConfig:
 
 
 def reached(shape: TreeShape, labels: csr_array) -> Reached:
-    """Nodes above, and slots of, the labels (n_points, n_labels) of each point."""
+    """Find the items that each point reaches by its `labels` (n_points, n_labels)."""
     n_nodes, n_slots = len(shape.first), len(shape.labels)
     parent = np.zeros(n_nodes + n_slots, np.int64)
     sizes = shape.end - shape.first
@@ -78,11 +82,12 @@ def fit(
     config: FitConfig,
     seed: int,
 ) -> None:
-    """Train the classifiers of the items from the first up to before the second, in place.
+    """Train the classifiers of items[0] to items[1] - 1 in place.
 
-    `points` are (n_points, dim), `weights` (n_items, dim) and `bias` (n_items,) are of all items,
-    and training starts at, and is held to, what they are. The same seed gives the same weights,
-    however many threads there are. Raises ValueError for the root.
+    `points` are embeddings (n_points, dim). `weights` (n_items, dim) and `bias` (n_items,) are
+    those of all items; training starts from them, and the penalty draws the weights back to their
+    start. The same seed gives the same weights with any number of threads. Raises ValueError for
+    the root.
     """
     if items[0] < 1:
         raise ValueError("item 0 is the root, which has no classifier: start at 1")
@@ -108,38 +113,45 @@ def fit(
 
 def _fit_group(
     points: Tensor,
-    wanted: Tensor,
+    positive: Tensor,
     active: Tensor,
     start: Tensor,
     config: FitConfig,
     generator: torch.Generator,
 ) -> Tensor:
-    """Weights with the bias as last column, (items, dim + 1)."""
+    """Train one group; returns its weights with the bias as last column, (n_items, dim + 1).
+
+    `points` are (n, dim); `positive` and `active` are masks (n, n_items): the point reaches the
+    item, and its parent. `start` has the shape of the result.
+    """
     n, batch = len(points), min(_BATCH, len(points))
     per_epoch = -(-n // batch)
-    n_steps = max(config.epochs * per_epoch, _LEAST_STEPS)
-    found = start.clone().requires_grad_()
-    optimizer = torch.optim.Adam([found], lr=config.lr)
+    n_steps = max(config.epochs * per_epoch, _MIN_STEPS)
+    weights = start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([weights], lr=config.lr)
     order = torch.empty(0, dtype=torch.int64)
     for step in range(n_steps):
         if step % per_epoch == 0:
             order = torch.randperm(n, generator=generator)
-        picked = order[step % per_epoch * batch :][:batch]
-        logits = points[picked] @ found[:, :-1].T + found[:, -1]  # (batch, items)
-        losses = binary_cross_entropy_with_logits(
-            logits, wanted[picked].float(), weight=active[picked].float(), reduction="sum"
+        rows = order[step % per_epoch * batch :][:batch]
+        logits = points[rows] @ weights[:, :-1].T + weights[:, -1]  # (batch, items)
+        loss = binary_cross_entropy_with_logits(
+            logits, positive[rows].float(), weight=active[rows].float(), reduction="sum"
         )
-        moved = (found - start)[:, :-1].square().sum()
+        squared_distance = (weights - start)[:, :-1].square().sum()
         optimizer.zero_grad()
-        (losses * (n / len(picked)) + config.penalty / 2 * moved).backward()
+        (loss * (n / len(rows)) + config.penalty / 2 * squared_distance).backward()
         optimizer.param_groups[0]["lr"] = config.lr * (1 - step / n_steps)
         optimizer.step()
-    return found.detach()
+    return weights.detach()
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Steps are too short to share out, and sums would depend on how they were."""
+    """Let torch compute on one thread.
+
+    A step is too short to divide, and sums over several threads would depend on their number.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,17 +1,18 @@
-"""The shape of a label tree: which labels share a subtree, and how deep each one lies.
+"""Grows the shape of a label tree: which labels share a subtree, and how deep each label lies.
 
-Two rules cut a set of labels in two, both after "Enabling Efficiency-Precision Trade-offs for Label
-Trees in Extreme Classification" (arXiv 2106.00730), whose formulas are not public: these are our
-reconstructions. Each label has a vector (`label_vectors`) and a mass, its share of all occurrences.
+Two rules cut a set of labels in two. Both follow "Enabling Efficiency-Precision Trade-offs for
+Label Trees in Extreme Classification" (arXiv 2106.00730). Its formulas are not public, so these are
+our reconstructions. Each label has a vector (`label_vectors`) and a mass, its share of all
+occurrences.
 
-- `MassBalance` (gamma): labels are sorted along the difference of two centres and cut where half of
-  mass^gamma lies on either side. 0 is Parabel's balanced 2-means, 1 is Fano's code that keeps
-  similar labels together; in between, frequent labels rise towards the root as gamma grows.
-- `EntropySplit` (lambda): the cut that maximises similarity to the centres, weighted by mass, plus
-  lambda times the bits that the cut resolves. 0 is unconstrained weighted 2-means.
+- `MassBalance` (gamma) sorts labels along the difference of two centres and cuts where half of
+  mass^gamma lies on either side. Gamma 0 is Parabel's balanced 2-means; gamma 1 is Fano's code with
+  similar labels together. As gamma grows, frequent labels rise towards the root.
+- `EntropySplit` (lambda) makes the cut that maximises similarity to the centres, weighted by mass,
+  plus lambda times the entropy of the cut. Lambda 0 is unconstrained weighted 2-means.
 
-Frequent labels near the root make the expected depth small. Nothing here is trained: that is
-`models.methods.tree`.
+Frequent labels near the root make the expected depth small. models.label_trees.classifiers trains
+the nodes.
 """
 
 from dataclasses import dataclass
@@ -25,23 +26,23 @@ Rows: TypeAlias = NDArray[np.float32] | csr_array
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
 
-_ROUNDS: Final = 10
-_DEEPEST: Final = 64  # below it every cut is in the middle: a mere safeguard
+_ROUNDS: Final = 10  # of 2-means at most; a choice between time and a cut that no round changes
+_MAX_DEPTH: Final = 64  # below it every cut is in the middle; far deeper than any tree should be
 
 
 @dataclass(frozen=True, slots=True)
 class MassBalance:
-    """Cut where the mass to the power of gamma, in [0, 1], is halved."""
+    """Cuts where half the sum of mass^gamma lies on either side; gamma is in [0, 1]."""
 
     gamma: float
 
     def weights(self, masses: Floats) -> Floats:
-        """The weight of each label at a node; all alike where none has any mass."""
+        """The weight of each label at a node; equal weights where no label has any mass."""
         weights = masses**self.gamma
         return weights if weights.any() else np.ones(len(masses))
 
     def cut(self, weights: Floats, gains: Floats) -> int:
-        """How many labels go left: of those closest to half, the smaller number."""
+        """The number of labels that go left; of two cuts equally close to half, the smaller."""
         del gains
         sums = np.cumsum(weights)
         return 1 + int(np.abs(sums[:-1] - sums[-1] / 2).argmin())
@@ -49,22 +50,22 @@ class MassBalance:
 
 @dataclass(frozen=True, slots=True)
 class EntropySplit:
-    """Cut for similarity plus `bits` (lambda >= 0) times the entropy of the two sides' masses."""
+    """Maximises similarity plus `bits` (lambda >= 0) times the entropy of the two sides' masses."""
 
     bits: float
 
     def weights(self, masses: Floats) -> Floats:
-        """The weight of each label at a node; all alike where none has any mass."""
+        """The weight of each label at a node; equal weights where no label has any mass."""
         return masses if masses.any() else np.ones(len(masses))
 
     def cut(self, weights: Floats, gains: Floats) -> int:
-        """The best threshold for these centres: all are tried by prefix sums."""
+        """The number of labels that go left at the best cut; prefix sums try all cuts."""
         share = np.cumsum(weights)[:-1] / weights.sum()
-        # What the left labels lose against all lying right; a constant is left out.
-        similar = -np.cumsum(weights * gains)[:-1] / weights.sum()
+        # The similarity of each cut, less that of all labels on the right, which is a constant.
+        similarity = -np.cumsum(weights * gains)[:-1] / weights.sum()
         with np.errstate(divide="ignore", invalid="ignore"):
-            resolved = -(share * np.log2(share) + (1 - share) * np.log2(1 - share))
-        return 1 + int((similar + self.bits * np.nan_to_num(resolved)).argmax())
+            entropies = -(share * np.log2(share) + (1 - share) * np.log2(1 - share))
+        return 1 + int((similarity + self.bits * np.nan_to_num(entropies)).argmax())
 
 
 Rule: TypeAlias = MassBalance | EntropySplit
@@ -72,10 +73,11 @@ Rule: TypeAlias = MassBalance | EntropySplit
 
 @dataclass(frozen=True, slots=True)
 class TreeShape:
-    """One tree, its nodes numbered level by level, so that the children of a node stand together.
+    """One tree. Nodes are numbered level by level, so the children of a node have adjacent numbers.
 
-    Node i has the nodes `first[i]` to `end[i]` for children or, where `leaf[i]`, holds the labels
-    `labels[first[i]:end[i]]`. `depth` is 0 at the root.
+    The children of node i are `first[i]` to `end[i] - 1`. Where `leaf[i]` is true, the node instead
+    holds the labels `labels[first[i]:end[i]]`. `depth` is 0 at the root. All arrays are (n_nodes,)
+    but `labels` (n_labels,), the label rows in the order of the leaves.
     """
 
     first: Ints
@@ -86,7 +88,7 @@ class TreeShape:
 
     @property
     def label_depths(self) -> Ints:
-        """Edges from the root to each label's leaf, by label row."""
+        """Edges from the root to each label's leaf, (n_labels,) by label row."""
         depths = np.empty(len(self.labels), np.int64)
         sizes = (self.end - self.first)[self.leaf]
         depths[self.labels] = np.repeat(self.depth[self.leaf], sizes)
@@ -94,7 +96,7 @@ class TreeShape:
 
 
 def label_vectors(points: Rows, labels: csr_array) -> Rows:
-    """Unit mean of each label's points (PIFA), zero for a label without points.
+    """The mean of each label's points at unit norm (PIFA): (n_labels, dim), zero without points.
 
     `points` (n, dim) are dense or sparse rows, `labels` is (n, n_labels).
     """
@@ -114,9 +116,10 @@ def _unit_rows(rows: csr_array) -> csr_array:
 def grow(
     vectors: Rows, counts: NDArray[np.integer], rule: Rule, leaf_size: int, seed: int
 ) -> TreeShape:
-    """Cut the labels in two, and so on until at most `leaf_size` are together.
+    """Cut the labels in two again and again, until a leaf has at most `leaf_size` labels.
 
-    `counts` (n_labels,) are occurrences. The same arguments give the same tree.
+    `vectors` are (n_labels, dim), `counts` (n_labels,) occurrences. The same arguments give the
+    same tree.
 
     >>> shape = grow(np.eye(5, dtype=np.float32), np.ones(5, int), MassBalance(0.0), 2, seed=1)
     >>> shape.leaf.tolist(), shape.depth.tolist(), sorted(shape.labels.tolist())
@@ -127,35 +130,35 @@ def grow(
     nodes: list[Ints] = [np.arange(len(counts))]
     depth = [0]
     spans: list[tuple[int, int]] = []
-    kept: list[Ints] = []
-    n_kept = 0
+    leaf_rows: list[Ints] = []
+    n_in_leaves = 0
     while len(spans) < len(nodes):
         node = len(spans)
         rows = nodes[node]
         if len(rows) <= leaf_size:
-            spans.append((n_kept, n_kept + len(rows)))
-            n_kept += len(rows)
-            kept.append(rows)
+            spans.append((n_in_leaves, n_in_leaves + len(rows)))
+            n_in_leaves += len(rows)
+            leaf_rows.append(rows)
             continue
-        # The safeguard: no similarity is worth a tree that is a chain.
-        used = rule if depth[node] < _DEEPEST else MassBalance(0.0)
-        left = halve(vectors[rows], masses[rows], used, generator)
+        # No similarity is worth a tree that is a chain.
+        node_rule = rule if depth[node] < _MAX_DEPTH else MassBalance(0.0)
+        left = halve(vectors[rows], masses[rows], node_rule, generator)
         spans.append((len(nodes), len(nodes) + 2))
         nodes += [rows[left], rows[~left]]
         depth += [depth[node] + 1] * 2
-        nodes[node] = rows[:0]  # its labels are its children's now
+        nodes[node] = rows[:0]  # the children have the labels now
     first, end = np.array(spans).T
     leaf = np.array([len(rows) > 0 for rows in nodes])
-    return TreeShape(first, end, leaf, np.array(depth), np.concatenate(kept))
+    return TreeShape(first, end, leaf, np.array(depth), np.concatenate(leaf_rows))
 
 
 def halve(
     vectors: Rows, masses: Floats, rule: Rule, generator: np.random.Generator
 ) -> NDArray[np.bool_]:
-    """Which of the labels go left; both sides get some. Two labels or more.
+    """Cut two or more labels in two; returns a mask of those that go left. No side is empty.
 
-    Centres and sides improve each other: labels are ordered by how much nearer they are to the
-    right centre, the rule cuts that order, each centre moves to the mean of its side.
+    Each round orders the labels by how much nearer they are to the right centre, lets the rule cut
+    that order, and moves each centre to the mean of its side. It ends when the sides stay the same.
     """
     weights = rule.weights(masses)
     centres = vectors[generator.choice(len(masses), 2, replace=False)]
@@ -179,9 +182,10 @@ def _centre(vectors: Rows, weights: Floats, side: NDArray[np.bool_]) -> NDArray[
 
 
 def merge_levels(shape: TreeShape, levels: int) -> TreeShape:
-    """The tree with every `levels` binary levels made one: nodes have up to 2^levels children.
+    """Merge every `levels` levels of a binary tree into one, so that nodes have 2^levels children.
 
-    Fewer, wider steps to the same leaves, whose labels and order of siblings do not change.
+    A search then takes fewer, wider steps to the same leaves. The leaves' labels and the order of
+    siblings stay the same.
     """
     if levels == 1:
         return shape
@@ -209,7 +213,7 @@ def merge_levels(shape: TreeShape, levels: int) -> TreeShape:
         depth += [depth[node] + 1] * len(below)
     leaf = shape.leaf[old_nodes]
     first, end = np.array(spans).T
-    # Slots go by the order of the leaves, which may have become another one.
+    # Label slots follow the order of the leaves, which the merge may have changed.
     order = np.concatenate([np.arange(a, b) for a, b in zip(first[leaf], end[leaf], strict=True)])
     sizes = (end - first)[leaf]
     end[leaf] = np.cumsum(sizes)

@@ -1,6 +1,7 @@
-// Talks to the service that sent this page: requests, problem documents, stage times. No DOM.
+// Sends the page's requests to the service and reads its answers, errors and stage times.
+// It touches no DOM.
 
-/** The service answered, and what it answered is an error. */
+/** An error that the service answered with: status, code and detail of its problem document (RFC 9457). */
 export class Problem extends Error {
   constructor(status, document, retryAfter) {
     super(document.detail || document.title || `The service answered with status ${status}.`);
@@ -11,21 +12,21 @@ export class Problem extends Error {
   }
 }
 
-/** No answer came at all. */
+/** The service did not answer. */
 export class Offline extends Error {}
 
-/** An address of this service, also where a proxy put it below a path. */
+/** The full address of a path of this service, even where a proxy serves it below a prefix. */
 export const address = (path) => new URL(path, document.baseURI).href;
 
-/** GET /v1/info of a model by name, or of the default one. */
+/** GET /v1/info of the model of that name, or of the default one. Throws like `recommend`. */
 export async function fetchInfo(key, model) {
   const path = model ? `v1/info?${new URLSearchParams({ model })}` : "v1/info";
   return (await send(path, { headers: authorization(key) })).content;
 }
 
 /**
- * POST /v1/recommend: {content, stages, tripMs}. Throws Problem, Offline, or AbortError where
- * `signal` called it off.
+ * POST /v1/recommend; resolves to {content, stages, tripMs}. Throws Problem, Offline, or AbortError
+ * where `signal` cancelled the request.
  */
 export function recommend(body, key, signal) {
   return send("v1/recommend", {
@@ -36,12 +37,15 @@ export function recommend(body, key, signal) {
   });
 }
 
-/** Server-Timing as [{name, ms}]: the four stages and the rest, and their total. */
+/**
+ * A Server-Timing header as {stages: [{name, ms}], totalMs, cached}: the four stages and the rest of
+ * the total. Null without a total.
+ */
 export function stagesOf(header) {
   const ms = {};
   for (const part of (header || "").split(",")) {
-    const found = /^\s*([\w-]+)\s*;\s*dur=([\d.]+)/.exec(part);
-    if (found) ms[found[1]] = Number(found[2]);
+    const match = /^\s*([\w-]+)\s*;\s*dur=([\d.]+)/.exec(part);
+    if (match) ms[match[1]] = Number(match[2]);
   }
   if (!("total" in ms)) return null;
   const stages = ["queue", "tokenize", "encode", "search"].map((name) => ({
@@ -53,7 +57,7 @@ export function stagesOf(header) {
   return { stages, totalMs: ms.total, cached: /\bcache;desc=hit\b/.test(header) };
 }
 
-/** The request as a command for a shell; a key is named as a variable and never written out. */
+/** The request as a shell command. It names the key's variable and never contains the key. */
 export function asCurl(body, withKey) {
   const quote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
   const lines = [
@@ -78,17 +82,17 @@ async function send(path, options) {
     throw new Offline("The service does not answer.");
   }
   const tripMs = performance.now() - startedMs;
-  const content = parsed(text);
+  const content = parseJson(text);
   if (!response.ok || content === null) {
     throw new Problem(response.status, content || {}, response.headers.get("Retry-After"));
   }
   return { content, stages: stagesOf(response.headers.get("Server-Timing")), tripMs };
 }
 
-function parsed(text) {
+function parseJson(text) {
   try {
     return JSON.parse(text);
   } catch {
-    return null; // a proxy's error page, say
+    return null; // for example a proxy's error page
   }
 }

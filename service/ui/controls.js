@@ -1,29 +1,30 @@
-// The controls as values: read from the form, kept in the address, turned into a request body.
+// Reads the controls from the form, keeps them in the address, and makes a request body of them.
 
 const TEXTS = ["k", "min_score", "item_id", "allow", "deny", "where", "model"];
 const CHECKS = ["effort_strict", "raw", "metadata", "explain"];
-// Room for 8,192 characters (the default max_text_chars) of nine each when escaped, and for filters;
-// Firefox takes addresses of up to 1,048,576 characters (network.standard-url.max-length).
+// A text of 8,192 characters (the default max_text_chars) takes up to nine characters for each when
+// escaped, 73,728 in all; the rest is for filters. Firefox takes addresses of up to 1,048,576
+// characters (network.standard-url.max-length).
 const MAX_LINK_CHARS = 100_000;
 
 const field = (name) => document.getElementById(name);
-const chosenEffort = () => document.querySelector("input[name=effort]:checked");
+const effortRadio = () => document.querySelector("input[name=effort]:checked");
 
-/** Name of the effort that is chosen. */
-export const readEffort = () => chosenEffort()?.value;
+/** The name of the effort whose button is checked, undefined where there is none. */
+export const readEffort = () => effortRadio()?.value;
 
-/** Every control's value by name; empty ones are left out. */
+/** The values of all controls that are not empty, by name. */
 export function readControls() {
   const values = { query: field("query").value };
   for (const name of TEXTS) values[name] = field(name).value.trim();
   for (const name of CHECKS) if (field(name).checked) values[name] = "1";
-  const effort = chosenEffort();
-  // the bundle's own effort goes without saying, so that a link outlives a change of it
+  const effort = effortRadio();
+  // A link does not name the bundle's default effort, so that it follows a change of the default.
   if (effort && !effort.dataset.default) values.effort = effort.value;
   return Object.fromEntries(Object.entries(values).filter(([, value]) => value !== ""));
 }
 
-/** Set every control; what is not named is emptied. */
+/** Set every control, and empty those that `values` does not name. */
 export function writeControls(values) {
   for (const name of ["query", ...TEXTS]) field(name).value = values[name] ?? "";
   for (const name of CHECKS) field(name).checked = values[name] === "1";
@@ -31,15 +32,18 @@ export function writeControls(values) {
   if (values.allow || values.deny || values.where) field("filters").open = true;
 }
 
-/** Choose an effort by name, the bundle's own where that is not among them. */
+/** Check the button of the effort of that name, or of the bundle's default where it has none such. */
 export function chooseEffort(name) {
   const radios = [...document.querySelectorAll("input[name=effort]")];
-  const chosen =
+  const match =
     radios.find((radio) => radio.value === name) || radios.find((radio) => radio.dataset.default);
-  if (chosen) chosen.checked = true;
+  if (match) match.checked = true;
 }
 
-/** The controls that the address holds after its ? and its #, where the latter wins; q is the text. */
+/**
+ * The controls by name, from the address after its ? and its #. Where both name a control, the part
+ * after # counts. The address calls the text q.
+ */
 export function fromAddress() {
   const parts = [location.search, location.hash].map((part) => part.slice(1));
   const named = Object.fromEntries(parts.flatMap((part) => [...new URLSearchParams(part)]));
@@ -47,17 +51,18 @@ export function fromAddress() {
 }
 
 /**
- * Keep the controls in the address after its #, which stays in the browser, without a step in the
- * history. A link that would be too long is left out: cut off, it would ask something else.
+ * Put the controls into the address after its #, which the browser sends to nobody. This adds no
+ * entry to the history. A link that is too long is dropped: a shortened one would ask for something
+ * else.
  */
 export function toAddress({ query, ...others }) {
   const values = query === undefined ? others : { q: query, ...others };
   const link = new URLSearchParams(values).toString();
-  const kept = link && link.length <= MAX_LINK_CHARS;
-  history.replaceState(null, "", location.pathname + (kept ? `#${link}` : ""));
+  const fits = link && link.length <= MAX_LINK_CHARS;
+  history.replaceState(null, "", location.pathname + (fits ? `#${link}` : ""));
 }
 
-/** The body of POST /v1/recommend; what is empty is not sent. */
+/** The body of POST /v1/recommend, without the empty controls. */
 export function bodyOf(values) {
   const body = { query: values.query };
   if (values.k) body.k = Number(values.k);
@@ -76,25 +81,25 @@ export function bodyOf(values) {
   return body;
 }
 
-/** How many filters are in force. */
+/** The number of filters that are not empty. */
 export const countFilters = (values) =>
   ["allow", "deny", "where"].filter((name) => values[name]).length;
 
-/** Lines field=value as an object; a field that is given again collects its values in a list. */
+/** Lines of field=value as an object. A field on several lines has a list of their values. */
 function conditions(lines) {
   const where = {};
   for (const line of lines.split("\n")) {
     const at = line.indexOf("=");
     if (at < 1) continue;
     const name = line.slice(0, at).trim();
-    const value = plain(line.slice(at + 1).trim());
+    const value = parseValue(line.slice(at + 1).trim());
     where[name] = Object.hasOwn(where, name) ? [where[name], value].flat() : value;
   }
   return where;
 }
 
-/** 3 is a number, true a boolean, "3" a text, and anything that is not JSON is a text too. */
-function plain(text) {
+/** The value of a text: 3 is a number, true a boolean, "3" a text, and all that is not JSON a text. */
+function parseValue(text) {
   try {
     const value = JSON.parse(text);
     return typeof value === "object" ? text : value;

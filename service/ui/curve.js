@@ -1,5 +1,6 @@
-// The bundle's measured curve, precision against microseconds of search, with what is chosen and
-// what the last answer took. The numbers themselves stand in the table above it.
+// Draws the bundle's operating points: measured precision against microseconds of search. It marks
+// the effort of the form and the search time of the last answer. The table above the drawing has
+// the numbers.
 
 import { formatUs } from "./format.js";
 
@@ -10,8 +11,11 @@ const RIGHT = 12;
 const TOP = 12;
 const BOTTOM = 30;
 
-/** An SVG drawing of operating points; `searchMs` is null where nothing was answered yet. */
-export function curve(points, chosenName, searchMs) {
+/**
+ * An SVG drawing of operating points. `effort` is the name of the point to mark; `searchMs` is the
+ * search time of the last answer, null before the first.
+ */
+export function curve(points, effort, searchMs) {
   const x = costScale(points, searchMs);
   const y = precisionScale(points);
   const at = (point) => [x(point.search_us_p50), y(point.p_at_1)];
@@ -28,15 +32,15 @@ export function curve(points, chosenName, searchMs) {
   if (searchMs !== null) drawing.append(...marker(x(searchMs * 1000)));
   for (const point of points) {
     const [cx, cy] = at(point);
-    const chosen = point.name === chosenName;
+    const isMarked = point.name === effort;
     drawing.append(
-      svg("circle", { class: chosen ? "point chosen" : "point", cx, cy, r: chosen ? 5 : 3.5 }),
+      svg("circle", { class: isMarked ? "point chosen" : "point", cx, cy, r: isMarked ? 5 : 3.5 }),
     );
   }
   return drawing;
 }
 
-/** Where the search of the last answer lies. */
+/** A line at the search time of the last answer. */
 function marker(x) {
   const bottom = HEIGHT - BOTTOM;
   const side = x > WIDTH * 0.65 ? { shift: -4, anchor: "end" } : { shift: 4, anchor: "start" };
@@ -46,7 +50,7 @@ function marker(x) {
   ];
 }
 
-/** Points that no cheaper one equals or beats, cheapest first. */
+/** The points that are more precise than every cheaper one, cheapest first. */
 function frontier(points) {
   const byCost = [...points].sort((a, b) => a.search_us_p50 - b.search_us_p50);
   let best = -Infinity;
@@ -57,7 +61,7 @@ function frontier(points) {
   });
 }
 
-/** Microseconds to pixels, by powers of ten. */
+/** A function from microseconds to pixels, on a logarithmic scale. */
 function costScale(points, searchMs) {
   const costs = points.map((point) => point.search_us_p50);
   if (searchMs !== null) costs.push(searchMs * 1000);
@@ -68,11 +72,14 @@ function costScale(points, searchMs) {
     LEFT + ((Math.log10(Math.max(cost, 1)) - low) / (high - low)) * (WIDTH - LEFT - RIGHT);
 }
 
-/** Percent to pixels, the best on top; less than one point in all is drawn as small as it is. */
+/**
+ * A function from percent to pixels, the best on top. The scale spans one percentage point at least,
+ * so that small differences look small.
+ */
 function precisionScale(points) {
-  const found = points.map((point) => point.p_at_1);
-  const high = Math.max(...found);
-  const span = Math.max(high - Math.min(...found), 1);
+  const precisions = points.map((point) => point.p_at_1);
+  const high = Math.max(...precisions);
+  const span = Math.max(high - Math.min(...precisions), 1);
   const room = HEIGHT - TOP - BOTTOM - 16;
   return (precision) => TOP + 6 + ((high - precision) / span) * room;
 }
@@ -97,20 +104,22 @@ function axes(x, y, points) {
   ];
 }
 
-/** The least and the greatest value, or the greatest alone where both would touch. */
+/** The least and the greatest value, or only the greatest where the two labels would overlap. */
 function ends(values, scale, roomPx) {
   const [low, high] = [Math.min(...values), Math.max(...values)];
   return Math.abs(scale(high) - scale(low)) < roomPx ? [high] : [low, high];
 }
 
 function words(kind, x, y, anchor, text) {
-  const made = svg("text", { class: kind, x, y, "text-anchor": anchor });
-  made.textContent = text;
-  return made;
+  const element = svg("text", { class: kind, x, y, "text-anchor": anchor });
+  element.textContent = text;
+  return element;
 }
 
 function svg(tag, attributes) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, String(value));
-  return made;
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    element.setAttribute(name, String(value));
+  }
+  return element;
 }

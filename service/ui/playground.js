@@ -1,5 +1,6 @@
-// Wires the page: what you type becomes a request, its answer becomes what you see.
-// One request is under way at most; a newer one calls the older off, and an older answer is never shown.
+// Connects the page's parts: it makes a request of the text and the controls, and shows the answer.
+// At most one request is under way. A newer request cancels the older one, and the page never shows
+// an older answer after a newer one.
 
 import { Offline, Problem, asCurl, fetchInfo, recommend } from "./api.js";
 import {
@@ -24,24 +25,27 @@ import {
   el,
 } from "./view.js";
 
+// The three times are choices. A pause in typing starts a request: a shorter one would ask for half
+// a word. A screen reader speaks after a longer pause. Retries slow down, so that many open pages do
+// not hold down a service that is coming back.
 const TYPING_MS = 120;
 const SPEAK_MS = 800;
 const RETRY_MS = [2000, 4000, 8000, 15000];
 const KEY = "astrolabe-api-key";
 
-let info = null;
-let turn = 0;
-let underWay = null;
-let typing = 0;
-let speaking = 0;
-let retrying = 0;
+let info = null; // the answer of GET /v1/info
+let turn = 0; // number of the latest request
+let pendingRequest = null; // its AbortController
+let typingTimer = 0;
+let speechTimer = 0;
+let retryTimer = 0;
 let failures = 0;
 let searchMs = null;
 
 const query = byId("query");
 const key = () => sessionStorage.getItem(KEY) || "";
 
-// ---- what is served ----
+// ---- the model ----
 
 async function open() {
   const effort = readEffort() ?? fromAddress().effort;
@@ -51,7 +55,7 @@ async function open() {
     showFailure(error, open);
     return;
   }
-  settled();
+  showReady();
   describe();
   chooseEffort(effort);
   drawCurve();
@@ -71,7 +75,7 @@ function describe() {
   drawAbout(info);
 }
 
-/** One model needs no choice, and is then not named in requests either. */
+/** List the models. With one model there is no list, and requests do not name it. */
 function drawModels() {
   const several = info.models.length > 1;
   byId("model-row").hidden = !several;
@@ -85,13 +89,13 @@ function drawCurve() {
   byId("curve").replaceChildren(points.length > 1 ? curve(points, readEffort(), searchMs) : "");
 }
 
-// ---- asking ----
+// ---- requests ----
 
 async function ask() {
-  if (!info) return; // it is asked once it is known what is served
-  clearTimeout(typing);
-  clearTimeout(retrying);
-  underWay?.abort();
+  if (!info) return; // open() asks once it knows the model
+  clearTimeout(typingTimer);
+  clearTimeout(retryTimer);
+  pendingRequest?.abort();
   const mine = ++turn;
   const values = readControls();
   toAddress(values);
@@ -103,11 +107,11 @@ async function ask() {
     showNothing();
     return;
   }
-  underWay = new AbortController();
+  pendingRequest = new AbortController();
   byId("answer").setAttribute("aria-busy", "true");
   try {
-    const answered = await recommend(bodyOf(values), key(), underWay.signal);
-    if (mine === turn) showAnswer(answered);
+    const answer = await recommend(bodyOf(values), key(), pendingRequest.signal);
+    if (mine === turn) showAnswer(answer);
   } catch (error) {
     if (mine === turn && error.name !== "AbortError") showFailure(error, ask);
   } finally {
@@ -118,14 +122,14 @@ async function ask() {
 const again = () => (info ? ask() : open());
 
 function askSoon() {
-  clearTimeout(typing);
-  typing = setTimeout(ask, TYPING_MS);
+  clearTimeout(typingTimer);
+  typingTimer = setTimeout(ask, TYPING_MS);
 }
 
-// ---- showing ----
+// ---- answers ----
 
 function showAnswer({ content, stages, tripMs }) {
-  settled();
+  showReady();
   const [result] = content.results;
   drawLabels(result.labels, content.score_kind);
   drawTiming(stages, tripMs);
@@ -134,7 +138,7 @@ function showAnswer({ content, stages, tripMs }) {
   drawExplanation(result.explanation);
   const n = result.labels.length;
   byId("empty").hidden = n > 0;
-  byId("empty").textContent = "No label is left: lower the lowest score or loosen the filters.";
+  byId("empty").textContent = "No label fits: lower the lowest score or loosen the filters.";
   byId("outcome").textContent = `${n} at effort ${content.effort}${planOf(result.plan)}`;
   const flags = flagsOf(content, result);
   byId("flags").textContent = flags.join(" ");
@@ -146,14 +150,14 @@ function showAnswer({ content, stages, tripMs }) {
   );
 }
 
-/** How filtered labels were found. */
+/** How the service searched the labels that pass the filters; empty without filters. */
 function planOf(plan) {
   if (!plan) return "";
   const share = `${formatCount(plan.open)} of ${formatCount(plan.labels)} labels let through`;
   return plan.kind === "exact" ? `, all ${share} were scored` : `, ${share}`;
 }
 
-/** What a reader of this answer should know. */
+/** Sentences with what the reader of this answer should know. */
 function flagsOf(content, result) {
   const flags = [];
   if (result.truncated)
@@ -169,18 +173,18 @@ function flagsOf(content, result) {
 
 function showNothing() {
   byId("answer").setAttribute("aria-busy", "false");
-  if (info) settled();
+  if (info) showReady();
   drawLabels([], "");
   drawTiming(null, 0);
   drawExplanation(null);
   byId("copy").disabled = true;
   byId("outcome").textContent = "";
   byId("flags").hidden = true;
-  byId("empty").textContent = "Nothing asked yet.";
+  byId("empty").textContent = "Type a text to see labels.";
   byId("empty").hidden = false;
 }
 
-function showFailure(error, again) {
+function showFailure(error, retry) {
   if (!(error instanceof Offline || error instanceof Problem)) throw error;
   const offline = error instanceof Offline;
   setState(offline ? "offline" : "refused", offline ? "offline" : String(error.status));
@@ -193,23 +197,23 @@ function showFailure(error, again) {
     box.append(
       el("p", { class: "hint" }, `${error.code} · request `, el("code", {}, error.requestId)),
     );
-  // that a key is missing is said by the field that asks for it
+  // Without a key, the field for the key says so.
   box.hidden = error.status === 401 && key() === "";
   byId("answer").classList.add("stale");
   if (error.status === 401) askForKey();
   if (offline) {
-    retrying = setTimeout(again, RETRY_MS[Math.min(failures, RETRY_MS.length - 1)]);
+    retryTimer = setTimeout(retry, RETRY_MS[Math.min(failures, RETRY_MS.length - 1)]);
     failures += 1;
   }
 }
 
-/** A detail as a sentence; a field's name at its start, as in `k: ...`, keeps its case. */
+/** A problem's detail as a sentence. A field's name at its start, as in `k: ...`, keeps its case. */
 function sentence(detail) {
   const text = detail.replace(/^[a-z]+(?= )/, (word) => word[0].toUpperCase() + word.slice(1));
   return /[.!?]$/.test(text) ? text : `${text}.`;
 }
 
-function settled() {
+function showReady() {
   failures = 0;
   byId("problem").hidden = true;
   byId("answer").classList.remove("stale");
@@ -221,10 +225,10 @@ function setState(name, words) {
   byId("state").textContent = words;
 }
 
-/** Tell a screen reader, once typing has paused: each keystroke's answer would be noise. */
+/** Tell a screen reader after a pause in typing: an answer for each keystroke would be noise. */
 function speak(words) {
-  clearTimeout(speaking);
-  speaking = setTimeout(() => (byId("spoken").textContent = words), SPEAK_MS);
+  clearTimeout(speechTimer);
+  speechTimer = setTimeout(() => (byId("spoken").textContent = words), SPEAK_MS);
 }
 
 function askForKey() {
@@ -240,7 +244,7 @@ async function copy(text, button) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
-    return false; // not allowed, or not a secure origin
+    return false; // the user forbids it, or the origin is not secure
   }
   const before = button.textContent;
   button.textContent = "Copied";
@@ -301,7 +305,7 @@ byId("labels").addEventListener("click", (event) => {
 });
 document.addEventListener("keydown", onEscape);
 byId("controls").addEventListener("input", (event) => {
-  if (event.target.id !== "model") askSoon(); // another model is described first
+  if (event.target.id !== "model") askSoon(); // for another model, open() fetches its info first
 });
 byId("controls").addEventListener("submit", (event) => {
   event.preventDefault();

@@ -1,9 +1,9 @@
-// Draws what the service answered. Every text is set as text: nothing that comes from the service
-// or from the user is ever read as markup.
+// Draws the service's answers. It sets every text as a text node, so that nothing from the service
+// or the user becomes markup.
 
 import { formatCount, formatMs, formatTime, formatUs } from "./format.js";
 
-const SHOWN_ITEMS = 5;
+const SHOWN_ITEMS = 5; // of a list in an explanation, before it folds; a choice
 
 const SCORE_KINDS = {
   probability:
@@ -11,27 +11,27 @@ const SCORE_KINDS = {
   cosine:
     "Scores are cosines between text and label, from -1 to 1; they rank, and are no probabilities. A full bar is 1.",
   logit:
-    "Scores are raw logits without a fixed range; only their order means something. Bars span this answer's own range.",
+    "Scores are raw logits without a fixed range; only their order has a meaning. Bars span the scores of this answer.",
 };
 
 export const byId = (id) => document.getElementById(id);
 
 /** An element with properties and children; strings become text nodes. */
 export function el(tag, properties = {}, ...children) {
-  const made = document.createElement(tag);
+  const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
-    if (name === "class") made.className = value;
-    else if (name === "data") Object.assign(made.dataset, value);
-    else if (name.startsWith("aria-")) made.setAttribute(name, value);
-    else made[name] = value;
+    if (name === "class") element.className = value;
+    else if (name === "data") Object.assign(element.dataset, value);
+    else if (name.startsWith("aria-")) element.setAttribute(name, value);
+    else element[name] = value;
   }
-  made.append(...children);
-  return made;
+  element.append(...children);
+  return element;
 }
 
 const fixed = (digits) => (number) => number.toFixed(digits);
 
-/** The labels of one answer, each with its score as a bar. */
+/** Draw the labels of one answer, each with its score as a bar. */
 export function drawLabels(labels, scoreKind) {
   const width = barWidth(labels, scoreKind);
   byId("labels").replaceChildren(
@@ -93,7 +93,7 @@ function barWidth(labels, scoreKind) {
   return (score) => 0.05 + 0.95 * clip((score - low) / span);
 }
 
-/** Where the time went: one bar for the service, its legend, and the round trip beside it. */
+/** Draw the service's stage times as one bar with a legend, and the round trip beside it. */
 export function drawTiming(timing, tripMs) {
   byId("timing").hidden = timing === null;
   if (timing === null) return;
@@ -122,7 +122,7 @@ export function drawTiming(timing, tripMs) {
   );
 }
 
-/** The operating points as radio buttons, each with what was measured of it. */
+/** Draw the operating points as radio buttons, each with its measured figures. */
 export function drawEfforts(info) {
   const row = (point) => {
     const radio = el("input", { type: "radio", name: "effort", value: point.name });
@@ -132,9 +132,9 @@ export function drawEfforts(info) {
       {},
       radio,
       el("span", { class: "name" }, point.name),
-      measured("recall at 10", point.recall_at_10, fixed(3)),
-      measured("precision at 1", point.p_at_1, fixed(1)),
-      measured("search", point.search_us_p50, formatUs),
+      figure("recall at 10", point.recall_at_10, fixed(3)),
+      figure("precision at 1", point.p_at_1, fixed(1)),
+      figure("search", point.search_us_p50, formatUs),
     );
   };
   const head = el(
@@ -145,14 +145,14 @@ export function drawEfforts(info) {
   byId("efforts").replaceChildren(head, ...info.operating_points.map(row));
   const [point] = info.operating_points;
   byId("measured").textContent = point
-    ? `Measured when the bundle was sealed: ${point.machine}. R@10 is against exact search.`
+    ? `Measured when the bundle was sealed, on ${point.machine}. R@10 compares with exact search.`
     : "";
 }
 
-const measured = (what, value, format) =>
+const figure = (what, value, format) =>
   el("span", { class: "figure" }, el("span", { class: "unseen" }, `, ${what} `), format(value));
 
-/** Everything known about what is served. */
+/** Draw what GET /v1/info says of the bundle and the service. */
 export function drawAbout(info) {
   const facts = [
     ["Name", info.name],
@@ -191,18 +191,18 @@ export function drawAbout(info) {
 }
 
 const code = (text) => el("code", {}, text);
-/** A service that was told to use a GPU never runs without one, so only auto can lack it. */
+/** Only with `auto` can the service run without a GPU: told to use one, it does not start without. */
 const device = ({ requested, active }) =>
   requested === "auto" && active === "cpu"
     ? "cpu (auto found no GPU)"
     : `${active} (asked for ${requested})`;
-const limits = (found) =>
-  `${found.max_queries} texts, ${formatCount(found.max_text_chars)} characters, ${found.max_tokens} tokens, ${found.max_k} labels`;
+const limits = (info) =>
+  `${info.max_queries} texts, ${formatCount(info.max_text_chars)} characters, ${info.max_tokens} tokens, ${info.max_k} labels`;
 
-function calibration(found) {
-  if (!found) return null;
-  if (found.ece_after === null || found.ece_after === undefined) return found.kind;
-  return `${found.kind}, error ${found.ece_before.toFixed(3)} before, ${found.ece_after.toFixed(3)} after`;
+function calibration(info) {
+  if (!info) return null;
+  if (info.ece_after === null || info.ece_after === undefined) return info.kind;
+  return `${info.kind}, error ${info.ece_before.toFixed(3)} before, ${info.ece_after.toFixed(3)} after`;
 }
 
 const QUALITY = [
@@ -234,12 +234,12 @@ function drawQuality(quality) {
     el(
       "p",
       { class: "hint" },
-      `In percent, on ${formatCount(quality.n_queries)} queries of the ${quality.split} split; PSP weighs rare labels up.`,
+      `In percent, on ${formatCount(quality.n_queries)} queries of the ${quality.split} split. PSP gives rare labels more weight.`,
     ),
   );
 }
 
-/** An explanation, a line for each of its parts, whatever they are. */
+/** Draw an explanation, one line for each of its fields, whatever they are. */
 export function drawExplanation(explanation) {
   byId("explained").hidden = explanation === null || explanation === undefined;
   const entries = Object.entries(explanation ?? {}).filter(([, value]) => value !== null);
@@ -251,7 +251,7 @@ export function drawExplanation(explanation) {
 const lines = (value) =>
   Array.isArray(value) && value.some(isObject) ? items(value) : el("span", {}, flat(value));
 
-/** A list of objects, one a line; all but the first few are folded away. */
+/** A list of objects, one a line. The page folds away all but the first SHOWN_ITEMS. */
 function items(values) {
   const list = (part) => el("ul", {}, ...part.map((item) => el("li", {}, flat(item))));
   if (values.length <= SHOWN_ITEMS) return list(values);

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from loadtest.judge import describe_found, describe_step, warnings_for
+from loadtest.judge import describe_search, describe_step, warnings_for
 from loadtest.plan import StepPlan
 from loadtest.result import Ceiling
-from loadtest.search import Found
+from loadtest.search import SearchOutcome
 from tests.loadtest.test_result import STEP
 
 PLAN = StepPlan(url="http://127.0.0.1:8000", rate=200, seconds=20)
@@ -26,7 +26,7 @@ def test_a_rate_that_holds_is_valid():
 
 
 def test_an_unconfirmed_answer_says_so():
-    assert "NOT confirmed" in describe_found(Found(800, False, "the budget was spent"), 20)
+    assert "NOT confirmed" in describe_search(SearchOutcome(800, False, "the budget was spent"), 20)
 
 
 @pytest.mark.parametrize(("ceiling_rate", "warned"), [(240.0, True), (1000.0, False)])

@@ -26,12 +26,12 @@ def test_a_good_plan_passes_and_survives_the_trip_to_the_worker(tmp_path: Path):
         ({"k": 0}, "--k is 0"),
         ({"effort": "frantic"}, "choose one of fast, balanced"),
         ({"max_error_rate": 1.5}, "give a share"),
-        ({"timeout_ms": 10.0}, "Raise it"),
+        ({"timeout_ms": 10.0}, "raise --timeout-ms"),
         ({"rate": 200_000.0}, "the cap is 2,000,000"),
         ({"seed": -1}, "--seed is -1"),
         ({"url": "127.0.0.1:8000"}, "give it as http://host:port"),
         ({"url": "http://host:port"}, "is not a URL"),
-        ({"url": "http://host/?q=1"}, "leave that out"),
+        ({"url": "http://host/?q=1"}, "shorten it"),
     ],
 )
 def test_a_plan_that_cannot_work_is_refused(change: dict[str, object], complaint: str):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from loadtest.search import Found, Phase, SearchLimits, find_rate
+from loadtest.search import Phase, SearchLimits, SearchOutcome, find_rate
 
 LIMITS = SearchLimits(100, 20_000, 10, seconds_per_step=1, max_seconds=1e6)
 
@@ -23,28 +23,28 @@ class Bench:
         self.now_s += self._seconds_per_step
         return self._holds(rate)
 
-    def find(self, limits: SearchLimits = LIMITS) -> Found:
+    def find(self, limits: SearchLimits = LIMITS) -> SearchOutcome:
         return find_rate(self.measure, limits, clock=lambda: self.now_s)
 
 
 @pytest.mark.parametrize("capacity", [11, 99, 100, 640, 5000, 19_999])
 def test_the_answer_holds_and_is_within_tolerance(capacity: float):
     bench = Bench(lambda rate: rate <= capacity)
-    found = bench.find()
-    assert found.confirmed
-    assert found.rate is not None
-    assert capacity / 1.06 <= found.rate <= capacity
-    assert bench.steps[-1] == ("confirm", found.rate)
+    outcome = bench.find()
+    assert outcome.confirmed
+    assert outcome.rate is not None
+    assert capacity / 1.06 <= outcome.rate <= capacity
+    assert bench.steps[-1] == ("confirm", outcome.rate)
 
 
 def test_a_service_faster_than_max_rate_is_reported_as_such():
-    found = Bench(lambda rate: True).find()
-    assert found == Found(20_000, True, "--max-rate was reached")
+    outcome = Bench(lambda rate: True).find()
+    assert outcome == SearchOutcome(20_000, True, "--max-rate was reached")
 
 
 def test_nothing_holds():
-    found = Bench(lambda rate: False).find()
-    assert found == Found(None, False, "not even 10/s held; try a lower --start-rate")
+    outcome = Bench(lambda rate: False).find()
+    assert outcome == SearchOutcome(None, False, "not even 10/s held; try a lower --start-rate")
 
 
 def test_one_unlucky_step_while_growing_is_forgiven():
@@ -56,9 +56,9 @@ def test_one_unlucky_step_while_growing_is_forgiven():
             return False
         return rate <= 1000
 
-    found = Bench(holds).find()
-    assert found.rate is not None
-    assert found.rate >= 940
+    outcome = Bench(holds).find()
+    assert outcome.rate is not None
+    assert outcome.rate >= 940
 
 
 def test_a_rate_that_fails_its_confirmation_is_stepped_down_from():
@@ -70,17 +70,17 @@ def test_a_rate_that_fails_its_confirmation_is_stepped_down_from():
             return len(confirmations) == 3
         return rate <= 1000
 
-    found = find_rate(measure, LIMITS, clock=lambda: 0.0)
-    assert found.confirmed
-    assert found.rate == confirmations[-1] < confirmations[1] < confirmations[0] <= 1000
+    outcome = find_rate(measure, LIMITS, clock=lambda: 0.0)
+    assert outcome.confirmed
+    assert outcome.rate == confirmations[-1] < confirmations[1] < confirmations[0] <= 1000
 
 
 def test_the_time_budget_is_never_overrun():
     bench = Bench(lambda rate: rate <= 5000, seconds_per_step=10)
     limits = SearchLimits(100, 20_000, 10, seconds_per_step=10, max_seconds=65)
-    found = bench.find(limits)
+    outcome = bench.find(limits)
     assert bench.now_s <= 65
-    assert found == Found(3200, False, "the budget was spent; raise --max-seconds")
+    assert outcome == SearchOutcome(3200, False, "the budget was spent; raise --max-seconds")
 
 
 def test_the_number_of_steps_is_bounded():
@@ -91,8 +91,8 @@ def test_the_number_of_steps_is_bounded():
 
 
 def test_a_tolerance_finer_than_rates_are_told_apart_still_ends():
-    found = Bench(lambda rate: rate <= 5000).find(
+    outcome = Bench(lambda rate: rate <= 5000).find(
         SearchLimits(100, 20_000, 10, 1, 1e6, tolerance=1e-9, max_steps=1000)
     )
-    assert found.rate == 5000
-    assert found.confirmed
+    assert outcome.rate == 5000
+    assert outcome.confirmed

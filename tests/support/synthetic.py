@@ -1,8 +1,8 @@
 """Makes up a text data set of any size from a seed.
 
-Labels have Zipf frequencies and sit in clusters; each has words of its own and shares one with its
-cluster. A point's title mixes some words of its labels with noise, so that a small model can learn
-it. The words are pronounceable nonsense: scores here say nothing about real text.
+Labels have Zipf frequencies and form clusters. A label has words of its own and shares one word
+with its cluster. A point's title mixes some words of its labels with noise, so that a small model
+can learn it. The words are pronounceable nonsense, so scores say nothing about real text.
 """
 
 import hashlib
@@ -34,7 +34,10 @@ def synthetic_dataset(
     noise_words_per_point: int = 3,
     zipf_exponent: float = 1.0,
 ) -> Dataset:
-    """The same arguments give the same data; with n_train >= n_labels every label has a point.
+    """Make a data set. The same arguments give the same data.
+
+    With n_train >= n_labels every label has a training point. Raises ValueError without labels or
+    training points.
 
     >>> dataset = synthetic_dataset(n_labels=4, n_train=6, n_test=0, seed=1)
     >>> len(dataset.labels), len(dataset.train), dataset.test, dataset.train.labels.shape
@@ -66,7 +69,7 @@ def synthetic_dataset(
 
 @dataclass(frozen=True, slots=True)
 class _World:
-    """The labels' words and frequencies; clusters are runs of neighbouring labels."""
+    """The labels' words and frequencies. A cluster is a run of neighbouring label rows."""
 
     words: NDArray[np.object_]  # noise words, then one per cluster, then each label's own
     ends: NDArray[np.float64]  # (n_labels + 1,) cumulative frequency, from 0 to 1

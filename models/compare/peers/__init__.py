@@ -1,1 +1,1 @@
-"""Other people's systems, each behind the same protocol."""
+"""Other people's systems, which all implement the protocol `Peer`."""

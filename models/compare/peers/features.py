@@ -1,7 +1,7 @@
-"""The peers' features: TF-IDF of words and word pairs, as unit vectors.
+"""Makes the peers' features: TF-IDF of words and word pairs, as unit vectors.
 
-The same for every peer, fitted on the training texts alone. Astrolabe does not use it: it has its
-own tokenizer.
+All peers get the same features. Vocabulary and weights come from the training texts alone.
+Astrolabe has its own tokenizer and does not use them.
 """
 
 import pickle
@@ -15,6 +15,8 @@ from models.compare.peers.peer import version_of
 from models.errors import ComparisonError
 from models.extras import need
 
+# A choice, the same for all peers: word pairs as in Astrolabe's bag, logarithmic term counts, and
+# no word that only one text has.
 SETTINGS: Final[dict[str, Any]] = {
     "ngram_range": (1, 2),
     "sublinear_tf": True,
@@ -24,7 +26,7 @@ SETTINGS: Final[dict[str, Any]] = {
 
 
 class TfIdf:
-    """scikit-learn's TfidfVectorizer under the settings above; (n, n_features) float32."""
+    """scikit-learn's TfidfVectorizer with SETTINGS; its features are (n, n_features) float32."""
 
     def __init__(self) -> None:
         text = need("sklearn.feature_extraction.text")
@@ -32,7 +34,7 @@ class TfIdf:
         self.version = version_of("scikit-learn")
 
     def fit(self, texts: Sequence[str]) -> csr_matrix:
-        """Learn vocabulary and weights from the texts, and give their features.
+        """Learn vocabulary and weights from the texts, and return their features.
 
         Raises ComparisonError where no word occurs in two texts.
         """
@@ -42,10 +44,10 @@ class TfIdf:
             raise ComparisonError(f"no TF-IDF features can be made of these texts: {exc}") from exc
 
     def transform(self, texts: Sequence[str]) -> csr_matrix:
-        """Features of texts under the vocabulary that was learnt."""
+        """Features of other texts, with the vocabulary and weights of `fit`."""
         return self._vectorizer.transform(texts)
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of vocabulary and weights as they would be stored."""
+        """Bytes of vocabulary and weights in a file."""
         return len(pickle.dumps(self._vectorizer))

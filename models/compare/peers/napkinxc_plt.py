@@ -1,6 +1,6 @@
 """PLT of napkinXC: a probabilistic label tree with logistic regression in every node.
 
-The search is exact, not a beam: the library's default, and its answers are its best.
+Its search is exact and no beam search. That is the library's default, and gives its best answers.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from models.extras import need
 
 
 class NapkinPlt:
-    """One tree under the library's defaults and a fixed seed; `folder` takes the model."""
+    """One tree with the library's defaults and a fixed seed; the library keeps it in `folder`."""
 
     title = "PLT"
 
@@ -32,10 +32,10 @@ class NapkinPlt:
         return folder_bytes(self._folder)
 
     def fit(self, features: csr_matrix, labels: csr_matrix) -> None:
-        """Build the tree and train its nodes; the library writes the model as it goes."""
+        """Build the tree and train its nodes; meanwhile the library writes the model."""
         self._model.fit(features, labels)
         self._model.set_params(threads=1)
 
     def rank(self, features: csr_matrix, k: int) -> NDArray[np.int64]:
-        """Best-first search of the tree."""
+        """Search the tree best first; label rows (n, k)."""
         return padded(self._model.predict(features, top_k=k), k)

@@ -1,7 +1,7 @@
-"""What a peer is: a system of somebody else's, trained on the features that features.py makes.
+"""The protocol of a peer, somebody else's system that trains on the features of features.py.
 
-A peer's package is imported when the peer is built and not before, so that nothing here is needed
-without the extra. Which peers there are, and how they are called, is registry.py.
+A peer imports its package when it is built, so that the rest works without the extra `peers`.
+registry.py lists the peers and their names.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from scipy.sparse import csr_matrix
 
 
 class Peer(Protocol):
-    """A multi-label classifier over sparse features: trained on all cores, asked on one thread."""
+    """A multi-label classifier over sparse features; it trains on all cores and ranks on one."""
 
     title: str
     version: str
@@ -24,15 +24,15 @@ class Peer(Protocol):
 
     @property
     def size_bytes(self) -> int:
-        """What the trained model takes on disk."""
+        """Bytes of the trained model on disk."""
         ...
 
     def fit(self, features: csr_matrix, labels: csr_matrix) -> None:
-        """Train on (n, n_features) float32 and (n, n_labels) float32."""
+        """Train on features (n, n_features) float32 and labels (n, n_labels) float32."""
         ...
 
     def rank(self, features: csr_matrix, k: int) -> NDArray[np.int64]:
-        """Label rows (n, k), best first, with -1 where a query has no more."""
+        """Label rows (n, k) for features (n, n_features), best first; -1 fills up short rows."""
         ...
 
 
@@ -51,7 +51,7 @@ def folder_bytes(folder: Path) -> int:
 
 
 def padded(rows: list[list[int]], k: int) -> NDArray[np.int64]:
-    """Rankings of any length as one (n, k) array.
+    """Rankings of any length as one (n, k) array, cut off at k or filled up with -1.
 
     >>> padded([[7, 3], [1, 2, 5, 4]], k=3)
     array([[ 7,  3, -1],
@@ -64,7 +64,7 @@ def padded(rows: list[list[int]], k: int) -> NDArray[np.int64]:
 
 
 def rows_of(matrix: csr_matrix) -> Iterator[tuple[list[int], list[float]]]:
-    """Columns and values of each row, as plain numbers."""
+    """The columns and the values of each row of a matrix, as lists of Python numbers."""
     indices, values = matrix.indices.tolist(), matrix.data.tolist()
     bounds = matrix.indptr.tolist()
     for start, end in itertools.pairwise(bounds):

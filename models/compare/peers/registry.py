@@ -1,4 +1,4 @@
-"""The peers by name, and how one is built. Imports none of them: the command line reads this."""
+"""Lists the peers by name and builds them. The command line imports it, so it imports no peer."""
 
 import importlib
 from collections.abc import Callable
@@ -20,24 +20,27 @@ NONE = "none"
 
 
 def choose_peers(names: str) -> tuple[str, ...]:
-    """The peers of a comma-separated list, in its order. Raises ComparisonError.
+    """Parse a comma-separated list of peers; keep its order. Raises ComparisonError.
 
     >>> choose_peers("bonsai, parabel"), choose_peers("none")
     (('bonsai', 'parabel'), ())
     """
     if names.strip() == NONE:
         return ()
-    chosen = tuple(name.strip() for name in names.split(","))
-    for name in chosen:
+    peers = tuple(name.strip() for name in names.split(","))
+    for name in peers:
         if name not in PEERS:
             raise ComparisonError(
-                f"--peers: {name!r} is not known; there are {', '.join(PEERS)}, and {NONE}"
+                f"--peers: {name!r} is not known; there are {', '.join(PEERS)}; or use {NONE}"
             )
-    return tuple(dict.fromkeys(chosen))
+    return tuple(dict.fromkeys(peers))
 
 
 def make_peer(name: str, folder: Path) -> "Peer":
-    """The untrained peer; `folder` is empty and its own. Raises PeerMissing."""
+    """Build the peer of that name, untrained. It writes its model into `folder`, which is empty.
+
+    Raises PeerMissing where its package is not installed.
+    """
     module, factory = PEERS[name]
     make = cast("Callable[[Path], Peer]", getattr(importlib.import_module(module), factory))
     return make(folder)

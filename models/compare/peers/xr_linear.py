@@ -1,7 +1,8 @@
-"""XR-Linear of PECOS: one label tree over mean features of a label's points, linear classifiers.
+"""XR-Linear of PECOS (Yu et al., 2022): one label tree with linear classifiers.
 
-PECOS 1.2.8 was written for NumPy 1 and SciPy before 1.14, and its metadata says so; hence it is
-installed without its dependencies, and the one function of it that breaks is replaced here.
+The tree clusters labels by the mean features of their points. PECOS 1.2.8 was written for NumPy 1
+and SciPy before 1.14, and its metadata asks for them. So it is installed without its dependencies,
+and this module replaces the one function that breaks on newer ones.
 """
 
 import itertools
@@ -15,12 +16,12 @@ from scipy.sparse import csr_matrix
 from models.compare.peers.peer import folder_bytes, padded, version_of
 from models.extras import need
 
-BEAM = 10
+BEAM = 10  # PECOS's default
 INSTALL = "pip install 'astrolabe[peers]', then pip install --no-deps libpecos==1.2.8"
 
 
 class XrLinear:
-    """PECOS's defaults under a fixed seed; asked through its predict-only model in C++."""
+    """XR-Linear with PECOS's defaults and a fixed seed. Its predict-only model in C++ ranks."""
 
     title = "XR-Linear"
 
@@ -39,7 +40,7 @@ class XrLinear:
         return folder_bytes(self._folder)
 
     def fit(self, features: csr_matrix, labels: csr_matrix) -> None:
-        """Cluster the labels, train a classifier a node, save, and open for prediction."""
+        """Cluster the labels, train a classifier for each node, save the model and load it."""
         embedded = self._xmc.LabelEmbeddingFactory.create(labels, features, method="pifa")
         chain = self._xmc.Indexer.gen(
             embedded,
@@ -52,12 +53,12 @@ class XrLinear:
         self._model = self._model_class.load(str(self._folder), is_predict_only=True)
 
     def rank(self, features: csr_matrix, k: int) -> NDArray[np.int64]:
-        """Beam search on one thread."""
-        found = self._model.predict(features, beam_size=BEAM, only_topk=k, threads=1)
+        """Beam search on one thread; label rows (n, k)."""
+        scores = self._model.predict(features, beam_size=BEAM, only_topk=k, threads=1)
         rows = []
-        for start, end in itertools.pairwise(found.indptr):
-            best_first = np.argsort(-found.data[start:end], kind="stable")
-            rows.append(found.indices[start:end][best_first].tolist())
+        for start, end in itertools.pairwise(scores.indptr):
+            best_first = np.argsort(-scores.data[start:end], kind="stable")
+            rows.append(scores.indices[start:end][best_first].tolist())
         return padded(rows, k)
 
 
@@ -69,5 +70,5 @@ def _sparse_matrix(
     copy: bool = False,
     check_contents: bool = False,
 ) -> Any:
-    """Stands in for PECOS's constructor, which calls names that SciPy and NumPy 2 dropped."""
+    """Replaces PECOS's constructor, which calls functions that SciPy and NumPy 2 have removed."""
     return kind(parts, shape=shape, dtype=dtype, copy=copy)

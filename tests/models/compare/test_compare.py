@@ -63,8 +63,8 @@ class FakeTfIdf:
 @pytest.fixture(autouse=True)
 def fake_peer(monkeypatch):
     monkeypatch.setattr(FakePeer, "fitted", 0)
-    monkeypatch.setattr("models.compare.exam.WARM_UP", 2)
-    monkeypatch.setattr("models.compare.exam.TIMED", 10)
+    monkeypatch.setattr("models.compare.exam.WARM_UP_QUERIES", 2)
+    monkeypatch.setattr("models.compare.exam.TIMED_QUERIES", 10)
     monkeypatch.setitem(registry.PEERS, "frequent", (__name__, "FakePeer"))
     monkeypatch.setattr(bench.features, "TfIdf", FakeTfIdf)
     make = registry.make_peer

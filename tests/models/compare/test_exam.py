@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from models.compare.exam import TIMED, WARM_UP, Exam
+from models.compare.exam import TIMED_QUERIES, WARM_UP_QUERIES, Exam
 from models.data.dataset import Dataset, LabelCatalogue, Points
 from models.errors import ComparisonError
 
@@ -68,7 +68,7 @@ def test_more_labels_than_there_are_are_never_asked_for(exam):
 def test_one_text_at_a_time_is_timed_after_a_warm_up(exam):
     asked = []
     p50, p99 = exam.time_queries(lambda text, k: asked.append((text, k)) or [])
-    assert len(asked) == WARM_UP + TIMED
+    assert len(asked) == WARM_UP_QUERIES + TIMED_QUERIES
     assert asked[:3] == [("text 0", 10), ("text 1", 10), ("text 0", 10)]
     assert 0 <= p50 <= p99
 

@@ -113,7 +113,7 @@ def test_embedding_all_texts_is_embedding_each_alone(bert, texts):
 
 
 def test_a_batch_is_in_the_order_asked_for_however_its_texts_are_grouped(bert, texts, monkeypatch):
-    monkeypatch.setattr(build, "_TOKENS_TOGETHER", 7)
+    monkeypatch.setattr(build, "_PASS_TOKENS", 7)
     encoder, _ = build_encoder(config(bert, kind="transformer"), [], seed=1)
     picked = np.array([2, 0, 3, 4, 1, 0])
     together = encode_batch(encoder, texts, picked)

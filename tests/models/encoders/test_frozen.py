@@ -39,7 +39,7 @@ def broken(monkeypatch):
 
 
 def test_rows_are_what_the_backbone_gives_each_text_alone(encoder, texts, monkeypatch):
-    monkeypatch.setattr(frozen, "_TOKENS_AT_ONCE", 30)
+    monkeypatch.setattr(frozen, "_BATCH_TOKENS", 30)
     rows = pool_all(encoder, texts)
     assert rows.shape == (40, WIDTH)
     assert rows.dtype == np.float16

@@ -52,7 +52,7 @@ def test_everything_works_by_keyboard(url: str, new_page: Opener) -> None:
     page.keyboard.press("Escape")
     expect(focused).to_have_id("query")
     expect(rows(page)).to_have_count(0)
-    expect(page.locator("#empty")).to_have_text("Nothing asked yet.")
+    expect(page.locator("#empty")).to_have_text("Type a text to see labels.")
 
 
 def test_screen_reader_hears_the_answer_once_typing_has_paused(url: str, new_page: Opener) -> None:

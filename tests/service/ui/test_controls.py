@@ -18,7 +18,7 @@ def test_controls_reach_the_request_and_the_address_reproduces_them(
     page.fill("#k", "3")
     page.fill("#min_score", "0.2")
     page.get_by_label("fast").check()
-    page.get_by_label("Keep to it under load").check()
+    page.get_by_label("Keep this effort under load").check()
     with page.expect_request(lambda request: '"include"' in (request.post_data or "")):
         page.get_by_label("Show metadata").check()
     expect(page.locator("#outcome")).to_have_text("3 at effort fast")

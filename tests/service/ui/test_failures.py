@@ -47,7 +47,7 @@ def test_unreachable_service_is_asked_again_until_it_answers(url: str, new_page:
 
 def test_key_is_asked_for_and_kept_in_the_tab_only(locked_url: str, new_page: Opener) -> None:
     page, _ = new_page(locked_url, ready=False)
-    asking = page.get_by_label("This service asks for an API key")
+    asking = page.get_by_label("This service needs an API key")
     expect(asking).to_be_focused()
     expect(page.locator("#problem")).to_be_hidden()
     asking.fill("wrong")
