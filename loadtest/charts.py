@@ -37,7 +37,7 @@ def latency_cdf(curves: Sequence[tuple[str, Samples]], p99_ms: float) -> str:
         rows = np.minimum((shares * latencies_ms.size).astype(int), latencies_ms.size - 1)
         answered_share = (rows + 1) / len(samples.code)
         axes.plot(latencies_ms[rows], answered_share, color=colour, label=label)
-    _log_scale(axes, "x")
+    _log_scale(axes, "x", p99_ms)
     axes.axhline(0.99, color=GREY, linewidth=0.8, linestyle=":")
     axes.axvline(p99_ms, color=GREY, linewidth=0.8, linestyle="--", label=f"limit {p99_ms:g} ms")
     axes.set_ylim(0, 1.02)
@@ -63,7 +63,7 @@ def latency_by_rate(steps: Sequence[StepResult], p99_ms: float) -> str:
         markersize=10,
         label="does not hold",
     )
-    _log_scale(axes, "y")
+    _log_scale(axes, "y", p99_ms)
     axes.axhline(p99_ms, color=GREY, linewidth=0.8, linestyle="--", label=f"limit {p99_ms:g} ms")
     return _svg(figure, axes)
 
@@ -85,7 +85,7 @@ def latency_over_time(samples: Samples, p99_ms: float) -> str:
     if failures.any():
         at = middles[failures > 0]
         axes.plot(at, np.full(at.size, p99_ms), "x", color="black", label="failures")
-    _log_scale(axes, "y")
+    _log_scale(axes, "y", p99_ms)
     axes.axhline(p99_ms, color=GREY, linewidth=0.8, linestyle="--", label=f"limit {p99_ms:g} ms")
     return _svg(figure, axes)
 
@@ -100,11 +100,12 @@ def _axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _log_scale(axes: Axes, which: Literal["x", "y"]) -> None:
-    if which == "x":
-        axes.set_xscale("log")
-    else:
-        axes.set_yscale("log")
+def _log_scale(axes: Axes, which: Literal["x", "y"], limit_ms: float) -> None:
+    """Make an axis of latencies logarithmic; without two latencies it spans the limit's decades."""
+    low, high = axes.dataLim.intervalx if which == "x" else axes.dataLim.intervaly
+    axes.set(**{f"{which}scale": "log"})
+    if not low < high:
+        axes.set(**{f"{which}lim": (limit_ms / 10, limit_ms * 10)})
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
