@@ -55,7 +55,7 @@ SURFACES = (
         "no setting for either",
     ),
     Surface(
-        "service/gate/reply.py",
+        "service/gate/exchange.py",
         "uvicorn",
         f"{HTTPTOOLS}:RequestResponseCycle",
         (
@@ -66,7 +66,7 @@ SURFACES = (
         "writes head and body at once: the second write took a twentieth of Python's time",
     ),
     Surface(
-        "service/gate/reply.py", "uvicorn", HTTPTOOLS, ("STATUS_LINE",), "the same answer's head"
+        "service/gate/exchange.py", "uvicorn", HTTPTOOLS, ("STATUS_LINE",), "the same answer's head"
     ),
     Surface(
         "service/overload/resting.py",
@@ -91,13 +91,6 @@ SURFACES = (
         "uvicorn:Config",
         ("http_protocol_class", "is_ssl", "load"),
         "reads the certificate before the ports open; makes the protocol for accepted sockets",
-    ),
-    Surface(
-        "service/api/routes.py",
-        "fastapi",
-        "fastapi.routing:APIRoute",
-        ("app",),
-        "describes a route by FastAPI and answers it without FastAPI's own handling",
     ),
     Surface(
         "service/api/openapi.py",
