@@ -18,6 +18,7 @@ from service.core.types import PredictedBatch, Prediction, Query, StageTimings
 from service.gate.gate import Gate
 from service.observe.telemetry import Telemetry
 from service.settings.settings import Settings
+from tests.support.metrics import samples
 from tests.support.tiny_bundle import tiny_manifest
 
 SAFETY_S = 10.0
@@ -163,10 +164,8 @@ class Running:
 
     async def metric(self, sample: str) -> float:
         """Value of one line of /metrics; 0 where it is not there yet."""
-        for line in self.app.serving.telemetry.render().decode().splitlines():
-            if line.rpartition(" ")[0] == sample:
-                return float(line.rpartition(" ")[2])
-        return 0.0
+        page = self.app.serving.telemetry.render().decode()
+        return samples(page).get(sample, 0.0)
 
 
 @asynccontextmanager

@@ -1,53 +1,16 @@
 """The watch through raw ASGI calls: what a slow or a vanishing client does to its request."""
 
 import asyncio
-import gc
-from typing import Any
 
 import pytest
 
 from service.gate import watch
-from service.overload.unread import UNREAD
-from tests.service.core.batching.test_overload import alive
-from tests.service.edge.test_server import served
-from tests.support.fakes import SAFETY_S, Running, running
+from tests.support.fakes import SAFETY_S, running
+from tests.support.garbage import leaving_none
+from tests.support.live import served
+from tests.support.raw_http import RawRequest
 
 pytestmark = pytest.mark.anyio
-
-
-class RawRequest:
-    """One POST whose body and hang-up a test sends piece by piece."""
-
-    def __init__(
-        self, service: Running, *headers: tuple[bytes, bytes], unread_s: float = 0.0
-    ) -> None:
-        self.inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self.sent: list[dict[str, Any]] = []
-        scope = {
-            "type": "http",
-            "method": "POST",
-            "path": "/v1/recommend",
-            "raw_path": b"/v1/recommend",
-            "root_path": "",
-            "query_string": b"",
-            "headers": [(b"content-type", b"application/json"), *headers],
-            UNREAD: unread_s,
-        }
-        self.task = asyncio.create_task(service.app(scope, self.inbox.get, self._send))  # type: ignore[arg-type]
-
-    def body(self, part: bytes, more: bool = False) -> None:
-        self.inbox.put_nowait({"type": "http.request", "body": part, "more_body": more})
-
-    def hang_up(self) -> None:
-        self.inbox.put_nowait({"type": "http.disconnect"})
-
-    async def status(self) -> int:
-        async with asyncio.timeout(SAFETY_S):
-            await self.task
-        return int(self.sent[0]["status"])
-
-    async def _send(self, message: Any) -> None:
-        self.sent.append(message)
 
 
 async def test_client_that_leaves_while_waiting_is_dropped_before_compute() -> None:
@@ -120,14 +83,11 @@ async def test_a_slow_request_leaves_nothing_for_the_garbage_collector(
     monkeypatch: pytest.MonkeyPatch, listens: bool
 ) -> None:
     monkeypatch.setattr(watch, "GRACE_S", 0.01)
-    gc.collect()
-    gc.disable()
-    others = alive(watch.Watch)
     # Between such a page and the service stands what adds the headers.
     origins = {"cors_origins": "https://shop.example"} if listens else {}
-    try:
-        async with served(**origins) as run:
-            run.predict.hold()
+    async with served(**origins) as run:
+        run.predict.hold()
+        with leaving_none(watch.Watch):
             slow = run.ask()
             await run.predict.wait_entered()
             async with asyncio.timeout(SAFETY_S):
@@ -135,9 +95,6 @@ async def test_a_slow_request_leaves_nothing_for_the_garbage_collector(
                     await asyncio.sleep(0)
             run.predict.release()
             assert (await slow).status_code == 200
-            assert alive(watch.Watch) <= others
-    finally:
-        gc.enable()
 
 
 def is_listening() -> bool:

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from service.overload.unread import unread_s
-from tests.service.gate.test_watch import RawRequest
 from tests.support.fakes import SAFETY_S, running
+from tests.support.raw_http import RawRequest
 
 pytestmark = pytest.mark.anyio
 

@@ -6,8 +6,8 @@ import logging
 import pytest
 
 from service.overload.overload_log import OverloadLog
-from tests.service.gate.test_watch import RawRequest
 from tests.support.fakes import JSON, SAFETY_S, Running, running
+from tests.support.raw_http import RawRequest
 
 pytestmark = pytest.mark.anyio
 
