@@ -15,7 +15,7 @@ SAFETY_S = 30.0
 
 SCRIPT = """
 import os, select, signal, sys
-from service import supervisor
+from service.process import supervisor
 from service.errors import WorkersFailed
 
 def say(*words):
