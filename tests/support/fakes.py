@@ -61,7 +61,7 @@ class FakePredict:
         assert self._open.wait(SAFETY_S), "nobody released the fake"
         if self.error is not None:
             raise self.error
-        answers = [self._answer(query) for query in queries]
+        answers = [self.answer(query) for query in queries]
         return PredictedBatch(answers[: len(answers) - self.missing], _TIMINGS)
 
     def hold(self) -> None:
@@ -81,7 +81,8 @@ class FakePredict:
         return [text for batch in self.batches for text in batch]
 
     @staticmethod
-    def _answer(query: Query) -> Prediction:
+    def answer(query: Query) -> Prediction:
+        """The answer to one query."""
         rows = (np.arange(query.k, dtype=np.int64) + len(query.text)) % 50
         scores = np.linspace(0.9, 0.1, query.k, dtype=np.float32)
         return Prediction(rows, scores, np.ones(4, np.float32), truncated=False)

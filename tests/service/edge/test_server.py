@@ -74,8 +74,9 @@ async def test_client_that_hangs_up_is_noticed_through_the_real_server() -> None
         while not batcher.waiting_tokens:
             await asyncio.sleep(0.001)
         writer.close()
-        while not batcher._queue.interactive[0].future.done():
-            await asyncio.sleep(0.001)
+        left = 'astrolabe_request_seconds_count{route="/v1/recommend",status="499"}'
+        while not await run.metric(left):
+            pass
         run.predict.release()
         assert (await busy).status_code == 200
     assert run.predict.texts() == ["a"]

@@ -5,7 +5,7 @@ import asyncio
 import httpx
 import pytest
 
-from service.overload import resting
+from service.overload import resting, shedding
 from tests.support.fakes import SAFETY_S
 from tests.support.live import Served, served
 from tests.support.overload import SMALL, hears_refusal, overload
@@ -60,11 +60,11 @@ async def test_retry_after_is_no_shorter_than_the_rest_of_those_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(resting, "LONGEST_S", 3.0)
+    monkeypatch.setattr(shedding, "WORDS_KEPT_S", 0.0)  # each refusal is worded anew
     async with served(**SMALL) as run, raw(run) as one, raw(run) as other:
         waiting = await overload(run)
         await one.says(recommend())
         await hears_refusal(one)
-        run.server._serving.shedding._worded_s = 0.0  # the sentence is old
         await other.says(recommend())
         assert (await other.hears())[1]["retry-after"] == "3"
         await finish(run, waiting)
