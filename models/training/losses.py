@@ -4,7 +4,7 @@ Binary cross-entropies are summed over labels, as Renee does, and averaged over 
 batch; a softmax over the same sample may stand beside. A positive may carry a target below 1 (a
 teacher's probability). Contrastive losses compare a query's one positive with the labels in its
 batch. Slow obvious twins are in tests/models/training/test_losses.py and
-test_contrastive_losses.py.
+test_losses_contrastive.py.
 """
 
 import math

@@ -112,7 +112,7 @@ SURFACES = (
         "faiss",
         (),
         "checks a file to the byte before FAISS, which would read behind its end, sees it",
-        proof="tests/service/core/test_faiss_layout.py",
+        proof="tests/service/core/index/test_faiss_layout.py",
     ),
     Surface(
         "service/core/catalogue/delta.py",

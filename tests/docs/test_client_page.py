@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 import service.client
-from tests.service.test_main import served
+from tests.support.processes import service_process
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "client.md"
 APPLIED = {"applied": 1, "sequence": 1}
@@ -42,7 +42,7 @@ class RedirectedAsync(httpx.AsyncHTTPTransport):
 @pytest.fixture
 def port(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     options = ("--admin-key", "sesame", "--state-dir", str(tmp_path), "--log-requests", "none")
-    with served(tiny_bundle, *options) as process:
+    with service_process(tiny_bundle, *options) as process:
         for name, kind in (("Client", Redirected), ("AsyncClient", RedirectedAsync)):
             client = getattr(service.client, name)
             monkeypatch.setattr(service.client, name, partial(client, transport=kind(process.port)))

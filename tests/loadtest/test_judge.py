@@ -8,7 +8,7 @@ from loadtest.judge import describe_search, describe_step, warnings_for
 from loadtest.plan import StepPlan
 from loadtest.result import Ceiling
 from loadtest.search import SearchOutcome
-from tests.loadtest.test_result import STEP
+from tests.support.results import STEP
 
 PLAN = StepPlan(url="http://127.0.0.1:8000", rate=200, seconds=20)
 INFO = {"bundle_id": "abc"}

@@ -8,7 +8,7 @@ import numpy as np
 
 from loadtest.report import STEPS_FOLDER, write_report
 from loadtest.samples import SAMPLES_FILE, Samples
-from tests.loadtest.test_result import RESULT, STEP
+from tests.support.results import RESULT, STEP
 
 
 def write_samples(out: Path, name: str, codes: list[int]) -> None:

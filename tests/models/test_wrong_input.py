@@ -20,10 +20,11 @@ from models.config import load_config
 from models.data.formats import write_dataset
 from models.errors import RunError
 from models.runs import CHECKPOINT_FILE, METRICS_FILE, MODEL_FILE
-from models.training import checkpoint, loop
+from models.training import checkpoint
 from models.training.checkpoint import write_tensors
 from service.core.engine import Engine
 from service.core.types import Query
+from tests.support.killing import killed_at
 from tests.support.tiny_job import full_disk, tiny_dataset, write_tiny_job
 
 EMOJI = "👩🏽‍🚀 🌍🐋 ☕️"
@@ -209,26 +210,13 @@ def test_an_encoder_folder_without_a_tokenizer_is_named(tmp_path, bert, capsys, 
     assert f"{source / 'tokenizer.json'} is not there" in one_sentence(capsys)
 
 
-class Killed(BaseException):
-    """Stands for a SIGKILL: nothing may catch it."""
-
-
-def test_a_disk_that_fills_up_during_a_checkpoint_loses_nothing(tmp_path, capsys, monkeypatch):
+def test_a_disk_that_fills_up_during_a_checkpoint_loses_nothing(tmp_path, capsys):
     """Killed with a checkpoint, resumed onto a full disk, resumed onto one with room again."""
     often = "train.checkpoint_seconds=1e-9"
     path, whole = (write_job(tmp_path / name, lambda d: d) for name in ("cut", "whole"))
     assert run("train", whole, often) == 0
-    step = loop._Loop._step
-
-    def dying(self, picked):
-        if self.progress.step == 20:
-            raise Killed
-        step(self, picked)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(loop._Loop, "_step", dying)
-        with pytest.raises(Killed):
-            run("train", path, often)
+    with killed_at(20):
+        run("train", path, often)
     held = run_folder(path) / CHECKPOINT_FILE
     before = held.read_bytes()
     capsys.readouterr()

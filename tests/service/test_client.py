@@ -21,7 +21,7 @@ from service.remote.errors import (
     ServiceFailed,
 )
 from service.remote.retries import Retries
-from tests.service.test_main import served
+from tests.support.processes import service_process
 from tests.support.scripted import INFO, Ask, Script, ask_async, ask_sync, problem, recommendation
 
 CHANGES: list[tuple[str, tuple[Any, ...]]] = [
@@ -331,7 +331,7 @@ def test_change_of_labels_is_repeated_only_where_nothing_was_done(
 
 def test_client_talks_to_a_real_service(tiny_bundle: Path) -> None:
     with (
-        served(tiny_bundle, "--log-requests", "none", "--api-key", "sesame") as service,
+        service_process(tiny_bundle, "--log-requests", "none", "--api-key", "sesame") as service,
         Client(f"http://127.0.0.1:{service.port}", api_key="sesame") as client,
     ):
         assert client.ready()
@@ -369,7 +369,7 @@ def test_client_talks_to_a_real_service(tiny_bundle: Path) -> None:
 
 @pytest.mark.anyio
 async def test_async_client_talks_to_a_real_service(tiny_bundle: Path) -> None:
-    with served(tiny_bundle, "--log-requests", "none") as service:
+    with service_process(tiny_bundle, "--log-requests", "none") as service:
         async with AsyncClient(f"http://127.0.0.1:{service.port}") as client:
             assert await client.ready()
             answer = await client.recommend("the white whale", k=2)

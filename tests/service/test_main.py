@@ -1,97 +1,25 @@
 """The service as a process: what an operator sees when it starts, fails to start, and stops."""
 
-import http.client
 import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-START_S = 60.0
+from tests.support.processes import START_S, run_service, service_process
+
 BODY = json.dumps({"query": "the white whale", "k": 3})
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "service", *arguments]
-
-
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments),
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=START_S,
-    )
 
 
 def last_line(text: str) -> str:
     return text.strip().splitlines()[-1]
 
 
-class Served:
-    """A running service and what it logs."""
-
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
-        self.process = process
-        self.entries: list[dict[str, object]] = []
-        self.wait_for("serving")
-        self.port = int(str(self.entries[-1]["url"]).rpartition(":")[2])
-
-    def ask(self, method: str, path: str, body: str | None = None) -> int:
-        """Status of one request on a connection of its own."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=START_S)
-        try:
-            headers = {"content-type": "application/json"} if body else {}
-            connection.request(method, path, body, headers)
-            answer = connection.getresponse()
-            answer.read()
-            return answer.status
-        finally:
-            connection.close()
-
-    def scrape(self, port: int | None = None) -> dict[str, float]:
-        """Series and values of /metrics."""
-        connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=START_S)
-        connection.request("GET", "/metrics")
-        lines = connection.getresponse().read().decode().splitlines()
-        connection.close()
-        pairs = (line.rpartition(" ") for line in lines if not line.startswith("#"))
-        return {series: float(value) for series, _, value in pairs}
-
-    def wait_for(self, message: str) -> None:
-        """Return once it has logged this message anew."""
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.entries.append(json.loads(line))
-            if self.entries[-1]["message"] == message:
-                return
-        raise AssertionError(f"never said {message!r}: {self.entries}")
-
-
-@contextmanager
-def served(bundle: Path, *arguments: str) -> Iterator[Served]:
-    process = subprocess.Popen(
-        command("--bundle", str(bundle), "--port", "0", *arguments),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield Served(process)
-    finally:
-        process.kill()
-        process.communicate()
-
-
 def test_bundle_that_is_not_there_is_one_sentence_and_exit_code_1(tmp_path: Path) -> None:
-    done = run("--bundle", str(tmp_path), "--port", "0")
+    done = run_service("--bundle", str(tmp_path), "--port", "0")
     assert done.returncode == 1
     assert last_line(done.stderr).startswith(f"python -m service: {tmp_path} holds neither")
     assert "Traceback" not in done.stderr
@@ -101,7 +29,7 @@ def test_auto_without_a_gpu_serves_and_says_so_without_a_warning(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hides a GPU where there is one
-    with served(tiny_bundle, "--device", "auto") as service:
+    with service_process(tiny_bundle, "--device", "auto") as service:
         said = [entry["message"] for entry in service.entries]
         assert "device auto found no GPU: the encoder runs on the CPU" in said
         assert {entry["level"] for entry in service.entries} == {"info"}
@@ -112,27 +40,29 @@ def test_taken_port_is_one_sentence_and_exit_code_1(tiny_bundle: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        done = run("--bundle", str(tiny_bundle), "--port", port)
+        done = run_service("--bundle", str(tiny_bundle), "--port", port)
     assert done.returncode == 1
     assert f"cannot listen on 127.0.0.1:{port}" in last_line(done.stderr)
     assert "Traceback" not in done.stderr
 
 
 def test_batch_budget_below_max_tokens_is_refused_at_start(tiny_bundle: Path) -> None:
-    done = run("--bundle", str(tiny_bundle), "--port", "0", ASTROLABE_MAX_BATCH_TOKENS="8")
+    done = run_service("--bundle", str(tiny_bundle), "--port", "0", ASTROLABE_MAX_BATCH_TOKENS="8")
     assert done.returncode == 1
     assert "max_batch_tokens (8) is below the bundle's max_tokens (32)" in last_line(done.stderr)
 
 
 def test_variant_that_the_bundle_lacks_is_refused_at_start(tiny_bundle: Path) -> None:
-    done = run("--bundle", str(tiny_bundle), "--port", "0", ASTROLABE_ENCODER_VARIANT="int8")
+    done = run_service(
+        "--bundle", str(tiny_bundle), "--port", "0", ASTROLABE_ENCODER_VARIANT="int8"
+    )
     assert done.returncode == 1
     assert f"variant int8 was asked for, {tiny_bundle} has fp32" in last_line(done.stderr)
     assert "Traceback" not in done.stderr
 
 
 def test_unknown_variable_is_refused_at_start() -> None:
-    done = run("--bundle", "b", ASTROLABE_PROT="1")
+    done = run_service("--bundle", "b", ASTROLABE_PROT="1")
     assert done.returncode == 1
     assert done.stderr == (
         "python -m service: ASTROLABE_PROT is not a setting; the closest one is ASTROLABE_PORT "
@@ -143,7 +73,7 @@ def test_unknown_variable_is_refused_at_start() -> None:
 @pytest.mark.slow
 def test_sigterm_under_load_is_red_first_finishes_everything_and_exits_0(tiny_bundle: Path) -> None:
     arguments = ("--drain-delay-s", "1", "--api-key", "sesame-key", "--log-requests", "none")
-    with served(tiny_bundle, *arguments) as service:
+    with service_process(tiny_bundle, *arguments) as service:
         assert "sesame-key" not in json.dumps(service.entries)
         red = threading.Event()
         outcomes: list[int | str] = []
@@ -177,7 +107,7 @@ def test_sigterm_under_load_is_red_first_finishes_everything_and_exits_0(tiny_bu
 
 @pytest.mark.slow
 def test_sigint_twice_stops_at_once_with_exit_code_0(tiny_bundle: Path) -> None:
-    with served(tiny_bundle, "--drain-delay-s", "600") as service:
+    with service_process(tiny_bundle, "--drain-delay-s", "600") as service:
         assert service.ask("POST", "/v1/recommend", BODY) == 200
         service.process.send_signal(signal.SIGINT)
         while service.ask("GET", "/readyz") == 200:
@@ -200,7 +130,7 @@ def free_port() -> int:
 @pytest.mark.slow
 def test_two_workers_count_together_replace_a_dead_one_and_end_together(tiny_bundle: Path) -> None:
     arguments = ("--workers", "2", "--device", "cpu", "--drain-delay-s", "0")
-    with served(tiny_bundle, *arguments) as service:
+    with service_process(tiny_bundle, *arguments) as service:
         service.wait_for("serving")
         assert {entry.get("worker") for entry in service.entries[1:]} == {0, 1}
         for _ in range(20):
@@ -225,7 +155,7 @@ def test_two_workers_count_together_replace_a_dead_one_and_end_together(tiny_bun
 @pytest.mark.slow
 def test_workers_whose_master_was_killed_drain_and_end(tiny_bundle: Path) -> None:
     arguments = ("--workers", "2", "--device", "cpu", "--drain-delay-s", "0")
-    with served(tiny_bundle, *arguments) as service:
+    with service_process(tiny_bundle, *arguments) as service:
         service.wait_for("serving")
         service.process.kill()
         for _ in range(2):
@@ -239,7 +169,9 @@ def test_workers_whose_master_was_killed_drain_and_end(tiny_bundle: Path) -> Non
 @pytest.mark.slow
 def test_metrics_on_a_port_of_their_own_are_there_and_nowhere_else(tiny_bundle: Path) -> None:
     port = free_port()
-    with served(tiny_bundle, "--metrics-port", str(port), "--drain-delay-s", "0") as service:
+    with service_process(
+        tiny_bundle, "--metrics-port", str(port), "--drain-delay-s", "0"
+    ) as service:
         service.wait_for("serving metrics")
         assert service.ask("GET", "/metrics") == 404
         assert service.ask("GET", "/readyz") == 200

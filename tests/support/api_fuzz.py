@@ -20,9 +20,8 @@ import httpx
 
 from service.bundle.manifest import MANIFEST
 from tests.support.fakes import SAFETY_S, fake_settings
-from tests.support.filtered_bundle import write_filtered_bundle
 from tests.support.live import live_service
-from tests.support.tiny_bundle import seal, write_tiny_bundle
+from tests.support.tiny_bundle import seal, write_filtered_bundle, write_tiny_bundle
 
 ADMIN = "admin"
 TIMEOUT_S = 1800

@@ -18,6 +18,7 @@ from service.core.types import PredictedBatch, Prediction, Query, StageTimings
 from service.gate.gate import Gate
 from service.observe.telemetry import Telemetry
 from service.settings.settings import Settings
+from tests.support.metrics import samples
 from tests.support.tiny_bundle import tiny_manifest
 
 SAFETY_S = 10.0
@@ -60,7 +61,7 @@ class FakePredict:
         assert self._open.wait(SAFETY_S), "nobody released the fake"
         if self.error is not None:
             raise self.error
-        answers = [self._answer(query) for query in queries]
+        answers = [self.answer(query) for query in queries]
         return PredictedBatch(answers[: len(answers) - self.missing], _TIMINGS)
 
     def hold(self) -> None:
@@ -80,7 +81,8 @@ class FakePredict:
         return [text for batch in self.batches for text in batch]
 
     @staticmethod
-    def _answer(query: Query) -> Prediction:
+    def answer(query: Query) -> Prediction:
+        """The answer to one query."""
         rows = (np.arange(query.k, dtype=np.int64) + len(query.text)) % 50
         scores = np.linspace(0.9, 0.1, query.k, dtype=np.float32)
         return Prediction(rows, scores, np.ones(4, np.float32), truncated=False)
@@ -163,10 +165,8 @@ class Running:
 
     async def metric(self, sample: str) -> float:
         """Value of one line of /metrics; 0 where it is not there yet."""
-        for line in self.app.serving.telemetry.render().decode().splitlines():
-            if line.rpartition(" ")[0] == sample:
-                return float(line.rpartition(" ")[2])
-        return 0.0
+        page = self.app.serving.telemetry.render().decode()
+        return samples(page).get(sample, 0.0)
 
 
 @asynccontextmanager

@@ -5,7 +5,9 @@ encoder is the unit-length mean of fixed word vectors, and a label's vector is t
 """
 
 import json
+import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from service.bundle.manifest import MANIFEST, bundle_id_of
 from service.bundle.verify import hash_file
 from service.core.encoding.text import NORMALISER, NORMALISER_VERSION
 from service.core.engine import Engine
+from service.core.labels.item_filter import ITEMS_FILE, ROWS_FILE, STARTS_FILE, write_item_filter
 from service.core.labels.labels import Label, write_labels
 from service.core.types import Query
 
@@ -36,6 +39,8 @@ WORDS = tuple(
 N_LABELS = 50
 N_MEMORY = 40
 GOLDEN_QUERIES = ("the white whale", "history of rome", "star and moon", "a rose garden", "zzz")
+RECIPROCAL = {"P1": (3, 0, 7), "P2": (5,), "L004": (9,)}
+"""Item to label rows beside its own: points that are no label, and a label that is a point."""
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]"]
 
 
@@ -73,6 +78,28 @@ def seal(folder: Path, manifest: dict[str, Any]) -> None:
     manifest = {**manifest, "files": files}
     manifest["bundle_id"] = bundle_id_of(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def write_filtered_bundle(
+    source: Path, folder: Path, reciprocal: Mapping[str, Sequence[int]] = RECIPROCAL
+) -> Path:
+    """Copy a sealed tiny bundle, add a filter of its labels and of these items, seal it again."""
+    shutil.copytree(source, folder)
+    item_ids = [f"L{row:03d}" for row in range(N_LABELS)]
+    rows = list(range(N_LABELS))
+    for item_id, others in reciprocal.items():
+        item_ids += [item_id] * len(others)
+        rows += others
+    n_items, n_pairs = write_item_filter(folder, item_ids, np.array(rows))
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["filter"] = {
+        "files": [ITEMS_FILE, STARTS_FILE, ROWS_FILE],
+        "own_item": True,
+        "n_items": n_items,
+        "n_pairs": n_pairs,
+    }
+    seal(folder, manifest)
+    return folder
 
 
 def _word_vectors() -> np.ndarray:

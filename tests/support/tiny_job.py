@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from transformers import BertConfig, BertModel
@@ -12,6 +13,7 @@ from transformers import BertConfig, BertModel
 from models.config import Config, load_config
 from models.data.dataset import Dataset
 from models.data.formats import write_dataset
+from models.data.tokens import TokenizedTexts
 from models.encoders.bag import train_tokenizer
 from models.encoders.transformer import TransformerEncoder
 from tests.support.synthetic import synthetic_dataset
@@ -54,6 +56,13 @@ golden_queries = 5
 def tiny_dataset() -> Dataset:
     """Points of a few synthetic words, each with some of the labels."""
     return synthetic_dataset(N_LABELS, 900, 200, seed=11)
+
+
+def one_word_texts(n: int) -> TokenizedTexts:
+    """So many texts of one word each, all different, between the marks of start and end."""
+    ids = np.tile(np.array([1, 0, 2], np.int32), n)
+    ids[1::3] = np.arange(9, 9 + n)
+    return TokenizedTexts(ids, np.arange(0, 3 * n + 1, 3), 0)
 
 
 def tiny_bert(vocabulary: int = 400) -> BertModel:

@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ET
 
 from models.compare.charts import LATENCY_CHART, TAIL_CHART, write_charts
 from models.compare.record import Comparison
-from tests.support.compared import SUBJECT, made_up_row
+from tests.support.results import COMPARED_DATA, compared_row
 
 
 def charts(folder, comparison):
@@ -14,8 +14,8 @@ def charts(folder, comparison):
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path):
-    comparison = Comparison(SUBJECT).with_row(made_up_row())
-    comparison = comparison.with_row(made_up_row("Astrolabe bag", 33.0, query_ms_p50=0.2))
+    comparison = Comparison(COMPARED_DATA).with_row(compared_row())
+    comparison = comparison.with_row(compared_row("Astrolabe bag", 33.0, query_ms_p50=0.2))
     first, second = (charts(tmp_path / name, comparison) for name in "ab")
     assert first == second
     assert set(first) == {LATENCY_CHART, TAIL_CHART}
@@ -27,4 +27,4 @@ def test_the_same_rows_give_the_same_bytes(tmp_path):
 
 
 def test_a_single_system_can_be_drawn(tmp_path):
-    assert len(charts(tmp_path / "one", Comparison(SUBJECT).with_row(made_up_row()))) == 2
+    assert len(charts(tmp_path / "one", Comparison(COMPARED_DATA).with_row(compared_row()))) == 2

@@ -7,12 +7,12 @@ import pytest
 from models.compare.record import Comparison
 from models.compare.table import TABLE_FILE, as_markdown, write_between_markers, write_table
 from models.errors import ComparisonError
-from tests.support.compared import RUN, SUBJECT, made_up_row
+from tests.support.results import COMPARED_DATA, COMPARING_RUN, compared_row
 
 
 @pytest.fixture
 def comparison():
-    return Comparison(SUBJECT).with_row(made_up_row()).with_row(made_up_row("PLT", 24.0))
+    return Comparison(COMPARED_DATA).with_row(compared_row()).with_row(compared_row("PLT", 24.0))
 
 
 def cells(line):
@@ -44,19 +44,19 @@ def test_every_row_has_a_cell_for_every_head(comparison):
 
 def test_no_line_is_too_wide_for_the_documentation(comparison):
     command = "python -m models compare " + "--config models/configs/gutenberg-best.toml " * 9
-    long_run = replace(RUN, command=command.strip())
-    comparison = comparison.with_row(made_up_row("a name of " + "x" * 30, measured_by=long_run))
+    long_run = replace(COMPARING_RUN, command=command.strip())
+    comparison = comparison.with_row(compared_row("a name of " + "x" * 30, measured_by=long_run))
     assert max(map(len, as_markdown(comparison).splitlines())) <= 120
 
 
 def test_one_run_is_named_once(comparison):
-    assert as_markdown(comparison).count(RUN.command) == 1
+    assert as_markdown(comparison).count(COMPARING_RUN.command) == 1
 
 
 def test_each_run_is_named_with_its_systems(comparison):
-    later = replace(RUN, date="2026-02-03")
-    text = as_markdown(comparison.with_row(made_up_row("Bonsai", measured_by=later)))
-    first, second = [block for block in text.split("\n\n") if RUN.command in block]
+    later = replace(COMPARING_RUN, date="2026-02-03")
+    text = as_markdown(comparison.with_row(compared_row("Bonsai", measured_by=later)))
+    first, second = [block for block in text.split("\n\n") if COMPARING_RUN.command in block]
     assert "Parabel" in first
     assert "Bonsai" not in first
     assert "Bonsai" in second

@@ -14,8 +14,7 @@ from models.encoders.transformer import BagTransformer
 from models.export.export_onnx import encode_with, parity, trace
 from models.export.precision import at_precision
 from service.core.encoding.encoder import OnnxEncoder
-from tests.models.methods.test_astra import label_texts  # noqa: F401
-from tests.support.tiny_job import tiny_transformer
+from tests.support.tiny_job import one_word_texts, tiny_transformer
 
 VOCABULARY = 400
 SAMPLE = TokenizedTexts(np.arange(2, 42, dtype=np.int32), np.arange(0, 41, 8), 0)
@@ -107,14 +106,15 @@ def test_tracing_leaves_the_encoder_as_it_was(encoder, traced):
     assert transformer is None or transformer.backbone.config._attn_implementation == "sdpa"
 
 
-def test_parity_reports_agreement_and_notices_a_wrong_export(encoder, variant, label_texts):  # noqa: F811
+def test_parity_reports_agreement_and_notices_a_wrong_export(encoder, variant):
+    texts = one_word_texts(6)
     vectors = np.random.default_rng(1).standard_normal((30, encoder.dim), np.float32)
-    rows = encode_with(variant.encoder, label_texts)
+    rows = encode_with(variant.encoder, texts)
 
     def first(embeddings):
         return (embeddings @ vectors.T).argmax(axis=1, keepdims=True)
 
     good = parity(rows, rows, first)
     assert (good.max_abs_diff, good.top1_agreement) == (0.0, 1.0)
-    assert good.n_queries == len(label_texts)
+    assert good.n_queries == len(texts)
     assert parity(rows, -rows, first).top1_agreement < 0.5

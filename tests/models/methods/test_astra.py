@@ -14,7 +14,7 @@ from models.methods.astra import build
 from models.rng import Rng
 from models.training import negatives
 from models.training.training_rows import TrainingRows
-from tests.support.tiny_job import tiny_transformer
+from tests.support.tiny_job import one_word_texts, tiny_transformer
 
 N_LABELS = 6
 EVERY_LABEL = {"uniform_negatives": N_LABELS, "hard_negatives": 0}
@@ -38,9 +38,7 @@ def points():
 
 @pytest.fixture
 def label_texts():
-    ids = np.tile(np.array([1, 9, 2], np.int32), N_LABELS)
-    ids[1::3] = np.arange(9, 9 + N_LABELS)
-    return TokenizedTexts(ids, np.arange(0, 3 * N_LABELS + 1, 3), 0)
+    return one_word_texts(N_LABELS)
 
 
 def make(points, label_texts, encoder=None, **changes):

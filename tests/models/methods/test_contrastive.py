@@ -24,6 +24,7 @@ from models.runs import (
 )
 from models.training.distributed import World
 from models.training.training_rows import TrainingRows
+from tests.support.killing import Killed, killed_at
 from tests.support.tiny_job import write_tiny_job
 
 SWITCHED_ON = (
@@ -38,10 +39,6 @@ SWITCHED_ON = (
     "train.epochs=1",
 )
 EACH_STEP = "train.checkpoint_seconds=1e-9"
-
-
-class Killed(BaseException):
-    """Stands for a SIGKILL: nothing may catch it."""
 
 
 def job_in(folder, *overrides):
@@ -258,24 +255,15 @@ KILLED = {
 
 
 @pytest.mark.parametrize("case", list(KILLED))
-def test_a_killed_run_resumes_to_the_very_same_end(tmp_path, monkeypatch, bert, case):
-    changes, killed_at = KILLED[case]
+def test_a_killed_run_resumes_to_the_very_same_end(tmp_path, bert, case):
+    changes, killed_step = KILLED[case]
     changes = [*SWITCHED_ON, *changes]
     if "encoder.kind" in "".join(changes):
         changes.append(f"encoder.source={bert}")
     whole, cut = job_in(tmp_path / "whole", *changes), job_in(tmp_path / "cut", *changes)
     stages.run_train(whole)
-    step = contrastive._Loop._step
-
-    def dying_step(self, picked):
-        if self.progress.step == killed_at:
-            raise Killed
-        step(self, picked)
-
-    monkeypatch.setattr(contrastive._Loop, "_step", dying_step)
-    with pytest.raises(Killed):
+    with killed_at(killed_step, contrastive._Loop):
         stages.run_train(cut)
-    monkeypatch.setattr(contrastive._Loop, "_step", step)
     stages.run_train(cut)
     assert records(cut, "pretrain") == records(whole, "pretrain")
     assert records(cut) == records(whole)

@@ -24,6 +24,7 @@ from models.training.losses import path_bce
 from service.core.engine import Engine
 from service.core.index.opening import open_label_index
 from service.core.types import Query
+from tests.support.killing import Killed, killed_at
 from tests.support.tiny_job import write_tiny_job
 
 ELIAS = (
@@ -38,10 +39,6 @@ ELIAS = (
     "elias.cluster_lr=0.05",
     "train.epochs=3",
 )
-
-
-class Killed(BaseException):
-    """Stands for a SIGKILL: nothing may catch it."""
 
 
 def job_in(folder, *overrides):
@@ -98,21 +95,12 @@ def test_without_learning_the_fixed_clusters_are_the_end(tmp_path):
     assert set(model.servable().graph.weights.ravel().tolist()) == {0.0, 1.0}
 
 
-@pytest.mark.parametrize("killed_at", [3, 20, 45, 60])
-def test_a_killed_run_resumes_to_the_very_same_end(tmp_path, trained, monkeypatch, killed_at):
+@pytest.mark.parametrize("killed_step", [3, 20, 45, 60])
+def test_a_killed_run_resumes_to_the_very_same_end(tmp_path, trained, killed_step):
     """In each of the phases, and just before an epoch ends."""
     cut = job_in(tmp_path, "train.checkpoint_seconds=1e-9", "name=cut")
-    step = loop._Loop._step
-
-    def dying(self, picked):
-        if self.progress.step == killed_at:
-            raise Killed
-        step(self, picked)
-
-    monkeypatch.setattr(loop._Loop, "_step", dying)
-    with pytest.raises(Killed):
+    with killed_at(killed_step):
         stages.run_train(cut)
-    monkeypatch.undo()
     stages.run_train(cut)
     assert history(cut) == history(trained)
     ours, theirs = (load_file(job.run.folder / MODEL_FILE) for job in (cut, trained))

@@ -28,15 +28,12 @@ from models.trained import load_model
 from models.training import loop
 from models.training.distributed import World
 from models.training.optimizers import scheduled_share
+from tests.support.killing import Killed
 from tests.support.tiny_job import WIDTH, write_tiny_job
 
 FROZEN = ["encoder.kind=bag+transformer", "encoder.frozen=true"]
 END_TO_END = ["encoder.kind=bag+transformer", "encoder.frozen=false", "train.transformer_lr=0.01"]
 OFTEN = "train.checkpoint_seconds=1e-9"
-
-
-class Killed(BaseException):
-    """Stands for a SIGKILL: nothing may catch it."""
 
 
 def history(job):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from models.tune.front import front_of, pareto_layers
-from tests.support.tune_results import made_up
+from tests.support.results import tuning_measurement
 
 FEW = st.sampled_from([0.0, 1.0, 2.0, 3.0])
 COSTS = st.integers(0, 25).flatmap(lambda n: arrays(np.float64, (n, 3), elements=FEW))
@@ -40,8 +40,8 @@ def test_the_front_does_not_depend_on_the_order(costs):
 
 def test_a_smaller_index_is_on_the_front_though_slower_and_worse():
     fast, small, beaten = (
-        made_up(0, p99=50, recall=0.99, size=9),
-        made_up(1, p99=60, recall=0.9, size=3),
-        made_up(2, p99=60, recall=0.9, size=9),
+        tuning_measurement(0, p99=50, recall=0.99, size=9),
+        tuning_measurement(1, p99=60, recall=0.9, size=3),
+        tuning_measurement(2, p99=60, recall=0.9, size=9),
     )
     assert front_of([small, beaten, fast]) == [fast, small]

@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.tune.goal import P99_MARGIN, Goal, choose, nearest
-from tests.support.tune_results import made_up
+from tests.support.results import tuning_measurement
 
 MEASUREMENTS = st.builds(
-    made_up,
+    tuning_measurement,
     p99=st.floats(1, 1000),
     recall=st.floats(0, 1),
     size=st.integers(1, 10**9),
@@ -53,14 +53,17 @@ def test_the_choice_holds_all_and_none_that_holds_is_cheaper(goal, found):
 
 def test_a_point_just_under_the_limit_is_not_safe():
     goal = Goal(p99_us=200, recall=0.98)
-    close = made_up(p99=190, recall=0.981, recall_error=0.001)
+    close = tuning_measurement(p99=190, recall=0.981, recall_error=0.001)
     assert [miss.what for miss in goal.misses(close, safely=True)] == ["p99", "recall"]
     assert not goal.misses(close, safely=False)
-    assert not goal.misses(made_up(p99=200 / (1 + P99_MARGIN), recall=0.98), safely=True)
+    assert not goal.misses(tuning_measurement(p99=200 / (1 + P99_MARGIN), recall=0.98), safely=True)
 
 
 def test_with_quality_asked_for_the_fastest_wins_else_the_best():
-    fast, good = made_up(0, p99=50, recall=0.98), made_up(1, p99=100, recall=0.99)
+    fast, good = (
+        tuning_measurement(0, p99=50, recall=0.98),
+        tuning_measurement(1, p99=100, recall=0.99),
+    )
     assert choose(Goal(recall=0.9), [good, fast])[0] == fast
     assert choose(Goal(p_at_1_loss=1.0), [good, fast])[0] == fast
     assert choose(Goal(p99_us=200), [fast, good])[0] == good
@@ -68,13 +71,16 @@ def test_with_quality_asked_for_the_fastest_wins_else_the_best():
 
 
 def test_a_few_percent_of_time_do_not_count_against_recall():
-    fast, good = made_up(0, p99=75, recall=0.98), made_up(1, p99=78, recall=0.99)
+    fast, good = (
+        tuning_measurement(0, p99=75, recall=0.98),
+        tuning_measurement(1, p99=78, recall=0.99),
+    )
     assert choose(Goal(recall=0.9), [fast, good])[0] == good
 
 
 def test_a_kind_with_scores_of_its_own_must_not_lose_precision_unasked():
-    loses = made_up(recall=1.0, p_at_1_loss=3.0)
-    own = made_up(recall=1.0, p_at_1_loss=3.0, own_scores=True)
+    loses = tuning_measurement(recall=1.0, p_at_1_loss=3.0)
+    own = tuning_measurement(recall=1.0, p_at_1_loss=3.0, own_scores=True)
     assert not Goal(recall=0.98).misses(loses, safely=True)
     assert [miss.what for miss in Goal(recall=0.98).misses(own, safely=True)] == ["P@1"]
     assert not Goal(recall=0.98, p_at_1_loss=5.0).misses(own, safely=True)
@@ -90,8 +96,8 @@ def test_a_kind_with_scores_of_its_own_must_not_lose_precision_unasked():
     ],
 )
 def test_the_sentence_names_the_nearest_and_what_it_misses_by_how_much(goal, said):
-    near = made_up(7, p99=150, p_at_1_loss=0.5)
-    far = made_up(8, p99=900, recall=0.5, p_at_1_loss=9, size=10**9)
+    near = tuning_measurement(7, p99=150, p_at_1_loss=0.5)
+    far = tuning_measurement(8, p99=900, recall=0.5, p_at_1_loss=9, size=10**9)
     sentence = nearest(goal, [far, near])
     assert f"no index holds {goal}: the nearest, hnsw, ef_search=7" in sentence
     assert said in sentence

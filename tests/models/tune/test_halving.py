@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from models.tune.goal import Goal, choose
 from models.tune.halving import FEWEST_SURVIVORS, better, halve, rungs
-from tests.support.tune_results import made_up
+from tests.support.results import tuning_measurement
 
 WORLDS = st.lists(
     st.tuples(st.floats(10, 1000), st.floats(0.5, 1), st.integers(1, 10**8)),
@@ -21,14 +21,14 @@ def run(world, n_queries, goal, noise=lambda: 0.0):
     """Halve over made-up candidates, whose figures `noise` moves by a share."""
     of = {}
     for place, (p99, recall, size) in enumerate(world):
-        true = made_up(place, p99=p99, recall=recall, size=size)
+        true = tuning_measurement(place, p99=p99, recall=recall, size=size)
         of[true.candidate] = true
     counts = []
 
     def measure(candidates, n, last):
         counts.append((len(candidates), n, last))
         return [
-            made_up(
+            tuning_measurement(
                 dict(each.params)["ef_search"],
                 p99=of[each].timing.p99 * (1 + noise()),
                 recall=of[each].recall,
@@ -75,6 +75,6 @@ def test_under_noise_a_point_that_holds_is_still_found():
 
 
 def test_half_of_the_places_are_not_all_near_the_goal():
-    near = [made_up(i, p99=100 + i, recall=0.9) for i in range(10)]
-    extreme = made_up(50, p99=900, recall=0.9999)
+    near = [tuning_measurement(i, p99=100 + i, recall=0.9) for i in range(10)]
+    extreme = tuning_measurement(50, p99=900, recall=0.9999)
     assert extreme in better([*near, extreme], Goal(p99_us=200, recall=0.9), 6)

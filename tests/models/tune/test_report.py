@@ -6,16 +6,17 @@ from html.parser import HTMLParser
 
 import pytest
 
+from models.tune.candidate import Build, Candidate
 from models.tune.goal import Goal
 from models.tune.page import write_page
 from models.tune.report import Report, as_text, last_of_each
-from tests.support.tune_results import Build, Candidate, made_up
+from tests.support.results import tuning_measurement
 
 
 @pytest.fixture
 def report():
-    last = [made_up(1, p99=60, recall=0.97), made_up(2, p99=90, recall=0.99)]
-    last.append(made_up(3, p99=95, recall=0.98))
+    last = [tuning_measurement(1, p99=60, recall=0.97), tuning_measurement(2, p99=90, recall=0.99)]
+    last.append(tuning_measurement(3, p99=95, recall=0.98))
     pq = Candidate(Build("ivf-pq<", (("ivf_lists", 64),)), (("nprobe", 4),))
     return Report(
         name="shelf & co",
@@ -25,7 +26,7 @@ def report():
         command="python -m models tune --p99-us 200 --recall 0.98",
         verdict="chosen: the second",
         last=tuple(last),
-        earlier=(made_up(candidate=pq, p99=500, recall=0.6, n_queries=124),),
+        earlier=(tuning_measurement(candidate=pq, p99=500, recall=0.6, n_queries=124),),
         chosen=last[1],
     )
 
@@ -97,16 +98,16 @@ def test_the_table_below_can_be_read_and_scrolled_without_a_mouse(report, tmp_pa
 
 
 def test_a_perfect_recall_and_a_single_point_can_be_drawn(report, tmp_path):
-    one = made_up(1, recall=1.0)
+    one = tuning_measurement(1, recall=1.0)
     write_page(
         Report("a", 5, Goal(), "m", "c", "v", last=(one,), earlier=(), chosen=None), tmp_path
     )
 
 
 def test_the_rest_is_what_was_measured_last_of_each_that_fell_out():
-    first = [made_up(i, n_queries=100) for i in range(4)]
-    second = [made_up(i, n_queries=200) for i in (0, 1)]
-    third = [made_up(0, n_queries=400)]
+    first = [tuning_measurement(i, n_queries=100) for i in range(4)]
+    second = [tuning_measurement(i, n_queries=200) for i in (0, 1)]
+    third = [tuning_measurement(0, n_queries=400)]
     last, earlier = last_of_each([first, second, third])
     assert last == third
     assert [(dict(e.candidate.params)["ef_search"], e.n_queries) for e in earlier] == [

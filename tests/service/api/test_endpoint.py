@@ -1,17 +1,15 @@
 """What the endpoints share: one deadline, a client that leaves, the cache, and equal counts."""
 
 import asyncio
-import gc
 from typing import Any
 
 import pytest
 
 from service.gate.exchange import Exchange
-from tests.service.core.batching.test_overload import alive
-from tests.service.edge.test_connection import raw
-from tests.service.edge.test_server import served
 from tests.support.fakes import JSON, running
-from tests.support.raw_request import RawRequest
+from tests.support.garbage import leaving_none
+from tests.support.live import served
+from tests.support.raw_http import RawRequest, raw
 from tests.support.tiny_bundle import DIM
 
 pytestmark = pytest.mark.anyio
@@ -87,13 +85,12 @@ async def test_client_that_leaves_while_waiting_is_dropped_before_compute(priori
         run.predict.hold()
         busy = run.ask()
         await run.predict.wait_entered()
-        batcher = run.server._serving.default.batcher
         async with raw(run) as leaver:
             head = HEAD + b"x-request-priority: %s\r\ncontent-length: 18\r\n\r\n" % priority
             await leaver.says(head + b'{"query":"leaver"}')
-            while not batcher.waiting_tokens:
+            while not run.batcher.waiting_tokens:
                 await asyncio.sleep(0.001)
-        while run.server._serving.telemetry.in_flight > 1:
+        while run.app.serving.telemetry.in_flight > 1:
             await asyncio.sleep(0.001)
         run.predict.release()
         assert (await busy).status_code == 200
@@ -106,12 +103,9 @@ async def test_client_that_leaves_while_waiting_is_dropped_before_compute(priori
 async def test_a_slow_request_leaves_nothing_for_the_garbage_collector(
     timeout_ms: int | None,
 ) -> None:
-    gc.collect()
-    gc.disable()
-    others = alive(Exchange)
     headers = {} if timeout_ms is None else {"x-request-timeout-ms": str(timeout_ms)}
-    try:
-        async with served() as run:
+    async with served() as run:
+        with leaving_none(Exchange, still_held=1):  # the connection holds its last one
             run.predict.hold()
             slow = asyncio.create_task(
                 run.client.post("/v1/recommend", json={"query": "a"}, headers=headers)
@@ -122,9 +116,6 @@ async def test_a_slow_request_leaves_nothing_for_the_garbage_collector(
             assert (await slow).status_code == (200 if timeout_ms is None else 504)
             run.predict.release()
             assert (await run.client.get("/livez")).status_code == 200
-            assert alive(Exchange) <= others + 1  # the connection holds its last one
-    finally:
-        gc.enable()
 
 
 @pytest.mark.parametrize(("method", "path", "body"), RECOMMENDS + EMBEDS)

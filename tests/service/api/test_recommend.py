@@ -78,10 +78,10 @@ async def test_include_decides_what_comes_along() -> None:
 async def test_scores_have_six_decimals() -> None:
     class Third(FakePredict):
         @staticmethod
-        def _answer(query: Any) -> Any:
-            answer = FakePredict._answer(query)
-            answer.scores[:] = np.float32(1 / 3)
-            return answer
+        def answer(query: Any) -> Any:
+            prediction = FakePredict.answer(query)
+            prediction.scores[:] = np.float32(1 / 3)
+            return prediction
 
     async with running(Third()) as service:
         answer = await service.recommend({"query": "a", "k": 1})

@@ -25,7 +25,7 @@ from service.errors import (
     GoldenMismatch,
     ManifestInvalid,
 )
-from tests.service.core.index.test_augmented import assert_same, twin
+from tests.support.memories import assert_same_hits, plain_blend
 from tests.support.tiny_bundle import DIM, GOLDEN_QUERIES, N_LABELS, seal, write_tiny_bundle
 
 TEXTS = ["the white whale", "rome", "", "song and dance " * 9, "moon light", "castle of the king"]
@@ -196,7 +196,7 @@ def test_an_engine_with_a_memory_answers_as_the_slow_twin(tiny_memory_bundle: Pa
     labels = open_faiss(tiny_memory_bundle / "index.hnsw.faiss", DIM, N_LABELS, efforts)
     memory = open_faiss(files[0], DIM, info.n_rows, efforts)
     settings = Blend(info.weight, info.temperature, info.neighbours, info.depth, info.logit_bias)
-    expected = twin(
+    expected = plain_blend(
         labels.search(embeddings, info.depth, "labels"),
         memory.search(embeddings, info.neighbours, "memory"),
         open_memory_labels(files[1:], info.n_rows, N_LABELS),
@@ -205,7 +205,7 @@ def test_an_engine_with_a_memory_answers_as_the_slow_twin(tiny_memory_bundle: Pa
     )
     rows = np.stack([prediction.rows for prediction in predictions])
     scores = np.stack([prediction.scores for prediction in predictions])
-    assert_same(Hits(rows, scores), expected)
+    assert_same_hits(Hits(rows, scores), expected)
     assert engine.calibration.score_kind == "probability"
 
 

@@ -1,8 +1,6 @@
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -15,54 +13,15 @@ from service.edge.ports import bind
 from service.edge.server import DrainingServer
 from service.errors import SettingsInvalid
 from service.observe.telemetry import Telemetry
-from tests.service.edge.test_server import Served, served
 from tests.support.fakes import SAFETY_S, FakePredict, fake_engine, fake_settings
+from tests.support.live import served
+from tests.support.raw_http import RECOMMEND, raw, recommend
 
 pytestmark = pytest.mark.anyio
 
-REQUEST = b"GET /livez HTTP/1.1\r\nhost: x\r\n"
+LIVEZ = b"GET /livez HTTP/1.1\r\nhost: x\r\n"
 A_MOMENT_S = 0.05
 """Time limits under test; a client here that is to be cut waits no longer than this."""
-
-
-class Raw:
-    """A client that says what it is told, byte for byte."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self.writer = reader, writer
-
-    async def says(self, data: bytes) -> None:
-        self.writer.write(data)
-        await self.writer.drain()
-
-    async def hears(self) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body of one answer."""
-        head = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-        headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
-        body = await self.reader.readexactly(int(headers["content-length"]))
-        return int(head[0].split()[1]), headers, body
-
-    async def is_cut(self) -> bool:
-        try:
-            return await self.reader.read() == b""
-        except ConnectionError:
-            return True
-
-
-@asynccontextmanager
-async def raw(run: Served) -> AsyncIterator[Raw]:
-    url = run.client.base_url
-    reader, writer = await asyncio.open_connection(url.host, url.port)
-    try:
-        yield Raw(reader, writer)
-    finally:
-        writer.close()
-
-
-async def rejected(run: Served, reason: str) -> float:
-    page = (await run.client.get("/metrics")).text
-    sample = f'astrolabe_rejected_total{{reason="{reason}"}} '
-    return next((float(li.split()[1]) for li in page.splitlines() if li.startswith(sample)), 0.0)
 
 
 @pytest.mark.parametrize("pieces", [1, 7])
@@ -75,7 +34,7 @@ async def rejected(run: Served, reason: str) -> float:
 )
 async def test_headers_over_the_limit_are_431_and_cut(junk: bytes, pieces: int) -> None:
     async with served(max_header_bytes=2048) as run, raw(run) as client:
-        data = REQUEST + junk + b"\r\n"
+        data = LIVEZ + junk + b"\r\n"
         step = -(-len(data) // pieces)
         for start in range(0, len(data), step):
             await client.says(data[start : start + step])
@@ -85,27 +44,26 @@ async def test_headers_over_the_limit_are_431_and_cut(junk: bytes, pieces: int) 
         assert headers["content-type"] == "application/problem+json"
         assert headers["connection"] == "close"
         assert await client.is_cut()
-        assert await rejected(run, "headers_too_large") == 1
+        assert await run.rejected("headers_too_large") == 1
 
 
 async def test_headers_without_an_end_are_cut_at_the_limit() -> None:
     async with served(max_header_bytes=2048) as run, raw(run) as client:
-        await client.says(REQUEST + b"x: " + b"y" * 4096)
+        await client.says(LIVEZ + b"x: " + b"y" * 4096)
         assert (await client.hears())[0] == 431
         assert await client.is_cut()
 
 
 async def test_too_many_headers_are_431_however_short() -> None:
     async with served() as run, raw(run) as client:
-        await client.says(REQUEST + b"a:b\r\n" * (MAX_HEADERS + 1) + b"\r\n")
+        await client.says(LIVEZ + b"a:b\r\n" * (MAX_HEADERS + 1) + b"\r\n")
         assert (await client.hears())[0] == 431
 
 
 async def test_trailers_without_an_end_are_cut() -> None:
     async with served() as run, raw(run) as client:
         run.predict.hold()
-        head = b"POST /v1/recommend HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-        await client.says(head + b"transfer-encoding: chunked\r\n\r\n0\r\n")
+        await client.says(RECOMMEND + b"transfer-encoding: chunked\r\n\r\n0\r\n")
         await client.says(b"a: b\r\n" * (MAX_HEADERS + 1) + b"a:")
         async with asyncio.timeout(SAFETY_S):
             assert b"200 OK" not in await client.reader.read()
@@ -123,17 +81,17 @@ async def test_a_large_body_in_the_same_piece_is_not_counted_as_headers() -> Non
 async def test_a_kept_connection_starts_counting_anew() -> None:
     async with served(max_header_bytes=1024) as run, raw(run) as client:
         for _ in range(20):
-            await client.says(REQUEST + b"x: " + b"y" * 200 + b"\r\n\r\n")
+            await client.says(LIVEZ + b"x: " + b"y" * 200 + b"\r\n\r\n")
             assert (await client.hears())[0] == 200
 
 
-@pytest.mark.parametrize("begun", [b"", b"GET /livez HT", REQUEST])
+@pytest.mark.parametrize("begun", [b"", b"GET /livez HT", LIVEZ])
 async def test_a_client_that_sends_its_headers_too_slowly_is_cut(begun: bytes) -> None:
     async with served(header_timeout_s=A_MOMENT_S) as run, raw(run) as client:
         await client.says(begun)
         async with asyncio.timeout(SAFETY_S):
             assert await client.is_cut()
-        assert await rejected(run, "header_timeout") == 1
+        assert await run.rejected("header_timeout") == 1
 
 
 async def test_trickling_does_not_extend_the_time() -> None:
@@ -149,7 +107,7 @@ async def test_trickling_does_not_extend_the_time() -> None:
 
 async def test_a_second_request_that_begins_slowly_is_cut_as_well() -> None:
     async with served(header_timeout_s=A_MOMENT_S) as run, raw(run) as client:
-        await client.says(REQUEST + b"\r\n")
+        await client.says(LIVEZ + b"\r\n")
         assert (await client.hears())[0] == 200
         await client.says(b"GET /li")
         async with asyncio.timeout(SAFETY_S):
@@ -159,8 +117,7 @@ async def test_a_second_request_that_begins_slowly_is_cut_as_well() -> None:
 async def test_an_answer_in_the_making_is_never_cut_by_that_clock() -> None:
     async with served(header_timeout_s=A_MOMENT_S) as run, raw(run) as client:
         run.predict.hold()
-        head = b"POST /v1/recommend HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-        await client.says(head + b'content-length: 13\r\n\r\n{"query":"a"}GET /li')
+        await client.says(RECOMMEND + b'content-length: 13\r\n\r\n{"query":"a"}GET /li')
         await run.predict.wait_entered()
         await asyncio.sleep(2 * A_MOMENT_S)
         run.predict.release()
@@ -169,8 +126,7 @@ async def test_an_answer_in_the_making_is_never_cut_by_that_clock() -> None:
 
 async def test_a_body_that_does_not_come_ends_with_the_deadline() -> None:
     async with served(request_timeout_ms=50) as run, raw(run) as client:
-        head = b"POST /v1/recommend HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-        await client.says(head + b'content-length: 100\r\n\r\n{"qu')
+        await client.says(RECOMMEND + b'content-length: 100\r\n\r\n{"qu')
         async with asyncio.timeout(SAFETY_S):
             status, _, body = await client.hears()
         assert (status, json.loads(body)["code"]) == (504, "deadline_exceeded")
@@ -188,7 +144,7 @@ async def test_connections_over_the_limit_are_503_until_one_ends() -> None:
     async with served(max_connections=2) as run:
         async with raw(run) as first, raw(run) as second:
             for client in (first, second):
-                await client.says(REQUEST + b"\r\n")
+                await client.says(LIVEZ + b"\r\n")
                 assert (await client.hears())[0] == 200
             async with raw(run) as third:
                 status, headers, body = await third.hears()
@@ -261,7 +217,7 @@ async def test_the_admin_port_is_a_second_socket_of_the_same_service() -> None:
 
 async def test_a_connection_kept_too_long_is_closed() -> None:
     async with served(keep_alive_s=0) as run, raw(run) as client:
-        await client.says(REQUEST + b"\r\n")
+        await client.says(LIVEZ + b"\r\n")
         assert (await client.hears())[0] == 200
         async with asyncio.timeout(SAFETY_S):
             assert await client.is_cut()
@@ -269,15 +225,13 @@ async def test_a_connection_kept_too_long_is_closed() -> None:
 
 async def test_a_connection_in_use_outlives_its_timer() -> None:
     async with served() as run, raw(run) as client:
-        await client.says(REQUEST + b"\r\n")
+        await client.says(LIVEZ + b"\r\n")
         assert (await client.hears())[0] == 200
         (connection,) = run.server.server_state.connections
         connection.timeout_keep_alive_handler()  # due, though it was used since it was set
         assert connection.timeout_keep_alive_task is not None
         run.predict.hold()
-        body = b'{"query": "a"}'
-        head = b"POST /v1/recommend HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-        await client.says(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+        await client.says(recommend())
         await run.predict.wait_entered()
         connection.timeout_keep_alive_handler()  # due while a request is computed
         run.predict.release()

@@ -3,59 +3,14 @@ import os
 import select
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import httpx
 import pytest
 
-from service.api.app import create_app
-from service.edge.ports import bind
-from service.edge.server import DrainingServer
-from service.observe.telemetry import Telemetry
-from tests.support.fakes import JSON, SAFETY_S, FakePredict, fake_engine, fake_settings
+from tests.support.live import served
+from tests.support.raw_http import recommend
 
 pytestmark = pytest.mark.anyio
-
-
-@dataclass
-class Served:
-    server: DrainingServer
-    ended: "asyncio.Task[None]"
-    client: httpx.AsyncClient
-    predict: FakePredict
-    listener: socket.socket
-
-    def ask(self) -> "asyncio.Task[httpx.Response]":
-        return asyncio.create_task(
-            self.client.post("/v1/recommend", content=b'{"query":"a"}', headers=JSON)
-        )
-
-
-@asynccontextmanager
-async def served(
-    verify: Any = True, all_stop: Callable[[], bool] = lambda: True, **settings: Any
-) -> AsyncIterator[Served]:
-    predict = FakePredict()
-    app = create_app(fake_engine(predict), fake_settings(**settings), Telemetry())
-    server = DrainingServer(app, all_stop=all_stop)
-    with bind("127.0.0.1", 0) as listener:
-        port = listener.getsockname()[1]
-        ended = asyncio.create_task(server.serve(sockets=[listener]))
-        scheme = "https" if server.config.is_ssl else "http"
-        url = f"{scheme}://127.0.0.1:{port}"
-        async with httpx.AsyncClient(base_url=url, verify=verify) as client:
-            while not server.started:
-                await asyncio.sleep(0.001)
-            try:
-                async with asyncio.timeout(SAFETY_S):
-                    yield Served(server, ended, client, predict, listener)
-            finally:
-                predict.release()
-                server.should_exit = True
-                await ended
 
 
 async def test_sigterm_turns_readiness_red_then_finishes_what_is_in_flight() -> None:
@@ -114,15 +69,14 @@ async def test_client_that_hangs_up_is_noticed_through_the_real_server() -> None
         await run.predict.wait_entered()
         host, port = run.client.base_url.host, run.client.base_url.port
         _, writer = await asyncio.open_connection(host, port)
-        body = b'{"query":"leaver"}'
-        head = b"POST /v1/recommend HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-        writer.write(head + b"content-length: %d\r\n\r\n" % len(body) + body)
-        batcher = run.server._serving.default.batcher
+        writer.write(recommend("leaver"))
+        batcher = run.batcher
         while not batcher.waiting_tokens:
             await asyncio.sleep(0.001)
         writer.close()
-        while not batcher._queue.interactive[0].future.done():
-            await asyncio.sleep(0.001)
+        left = 'astrolabe_request_seconds_count{route="/v1/recommend",status="499"}'
+        while not await run.metric(left):
+            pass
         run.predict.release()
         assert (await busy).status_code == 200
     assert run.predict.texts() == ["a"]

@@ -6,10 +6,10 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.service.edge.test_connection import raw
-from tests.service.edge.test_server import Served, served
-from tests.service.overload.test_shedding import SMALL, overload
 from tests.support.fakes import JSON, SAFETY_S
+from tests.support.live import Served, served
+from tests.support.overload import SMALL, overload
+from tests.support.raw_http import raw
 
 pytestmark = pytest.mark.anyio
 

@@ -8,23 +8,11 @@ import pytest
 from service.api.app import create_app
 from service.edge.server import DrainingServer
 from service.observe.telemetry import Telemetry
-from tests.service.edge.test_connection import raw
-from tests.service.edge.test_server import served
 from tests.support.fakes import FakePredict, fake_engine, fake_settings
+from tests.support.live import served
+from tests.support.raw_http import raw, recommend
 
 pytestmark = pytest.mark.anyio
-
-
-def request(query: str, *headers: bytes, version: bytes = b"1.1", method: bytes = b"POST") -> bytes:
-    body = b'{"query":"%s"}' % query.encode()
-    lines = [
-        b"%s /v1/recommend HTTP/%s" % (method, version),
-        b"host: x",
-        b"content-type: application/json",
-        b"content-length: %d" % len(body),
-        *headers,
-    ]
-    return b"\r\n".join(lines) + b"\r\n\r\n" + body
 
 
 class Pipe(asyncio.Transport):
@@ -58,7 +46,7 @@ async def test_an_answer_is_one_write() -> None:
             config=server.config, server_state=server.server_state, app_state={}
         )
         connection.connection_made(pipe)
-        connection.data_received(request("moby dick"))
+        connection.data_received(recommend("moby dick"))
         await pipe.written.wait()
         connection.connection_lost(None)
     [answer] = pipe.writes
@@ -70,9 +58,11 @@ async def test_an_answer_is_one_write() -> None:
 
 async def test_requests_sent_ahead_are_answered_in_turn_on_a_kept_connection() -> None:
     async with served() as run, raw(run) as client:
-        await client.says(request("one", b"x-request-id: 1") + request("two", b"x-request-id: 2"))
+        await client.says(
+            recommend("one", b"x-request-id: 1") + recommend("two", b"x-request-id: 2")
+        )
         answers = [await client.hears(), await client.hears()]
-        await client.says(request("three", b"x-request-id: 3", b"connection: close"))
+        await client.says(recommend("three", b"x-request-id: 3", b"connection: close"))
         answers.append(await client.hears())
         assert await client.is_cut()
     assert [status for status, _, _ in answers] == [200, 200, 200]
@@ -82,7 +72,7 @@ async def test_requests_sent_ahead_are_answered_in_turn_on_a_kept_connection() -
 
 async def test_an_older_client_is_told_that_the_connection_ends() -> None:
     async with served() as run, raw(run) as client:
-        await client.says(request("one", version=b"1.0"))
+        await client.says(recommend("one", version=b"1.0"))
         status, headers, _ = await client.hears()
         assert await client.is_cut()
     assert (status, headers["connection"]) == (200, "close")

@@ -5,11 +5,11 @@ import asyncio
 import httpx
 import pytest
 
-from service.overload import resting
-from tests.service.edge.test_connection import raw
-from tests.service.edge.test_server import Served, served
-from tests.service.overload.test_shedding import REQUEST, SMALL, is_shed, overload
+from service.overload import resting, shedding
 from tests.support.fakes import SAFETY_S
+from tests.support.live import Served, served
+from tests.support.overload import SMALL, hears_refusal, overload
+from tests.support.raw_http import raw, recommend
 
 pytestmark = pytest.mark.anyio
 
@@ -21,14 +21,6 @@ def _every_refusal_is_one_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resting, "LONGEST_S", 60.0)
 
 
-async def resting_connections(run: Served) -> int:
-    page = (await run.client.get("/metrics")).text
-    sample = "astrolabe_resting_connections "
-    return next(
-        int(float(line.split()[1])) for line in page.splitlines() if line.startswith(sample)
-    )
-
-
 async def finish(run: Served, waiting: "list[asyncio.Task[httpx.Response]]") -> None:
     run.predict.release()
     async with asyncio.timeout(SAFETY_S):
@@ -38,17 +30,17 @@ async def finish(run: Served, waiting: "list[asyncio.Task[httpx.Response]]") -> 
 async def test_what_was_not_read_is_answered_once_there_is_room() -> None:
     async with served(**SMALL) as run, raw(run) as client:
         waiting = await overload(run)
-        await client.says(REQUEST)
-        await is_shed(client)
-        assert await resting_connections(run) == 1
-        await client.says(REQUEST)
+        await client.says(recommend())
+        await hears_refusal(client)
+        assert await run.metric("astrolabe_resting_connections") == 1
+        await client.says(recommend())
         heard = asyncio.create_task(client.hears())
-        assert await resting_connections(run) == 1
+        assert await run.metric("astrolabe_resting_connections") == 1
         assert not heard.done()
         await finish(run, waiting)
         async with asyncio.timeout(SAFETY_S):
             assert (await heard)[0] == 200
-        assert await resting_connections(run) == 0
+        assert await run.metric("astrolabe_resting_connections") == 0
 
 
 async def test_a_connection_is_read_again_even_where_nothing_gets_better(
@@ -58,9 +50,9 @@ async def test_a_connection_is_read_again_even_where_nothing_gets_better(
     async with served(**SMALL) as run, raw(run) as client:
         waiting = await overload(run)
         for _ in range(3):
-            await client.says(REQUEST)
+            await client.says(recommend())
             async with asyncio.timeout(SAFETY_S):
-                await is_shed(client)
+                await hears_refusal(client)
         await finish(run, waiting)
 
 
@@ -68,12 +60,12 @@ async def test_retry_after_is_no_shorter_than_the_rest_of_those_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(resting, "LONGEST_S", 3.0)
+    monkeypatch.setattr(shedding, "WORDS_KEPT_S", 0.0)  # each refusal is worded anew
     async with served(**SMALL) as run, raw(run) as one, raw(run) as other:
         waiting = await overload(run)
-        await one.says(REQUEST)
-        await is_shed(one)
-        run.server._serving.shedding._error_s = 0.0  # the sentence is old
-        await other.says(REQUEST)
+        await one.says(recommend())
+        await hears_refusal(one)
+        await other.says(recommend())
         assert (await other.hears())[1]["retry-after"] == "3"
         await finish(run, waiting)
 
@@ -81,10 +73,10 @@ async def test_retry_after_is_no_shorter_than_the_rest_of_those_before(
 async def test_what_was_not_read_is_answered_when_the_service_ends() -> None:
     async with served(**SMALL, drain_timeout_s=60.0) as run, raw(run) as client:
         waiting = await overload(run)
-        await client.says(REQUEST)
-        await is_shed(client)
-        await client.says(REQUEST)
-        assert await resting_connections(run) == 1
+        await client.says(recommend())
+        await hears_refusal(client)
+        await client.says(recommend())
+        assert await run.metric("astrolabe_resting_connections") == 1
         run.server.on_signal()
         async with asyncio.timeout(SAFETY_S):
             assert (await client.hears())[0] in (429, 503)
@@ -95,9 +87,9 @@ async def test_what_was_not_read_is_answered_when_the_service_ends() -> None:
 async def test_a_connection_that_rests_is_not_closed_as_idle() -> None:
     async with served(**SMALL, keep_alive_s=0) as run, raw(run) as client:
         waiting = await overload(run)
-        await client.says(REQUEST)
-        await is_shed(client)
-        await client.says(REQUEST)
+        await client.says(recommend())
+        await hears_refusal(client)
+        await client.says(recommend())
         for _ in range(100):  # the timer of 0 seconds is due in each turn
             await asyncio.sleep(0)
         await finish(run, waiting)

@@ -1,24 +1,20 @@
 """Shedding: what is refused unread, and on what grounds; the connection goes on."""
 
 import asyncio
-import json
 from collections.abc import Sequence
 
-import httpx
 import pytest
 
 from service.errors import AstrolabeError, InvalidValue, OverloadError, QueueFull, ShuttingDown
 from service.overload.shedding import ARMED_S, PATH, Shedding
-from tests.service.edge.test_connection import Raw, raw, rejected
-from tests.service.edge.test_server import Served, served
 from tests.support.fakes import SAFETY_S, FakeClock
+from tests.support.live import served
+from tests.support.overload import SMALL, hears_refusal, overload
+from tests.support.raw_http import raw, recommend
 
 pytestmark = pytest.mark.anyio
 
 DEFAULT_S = 2.0
-BODY = b'{"query": "a"}'  # two tokens, as `Served.ask` sends
-HEAD = b"POST /v1/recommend HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-REQUEST = HEAD + b"content-length: %d\r\n\r\n" % len(BODY) + BODY
 
 
 class Door:
@@ -109,44 +105,20 @@ async def test_a_service_that_ends_answers_by_the_gate() -> None:
     assert not Door(error=ShuttingDown("bye")).refused()
 
 
-SMALL = {"max_batch_tokens": 4, "max_queue_tokens": 4, "request_timeout_ms": 30_000}
-
-
-async def overload(run: Served) -> "list[asyncio.Task[httpx.Response]]":
-    """Hold the lane, fill a `SMALL` queue behind it and have one request refused."""
-    run.predict.hold()
-    tasks = [run.ask()]
-    await run.predict.wait_entered()
-    tasks += [run.ask(), run.ask()]
-    while run.server._serving.default.batcher.waiting_tokens < 4:
-        await asyncio.sleep(0.001)
-    assert (await run.ask()).status_code == 429
-    return tasks
-
-
-async def is_shed(client: Raw) -> str:
-    """The id under which a request on this connection was refused."""
-    status, headers, problem = await client.hears()
-    assert (status, headers["retry-after"]) == (429, "1")
-    assert headers["content-type"] == "application/problem+json"
-    assert headers["x-request-id"] == json.loads(problem)["request_id"]
-    return headers["x-request-id"]
-
-
 async def test_a_request_shed_leaves_the_connection_usable() -> None:
     async with served(**SMALL) as run, raw(run) as client:
         waiting = await overload(run)
         ids = set()
         for _ in range(2):
-            await client.says(REQUEST[:40])
-            await client.says(REQUEST[40:])
-            ids.add(await is_shed(client))
+            await client.says(recommend()[:40])
+            await client.says(recommend()[40:])
+            ids.add(await hears_refusal(client))
         assert len(ids) == 2
-        assert await rejected(run, "queue_full") == 3
+        assert await run.rejected("queue_full") == 3
         run.predict.release()
         async with asyncio.timeout(SAFETY_S):
             await asyncio.gather(*waiting)
-        await client.says(REQUEST)
+        await client.says(recommend())
         assert (await client.hears())[0] == 200
         await client.says(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
         assert (await client.hears())[0] == 200

@@ -8,7 +8,7 @@ import pytest
 
 from service.overload.unread import unread_s
 from tests.support.fakes import SAFETY_S, running
-from tests.support.raw_request import RawRequest
+from tests.support.raw_http import RawRequest
 
 pytestmark = pytest.mark.anyio
 

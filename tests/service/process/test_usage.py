@@ -5,12 +5,11 @@ import pytest
 
 from service.process.usage import group_usage, n_threads, proportional_bytes, started_s
 
-TICKS_S = 1 / 100
+TICKS_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
 @pytest.fixture
-def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("service.process.usage._ticks", lambda: 100)
+def proc(tmp_path: Path) -> Path:
     (tmp_path / "stat").write_text("cpu 1 2\nbtime 1000\n")
     return tmp_path
 
@@ -41,7 +40,7 @@ def test_a_process_that_has_gone_counts_as_nothing(proc: Path) -> None:
 
 def test_start_is_unix_time(proc: Path) -> None:
     add(proc, 1, 1, (0, 0, 0, 0))
-    assert started_s(1, proc) == 1005.0
+    assert started_s(1, proc) == pytest.approx(1000 + 500 * TICKS_S)
     assert started_s(99, proc) == 0.0
 
 

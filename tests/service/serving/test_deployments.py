@@ -1,78 +1,25 @@
 """Several bundles, swapped while serving: what answers, and what a failure leaves behind."""
 
 import asyncio
-import json
-import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 
 from service.api.app import create_app
-from service.bundle.manifest import MANIFEST, POINTER
+from service.bundle.manifest import POINTER
 from service.core.drift import LENGTH_BOUNDS, SCORE_BOUNDS, histogram_counts
 from service.observe.telemetry import Telemetry
 from service.serving.deployment import open_changed_engine
-from tests.support.fakes import SAFETY_S, FakePredict, Running, fake_settings
-from tests.support.tiny_bundle import seal
+from tests.support.bundle_root import ADMIN, admin, ask, bundle_id, reseal, serving_root
+from tests.support.fakes import FakePredict, Running, fake_settings
 
 pytestmark = pytest.mark.anyio
-ADMIN = {"Authorization": "Bearer admin"}
-
-
-def reseal(source: Path, folder: Path, **changes: Any) -> Path:
-    """A copy of a bundle with another manifest, hence another id."""
-    shutil.copytree(source, folder)
-    seal(folder, json.loads((folder / MANIFEST).read_text()) | changes)
-    return folder
-
-
-@pytest.fixture
-def root(tiny_bundle: Path, tiny_flat_bundle: Path, tmp_path: Path) -> Path:
-    """A folder of bundles: `one` and `two` of one model, `other` of another, and a broken one."""
-    root = tmp_path / "bundles"
-    reseal(tiny_bundle, root / "one")
-    reseal(tiny_bundle, root / "two", created="2026-02-02T00:00:00Z")
-    reseal(tiny_flat_bundle, root / "other", name="other")
-    reseal(tiny_bundle, root / "broken")
-    (root / "broken" / "labels.jsonl").write_bytes(b"{}")
-    (root / POINTER).write_text("one")
-    return root
-
-
-@asynccontextmanager
-async def served(root: Path, **changes: Any) -> AsyncIterator[Running]:
-    # So long a deadline that a machine with other work answers in time as well.
-    values = {"device": "cpu", "admin_key": "admin", "request_timeout_ms": 30_000} | changes
-    settings = fake_settings(bundle=root, **values)
-    app = create_app(open_changed_engine(root, settings), settings, Telemetry())
-    async with app.app.router.lifespan_context(app.app):
-        service = Running(app, FakePredict())
-        async with service.client:
-            yield service
-
-
-async def ask(service: Running, model: str | None = None, **headers: str) -> dict[str, Any]:
-    body = {"query": "the white whale"} | ({"model": model} if model else {})
-    answer = await service.recommend(body, **headers)
-    assert answer.status_code == 200, answer.text
-    return dict(answer.json())
-
-
-async def admin(service: Running, verb: str, **body: Any) -> httpx.Response:
-    return await service.client.post(f"/admin/bundles/{verb}", json=body, headers=ADMIN)
-
-
-def bundle_id(folder: Path) -> str:
-    return str(json.loads((folder / MANIFEST).read_text())["bundle_id"])
 
 
 async def test_activating_switches_and_rolling_back_returns(root: Path) -> None:
-    async with served(root) as service:
+    async with serving_root(root) as service:
         assert (await ask(service))["bundle_id"] == bundle_id(root / "one")
         done = await admin(service, "activate", bundle="two")
         assert done.status_code == 200, done.text
@@ -85,7 +32,7 @@ async def test_activating_switches_and_rolling_back_returns(root: Path) -> None:
 
 
 async def test_a_refused_bundle_leaves_the_old_one_serving(root: Path) -> None:
-    async with served(root) as service:
+    async with serving_root(root) as service:
         refused = await admin(service, "activate", bundle="broken")
         assert (refused.status_code, refused.json()["code"]) == (422, "bundle_refused")
         assert "labels.jsonl" in refused.json()["detail"]
@@ -94,7 +41,7 @@ async def test_a_refused_bundle_leaves_the_old_one_serving(root: Path) -> None:
 
 
 async def test_requests_under_way_are_answered_by_the_bundle_that_took_them(root: Path) -> None:
-    async with served(root) as service:
+    async with serving_root(root) as service:
         before = [asyncio.create_task(ask(service)) for _ in range(40)]
         await asyncio.sleep(0)
         await admin(service, "activate", bundle="two")
@@ -106,7 +53,7 @@ async def test_requests_under_way_are_answered_by_the_bundle_that_took_them(root
 
 
 async def test_models_stand_side_by_side_and_are_asked_by_name(root: Path) -> None:
-    async with served(root) as service:
+    async with serving_root(root) as service:
         await admin(service, "activate", bundle="other")
         assert (await ask(service))["bundle_id"] == bundle_id(root / "one")
         answer = await ask(service, model="other")
@@ -122,7 +69,7 @@ async def test_models_stand_side_by_side_and_are_asked_by_name(root: Path) -> No
 
 async def test_a_canary_gets_its_share_by_request_id_or_by_header(root: Path) -> None:
     one, two = bundle_id(root / "one"), bundle_id(root / "two")
-    async with served(root) as service:
+    async with serving_root(root) as service:
         done = await admin(service, "canary", bundle="two", percent=30)
         assert done.json()["models"][0]["bundles"][1]["canary_percent"] == 30
         ids = [(await ask(service, X_Request_Id=f"caller-{i}"))["bundle_id"] for i in range(200)]
@@ -141,7 +88,7 @@ async def test_a_canary_gets_its_share_by_request_id_or_by_header(root: Path) ->
 
 async def test_rolling_back_to_the_canary_ends_it_and_a_stranger_is_no_canary(root: Path) -> None:
     one, two = bundle_id(root / "one"), bundle_id(root / "two")
-    async with served(root) as service:
+    async with serving_root(root) as service:
         await admin(service, "activate", bundle="two")
         await admin(service, "canary", bundle="one", percent=50)
         report = (await admin(service, "rollback")).json()["models"][0]
@@ -158,67 +105,16 @@ async def test_rolling_back_to_the_canary_ends_it_and_a_stranger_is_no_canary(ro
 
 @pytest.mark.parametrize("name", ["../one", "/etc", "one/../two", "", "a/b/c/d", "..", "."])
 async def test_nothing_outside_the_bundle_root_can_be_named(root: Path, name: str) -> None:
-    async with served(root) as service:
+    async with serving_root(root) as service:
         refused = await admin(service, "activate", bundle=name)
         assert refused.status_code == 422, refused.text
 
 
 async def test_a_link_out_of_the_bundle_root_is_not_followed(root: Path, tiny_bundle: Path) -> None:
     (root / "link").symlink_to(tiny_bundle)
-    async with served(root) as service:
+    async with serving_root(root) as service:
         refused = await admin(service, "activate", bundle="link")
         assert (refused.status_code, refused.json()["code"]) == (404, "no_such_bundle")
-
-
-async def _until(found: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(SAFETY_S):
-        while not await found():
-            await asyncio.sleep(0.02)
-
-
-async def test_a_pointer_that_moves_is_followed(root: Path) -> None:
-    async with served(root, watch_s=0.02) as service:
-        assert (await ask(service))["bundle_id"] == bundle_id(root / "one")
-        (root / POINTER).write_text("two")
-
-        async def switched() -> bool:
-            return (await ask(service))["bundle_id"] == bundle_id(root / "two")
-
-        await _until(switched)
-
-
-async def test_workers_with_one_state_folder_follow_each_other_and_a_restart_goes_on(
-    root: Path, tmp_path: Path
-) -> None:
-    state = tmp_path / "state"
-    state.mkdir()
-    two = bundle_id(root / "two")
-    async with served(root, state_dir=state) as first, served(root, state_dir=state) as second:
-        await admin(first, "activate", bundle="two")
-        await admin(first, "activate", bundle="other")
-
-        async def followed() -> bool:
-            models = (await second.client.get("/v1/models")).json()["models"]
-            return {m["name"]: m["bundles"][0]["bundle_id"] for m in models} == {
-                "tiny": two,
-                "other": bundle_id(root / "other"),
-            }
-
-        await _until(followed)
-    async with served(root, state_dir=state) as third:
-        assert (await ask(third))["bundle_id"] == two
-    (root / POINTER).write_text("broken")  # another configuration: what was chosen is left
-    (root / POINTER).write_text("two")
-    async with served(root, state_dir=state) as fourth:
-        assert (await ask(fourth))["bundle_id"] == two
-
-
-async def test_a_state_that_cannot_be_followed_leaves_the_configured_bundle(
-    root: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "serving.json").write_text("{")
-    async with served(root, state_dir=tmp_path) as service:
-        assert (await ask(service))["bundle_id"] == bundle_id(root / "one")
 
 
 async def test_nothing_may_be_changed_without_an_admin_key(root: Path) -> None:
@@ -230,7 +126,7 @@ async def test_nothing_may_be_changed_without_an_admin_key(root: Path) -> None:
 
 
 async def test_a_caller_s_own_key_changes_nothing(root: Path) -> None:
-    async with served(root, api_key="caller") as service:
+    async with serving_root(root, api_key="caller") as service:
         body, headers = {"bundle": "two"}, {"Authorization": "Bearer caller"}
         refused = await service.client.post("/admin/bundles/activate", json=body, headers=headers)
         assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
@@ -256,7 +152,7 @@ async def test_drift_is_from_the_reference_of_the_one_bundle_that_answers(
     reseal(tiny_bundle, tmp_path / "b" / "one", reference=a_reference(0.001))
     reseal(tiny_bundle, tmp_path / "b" / "two")
     (tmp_path / "b" / POINTER).write_text("one")
-    async with served(tmp_path / "b") as service:
+    async with serving_root(tmp_path / "b") as service:
         for _ in range(10):
             await service.recommend({"query": ["the white whale"] * 60})
         drift = 'astrolabe_score_drift{of="top_score"}'

@@ -10,8 +10,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from service.bundle.manifest import MANIFEST
-from tests.service.test_main import served
 from tests.support.pages import Opener, Seen
+from tests.support.processes import service_process
 from tests.support.tiny_bundle import seal
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -31,14 +31,14 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="package")
 def url(browser: Browser, tiny_bundle: Path) -> Iterator[str]:
     """Address of a real service."""
-    with served(tiny_bundle, "--log-requests", "none") as service:
+    with service_process(tiny_bundle, "--log-requests", "none") as service:
         yield f"http://127.0.0.1:{service.port}/"
 
 
 @pytest.fixture(scope="package")
 def locked_url(browser: Browser, tiny_bundle: Path) -> Iterator[str]:
     """Address of a real service that asks for the key `sesame`."""
-    with served(tiny_bundle, "--log-requests", "none", "--api-key", "sesame") as service:
+    with service_process(tiny_bundle, "--log-requests", "none", "--api-key", "sesame") as service:
         yield f"http://127.0.0.1:{service.port}/"
 
 
@@ -55,7 +55,7 @@ def two_models_url(
     manifest = json.loads((books / MANIFEST).read_text())
     seal(books, manifest | {"name": "books"})
     more = ("--more-bundles", str(books))
-    with served(tiny_bundle, "--log-requests", "none", *more) as service:
+    with service_process(tiny_bundle, "--log-requests", "none", *more) as service:
         yield f"http://127.0.0.1:{service.port}/"
 
 

@@ -298,7 +298,7 @@ def test_two_writers_never_disagree_on_what_exists(flat, tmp_path):
         assert answer(engine, one, "moon") == answer(engine, two, "moon")
 
 
-def refuse(_: int) -> None:
+def refuse(store: ChangeStore, seq: int) -> None:
     raise CatalogueUnavailable("the disk is away")
 
 
@@ -306,7 +306,7 @@ def test_what_could_not_be_taken_over_is_tried_again(flat, tmp_path, monkeypatch
     with opened(flat, tmp_path) as (engine, one), opened(flat, tmp_path) as (_, two):
         one.apply([add("a", "rome empire")])
         with monkeypatch.context() as broken:
-            broken.setattr(two._store, "since", refuse)
+            broken.setattr(ChangeStore, "since", refuse)
             with pytest.raises(CatalogueUnavailable):
                 two.poll()
         assert two.poll()

@@ -1,6 +1,5 @@
 """The LabelIndex contract on an index with a memory, and its scores against a slow twin."""
 
-import math
 from concurrent.futures import ThreadPoolExecutor
 
 import faiss
@@ -11,6 +10,7 @@ from service.core.index.augmented import AugmentedIndex, Blend, blend
 from service.core.index.faiss_index import FaissIndex
 from service.core.index.memory_labels import MemoryLabels
 from service.core.types import Hits
+from tests.support.memories import assert_same_hits, plain_blend
 
 DIM = 8
 N_LABELS = 120
@@ -62,38 +62,6 @@ def index(parts: tuple[FaissIndex, FaissIndex]) -> AugmentedIndex:
     return AugmentedIndex(*parts, MEMORY_LABELS, SETTINGS)
 
 
-def twin(
-    found: Hits, recalled: Hits, memory: MemoryLabels, settings: Blend, k: int
-) -> list[list[tuple[int, float]]]:
-    """The formula of the module, one query, one neighbour, one label at a time."""
-    answers = []
-    for label_rows, logits, neighbours, cosines in zip(
-        found.rows.tolist(),
-        found.scores.tolist(),
-        recalled.rows.tolist(),
-        recalled.scores.tolist(),
-        strict=True,
-    ):
-        scores: dict[int, float] = {}
-        for row, logit in zip(label_rows, logits, strict=True):
-            probability = 1 / (1 + math.exp(-(logit + settings.logit_bias)))
-            scores[row] = (1 - settings.weight) * probability
-        total = sum(math.exp(cosine / settings.temperature) for cosine in cosines)
-        for neighbour, cosine in zip(neighbours, cosines, strict=True):
-            share = math.exp(cosine / settings.temperature) / total
-            for place in range(memory.offsets[neighbour], memory.offsets[neighbour + 1]):
-                row, value = int(memory.labels[place]), float(memory.values[place])
-                scores[row] = scores.get(row, 0.0) + settings.weight * share * value
-        answers.append(sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:k])
-    return answers
-
-
-def assert_same(hits: Hits, expected: list[list[tuple[int, float]]]) -> None:
-    assert hits.rows.tolist() == [[row for row, _ in answer] for answer in expected]
-    scores = [[score for _, score in answer] for answer in expected]
-    np.testing.assert_allclose(hits.scores, scores, rtol=1e-6)
-
-
 @pytest.mark.parametrize("effort", list(EFFORTS))
 @pytest.mark.parametrize("k", [1, 10, 60])
 def test_answers_are_those_of_the_slow_twin(
@@ -102,8 +70,8 @@ def test_answers_are_those_of_the_slow_twin(
     labels, memory = parts
     found = labels.search(QUERIES, max(k, SETTINGS.depth), effort)
     recalled = memory.search(QUERIES, SETTINGS.neighbours, effort)
-    expected = twin(found, recalled, MEMORY_LABELS, SETTINGS, k)
-    assert_same(index.search(QUERIES, k, effort), expected)
+    expected = plain_blend(found, recalled, MEMORY_LABELS, SETTINGS, k)
+    assert_same_hits(index.search(QUERIES, k, effort), expected)
 
 
 @pytest.mark.parametrize("effort", list(EFFORTS))
@@ -158,7 +126,9 @@ def test_fewer_memory_rows_than_neighbours_are_all_used() -> None:
     )
     hits = AugmentedIndex(labels, memory, few, SETTINGS).search(QUERIES, 10, "exact")
     found = labels.search(QUERIES, SETTINGS.depth, "exact")
-    assert_same(hits, twin(found, memory.search(QUERIES, 5, "exact"), few, SETTINGS, 10))
+    assert_same_hits(
+        hits, plain_blend(found, memory.search(QUERIES, 5, "exact"), few, SETTINGS, 10)
+    )
 
 
 @pytest.mark.parametrize("effort", list(EFFORTS))

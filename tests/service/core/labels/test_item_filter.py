@@ -22,8 +22,7 @@ from service.core.labels.item_filter import (
 )
 from service.core.types import Prediction, Query
 from service.errors import BundleMismatch, ManifestInvalid
-from tests.support.filtered_bundle import RECIPROCAL, write_filtered_bundle
-from tests.support.tiny_bundle import N_LABELS, seal
+from tests.support.tiny_bundle import N_LABELS, RECIPROCAL, seal, write_filtered_bundle
 
 TEXT = "garden history"
 

@@ -6,7 +6,7 @@ from models.config import IndexConfig
 from models.tune.candidate import Build, Candidate
 from models.tune.goal import Goal
 from models.tune.tuning import _confirmed, pick_efforts
-from tests.support.tune_results import made_up
+from tests.support.results import tuning_measurement
 
 BUILD = Build("hnsw")
 
@@ -31,7 +31,7 @@ class Bench:
 def picked(recalls, place):
     bench = Bench(recalls)
     grid = bench.candidates(BUILD)
-    chosen = made_up(candidate=grid[place], recall=recalls[place])
+    chosen = tuning_measurement(candidate=grid[place], recall=recalls[place])
     efforts = pick_efforts(bench, chosen, IndexConfig(recall_fast=0.95, recall_thorough=0.999))
     assert efforts["balanced"] == grid[place]
     assert efforts["exact"] == Candidate(BUILD)
@@ -54,15 +54,15 @@ def test_fast_is_cheaper_and_thorough_finds_more(recalls, place, expected):
 
 def test_a_point_that_falls_when_measured_again_gives_way_to_the_next():
     goal = Goal(p99_us=200)
-    first, second = made_up(0, p99=90), made_up(1, p99=100)
-    slow, same = made_up(0, p99=300), made_up(1, p99=110)
+    first, second = tuning_measurement(0, p99=90), tuning_measurement(1, p99=100)
+    slow, same = tuning_measurement(0, p99=300), tuning_measurement(1, p99=110)
     bench = Bench(again={first.candidate: slow, second.candidate: same})
     chosen, fallen = _confirmed(bench, goal, [first, second])
     assert (chosen, fallen) == (same, [slow])
 
 
 def test_where_all_fall_none_is_chosen():
-    goal, first = Goal(p99_us=200), made_up(0, p99=90)
-    bench = Bench(again={first.candidate: made_up(0, p99=300)})
-    assert _confirmed(bench, goal, [first]) == (None, [made_up(0, p99=300)])
+    goal, first = Goal(p99_us=200), tuning_measurement(0, p99=90)
+    bench = Bench(again={first.candidate: tuning_measurement(0, p99=300)})
+    assert _confirmed(bench, goal, [first]) == (None, [tuning_measurement(0, p99=300)])
     assert _confirmed(bench, goal, []) == (None, [])

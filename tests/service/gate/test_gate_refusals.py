@@ -6,8 +6,8 @@ import logging
 import pytest
 
 from service.overload.overload_log import OverloadLog
-from tests.support.fakes import JSON, SAFETY_S, Running, running
-from tests.support.raw_request import RawRequest
+from tests.support.fakes import JSON, SAFETY_S, FakeClock, Running, running
+from tests.support.raw_http import RawRequest
 
 pytestmark = pytest.mark.anyio
 
@@ -32,9 +32,13 @@ async def fill(service: Running, count: int, **headers: str) -> "list[asyncio.Ta
 
 
 async def test_unreachable_deadline_is_429_with_retry_after_and_counted() -> None:
-    async with running() as service:
+    clock = FakeClock()
+    async with running(clock=clock, request_timeout_ms=30_000) as service:
+        slow = await fill(service, 0)
+        clock.advance(5.0)
+        service.predict.release()
+        await asyncio.gather(*slow)
         waiting = await fill(service, 1)
-        service.app.serving.default.batcher._pace.record_batch(100, 5.0, more_waiting=True)
         refused = await service.recommend({"query": "a"}, x_request_timeout_ms="200")
         service.predict.release()
         await asyncio.gather(*waiting)
