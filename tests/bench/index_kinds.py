@@ -57,7 +57,7 @@ _SCANNED = 100
 _RESIDENT = """
 import sys
 from pathlib import Path
-from service.bundle import IndexInfo
+from service.bundle.manifest import IndexInfo
 from service.core.index.opening import open_label_index
 def kilobytes():
     lines = Path("/proc/self/status").read_text().splitlines()
