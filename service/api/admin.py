@@ -1,7 +1,7 @@
-"""Admin routes: they list the open bundles and change them while the service answers.
+"""Admin routes: they list the open bundles, and open and replace bundles while the service runs.
 
-The gate lets nobody through without the admin key. A route answers as soon as its change is in
-force in this worker. Other workers follow within a second and the time that opening takes.
+The gate refuses requests without the admin key. A route answers as soon as its change is in force
+in this worker. The other workers notice the change within a second, and then open the bundle too.
 """
 
 import pathlib
@@ -39,6 +39,7 @@ from service.settings.settings import Settings
 
 _PART: Final = "[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 _PATH: Final = f"^{_PART}(/{_PART}){{0,2}}$"
+"""Up to three folder names. None can begin with a dot, so no path leads upward."""
 
 _ERRORS = (
     Unauthorized,
@@ -71,13 +72,13 @@ BundlePath = Annotated[
     str,
     Field(
         pattern=_PATH,
-        description="Folder of the bundle under `bundle_root`, or of bundles with a pointer.",
+        description="Folder under `bundle_root`: a bundle, or a folder whose pointer names one.",
     ),
 ]
 
 
 class ActivateBody(BaseModel):
-    """Which bundle to serve under its own name."""
+    """The bundle that becomes the current one of its model."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -87,18 +88,18 @@ class ActivateBody(BaseModel):
 
 
 class CanaryBody(BaseModel):
-    """Which bundle gets a share of its name's requests."""
+    """The bundle that becomes the canary of its model, and its share of the requests."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     bundle: BundlePath = Field(examples=["gutenberg-bag/20261122-1f0c"])
     percent: float = Field(
-        ge=0, le=100, description="Share of the requests that it answers.", examples=[5.0]
+        ge=0, le=100, description="Percent of the model's requests that it answers.", examples=[5.0]
     )
 
 
 class RollbackBody(BaseModel):
-    """Which model goes back."""
+    """The model that goes back to its previous bundle."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -109,40 +110,40 @@ def add_admin(app: FastAPI, serving: Serving, follower: Follower) -> None:
     """Add the routes under /admin/."""
     deployments, settings = serving.deployments, serving.settings
     options: dict[str, Any] = {"tags": ["admin"], "responses": responses(*_ERRORS)}
-    named = Query(
-        description="Name of the model; the default one if left.", examples=["gutenberg-bag"]
+    name_parameter = Query(
+        description="Name of the model; the default one if left out.", examples=["gutenberg-bag"]
     )
-    Model = Annotated[str | None, named]
+    Model = Annotated[str | None, name_parameter]
 
     @app.get("/admin/bundles", **options)
     async def bundles() -> ModelsResponse:
-        """Every model and its open bundles."""
+        """List every model with its open bundles."""
         return models_report(deployments)
 
     @app.post("/admin/bundles/activate", **_with(options, _ACTIVATED))
     async def activate(body: ActivateBody) -> ModelsResponse:
-        """Serve a bundle in place of the one of its name; promotes it where it is the canary."""
+        """Make a bundle the current one of its model; a canary is promoted this way."""
         async with follower.changing():
             await deployments.activate(locate(settings, body.bundle))
         return models_report(deployments)
 
     @app.post("/admin/bundles/rollback", **options)
     async def rollback(body: RollbackBody) -> ModelsResponse:
-        """Serve the bundle before the current one again."""
+        """Make the previous bundle of a model the current one again."""
         async with follower.changing():
             await deployments.rollback(body.model or deployments.default.name)
         return models_report(deployments)
 
     @app.post("/admin/bundles/canary", **_with(options, _CANARY))
     async def canary(body: CanaryBody) -> ModelsResponse:
-        """Let a bundle answer a share of its name's requests; a second call changes the share."""
+        """Let a bundle answer a share of its model's requests; call again to change the share."""
         async with follower.changing():
             await deployments.canary(locate(settings, body.bundle), body.percent)
         return models_report(deployments)
 
     @app.delete("/admin/bundles/canary", **options)
     async def end_canary(model: Model = None) -> ModelsResponse:
-        """Send every request to the current bundle again."""
+        """End the canary: the current bundle answers all requests of the model again."""
         async with follower.changing():
             await deployments.end_canary(model or deployments.default.name)
         return models_report(deployments)
@@ -151,7 +152,7 @@ def add_admin(app: FastAPI, serving: Serving, follower: Follower) -> None:
     async def remove(
         name: Annotated[str, Path(examples=["gutenberg-best"])],
     ) -> ModelsResponse:
-        """Stop serving a model that is not the default one."""
+        """Stop serving a model; the default model cannot be removed."""
         async with follower.changing():
             await deployments.remove(name)
         return models_report(deployments)
@@ -162,16 +163,20 @@ def _with(options: dict[str, Any], more: dict[int | str, dict[str, Any]]) -> dic
 
 
 def bundle_root(settings: Settings) -> pathlib.Path:
-    """The folder that admin requests name bundles in."""
+    """The folder in which admin requests name bundles.
+
+    It is the setting `bundle_root`. Without it, it is the folder that contains the first bundle.
+    """
     if settings.bundle_root is not None:
         return settings.bundle_root
     return settings.bundle if (settings.bundle / POINTER).is_file() else settings.bundle.parent
 
 
 def locate(settings: Settings, name: str) -> pathlib.Path:
-    """The bundle folder that a request names; raises NoSuchBundle, InvalidValue.
+    """The bundle folder that a request names.
 
-    No path and no link leads outside the bundle root.
+    Raises InvalidValue if the name is no folder's, and NoSuchBundle if there is no bundle of this
+    name or if a link leads outside the bundle root.
     """
     root = bundle_root(settings)
     if not re.fullmatch(_PATH[1:-1], name):

@@ -1,6 +1,6 @@
-"""create_app: makes the ASGI application from an open engine, settings and telemetry.
+"""create_app: makes the ASGI application from open engines, settings and telemetry.
 
-Nothing happens at import. The lanes start and end with the application's lifespan.
+Importing this module has no effect. The application's lifespan starts and stops the lanes.
 """
 
 import time
@@ -34,9 +34,9 @@ def create_app(
     clock: Callable[[], float] = time.perf_counter,
     more: Sequence[Engine] = (),
 ) -> Gate:
-    """The application; `more` engines answer under their own names.
+    """The application. `engine` is the default model; the engines in `more` answer by their names.
 
-    Its `serving` is what it answers from, its `app` what OpenAPI describes.
+    `clock` gives seconds; deadlines and latencies are measured by it.
     """
     serving = open_serving([engine, *more], settings, telemetry, clock)
     follower = Follower(serving.deployments, settings)
@@ -68,7 +68,7 @@ def create_app(
 
 
 async def _answer(request: Request, exc: Exception) -> Response:
-    """The problem document for whatever FastAPI, Starlette or one of their routes raises."""
+    """The error answer for an exception that FastAPI, Starlette or one of their routes raised."""
     error, extra = as_error(exc), {}
     path = request.url.path
     if isinstance(exc, RequestValidationError):
@@ -88,7 +88,7 @@ async def _answer(request: Request, exc: Exception) -> Response:
 
 
 def _methods(request: Request) -> list[str]:
-    """Every method that some route takes at this path; Starlette itself names one route's only."""
+    """Every method that a route takes at this path; Starlette names those of one route only."""
     methods: set[str] = set()
     for route in request.app.routes:
         if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
@@ -97,7 +97,7 @@ def _methods(request: Request) -> list[str]:
 
 
 def _with_problem(app: FastAPI) -> Callable[[], dict[str, Any]]:
-    """FastAPI's OpenAPI document, with the schema that every error answer refers to."""
+    """FastAPI's OpenAPI document, and in it the schema to which every error answer refers."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:

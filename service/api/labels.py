@@ -1,7 +1,7 @@
-"""Routes that look labels up, and that add, update and remove one or thousands in a call.
+"""Routes that look a label up, and routes that add, update and remove labels.
 
-When a call returns, its changes are on disk and searchable. Changes need the admin key, which the
-gate checks; looking up needs none.
+One call may change thousands of labels. When it returns, its changes are on disk and searchable.
+Changes need the admin key, which the gate checks; looking up does not.
 """
 
 import asyncio
@@ -33,6 +33,7 @@ from service.serving.request_models import MAX_ID_CHARS, VISIBLE
 from service.serving.serving import Serving
 
 MAX_CHANGES = 100_000
+"""Most changes in one call. A choice; the setting `max_changes_bytes` bounds a call as well."""
 
 _ANY = (Unauthorized, PayloadTooLarge, InvalidValue, InternalError, ModelUnknown, RateLimited)
 _CHANGING = (
@@ -78,7 +79,7 @@ class NewLabel(_Strict):
 
 
 class AddBody(_Strict):
-    """Labels to add, all or none."""
+    """Labels to add; if one cannot be added, none is."""
 
     labels: Annotated[list[NewLabel], Field(min_length=1, max_length=MAX_CHANGES)]
 
@@ -114,17 +115,17 @@ LabelChange = Annotated[Addition | Update | Removal, Field(discriminator="op")]
 
 
 class ChangesBody(_Strict):
-    """Changes in their order, all or none."""
+    """Changes to make one after the other; if one cannot be made, none is."""
 
     changes: Annotated[list[LabelChange], Field(min_length=1, max_length=MAX_CHANGES)]
 
 
 class ChangedResponse(BaseModel):
-    """What a call changed; all of it is on disk, and searched from now on."""
+    """How many changes a call made, and the catalogue after them."""
 
-    applied: int
-    sequence: int = Field(description="Number of the last change of this catalogue.")
-    labels: int = Field(description="Labels there are now.")
+    applied: int = Field(description="Changes made by this call; all are on disk and searchable.")
+    sequence: int = Field(description="Number of the last change to this catalogue.")
+    labels: int = Field(description="Number of labels after the changes.")
 
 
 Model = Annotated[str | None, Query(description="Name of the model; the default one if left out.")]
@@ -136,29 +137,29 @@ def add_labels(app: FastAPI, serving: Serving) -> None:
 
     @app.post("/v1/labels", **tags, responses=responses(*_CHANGING) | _ADDED)
     async def add(body: AddBody, model: Model = None) -> ChangedResponse:
-        """Add labels by their text, without training; all or none."""
+        """Add labels by their texts, without training; if one cannot be added, none is."""
         changes = [Change("add", label.id, label.text, label.metadata) for label in body.labels]
         return await _apply(serving, model, changes)
 
     @app.post("/v1/label-changes", **tags, responses=responses(*_CHANGING))
     async def change(body: ChangesBody, model: Model = None) -> ChangedResponse:
-        """Add, update and remove labels, in the order given; all or none."""
-        return await _apply(serving, model, [_change(one) for one in body.changes])
+        """Add, update and remove labels one after the other; if one change fails, none is made."""
+        return await _apply(serving, model, [_change(entry) for entry in body.changes])
 
     @app.put("/v1/labels/{label_id:path}", **tags, responses=responses(*_CHANGING) | _CHANGED)
     async def update(label_id: str, body: UpdateBody, model: Model = None) -> ChangedResponse:
-        """Change the text or the metadata of a label; a new text is encoded anew."""
+        """Change the text or the metadata of a label; a new text gives the label a new vector."""
         change = Change("update", label_id, body.text, body.metadata)
         return await _apply(serving, model, [change])
 
     @app.delete("/v1/labels/{label_id:path}", **tags, responses=responses(*_CHANGING))
     async def remove(label_id: str, model: Model = None) -> ChangedResponse:
-        """Remove a label: no answer holds it from now on."""
+        """Remove a label: later answers do not contain it."""
         return await _apply(serving, model, [Change("remove", label_id)])
 
     @app.get("/v1/labels/{label_id:path}", **tags, responses=responses(*_ANY, LabelUnknown))
     async def label(label_id: str, model: Model = None) -> LabelResponse:
-        """One label by its id."""
+        """Look one label up by its id."""
         deployment = _deployment(serving, model)
         hit = await asyncio.to_thread(deployment.engine.find_label, label_id)
         if hit is None:

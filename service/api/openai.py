@@ -1,7 +1,7 @@
-"""OpenAI's embeddings API: /v1/embeddings and /v1/models/{name}, for clients that speak it already.
+"""OpenAI's embeddings API: /v1/embeddings and /v1/models/{name}, for clients written for it.
 
-The service does not offer token arrays (another model's tokens mean nothing here), shortened
-vectors or streaming.
+The service does not offer token arrays, shortened vectors or streaming. Token ids belong to
+another model's vocabulary, so they mean nothing to this encoder.
 """
 
 import base64
@@ -42,8 +42,10 @@ class EmbeddingsRequest(BaseModel):
     encoding_format: Literal["float", "base64"] = Field(
         "float", description="base64: little-endian float32, which is smaller and faster to read."
     )
-    dimensions: int | None = Field(None, description="If given, it must be what the model has.")
-    user: str | None = Field(None, description="Taken and not used.")
+    dimensions: int | None = Field(
+        None, description="If present, it must be the length of the model's vectors."
+    )
+    user: str | None = Field(None, description="Accepted and ignored.")
 
 
 class EmbeddingObject(BaseModel):
@@ -55,14 +57,14 @@ class EmbeddingObject(BaseModel):
 
 
 class Usage(BaseModel):
-    """How many tokens were encoded, without those cut off at the model's limit."""
+    """How many tokens the encoder read; tokens beyond the model's limit do not count."""
 
     prompt_tokens: int
     total_tokens: int
 
 
 class EmbeddingsResponse(BaseModel):
-    """Vectors in the order of the texts."""
+    """One vector for each text, in the order of the texts."""
 
     object: Literal["list"]
     data: list[EmbeddingObject]
@@ -79,7 +81,7 @@ class Embeddings(Endpoint[EmbeddingsRequest]):
         """One query for each text."""
         if isinstance(value, dict) and _holds_tokens(value.get("input")):
             raise InvalidValue(
-                "input holds tokens, which are another model's: send texts", field="input"
+                "input holds token ids, which this model cannot read: send texts", field="input"
             )
         request = validate(EmbeddingsRequest, value)
         _check_dimensions(request, deployment.engine.manifest.encoder.dim)
@@ -136,8 +138,8 @@ def _holds_tokens(texts: Any) -> bool:
 def _check_dimensions(request: EmbeddingsRequest, dim: int) -> None:
     if request.dimensions not in (None, dim):
         raise InvalidValue(
-            f"dimensions is {request.dimensions}, the vectors of {request.model} have {dim} and "
-            "cannot be shortened: leave it out",
+            f"dimensions is {request.dimensions}, but {request.model} has vectors of {dim}, which "
+            "cannot be shortened: leave dimensions out",
             field="dimensions",
         )
 

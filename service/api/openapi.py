@@ -1,8 +1,8 @@
-"""What OpenAPI says beyond what FastAPI writes itself.
+"""The parts of the OpenAPI document that FastAPI cannot write by itself.
 
-That is: the endpoints that FastAPI does not call, the request headers that they share, and links
-from an answer to the requests that it makes possible. A client generator or a fuzzer follows the
-links: it looks up the label that it added, then changes and removes it.
+They are the endpoints that FastAPI does not call, the request headers that these endpoints share,
+and links. A link leads from an answer to a request that uses a value of this answer. Client
+generators and fuzzers follow links: they add a label, then look it up, change it and remove it.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,14 +23,18 @@ def document(
     tag: str,
     method: str,
     path: str,
-    described: Callable[..., Any],
+    description: Callable[..., Any],
     endpoint: ASGIApp,
     responses: Mapping[int | str, dict[str, Any]],
 ) -> None:
-    """Route a path to an endpoint that the signature and docstring of `described` describe."""
+    """Route a path to an endpoint, and describe it in OpenAPI.
+
+    FastAPI reads the description from the signature and the docstring of `description`, which is
+    never called.
+    """
     route = APIRoute(
         path,
-        described,
+        description,
         methods=[method],
         tags=[tag],
         responses=dict(responses),
@@ -50,12 +54,12 @@ def _headers(max_timeout_ms: int) -> list[dict[str, Any]]:
         ),
         _header(
             "X-Request-Priority",
-            "Bulk requests wait while interactive ones do, and are turned away first.",
+            "The service answers bulk requests after interactive ones, and refuses them first.",
             {"type": "string", "enum": list(PRIORITY_NAMES), "default": PRIORITY_NAMES[0]},
         ),
         _header(
             "X-Bundle",
-            "Answer from this open bundle: `current`, `canary`, or the start of its id.",
+            "Open bundle that answers: `current`, `canary`, or the start of a bundle's id.",
             {"type": "string", "pattern": f"^{X_BUNDLE.pattern}$"},
         ),
     ]
@@ -74,9 +78,10 @@ def _header(name: str, description: str, schema: dict[str, Any]) -> dict[str, An
 def link(
     verb: str, path: str, parameters: dict[str, str], body: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """A link to the operation at a path of the document, such as `/v1/labels/{label_id}`.
+    """An OpenAPI link to the operation at a path, such as `/v1/labels/{label_id}`.
 
-    Values are runtime expressions such as `$response.body#/name`, or constants.
+    `parameters` and `body` fill the next request. A value is a constant, or a runtime expression
+    such as `$response.body#/name` (OpenAPI 3.1, "Runtime Expressions").
     """
     pointer = path.replace("~", "~0").replace("/", "~1")
     entry: dict[str, Any] = {"operationRef": f"#/paths/{pointer}/{verb}", "parameters": parameters}
@@ -85,6 +90,6 @@ def link(
     return entry
 
 
-def links(**named: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
-    """The entry for 200 in a route's `responses` with these links."""
-    return {200: {"links": named}}
+def links(**by_name: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+    """FastAPI's `responses` entry that gives the answer with status 200 these links."""
+    return {200: {"links": by_name}}

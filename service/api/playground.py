@@ -1,7 +1,8 @@
-"""The playground at `/`: one page that asks /v1/recommend as you type, and its own files.
+"""The playground: the page at `/`, which asks /v1/recommend as you type, and the page's files.
 
-The files lie in service/ui and are read once, when the application is made. The page runs no inline
-script, loads nothing from elsewhere and talks to its own origin only; its headers hold it to that.
+The files lie in service/ui. The service reads them once, when it makes the application. The page
+runs no inline script, and it loads from and talks to its own origin only. The header
+Content-Security-Policy makes the browser enforce this.
 """
 
 import hashlib
@@ -30,31 +31,31 @@ _POLICY: Final = (
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A file of the page with the headers that it is served with."""
+    """A file of the page, and the headers of the answer that sends it."""
 
     content: bytes
     headers: dict[str, str]
 
-    def answer(self, known: str | None) -> Response:
-        """The file, or 304 where the browser has it already."""
-        if known is not None and self.headers["ETag"] in known:
+    def answer(self, if_none_match: str | None) -> Response:
+        """The file, or 304 if the browser's If-None-Match says that it has it (RFC 9110)."""
+        if if_none_match is not None and self.headers["ETag"] in if_none_match:
             return Response(status_code=304, headers=self.headers)
         return Response(self.content, headers=self.headers)
 
 
 def add_playground(app: FastAPI) -> None:
     """Serve the page at / and its files under /ui/."""
-    served = _read()
+    files_by_name = _read()
 
     @app.get("/", include_in_schema=False)
     async def page(if_none_match: Annotated[str | None, Header()] = None) -> Response:
-        return served[PAGE].answer(if_none_match)
+        return files_by_name[PAGE].answer(if_none_match)
 
     @app.get(UI_PATH + "{name}", include_in_schema=False)
-    async def part(name: str, if_none_match: Annotated[str | None, Header()] = None) -> Response:
-        if name not in served:
+    async def file(name: str, if_none_match: Annotated[str | None, Header()] = None) -> Response:
+        if name not in files_by_name:
             raise NotFound(f"the playground has no file {name[:80]!r}")
-        return served[name].answer(if_none_match)
+        return files_by_name[name].answer(if_none_match)
 
 
 def _read() -> dict[str, _File]:
@@ -68,7 +69,7 @@ def _read() -> dict[str, _File]:
                 "Content-Security-Policy": _POLICY,
                 "X-Content-Type-Options": "nosniff",
                 "Referrer-Policy": "no-referrer",
-                # Browsers revalidate at every load, or a new release could meet an old script.
+                # Browsers must revalidate, or a new page could run with an old script.
                 "Cache-Control": "no-cache",
                 "ETag": f'"{hashlib.sha256(content).hexdigest()[:32]}"',
             },

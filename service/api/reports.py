@@ -1,4 +1,4 @@
-"""The answers of /v1/info, /v1/models and the admin routes about the open bundles."""
+"""Reports on the open bundles: the answers of /v1/info, /v1/models and the admin routes."""
 
 from datetime import datetime
 from typing import Literal
@@ -23,7 +23,7 @@ from service.version import __version__
 
 
 def models_report(deployments: Deployments) -> ModelsResponse:
-    """Every name with its open bundles."""
+    """Every model with its open bundles."""
     default = deployments.default.name
     return ModelsResponse(
         models=[
@@ -77,7 +77,7 @@ def _label_rules(engine: Engine) -> LabelRulesReport | None:
 
 
 def info_report(serving: Serving, deployment: Deployment) -> InfoResponse:
-    """The open bundle of a model, its measured quality, and the limits in force."""
+    """A bundle, its measured quality, and the limits in force."""
     engine, settings = deployment.engine, serving.settings
     manifest = engine.manifest
     return InfoResponse(

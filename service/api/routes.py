@@ -53,7 +53,7 @@ from service.serving.serving import Serving
 
 ASSETS_PATH: Final = "/docs/assets"
 
-# Any route may answer with these, because the gate checks key, deadline and size first.
+# Any route may answer with these errors: the gate checks key, deadline and size before the route.
 _ANY = (Unauthorized, PayloadTooLarge, InvalidValue, InternalError)
 _RECOMMEND = (
     *_ANY,
@@ -75,7 +75,8 @@ _ANSWER_HEADERS: Final[dict[str, Any]] = {
         "schema": {"type": "string"},
     },
     "Server-Timing": {
-        "description": "Milliseconds in queue, tokenize, encode, search and in total.",
+        "description": "Milliseconds in queue, tokenize, encode and search, and in total (W3C "
+        "Server Timing). An answer from the cache has `cache` in place of the stages.",
         "schema": {"type": "string"},
     },
 }
@@ -104,30 +105,30 @@ def add_routes(app: FastAPI, serving: Serving, follower: Follower) -> Bare:
 def _add_recommend(app: FastAPI, serving: Serving) -> Bare:
     models = serving.default.request_models
     body_model, parameters_model = models.body, models.parameters
-    vectors_model, embed_model = models.by_embedding, models.embed
+    embedding_model, embed_model = models.by_embedding, models.embed
 
     def recommend(body: body_model) -> RecommendResponse:  # type: ignore[valid-type,empty-body]
-        """The best labels for one text or for a list of texts, best first."""
+        """The best labels for one text, or for each of several texts; best first."""
 
     def recommend_one(  # type: ignore[empty-body]
         parameters: Annotated[parameters_model, Query()],  # type: ignore[valid-type]
     ) -> RecommendResponse:
-        """The same for one text, for a browser or a cache."""
+        """The best labels for one text, by a URL that a browser can open and a cache can keep."""
 
     def recommend_by_embedding(  # type: ignore[empty-body]
-        body: vectors_model,  # type: ignore[valid-type]
+        body: embedding_model,  # type: ignore[valid-type]
     ) -> RecommendResponse:
-        """The same for vectors, such as /v1/embed gives."""
+        """The best labels for one embedding from /v1/embed, or for each of several."""
 
     def embed(body: embed_model) -> EmbedResponse:  # type: ignore[valid-type,empty-body]
-        """The vectors of one text or of a list of texts."""
+        """The embedding of one text, or of each of several texts."""
 
     answers = responses(*_RECOMMEND) | {200: {"headers": _ANSWER_HEADERS}}
-    vector = {"embedding": "$response.body#/embeddings/0"}
-    next_step = links(recommend=link("post", "/v1/recommend/by-embedding", {}, vector))
-    to_vectors = answers | {200: answers[200] | next_step[200]}
+    body = {"embedding": "$response.body#/embeddings/0"}
+    to_recommend = links(recommend=link("post", "/v1/recommend/by-embedding", {}, body))
+    embed_answers = answers | {200: answers[200] | to_recommend[200]}
     bare: Bare = {}
-    for method, path, description, endpoint, documented in (
+    for method, path, description, endpoint, entries in (
         ("POST", "/v1/recommend", recommend, Recommend(serving), answers),
         ("GET", "/v1/recommend", recommend_one, RecommendOne(serving), answers),
         (
@@ -137,9 +138,9 @@ def _add_recommend(app: FastAPI, serving: Serving) -> Bare:
             RecommendByEmbedding(serving),
             answers,
         ),
-        ("POST", "/v1/embed", embed, Embed(serving), to_vectors),
+        ("POST", "/v1/embed", embed, Embed(serving), embed_answers),
     ):
-        document(app, serving, "recommend", method, path, description, endpoint, documented)
+        document(app, serving, "recommend", method, path, description, endpoint, entries)
         bare[method, path] = endpoint
     return bare
 
@@ -149,31 +150,33 @@ def _add_info(app: FastAPI, serving: Serving) -> None:
 
     @app.get("/v1/info", tags=["about"], responses=responses(*_ANY, ModelUnknown))
     async def info(
-        model: Annotated[str | None, Query(description="Name of the model.")] = None,
+        model: Annotated[
+            str | None, Query(description="Name of the model; the default one if left out.")
+        ] = None,
     ) -> InfoResponse:
-        """The open bundle of a model, its measured quality, and the limits in force."""
+        """The current bundle of a model, its measured quality, and the limits in force."""
         deployment = serving.default if model is None else deployments.slot(model).current
         return info_report(serving, deployment)
 
     @app.get("/v1/models", tags=["about"], responses=responses(*_ANY))
     async def models() -> ModelsResponse:
-        """Every model and its open bundles."""
+        """Every model with its open bundles."""
         return models_report(deployments)
 
 
 def _add_probes(app: FastAPI, serving: Serving) -> None:
     @app.get("/livez", tags=["probes"], responses=responses(*_ANY))
     async def livez() -> Status:
-        """Whether the process runs; says nothing about the bundle."""
+        """Liveness: the process runs. It says nothing about the bundle."""
         return Status(status="alive")
 
     unready = (NotReady, ShuttingDown, QueueFull, DeadlineUnreachable, DeadlineExceeded)
 
     @app.get("/readyz", tags=["probes"], responses=responses(*_ANY, *unready, PredictFailed))
     async def readyz(
-        deep: Annotated[bool, Query(description="Also have a text answered.")] = False,
+        deep: Annotated[bool, Query(description="Also let the model answer a text.")] = False,
     ) -> Status:
-        """Whether requests are answered: bundle open, lanes alive, queue moving, not draining."""
+        """Readiness: bundle open, lanes alive, queue moving, and the service not draining."""
         serving.check_ready()
         if deep:
             await serving.check_answers()
@@ -189,7 +192,7 @@ def _add_probes(app: FastAPI, serving: Serving) -> None:
         },
     )
     async def metrics() -> Response:
-        """Metrics in Prometheus' text format."""
+        """Metrics in the text format of Prometheus."""
         return Response(serving.telemetry.render(), headers={"Content-Type": CONTENT_TYPE})
 
 
@@ -200,9 +203,9 @@ def _add_problems(app: FastAPI) -> None:
     async def problem(
         code: Annotated[str, Path(json_schema_extra={"enum": list(kinds)})],
     ) -> ProblemKind:
-        """What a problem document's code means."""
+        """What a code in a problem document means."""
         if code not in kinds:
-            raise NotFound(f"there is no problem {code[:80]!r}; known are {', '.join(kinds)}")
+            raise NotFound(f"there is no problem {code[:80]!r}: the codes are {', '.join(kinds)}")
         return kinds[code]
 
 
@@ -215,7 +218,7 @@ def _add_docs(app: FastAPI) -> None:
             swagger_js_url="docs/assets/swagger-ui-bundle.js",
             swagger_css_url="docs/assets/swagger-ui.css",
             swagger_favicon_url="docs/assets/favicon.png",
-            # Swagger UI would otherwise send the schema's address to an outside validator.
+            # By default Swagger UI sends the URL of the schema to a validator on the internet.
             swagger_ui_parameters={"validatorUrl": None},
         )
         page.headers["Content-Security-Policy"] = (

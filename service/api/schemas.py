@@ -1,4 +1,7 @@
-"""What answers hold: the schemas behind OpenAPI. Requests are `service.serving.request_models`."""
+"""Pydantic models of answers, from which OpenAPI describes them.
+
+The models of requests are in `service.serving.request_models`.
+"""
 
 from typing import Any, Literal, TypeAlias
 
@@ -20,66 +23,77 @@ ScoreKind: TypeAlias = Literal["logit", "cosine", "probability"]
 class LabelScore(BaseModel):
     """One recommended label."""
 
-    id: str = Field(description="Stable id of the label, as the training data names it.")
-    text: str | None = Field(None, description="The label as a user sees it; `include` text.")
-    metadata: dict[str, Any] | None = Field(None, description="With `include` metadata.")
+    id: str = Field(description="Stable id of the label, from the training data or the catalogue.")
+    text: str | None = Field(
+        None, description="The label as people read it; present if `include` holds text."
+    )
+    metadata: dict[str, Any] | None = Field(
+        None, description="Present if `include` holds metadata."
+    )
     score: float = Field(description="Higher is better; `score_kind` says what it means.")
 
 
 class PlanReport(BaseModel):
-    """How the labels of a filtered answer were searched."""
+    """How the service searched for the labels that a filter lets through."""
 
     kind: Literal["exact", "filtered"] = Field(
-        description="`exact` scored the labels let through; `filtered` searched deeper for them."
+        description="`exact`: every label that the filter lets through was scored. `filtered`: the "
+        "index was searched deeper until enough of these labels came."
     )
-    open: int = Field(description="Labels that the filter lets through.")
-    labels: int = Field(description="Labels there are.")
-    unknown_ids: int = Field(description="Ids in `allow` and `deny` that name no label.")
+    open: int = Field(description="Number of labels that the filter lets through.")
+    labels: int = Field(description="Number of all labels.")
+    unknown_ids: int = Field(description="Number of ids in `allow` and `deny` that no label has.")
 
 
 class Neighbour(BaseModel):
-    """A training query that the answer draws on."""
+    """A training query near the query, whose labels the answer blends in."""
 
-    similarity: float = Field(description="Cosine of its embedding with the query's.")
-    labels: list[str] = Field(description="Ids of the labels that it has.")
+    similarity: float = Field(description="Cosine similarity of the two embeddings.")
+    labels: list[str] = Field(description="Ids of the training query's labels.")
 
 
 class PointReport(BaseModel):
-    """The operating point that answered, as it was measured when the bundle was sealed."""
+    """The operating point that answered, with the figures measured when the bundle was sealed."""
 
     name: str
-    recall_at_10: float
-    p_at_1: float
-    search_us_p50: float
+    recall_at_10: float = Field(description="Share of the exact top ten that it finds, 0 to 1.")
+    p_at_1: float = Field(description="P@1 on the validation points, in percent.")
+    search_us_p50: float = Field(description="Median time of one search, in microseconds.")
 
 
 class Explanation(BaseModel):
-    """Why these labels, and what the search for them cost."""
+    """Where these labels come from, and how long the search for them took."""
 
     point: PointReport
-    margins: list[float] = Field(description="Score of each label above that of the next one.")
-    raw_scores: list[float] = Field(description="Scores of the index, before calibration.")
+    margins: list[float] = Field(description="Score of each label minus the score of the next one.")
+    raw_scores: list[float] = Field(
+        description="The index's score of each label, before calibration."
+    )
     neighbours: list[Neighbour] | None = Field(
-        description="Nearest training queries; null where the bundle keeps none."
+        description="Nearest training queries; null if the bundle has no memory."
     )
     stages_ms: dict[str, float] = Field(
-        description="Time in each stage; all but `queue` are of the whole batch."
+        description="Milliseconds in each stage; those after `queue` are for the whole batch."
     )
-    batch_queries: int = Field(description="Texts that were computed together.")
+    batch_queries: int = Field(
+        description="Number of queries in the batch that this query was part of."
+    )
 
 
 class QueryResult(BaseModel):
-    """The answer to one text."""
+    """The answer to one text or embedding."""
 
-    labels: list[LabelScore] = Field(description="Best first.")
-    truncated: bool = Field(description="Whether the end of the text was cut off.")
-    embedding: list[float] | None = Field(None, description="With `include` embedding.")
-    plan: PlanReport | None = Field(None, description="With `allow`, `deny` or `where`.")
-    explanation: Explanation | None = Field(None, description="With `explain`.")
+    labels: list[LabelScore] = Field(description="The labels, best first.")
+    truncated: bool = Field(description="Whether the encoder read only the beginning of the text.")
+    embedding: list[float] | None = Field(None, description="Present if `include` holds embedding.")
+    plan: PlanReport | None = Field(
+        None, description="Present if the request has `allow`, `deny` or `where`."
+    )
+    explanation: Explanation | None = Field(None, description="Present if `explain` is true.")
 
 
 class RecommendResponse(BaseModel):
-    """Answers in the order of the texts."""
+    """One result for each text or embedding of the request, in the same order."""
 
     results: list[QueryResult]
     bundle_id: str
@@ -87,16 +101,19 @@ class RecommendResponse(BaseModel):
     score_kind: ScoreKind
     effort_asked: str | None = Field(
         None,
-        description="The one asked for, where load made the service answer from a cheaper one.",
+        description="The operating point of the request. Present only if the service answered from "
+        "a cheaper one because of its load.",
     )
 
 
 class EmbedResponse(BaseModel):
-    """Embeddings in the order of the texts."""
+    """One embedding for each text of the request, in the same order."""
 
     embeddings: list[list[float]]
-    dim: int
-    truncated: list[bool] = Field(description="Whether the end of each text was cut off.")
+    dim: int = Field(description="Length of each embedding.")
+    truncated: list[bool] = Field(
+        description="Of each text, whether the encoder read only its beginning."
+    )
     bundle_id: str
 
 
@@ -107,7 +124,7 @@ class LabelResponse(BaseModel):
     text: str
     metadata: dict[str, Any]
     source: Literal["bundle", "added"] = Field(
-        description="`added` was put in or changed since the bundle was sealed."
+        description="`added` if the label was added or changed since the bundle was sealed."
     )
     bundle_id: str
 
@@ -118,11 +135,13 @@ class BundleReport(BaseModel):
     bundle_id: str
     created: str
     role: Literal["current", "canary"]
-    canary_percent: float | None = Field(description="The canary's share; null for others.")
+    canary_percent: float | None = Field(
+        description="The canary's share of the requests, in percent; null for the current bundle."
+    )
 
 
 class ModelReport(BaseModel):
-    """What serves under one name."""
+    """One model, and the bundles that answer under its name."""
 
     name: str
     default: bool = Field(description="Whether it answers requests that name no model.")
@@ -140,67 +159,70 @@ class ModelObject(BaseModel):
 
 
 class ModelsResponse(BaseModel):
-    """Everything that is being served: in full, and in the form of OpenAI's API."""
+    """All models, in the service's own form and in the form of OpenAI's API."""
 
     models: list[ModelReport]
     object: Literal["list"] = "list"
-    data: list[ModelObject]
+    data: list[ModelObject] = Field(description="The same models, in the form of OpenAI's API.")
 
 
 class DeviceReport(BaseModel):
-    """The device asked for, and the one in use."""
+    """The device that the settings request, and the one that the encoder runs on."""
 
     requested: str
     active: str
 
 
 class EncoderReport(BaseModel):
-    """The precision that the encoder runs in, and what each precision was measured to be."""
+    """The variant of the encoder that runs, and the measurements of each variant."""
 
-    variant: str
-    default: str = Field(description="What the bundle runs where no precision is asked for.")
-    available: list[str]
+    variant: str = Field(description="The variant that runs.")
+    default: str = Field(description="The variant that runs if the settings name none.")
+    available: list[str] = Field(description="The variants that the bundle holds.")
     measured: dict[str, VariantInfo]
 
 
 class AdaptiveEffortReport(BaseModel):
-    """The ceiling on effort, which falls while requests wait too long."""
+    """The ceiling on effort, which the service lowers while requests wait too long."""
 
-    ceiling: str = Field(description="No answer is costlier now, unless it was asked to be strict.")
-    steps_down: int = Field(description="How far that is below full effort; 0 lowers nobody.")
-    steps: list[str] = Field(description="What the ceiling may be, cheapest first.")
+    ceiling: str = Field(
+        description="The costliest effort that the service answers from now. Requests with "
+        "`effort_strict` may go above it."
+    )
+    steps_down: int = Field(description="Steps from full effort down to the ceiling.")
+    steps: list[str] = Field(description="The efforts that the ceiling may be, cheapest first.")
 
 
 class LabelRulesReport(BaseModel):
-    """What the operator's rules leave of the labels, whatever a request asks for."""
+    """How many labels the operator's label rules allow in answers."""
 
-    open: int = Field(description="Labels that may answer.")
-    labels: int = Field(description="Labels there are.")
+    open: int = Field(description="Number of labels that answers may contain.")
+    labels: int = Field(description="Number of all labels.")
 
 
 class LimitsReport(BaseModel):
-    """Limits in force."""
+    """The limits in force on one request, one batch, the queue and deadlines."""
 
     max_queries: int
     max_text_chars: int
-    max_tokens: int
+    max_tokens: int = Field(description="The encoder reads this many tokens of a text.")
     max_k: int
     max_filter_ids: int
     max_body_bytes: int
     max_batch_tokens: int
     max_queue_tokens: int
     bulk_queue_share: float = Field(
-        description="Share of max_queue_tokens that requests of priority bulk may fill."
+        description="Share of `max_queue_tokens` that requests of priority bulk may fill."
     )
     request_timeout_ms: int
     request_timeout_max_ms: int
 
 
 class InfoResponse(BaseModel):
-    """The open bundle of a model, its measured quality, and the limits in force."""
+    """A bundle, its measured quality, and the limits in force."""
 
     name: str
-    models: list[str] = Field(description="Every name that a request's `model` may have.")
+    models: list[str] = Field(description="The names that a request may give as `model`.")
     bundle_id: str
     created: str
     version: str = Field(description="Version of the service.")
@@ -215,20 +237,21 @@ class InfoResponse(BaseModel):
     parity: ParityInfo
     calibration: CalibrationInfo
     memory: MemoryInfo | None = Field(
-        description="Training queries blended into every answer; null where there are none."
+        description="Training queries whose labels are blended into every answer; null if the "
+        "bundle has none."
     )
     item_filter: FilterInfo | None = Field(
-        description="What `item_id` leaves out; null where the bundle has no item filter."
+        description="The labels that `item_id` leaves out; null if the bundle has no item filter."
     )
     label_rules: LabelRulesReport | None = Field(
-        description="Null where the operator pins no labels of this model."
+        description="Null if the operator has set no label rules for this model."
     )
     adaptive_effort: AdaptiveEffortReport | None = Field(
-        description="Null where every query is answered at the effort that it asks for."
+        description="Null if adaptive effort is off; then every query gets its own effort."
     )
     encoder: EncoderReport
     device: DeviceReport
-    lanes: int
+    lanes: int = Field(description="Threads that compute batches.")
     limits: LimitsReport
 
 

@@ -101,7 +101,8 @@ class Prediction:
     """Answer to one query, best first: `rows` (k,) int64, `scores` (k,) float32 after calibration.
 
     `raw_scores` (k,) are the index's, before calibration. `embedding` is (dim,). `plan` is set if
-    the query had a filter. `n_tokens` is the text's length after truncation, with special tokens.
+    the query had a filter. `n_tokens` is the text's length after truncation, with special tokens;
+    it is 0 for a query by vector.
     """
 
     rows: NDArray[np.int64]

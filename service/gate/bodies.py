@@ -1,4 +1,4 @@
-"""Bodies and query strings: read once and parsed once.
+"""Bodies and query strings: each is read once, parsed once and validated.
 
 The error for a bad one names the field at fault and says what to change.
 """
@@ -24,13 +24,15 @@ from service.serving.request_models import VISIBLE
 from service.settings.settings import Settings
 
 MAX_FIELDS = 32
-"""More than any request has. Validating 100,000 unknown fields would block the loop for 0.4 s."""
+"""More fields than any request needs. Validating 100,000 unknown ones would block the event loop
+for 0.4 s."""
 
 _LISTS = ("query", "item_id", "input")
 """Fields that take one string or a list."""
 
 _ENTRIES = {"query": "texts", "input": "texts", "text": "texts", "allow": "ids", "deny": "ids"}
-"""Lists whose length is a matter of size and not of meaning, and what they hold."""
+"""Lists that may have any length as far as their meaning goes, with the name of their entries. One
+that is too long is answered 413; other lists that are too long are answered 422."""
 
 _VISIBLE = re.compile(VISIBLE)
 
@@ -38,7 +40,10 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def validate(model: type[Model], raw: Any) -> Model:
-    """Parsed JSON as a request of this model; raises RequestError."""
+    """Parsed JSON, validated by this model.
+
+    Raises PayloadTooLarge for a text or list that is too long, InvalidValue for any other fault.
+    """
     try:
         return model.model_validate(raw)
     except ValidationError as exc:
@@ -97,7 +102,7 @@ def query_string(raw: bytes) -> dict[str, str]:
 
 
 def check_texts(name: str, texts: Sequence[str], settings: Settings) -> None:
-    """Hold the texts of a foreign protocol to the limits of /v1/recommend.
+    """Check that the texts of a foreign protocol obey the limits of /v1/recommend.
 
     `name` is the field or tensor of the texts. Raises InvalidValue, PayloadTooLarge.
     """
@@ -140,9 +145,11 @@ def _refusal(exc: ValidationError, raw: Any) -> RequestError:
 
 
 def _too_many(where: str, length: int, limit: int) -> RequestError:
-    what = _ENTRIES.get(where)
-    if what is not None:
-        return PayloadTooLarge(f"{where} holds {length} {what}, the limit is {limit}: send fewer")
+    entries = _ENTRIES.get(where)
+    if entries is not None:
+        return PayloadTooLarge(
+            f"{where} holds {length} {entries}, the limit is {limit}: send fewer"
+        )
     return InvalidValue(f"{where}: it holds {length} entries, the limit is {limit}")
 
 
@@ -155,6 +162,10 @@ def _invisible(where: str) -> InvalidValue:
 
 
 def _place(location: tuple[int | str, ...]) -> str:
-    """`query[3]` for the location `("query", "list[...]", 3)`: without pydantic's branch names."""
+    """A location of pydantic as people write it, without the names of the branches of a union.
+
+    >>> _place(("query", "list[constrained-str]", 3))
+    'query[3]'
+    """
     name = str(location[0]) if location else "the body"
     return name + "".join(f"[{part}]" for part in location[1:] if isinstance(part, int))

@@ -1,7 +1,7 @@
 """CORS: which pages of other origins may call the service from a browser. Off by default.
 
-Browsers enforce it: they hide an answer from a page unless the answer names the page's origin.
-Cookies are never allowed: the service has none, and a page sends its key itself.
+Browsers enforce the Fetch standard: they hide an answer from a page unless the answer names the
+page's origin. Cookies are never allowed: the service sets none, and a page sends its key itself.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,14 @@ METHODS: Final = ("GET", "POST", "PUT", "DELETE")
 REQUEST_HEADERS: Final = ("Authorization", "Content-Type", "X-Request-Id", "X-Request-Timeout-Ms")
 EXPOSED_HEADERS: Final = ("X-Request-Id", "Server-Timing", "Retry-After")
 PREFLIGHT_AGE_S: Final = 600
+"""How long a browser may keep the answer to a preflight. Starlette's default; a change of the
+allowed origins reaches every page within this time."""
 
 OriginHeaders = tuple[tuple[bytes, bytes], ...]
 
 
 class Cors:
-    """What the service tells browsers; `origins` may hold `*`, which stands for every origin."""
+    """The CORS headers of answers; `origins` may hold `*`, which stands for every origin."""
 
     def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
         self._policy = CORSMiddleware(
@@ -43,7 +45,10 @@ class Cors:
         return self._by_origin.get(origin or b"", self._for_others)
 
     def preflight(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Response | None:
-        """The answer to a browser that asks what a page may send; None for other requests."""
+        """The answer to a preflight, in which a browser asks what a page may send.
+
+        None for any other request.
+        """
         if scope["method"] != "OPTIONS" or b"access-control-request-method" not in headers:
             return None
         if b"origin" not in headers:

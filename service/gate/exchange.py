@@ -1,4 +1,4 @@
-"""Exchange: one request, from the moment it is read to the moment its answer has left."""
+"""Exchange: one request, from its head to its answer, and what the gate records of it."""
 
 import asyncio
 from collections.abc import Sequence
@@ -32,11 +32,11 @@ Content-Security-Policy."""
 
 @dataclass(slots=True)
 class Reply:
-    """The connection of one request: it takes a whole answer, and it reports a hang-up.
+    """The way back to one request's connection: it writes a whole answer, and reports a hang-up.
 
-    uvicorn writes head and body separately and checks every header for forbidden characters. A
-    complete answer with headers of our own needs neither. The second write alone was a twentieth
-    of the time in which Python ran (py-spy, 16 connections).
+    uvicorn writes head and body separately and checks every header for forbidden characters. An
+    answer that is complete and whose headers the service made needs neither. The second write alone
+    was a twentieth of the time in which Python ran (py-spy, 16 connections).
     """
 
     cycle: RequestResponseCycle
@@ -48,10 +48,10 @@ class Reply:
             self.pending.set_exception(Abandoned("the client closed the connection"))
 
     def write(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> bool:
-        """Send the answer and end the exchange; False if the answer must go by `send` instead.
+        """Write the whole answer; return False if the caller must use the ASGI `send` instead.
 
-        `headers` include the body's content-length; names are lower-case, and no header holds a
-        line break.
+        `headers` must include the body's content-length. The caller makes sure that names are
+        lower-case and that no header holds a line break, which nothing checks here.
         """
         cycle = self.cycle
         if cycle.disconnected or cycle.response_started or cycle.flow.write_paused:
@@ -77,9 +77,11 @@ class Reply:
 
 @dataclass(slots=True)
 class Exchange:
-    """One request: what the gate knows about it, how it is answered, and what is recorded of it.
+    """One request: its head, its deadline, the way to answer it, and what the log says of it.
 
-    `reply` is None for a request that did not come through a connection of `service.edge`.
+    `started_s` is on the service's clock, `timeout_s` counts from it. `status` stays 0 until the
+    answer begins. `key` is the name of the caller's key, `code` that of the error. `reply` is None
+    for a request that did not come through a connection of `service.edge`.
     """
 
     request_id: str

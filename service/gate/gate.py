@@ -1,4 +1,4 @@
-"""Gate: what happens to every request, whatever its route. Pure ASGI.
+"""Gate: what happens to every request, whatever its route. A plain ASGI application.
 
 The gate gives the request an id, has the guard check its caller (`service.gate.guard`), checks its
 size and deadline, and calls its route. It answers an exception of the route with a problem
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 UNMATCHED: Final = "unmatched"
 PREFLIGHT: Final = "preflight"
-"""Routes in the metrics: that of a request that no route takes, and that of a CORS preflight."""
+"""What the metrics call the route of a request that no route takes, and that of a preflight."""
 
 PRIORITY_NAMES: Final = ("interactive", "bulk")
 PRIORITIES: Final = frozenset(name.encode() for name in PRIORITY_NAMES)
@@ -52,8 +52,9 @@ class Gate:
     """The application as the server sees it.
 
     The gate calls the endpoints in `bare` itself, and hands all other paths to `app`. FastAPI's
-    stack alone costs 20 microseconds, so the hot route does not pass through it. `cors` is None if
-    no other origin is allowed.
+    stack alone costs 20 microseconds, so the hot route does not pass through it. Exceptions of the
+    endpoints come to the gate, those of other routes to the handlers of `service.api.app`. `cors`
+    is None if the settings allow no other origin.
     """
 
     app: FastAPI

@@ -1,4 +1,4 @@
-"""Guard: may this caller make this request now? The gate asks before it calls any route.
+"""Guard: decides whether a caller may make a request now. The gate asks it before any route.
 
 The guard knows the callers' keys, the admin key, the ports for admin and metrics, and how often
 each caller has called lately. It reads neither bodies nor deadlines.
@@ -43,7 +43,7 @@ class Keyring:
         self._names = {self._hash(key.encode()): name for name, key in keys.items()}
 
     def name_of(self, authorization: bytes) -> str | None:
-        """The name of the key in `Bearer KEY`; None for an unknown key."""
+        """The name of the key in `Bearer KEY` (RFC 6750); None for an unknown key."""
         scheme, _, key = authorization.partition(b" ")
         name = self._names.get(self._hash(key.strip()))
         return name if scheme.lower() == b"bearer" else None
@@ -71,8 +71,8 @@ class Guard:
         )
         self._ports_differ = not (settings.admin_port is settings.metrics_port is None)
         self.idle = not keys and self._rate is None and not self._ports_differ
-        """No setting restricts callers. Without an admin key every admin route is still off, so
-        requests to those must be checked all the same."""
+        """True if no setting restricts callers. The gate must check requests to admin routes even
+        then, because without an admin key every admin route is off."""
 
     def name_of(self, authorization: bytes) -> str:
         """The name of the caller's key; "" for no key or an unknown one."""
@@ -102,14 +102,14 @@ class Guard:
         server = scope.get("server")
         port = server[1] if server is not None else None
         if path == METRICS_PATH and self._metrics_port is not None:
-            right = port == self._metrics_port
+            allowed = port == self._metrics_port
         elif path in PROBES:
-            right = True
+            allowed = True
         elif self._admin_port is not None and admin:
-            right = port == self._admin_port
+            allowed = port == self._admin_port
         else:
-            right = port is None or port not in (self._admin_port, self._metrics_port)
-        if not right:
+            allowed = port is None or port not in (self._admin_port, self._metrics_port)
+        if not allowed:
             raise NotFound(f"there is no route {path[:200]!r} on this port")
 
     def _check_admin(self, name: str, scope: Scope) -> None:
@@ -118,7 +118,7 @@ class Guard:
         if not name:
             self._refuse_key(scope)
         if name != ADMIN_KEY:
-            raise Forbidden("this needs the admin key: the one sent is another caller's")
+            raise Forbidden("this needs the admin key: the key sent is another caller's")
 
     def _refuse_key(self, scope: Scope) -> None:
         if self._rate is not None:
@@ -152,7 +152,7 @@ def _client_of(scope: Scope) -> str:
 
 @functools.lru_cache(4096)
 def _network(host: str) -> str:
-    """The caller's address; for IPv6 its first 64 bits, because one customer has all the rest.
+    """The caller's address; of IPv6 the first 64 bits, because one customer has all the others.
 
     A key's name has no space, so no address is ever taken for a key's name.
     """

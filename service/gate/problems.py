@@ -1,9 +1,9 @@
 """Every error answer, in the form that the clients of its path expect.
 
-The service's own routes answer with RFC 9457 problem documents. `type` is a path of this service:
-GET /problems/{code} explains the code. The Open Inference Protocol has one sentence under `error`,
-OpenAI's API an object there. Both know no 422, so their status for a value that is not allowed is
-400. Every form comes with the header x-request-id.
+The service's own routes answer with problem documents (RFC 9457). Their `type` is a path of this
+service: GET /problems/{code} explains the code. The Open Inference Protocol has a sentence under
+`error`, and OpenAI's API has an object there. Neither of the two knows status 422, so a value that
+is not allowed gets 400 there. Every form comes with the header x-request-id.
 """
 
 import math
@@ -77,22 +77,22 @@ class ProblemKind(BaseModel):
 
 
 class OipError(BaseModel):
-    """An error as the Open Inference Protocol has it."""
+    """An error in the form of the Open Inference Protocol."""
 
     error: str = Field(description="What happened and what to change.")
 
 
 class OpenAIFault(BaseModel):
-    """What OpenAI's clients read of an error."""
+    """The fields of an error that OpenAI's clients read."""
 
     message: str = Field(description="What happened and what to change.")
     type: str = Field(description="invalid_request_error, rate_limit_error or server_error.")
-    param: str | None = Field(description="The field at fault, where one is.")
+    param: str | None = Field(description="The field at fault; null if no single field is.")
     code: str = Field(description="The kind of problem, for programs; stable.")
 
 
 class OpenAIError(BaseModel):
-    """An error as OpenAI's API has it."""
+    """An error in the form of OpenAI's API."""
 
     error: OpenAIFault
 
@@ -114,7 +114,10 @@ def problem_kinds() -> dict[str, ProblemKind]:
 
 
 def as_error(exc: BaseException) -> AstrolabeError:
-    """The error for an exception; one from elsewhere becomes an InternalError without details."""
+    """The exception as an error of the service.
+
+    An exception of a library becomes an InternalError, which tells the client no details.
+    """
     if isinstance(exc, AstrolabeError):
         return exc
     if isinstance(exc, HTTPException) and exc.status_code in _BY_STATUS:
@@ -194,7 +197,7 @@ def responses(*errors: type[AstrolabeError]) -> dict[int | str, dict[str, Any]]:
 
 
 def envelope_responses(error: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI entries for the routes of a foreign protocol, all of whose errors have one form."""
+    """OpenAPI entries for the routes of a foreign protocol, whose errors all have one form."""
     return {
         "4XX": {"model": error, "description": "The request is at fault."},
         "5XX": {"model": error, "description": "The service is at fault."},
@@ -209,7 +212,7 @@ def _response(leaves: Sequence[type[AstrolabeError]]) -> dict[str, Any]:
     }
     if any(leaf.retryable for leaf in leaves):
         entry["headers"]["Retry-After"] = {
-            "description": "Seconds after which trying again makes sense.",
+            "description": "Seconds to wait before the request is worth sending again.",
             "schema": {"type": "integer"},
         }
     return entry

@@ -2,16 +2,16 @@
 
 A caller is one number: the moment at which its bucket will be full again. Each request moves that
 moment on by the time in which one token flows in. The limit refuses a request that would move it
-further ahead of now than a whole bucket takes to fill. (This is the generic cell rate algorithm.)
-Use it from the event loop's thread only.
+further ahead of now than a whole bucket takes to fill. This is the generic cell rate algorithm
+(ITU-T I.371). Use it from the event loop's thread only.
 """
 
 import heapq
 from collections.abc import Callable
 
 MAX_CALLERS = 65536
-"""How many callers are remembered: about 8 MB. Beyond it the fullest buckets are forgotten first,
-which hardly changes what those callers may do."""
+"""Most callers that the limit remembers. A choice: they take about 8 MB. With more callers it
+forgets those with the fullest buckets, who then may call hardly more than before."""
 
 
 class RateLimit:

@@ -1,4 +1,4 @@
-"""Shapes: counts the best score and the length of every answered text, for histograms and drift.
+"""Shapes: counts the best score and the text length of every answer, for histograms and drift.
 
 One `observe` of a prometheus_client histogram takes 2 microseconds, which is too much for every
 text of every answer. Counted in groups of 64, a value takes a tenth of that. From these counts
@@ -18,7 +18,7 @@ from service.core.types import Prediction
 from service.observe.exposition import COUNTS, REFERENCE, SUM, WINDOW
 
 GROUP: Final = 64
-"""Texts that are counted together; the module's docstring has the measurement."""
+"""Values that are counted together; the module's docstring has the measurement."""
 
 LEAST_REFERENCE: Final = 500
 """A bundle's reference needs this many texts; with fewer the first answered texts are the
@@ -27,7 +27,10 @@ index."""
 
 
 class Shapes:
-    """Counts the best score and the tokens of every answered text. For the event loop's thread."""
+    """Counts the best score and the tokens of every query. Use it from the event loop's thread.
+
+    A query by embedding has no text, so it counts in the scores only.
+    """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         counts = Counter(COUNTS, "Values by histogram and bucket.", ["of", "le"], registry=registry)
@@ -49,13 +52,14 @@ class Shapes:
         self._tokens.set_reference(None if reference is None else reference.query_tokens)
 
     def add(self, predictions: Sequence[Prediction]) -> None:
-        """Add the texts of one answer."""
+        """Add the queries of one answer."""
         scores, tokens = self._top_score.pending, self._tokens.pending
         for prediction in predictions:
             if len(prediction.scores):
                 scores.append(prediction.scores[0])
-            tokens.append(prediction.n_tokens)
-        if len(tokens) >= GROUP:
+            if prediction.n_tokens:
+                tokens.append(prediction.n_tokens)
+        if max(len(scores), len(tokens)) >= GROUP:
             self.flush()
 
     def flush(self) -> None:

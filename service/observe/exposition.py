@@ -33,7 +33,7 @@ Z_95: Final = 1.959963984540054
 """The 97.5 % quantile of the standard normal distribution."""
 
 HISTOGRAMS: Final[Mapping[str, str]] = {
-    "top_score": "Best served score of each text answered.",
+    "top_score": "Best served score of each text or vector answered.",
     "query_tokens": "Tokens of each text answered, special tokens counted.",
 }
 

@@ -184,7 +184,7 @@ class Telemetry:
         self._observe((child.inc, 1))
 
     def served(self, predictions: Sequence[Prediction]) -> None:
-        """Count the best scores and the tokens of the texts of one answer."""
+        """Count the best scores and the text lengths of one answer."""
         self.shapes.add(predictions)
 
     def live_recall(self, point: str, window: Window) -> None:

@@ -1,13 +1,15 @@
-"""What labels lose that are added by their text: hidden, added, or trained, on the same queries.
+"""How much worse is a label that is added by its text than one that was trained?
 
     python -m tests.bench.added_labels --bundle PATH [--split validation] [--labels 300] [--seeds 3]
 
-Labels that occur in the split are taken out of a sealed bundle, then added again by their text
-through the live catalogue. Choose by the validation points; the test points are for one last look.
-P@1 and P@5 are over all queries, recall@10 over the hidden labels of
-theirs; `places` is their share of all first ten places. The boost is what the scale of an added
-label's vector is multiplied by (service.core.catalogue.placement). Run it where the paths of the
-bundle's data lead somewhere.
+Draws labels that occur in the split, hides them from a sealed bundle, and adds them again by their
+texts through the live catalogue. Measures the bundle as trained, without these labels, and with
+them added at each boost; the queries are the same. A boost multiplies the length of an added
+label's vector (service.core.catalogue.placement). Choose a boost by the validation points, and look
+at the test points only once, at the end.
+
+P@1 and P@5 count all labels. recall@10 counts the hidden labels only, and `places` is their share
+of all first ten places. The paths in the bundle's configuration must lead to its data.
 """
 
 import argparse
@@ -44,20 +46,20 @@ def main() -> None:
     queries = embed_texts(engine.tokenizer, engine.encoder, texts, AT_ONCE)
     bench = Bench(engine, dataset.labels.uids, queries, points.toarray() > 0)
     boosts = [float(each) for each in args.boosts.split(",")]
-    found: dict[str, list[list[float]]] = {}
+    rounds_by_name: dict[str, list[list[float]]] = {}
     for seed in range(args.seeds):
         for name, figures in bench.measure(args.labels, boosts, np.random.default_rng(seed)):
-            found.setdefault(name, []).append(figures)
-    asked = f"{len(texts)} {args.split} queries, {args.seeds} seeds"
-    print(f"{engine.manifest.name} {folder.name[:12]}, {asked}")
+            rounds_by_name.setdefault(name, []).append(figures)
+    measured_on = f"{len(texts)} {args.split} queries, {args.seeds} seeds"
+    print(f"{engine.manifest.name} {folder.name[:12]}, {measured_on}")
     print(f"{'':<12}{'P@1':>8}{'P@5':>8}{'recall@10':>11}{'places':>8}   percent")
-    for name, rounds in found.items():
+    for name, rounds in rounds_by_name.items():
         p1, p5, recall, places = np.mean(rounds, axis=0)
         print(f"{name:<12}{p1:8.2f}{p5:8.2f}{recall:11.2f}{places:8.2f}")
 
 
 class Bench:
-    """A bundle with queries (n, dim) whose labels (n, len(ids)) are known."""
+    """A bundle, and queries (n, dim) with their relevant labels (n, len(ids))."""
 
     def __init__(
         self,
@@ -71,7 +73,7 @@ class Bench:
     def measure(
         self, n_labels: int, boosts: list[float], rng: np.random.Generator
     ) -> Iterator[tuple[str, list[float]]]:
-        """Figures of the bundle, without some labels, and with them added at each boost."""
+        """Name and figures of the bundle as trained, without the labels, and at each boost."""
         hidden = rng.choice(np.flatnonzero(self.truth.any(axis=0)), n_labels, replace=False)
         labels = [self.engine.labels[int(row)] for row in hidden]
         yield "trained", self._figures(self._catalogue(None), hidden)
@@ -97,25 +99,27 @@ class Bench:
     def _figures(self, catalogue: LiveCatalogue, hidden: NDArray[np.int64]) -> list[float]:
         effort = self.engine.manifest.defaults.effort
         rows = catalogue.search(self.queries, K, effort).rows
-        known = {name: row for row, name in enumerate(self.ids)}
+        column_of = {label_id: column for column, label_id in enumerate(self.ids)}
         columns = {
-            row: known[catalogue.label(row).label_id.removeprefix("+")]
+            row: column_of[catalogue.label(row).label_id.removeprefix("+")]
             for row in np.unique(rows).tolist()
         }
         ranked = np.vectorize(columns.__getitem__)(rows)
         hits = np.take_along_axis(self.truth, ranked, axis=1)
-        among = np.isin(ranked, hidden)
-        recall = (hits & among).sum() / self.truth[:, hidden].sum()
-        shares = hits[:, 0].mean(), hits[:, :5].mean(), recall, among.mean()
+        is_hidden = np.isin(ranked, hidden)
+        recall = (hits & is_hidden).sum() / self.truth[:, hidden].sum()
+        shares = hits[:, 0].mean(), hits[:, :5].mean(), recall, is_hidden.mean()
         return [100 * float(share) for share in shares]
 
 
-def _points(dataset: Dataset, config: Config, which: str, most: int) -> tuple[csr_array, list[str]]:
-    """Labels (n, n_labels) and texts of the first points of a split."""
-    if which == "test":
+def _points(
+    dataset: Dataset, config: Config, split_name: str, limit: int
+) -> tuple[csr_array, list[str]]:
+    """Labels (n, n_labels) and texts of the first `limit` points of a split."""
+    if split_name == "test":
         assert dataset.test is not None
-        return dataset.test.labels[:most], point_texts(dataset.test, config.data.fields)[:most]
-    rows = split(config, dataset).validation_rows[:most]
+        return dataset.test.labels[:limit], point_texts(dataset.test, config.data.fields)[:limit]
+    rows = split(config, dataset).validation_rows[:limit]
     texts = point_texts(dataset.train, config.data.fields)
     return dataset.train.labels[rows], [texts[row] for row in rows]
 

@@ -1,11 +1,14 @@
-"""What changes to a catalogue cost: a search by the size of the delta, applying, opening, filters.
+"""What do changes to a catalogue cost in searches, in the calls themselves, and at the next start?
 
     python -m tests.bench.catalogue_cost --bundle PATH [--labels 1000000]
 
-Searches are of one query at a time on one thread at the bundle's default effort, ten labels, the
-median over 300 of each one's lower quartile of nine passes (docs/decisions/0016); texts of added
-labels are two of the bundle's own. The last part makes a store of `--labels` labels and times what
-is built over it.
+Times searches by the size of the delta and by the number of tombstones, then applying changes and
+opening the catalogue again. A search is one query on one thread, for ten labels at the bundle's
+default effort. Its time is the lower quartile of nine passes, and the figure is the median over 300
+queries (docs/decisions/0016). The text of an added label is two texts of the bundle's labels.
+
+The second part writes stores of 12,000 and of `--labels` labels, and times the index of metadata,
+a filter, and the directory of ids.
 """
 
 import argparse
@@ -42,6 +45,7 @@ def main() -> None:
 
 
 def searches(bundle: Path, state: Path) -> None:
+    """Time searches and changes of one bundle; print a line for each."""
     engine = Engine.open(bundle, device="cpu")
     effort = engine.manifest.defaults.effort
     print(f"{engine.manifest.name}, {engine.index.n_rows} labels of {engine.encoder.dim}, {effort}")
@@ -51,37 +55,36 @@ def searches(bundle: Path, state: Path) -> None:
     queries = embed_texts(engine.tokenizer, engine.encoder, names[:300], 16384)
     store = ChangeStore(state / "cost.sqlite", "cost")
     catalogue = catalogue_of(engine, store)
-    done = 0
+    n_added = 0
     for size in DELTAS:
-        new = [Change("add", f"new-{i}", texts[i]) for i in range(done, size)]
-        taken = timed(lambda new=new: catalogue.apply(new)) if new else 0.0  # type: ignore[misc]
+        new = [Change("add", f"new-{i}", texts[i]) for i in range(n_added, size)]
+        seconds = timed(lambda new=new: catalogue.apply(new)) if new else 0.0  # type: ignore[misc]
         us = quartile_us(catalogue, effort, queries)
-        print(f"{size:6} in the delta: {us:6.0f} us; {len(new)} added in {taken:.2f} s")
-        done = size
+        print(f"{size:6} in the delta: {us:6.0f} us; {len(new)} added in {seconds:.2f} s")
+        n_added = size
     singly = [
         timed(lambda i=i: catalogue.apply([Change("add", f"one-{i}", texts[i])]))  # type: ignore[misc]
         for i in range(100)
     ]
     print(f"one label added alone: {1e3 * np.median(singly):.1f} ms")
-    print(
-        f"a poll that finds nothing: {1e6 * min(timed(catalogue.poll) for _ in range(999)):.1f} us"
-    )
+    print(f"a poll without a change: {1e6 * min(timed(catalogue.poll) for _ in range(999)):.1f} us")
     print(f"opened again: {timed(lambda: catalogue_of(engine, store)):.2f} s")
     size = store.path.stat().st_size / 1e6
     store.close()
     print(f"file: {size:.1f} MB without its journal")
     removed = ChangeStore(state / "removed.sqlite", "removed")
     catalogue = catalogue_of(engine, removed)
-    for upto in (100, 1000, 6000):
-        gone = [Change("remove", engine.labels[i].label_id) for i in range(upto)]
-        gone = [each for each in gone if catalogue.row_of(each.label_id) is not None]
-        catalogue.apply(gone)
+    for n_removed in (100, 1000, 6000):
+        removals = [Change("remove", engine.labels[i].label_id) for i in range(n_removed)]
+        removals = [each for each in removals if catalogue.row_of(each.label_id) is not None]
+        catalogue.apply(removals)
         us = quartile_us(catalogue, effort, queries)
-        print(f"{upto:6} tombstones: {us:6.0f} us")
+        print(f"{n_removed:6} tombstones: {us:6.0f} us")
     removed.close()
 
 
 def stores(folder: Path, n_labels: int) -> None:
+    """Time what the service builds over stores of made-up labels; print a line for each store."""
     for n in (12_000, n_labels):
         labels = (
             Label(f"id-{i}", f"label {i}", {"shelf": i % 50, "tags": ["a", f"t{i % 1000}"]})
@@ -90,24 +93,24 @@ def stores(folder: Path, n_labels: int) -> None:
         write_labels(folder, labels)
         store = LabelStore(folder)
         ids = [f"id-{i}" for i in range(n)]
-        built = timed(lambda store=store: FieldIndex(store.scan_metadata()))  # type: ignore[misc]
+        fields_s = timed(lambda store=store: FieldIndex(store.scan_metadata()))  # type: ignore[misc]
         index = FieldIndex(store.scan_metadata())
-        where = min(
+        filter_s = min(
             timed(lambda index=index: index.rows_where({"shelf": [1, 2], "tags": "a"}))
             for _ in range(9)
         )  # type: ignore[misc]
-        hashed = timed(lambda store=store: LabelDirectory.of(store))  # type: ignore[misc]
+        hash_s = timed(lambda store=store: LabelDirectory.of(store))  # type: ignore[misc]
         write_directory(folder, ids)
         directory = LabelDirectory.open(folder, store)
-        look = min(timed(lambda d=directory, n=n: d.row_of(f"id-{n - 1}")) for _ in range(99))  # type: ignore[misc]
+        look_up_s = min(timed(lambda d=directory, n=n: d.row_of(f"id-{n - 1}")) for _ in range(99))  # type: ignore[misc]
         print(
-            f"{n} labels: fields {built:.2f} s, a filter of two fields {1e3 * where:.2f} ms, "
-            f"ids in memory {hashed:.2f} s, one id {1e6 * look:.1f} us"
+            f"{n} labels: fields {fields_s:.2f} s, a filter of two fields {1e3 * filter_s:.2f} ms, "
+            f"ids in memory {hash_s:.2f} s, one id {1e6 * look_up_s:.1f} us"
         )
 
 
 def quartile_us(catalogue: LiveCatalogue, effort: str, queries: NDArray[np.float32]) -> float:
-    """The lower quartile of nine passes for each query, its median over queries."""
+    """Median over the queries of each one's lower quartile of nine passes, in microseconds."""
     passes = [one_by_one_us(catalogue, effort, queries) for _ in range(9)]
     return float(np.median(np.percentile(passes, 25, axis=0)))
 

@@ -1,13 +1,13 @@
-"""Is ELIAS' learned index better than the fixed clusters that it starts from, and than ASTRA's?
+"""Is ELIAS' learned index better than fixed clusters, and better than ASTRA?
 
     python -m tests.bench.elias --config models/configs/gutenberg-elias.toml \\
         --astra models/configs/gutenberg-bag.toml --var var --out docs/figures
 
-Trains the configuration twice, with `elias.learned` and without it for as many epochs in all, and
-optionally ASTRA from a configuration of its own with the same encoder. Prints P@1, P@5, R@10 and
-R@100 on the validation points: both of ELIAS at equal beams, ASTRA by its own index at each
-effort. A run that is there already is only measured. One encoder is pre-trained, for all that share
-it.
+Trains the configuration twice for the same number of epochs: with `elias.learned`, and with the
+clusters fixed as ELIAS starts with them. With `--astra` it also trains ASTRA from a configuration
+of its own with the same encoder. Prints P@1, P@5, R@10 and R@100 on the validation points: of ELIAS
+at equal beams, of ASTRA with its own index at each effort. If a run exists already, the script
+measures it without training. Runs with the same pre-training share one pre-trained encoder.
 """
 
 import argparse
@@ -36,7 +36,7 @@ DEPTH = 100
 
 
 def main() -> None:
-    """Train what is not trained, measure, print and write elias.json and elias.md."""
+    """Train the missing runs, measure all, and write elias-NAME.json and elias-NAME.md."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--astra", type=Path)
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def _share_pretraining(first: Run, other: Run) -> None:
-    """Let `other` start from the encoder of `first`, where it would make the very same."""
+    """Let `other` start from the encoder of `first` if both pre-train it in the same way."""
     same = _pretraining(first.config) == _pretraining(other.config)
     record = first.measured().get("pretraining")
     if same and record and "pretraining" not in other.measured():
@@ -114,12 +114,12 @@ def _at_efforts(job: stages.TrainingJob) -> Iterator[dict[str, str | float]]:
 
 def _figures(job: stages.TrainingJob, ranked: NDArray[np.int64]) -> dict[str, str | float]:
     truth = job.validation.truth
-    kept = without(ranked, job.validation_filter, DEPTH)
+    labels = without(ranked, job.validation_filter, DEPTH)
     return {
-        "P@1": round(100 * precision_at_k(kept, truth, 1), 2),
-        "P@5": round(100 * precision_at_k(kept, truth, 5), 2),
-        "R@10": round(100 * recall_at_k(kept, truth, 10), 2),
-        "R@100": round(100 * recall_at_k(kept, truth, DEPTH), 2),
+        "P@1": round(100 * precision_at_k(labels, truth, 1), 2),
+        "P@5": round(100 * precision_at_k(labels, truth, 5), 2),
+        "R@10": round(100 * recall_at_k(labels, truth, 10), 2),
+        "R@100": round(100 * recall_at_k(labels, truth, DEPTH), 2),
     }
 
 

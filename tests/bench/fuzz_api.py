@@ -1,10 +1,13 @@
-"""Fuzz every route of a running service, statefully too, and count what was really sent.
+"""Fuzz every route of a running service, single and in chains, and count the requests.
 
     python -m tests.bench.fuzz_api [--cases 5000] [--examples 130] [--rounds 8] [--filtered]
 
-Ends with 1 on a 5xx (but a 504 where the request itself asked for a deadline), on a status, content
-type or body that OpenAPI does not document, on an operation that never succeeded, where labels just
-added were never looked up, changed and removed, and on fewer cases than asked for.
+Exits with 1 if it finds one of these faults:
+- a 5xx, except a 504 to a request that set a deadline itself;
+- a status, content type or body that OpenAPI does not document;
+- an operation that never succeeded;
+- no chain that adds a label and then looks it up, changes it and removes it;
+- fewer cases than `--cases`.
 """
 
 import argparse
@@ -26,7 +29,7 @@ from tests.support.api_fuzz import (
 
 
 def main() -> int:
-    """Fuzz a service that has everything switched on; 0 where nothing was found."""
+    """Fuzz a service with every feature on; 0 if there is no fault."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=5000)
     parser.add_argument("--examples", type=int, default=130, help="for each operation and phase")
@@ -53,7 +56,7 @@ def main() -> int:
 
 
 def show(report: FuzzReport) -> None:
-    """Cases by operation and phase, answers by status, links by how often they were followed."""
+    """Print cases by operation and phase, answers by status, and how often each link was used."""
     print(f"{'':<54}" + "".join(f"{phase:>10}" for phase in PHASES) + f"{'2xx':>8}")
     for operation in sorted(report.cases, key=lambda each: each.split()[::-1]):
         counts = "".join(f"{report.cases[operation][phase]:>10}" for phase in PHASES)

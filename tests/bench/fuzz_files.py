@@ -1,10 +1,11 @@
-"""Opens bundles with changed files, each in a process of its own, and counts what came of each.
+"""Open bundles with damaged files, each in a process of its own, and count the outcomes.
 
     python -m tests.bench.fuzz_files --count 2000 --only index.hnsw.faiss
 
-The changed bundle is sealed again, so every byte of the change reaches the library that reads the
-file. Whoever opens it may say no (a BundleError) or yes; a crash, an error of another kind, over
-`MEMORY_MB` or over `LIMIT_S` is a fault, printed with the seed that repeats it. Linux only.
+The script seals the changed bundle again, so its hashes are right and every byte of the change
+reaches the library that reads the file. The engine may open the bundle, or refuse it with an error
+of the service. A crash, another error, more than `MEMORY_MB` or more than `LIMIT_S` is a fault, and
+the script prints the seed that repeats it. Linux only.
 """
 
 import argparse
@@ -29,12 +30,14 @@ from tests.support.tiny_bundle import seal, write_tiny_bundle
 
 MEMORY_MB = 4096
 LIMIT_S = 10
-SAID_NO, OTHER_ERROR = 10, 11
-_OUTCOMES = {0: "opened", SAID_NO: "refused", OTHER_ERROR: "FAULT other error"}
+"""Choices: the sound bundle opens well within both."""
+REFUSED, OTHER_ERROR = 10, 11
+"""Exit codes of the child, apart from those that Python itself ends with."""
+_OUTCOMES = {0: "opened", REFUSED: "refused", OTHER_ERROR: "FAULT other error"}
 
 
 def main() -> int:
-    """Change each file as often as asked; 0 where none of it was a fault."""
+    """Change each file `--count` times; 0 if no change led to a fault."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--count", type=int, default=300, help="changes of each file")
     parser.add_argument("--only", help="one file of the bundle")
@@ -80,7 +83,7 @@ def _outcome_of(folder: Path) -> str:
 
 
 def _open(folder: Path) -> int:
-    """Open the bundle, ask it something, look at its labels; runs in the child."""
+    """Open the bundle, answer a query, read its labels; return the exit code of the child."""
     signal.alarm(LIMIT_S)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_MB << 20, MEMORY_MB << 20))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -95,9 +98,9 @@ def _open(folder: Path) -> int:
                 try:
                     engine.labels[int(row)]
                 except BundleError:
-                    return SAID_NO
+                    return REFUSED
     except AstrolabeError:
-        return SAID_NO
+        return REFUSED
     except BaseException as exc:
         os.write(1, f"{type(exc).__name__}: {exc}"[:300].encode() + b"\n")
         return OTHER_ERROR

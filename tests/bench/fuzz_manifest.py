@@ -1,9 +1,9 @@
-"""Reads many changed manifests and counts what came of each.
+"""Verify many changed manifests and count the outcomes.
 
     python -m tests.bench.fuzz_manifest --count 100000
 
-Every outcome must be a verified bundle or a BundleError, in bounded time. A fault prints the seed
-that repeats it and makes the exit code 1.
+Each must give a verified bundle or a BundleError, within `SLOW_S`. Any other outcome is a fault:
+the script prints the seed that repeats it, and exits with 1.
 """
 
 import argparse
@@ -23,10 +23,11 @@ from tests.support.hostile import changed_manifest
 from tests.support.tiny_bundle import write_tiny_bundle
 
 SLOW_S = 1.0
+"""A choice: far above what a sound manifest takes."""
 
 
 def main() -> int:
-    """Run the asked number of changes; 0 where none found a fault."""
+    """Verify `--count` changed manifests; 0 if there is no fault."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--first-seed", type=int, default=0)

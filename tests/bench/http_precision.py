@@ -1,10 +1,11 @@
-"""Precision of a running service over plain HTTP, one query a request, on a data set's test split.
+"""How precise is a running service on a data set's test split, asked over plain HTTP?
 
     python -m tests.bench.http_precision --url http://127.0.0.1:8000 \
         --data models/samples/gutenberg-lcsh
 
-Prints P@1, P@3, P@5 at the effort asked for, and its recall@10 against the service's own `exact`.
-Loopback only. It needs nothing of the service but its address, so it checks what the bundle claims.
+Sends one query a request. Prints P@1, P@3 and P@5 at `--effort`, and the recall@10 of this effort
+against the service's own `exact`. It needs only the address of the service, which must be on this
+machine, so it checks the bundle's claims independently.
 """
 
 import argparse
@@ -24,7 +25,7 @@ K = 10
 
 
 def main() -> int:
-    """Ask for every test point twice, at the effort and at `exact`, and print the figures."""
+    """Send every test point twice, at `--effort` and at `exact`, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--data", type=Path, default=Path("models/samples/gutenberg-lcsh"))
@@ -39,13 +40,13 @@ def main() -> int:
     texts = point_texts(dataset.test, args.fields)
     rows = {uid: row for row, uid in enumerate(dataset.labels.uids)}
     with httpx.Client(base_url=args.url) as client:
-        filtered = client.get("/v1/info").raise_for_status().json()["item_filter"]
-        item_ids = dataset.test.uids if filtered else [None] * len(texts)
-        found = ask(client, texts, item_ids, args.effort, rows)
+        item_filter = client.get("/v1/info").raise_for_status().json()["item_filter"]
+        item_ids = dataset.test.uids if item_filter else [None] * len(texts)
+        ranked = ask(client, texts, item_ids, args.effort, rows)
         exact = ask(client, texts, item_ids, "exact", rows)
     for k in (1, 3, 5):
-        print(f"P@{k} {100 * precision_at_k(found, dataset.test.labels, k):.2f}")
-    recall = (found[:, :, None] == exact[:, None, :]).any(axis=1).mean()
+        print(f"P@{k} {100 * precision_at_k(ranked, dataset.test.labels, k):.2f}")
+    recall = (ranked[:, :, None] == exact[:, None, :]).any(axis=1).mean()
     print(f"recall@{K} against exact {recall:.4f} ({len(texts):,} queries, effort {args.effort})")
     return 0
 
@@ -57,7 +58,7 @@ def ask(
     effort: str,
     rows: dict[str, int],
 ) -> NDArray[np.int64]:
-    """Label rows (n, K) of every text, one request each; a text of an item names it."""
+    """Label rows (n, K) of the answers to n texts; `rows` gives the row of a label's id."""
     ranked = np.empty((len(texts), K), np.int64)
     for i, (text, item_id) in enumerate(zip(texts, item_ids, strict=True)):
         body = {"query": text, "k": K, "effort": effort}

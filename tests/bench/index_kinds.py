@@ -1,15 +1,17 @@
-"""Which label index pays? Precision and recall against microseconds, for every kind and size.
+"""Which label index is best at which size? Precision and recall against microseconds.
 
     python -m tests.bench.index_kinds --run var/runs/gutenberg-bag/<digest> \\
         --elias var/runs/gutenberg-elias/<digest> --sizes 100000 1000000 \\
         --work /big/disk --out docs/figures
 
-Sizes are of made-up label vectors, `--run` adds a trained run's with its validation queries, and
-`--elias` the learned graph of another run over the same labels: its queries are embedded by its own
-encoder, and its recall is of its own exhaustive search. What has been measured stays in
-index-kinds.json, so an interrupted benchmark goes on; delete a line there to measure that kind
-anew. One thread, one query at a time, timed as a tuning does. Writes
-.json, .md and .svg; where a kind was built in several ways, the drawing has the best of them.
+`--sizes` makes up label vectors and queries. `--run` adds the label vectors of a trained run, with
+its validation queries. `--elias` adds the learned graph of another run over the same labels; its
+own encoder embeds the queries, and its recall is against its own exhaustive search. Searches are
+one query at a time on one thread, timed as a tuning times them.
+
+Writes index-kinds.json, .md and .svg. If a kind was built in several ways, the drawing shows the
+best of them. The script does not repeat a measurement that index-kinds.json holds, so it can
+resume; delete an entry there to measure this build anew.
 """
 
 import argparse
@@ -49,15 +51,18 @@ from service.core.index.protocol import LabelIndex
 DIM = 128
 N_QUERIES = 1000
 GOOD = 0.95
+"""The recall@10 at which the table compares the kinds."""
 _STEP = 0.01
-_WALKED = 300
-"""Queries that say which entries of a grid are worth measuring on all."""
-_SCANNED = 100
-"""Queries that an exhaustive scan is timed by."""
-_RESIDENT = """
+"""An entry of a grid is timed if its recall is this much above that of all cheaper ones. From 0.995
+on any rise will do."""
+_WALK_QUERIES = 300
+"""Queries that decide which entries of a grid are timed, which takes all queries."""
+_SCAN_QUERIES = 100
+"""Queries that time an exhaustive scan, which is slow and steady."""
+_MEMORY_SCRIPT = """
 import sys
 from pathlib import Path
-from service.bundle import IndexInfo
+from service.bundle.manifest import IndexInfo
 from service.core.index.opening import open_label_index
 def kilobytes():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -72,7 +77,7 @@ print(kilobytes()["RssAnon"] - before["RssAnon"])
 
 @dataclass(frozen=True)
 class World:
-    """Labels, queries (n, dim), the labels right for each, and the exact first hundred."""
+    """Labels, queries (n, dim), relevant labels, and the exact first hundred rows (n, 100)."""
 
     name: str
     material: Material
@@ -87,10 +92,12 @@ class World:
 
 
 def made_up(n_labels: int, seed: int = 1) -> World:
-    """Families of labels that mix topics; a query lies near two labels, drawn by Zipf frequency.
+    """A world of made-up labels.
 
-    The spreads make recall by inverted lists, and P@1, rise about as they do over the label
-    vectors of a model trained on a library catalogue; topics stay as many however many labels.
+    A label is a member of a family of some 16 labels, and a family mixes three of 256 topics. A
+    query lies near two labels, which are drawn by Zipf frequencies and are the relevant ones. The
+    spreads are chosen so that P@1 and the recall of inverted lists rise about as they do over the
+    label vectors of a model trained on a library catalogue.
     """
     rng = np.random.default_rng(seed)
     n_families, n_topics = max(1, n_labels // 16), 256
@@ -104,15 +111,16 @@ def made_up(n_labels: int, seed: int = 1) -> World:
     vectors += 0.6 * rng.standard_normal((n_labels, DIM), dtype=np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     by_frequency = rng.permutation(n_labels)
-    drawn = np.searchsorted(np.cumsum(_zipf(n_labels, 0.8)), rng.random((N_QUERIES, 2)))
-    right = by_frequency[np.minimum(drawn, n_labels - 1)]  # (n, 2)
+    ranks = np.searchsorted(np.cumsum(_zipf(n_labels, 0.8)), rng.random((N_QUERIES, 2)))
+    relevant = by_frequency[np.minimum(ranks, n_labels - 1)]  # (n, 2)
     noise = 1.5 / np.sqrt(DIM) * rng.standard_normal((N_QUERIES, DIM), dtype=np.float32)
-    queries = vectors[right[:, 0]] + 0.6 * vectors[right[:, 1]] + noise.astype(np.float32)
+    queries = vectors[relevant[:, 0]] + 0.6 * vectors[relevant[:, 1]] + noise.astype(np.float32)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     common = rng.standard_normal(DIM, dtype=np.float32)
     vectors *= 12 * np.exp(0.1 * rng.standard_normal((n_labels, 1), dtype=np.float32))
     vectors -= 3 * common / np.linalg.norm(common)
-    entries = (np.ones(right.size, np.float32), (np.repeat(np.arange(N_QUERIES), 2), right.ravel()))
+    rows = np.repeat(np.arange(N_QUERIES), 2)
+    entries = (np.ones(relevant.size, np.float32), (rows, relevant.ravel()))
     truth = csr_array(entries, shape=(N_QUERIES, n_labels))
     material = Material(vectors, 0.0, vectors[:0], csr_array((0, n_labels)))
     return World.of(f"{n_labels:,} labels, made up", material, queries, truth)
@@ -124,17 +132,17 @@ def _zipf(n: int, exponent: float) -> NDArray[np.float64]:
 
 
 def of_run(folder: Path) -> World:
-    """What a trained run has learnt, and its validation queries; embedded as it serves.
+    """The label vectors of a trained run and its validation queries, embedded as the service does.
 
-    ELIAS' queries are embedded by the trained encoder itself, for such a run need not be exported.
+    The trained encoder itself embeds the queries of ELIAS, so that such a run needs no export.
     """
     run = read_run(folder)
     dataset = open_configured(run.config)
     parts = split(run.config, dataset)
     texts = Corpus(run, dataset, parts)
     model = load_model(run)
-    learnt = model.servable()
-    if learnt.graph is None:
+    servable = model.servable()
+    if servable.graph is None:
         encoder = OnnxEncoder(run.folder / encoder_file(Exported.of(run).served), "cpu")
         points, queries = (encode_with(encoder, of) for of in (texts.train, texts.validation))
     else:
@@ -143,7 +151,7 @@ def of_run(folder: Path) -> World:
     train = dataset.train.labels
     labels = csr_array(train[parts.train_rows[: len(points)]] > 0, dtype=np.float32)
     material = Material(
-        learnt.label_vectors, run.config.method.logit_bias, points, labels, learnt.graph
+        servable.label_vectors, run.config.method.logit_bias, points, labels, servable.graph
     )
     name = f"{labels.shape[1]:,} labels, {run.config.name}"
     truth = train[parts.validation_rows][:N_QUERIES]
@@ -158,7 +166,7 @@ def measure(world: World, config: IndexConfig, folder: Path) -> dict:
     seconds = time.process_time() - started
     grid = KINDS[config.kind].grid(config, n_labels)
     index = open_label_index(folder, info, dim, named(grid) | {EXACT: {}})
-    if info.metric != "inner_product":  # its scores are of another kind: so is what is exact
+    if info.metric != "inner_product":  # by its own scores other labels are the exact ones
         world = replace(world, exact=index.search(world.queries, 100, EXACT).rows)
     points = [
         _point(index, effort, params, world)
@@ -177,12 +185,12 @@ def measure(world: World, config: IndexConfig, folder: Path) -> dict:
 
 
 def _worth_timing(index: LabelIndex, grid: list, world: World) -> Iterator[tuple[str, dict]]:
-    """Entries of the grid that find a step more than all cheaper ones, up to nearly everything."""
-    best, queries, exact = 0.0, world.queries[:_WALKED], world.exact[:_WALKED, :10]
+    """Entries of the grid whose recall is a step above all cheaper ones; ends near recall 1."""
+    best, queries, exact = 0.0, world.queries[:_WALK_QUERIES], world.exact[:_WALK_QUERIES, :10]
     for effort, params in named(grid).items():
-        found = _recall(index.search(queries, 10, effort).rows, exact)
-        if found >= min(best + _STEP, max(best + 1e-9, 0.995)):
-            best = found
+        recall = _recall(index.search(queries, 10, effort).rows, exact)
+        if recall >= min(best + _STEP, max(best + 1e-9, 0.995)):
+            best = recall
             yield effort, dict(params)
         if best >= 0.999:
             return
@@ -191,9 +199,9 @@ def _worth_timing(index: LabelIndex, grid: list, world: World) -> Iterator[tuple
 def _point(index: LabelIndex, effort: str, params: dict, world: World) -> dict:
     rows = index.search(world.queries, 10, effort).rows
     deep = index.search(world.queries, 100, effort).rows
-    taken = time_search(
+    times = time_search(
         lambda queries: index.search(queries, 10, effort),
-        world.queries[: TIMED_QUERIES if params else _SCANNED],
+        world.queries[: TIMED_QUERIES if params else _SCAN_QUERIES],
         np.random.default_rng(1),
         carefully=False,
     )
@@ -202,8 +210,8 @@ def _point(index: LabelIndex, effort: str, params: dict, world: World) -> dict:
         "recall_at_10": round(_recall(rows, world.exact[:, :10]), 4),
         "recall_at_100": round(_recall(deep, world.exact), 4),
         "p_at_1": round(100 * precision_at_k(rows, world.truth, 1), 2),
-        "us_p50": taken.p50,
-        "us_p99": taken.p99,
+        "us_p50": times.p50,
+        "us_p99": times.p99,
     }
 
 
@@ -213,20 +221,21 @@ def _recall(rows: NDArray[np.int64], exact: NDArray[np.int64]) -> float:
 
 
 def _private_bytes(folder: Path, info: IndexInfo, dim: int) -> int:
-    """Memory of its own that a process needs to open the index; the rest is the mapped file."""
-    command = [sys.executable, "-c", _RESIDENT, str(folder), info.model_dump_json(), str(dim)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return 1024 * max(0, int(done.stdout))
+    """Private memory that a process needs to open the index; the mapped file does not count."""
+    arguments = [str(folder), info.model_dump_json(), str(dim)]
+    command = [sys.executable, "-c", _MEMORY_SCRIPT, *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    return 1024 * max(0, int(run.stdout))
 
 
 def cheapest_good(record: dict) -> dict | None:
-    """The fastest point with recall@10 of at least GOOD: what a tuner would pick."""
+    """The fastest point with recall@10 of at least GOOD; None if no point has it."""
     good = [point for point in record["points"] if point["recall_at_10"] >= GOOD]
     return min(good, key=lambda point: point["us_p50"], default=None)
 
 
 def table(records: dict[str, dict[str, dict]]) -> str:
-    """Markdown: one row for each size and kind, at its fastest good point."""
+    """Markdown table: one row for each size and build, at its cheapest good point."""
     rows = [
         f"| labels | kind | recall@10 >= {GOOD} by | recall@10 | @100 | P@1 | us p50 | p99 "
         "| build s | MB on disk | MB private |",
@@ -280,7 +289,7 @@ def draw(records: dict[str, dict[str, dict]], path: Path) -> None:
 
 
 def _worth_drawing(records: list[dict]) -> list[dict]:
-    """Points of a kind, the fastest first; of several builds those that beat all before."""
+    """Points of a kind, fastest first; of several builds only those that raise the recall."""
     points = [point for record in records for point in record["points"]]
     points.sort(key=lambda point: point["us_p50"])
     if len(records) == 1:
@@ -294,7 +303,7 @@ def _worth_drawing(records: list[dict]) -> list[dict]:
 
 
 def _fitting(material: Material, args: argparse.Namespace) -> Iterator[IndexConfig]:
-    """What to build of the kinds asked for: only a learned graph where there is one."""
+    """The builds of `--kinds` for this material: a learned graph if it has one, else all others."""
     for name in args.kinds:
         kind, has_graph = KINDS[name], material.graph is not None
         if (name == "learned-graph") != has_graph or (
@@ -306,7 +315,7 @@ def _fitting(material: Material, args: argparse.Namespace) -> Iterator[IndexConf
 
 
 def main() -> None:
-    """Measure what is missing, then write index-kinds.json, .md and .svg."""
+    """Measure the builds that are missing, then write index-kinds.json, .md and .svg."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, help="folder of a trained and exported run")
     parser.add_argument("--sizes", type=int, nargs="*", default=[])
@@ -322,24 +331,24 @@ def main() -> None:
     for folder in filter(None, (args.out, args.work)):
         folder.mkdir(parents=True, exist_ok=True)
     faiss.omp_set_num_threads(1)
-    kept = args.out / "index-kinds.json"
-    records = json.loads(kept.read_text()) if kept.is_file() else {}
+    records_file = args.out / "index-kinds.json"
+    records = json.loads(records_file.read_text()) if records_file.is_file() else {}
     worlds = [lambda folder=folder: of_run(folder) for folder in (args.run, args.elias) if folder]
     worlds += [lambda n=n: made_up(n) for n in args.sizes]
     panel = ""
     for make in worlds:
         world = make()
-        # Another method's label vectors, but the same labels: it belongs beside the first run.
+        # ELIAS has other label vectors of the same labels, so its panel is that of --run.
         panel = panel if panel and world.material.graph else world.name
-        done = records.setdefault(panel, {})
+        records_by_build = records.setdefault(panel, {})
         for config in _fitting(world.material, args):
             build = str(Build.of(config.kind, KINDS[config.kind].params(config)))
-            if build in done:
+            if build in records_by_build:
                 continue
             with tempfile.TemporaryDirectory(dir=args.work) as folder:
-                done[build] = measure(world, config, Path(folder))
-            kept.write_text(json.dumps(records, indent=1))
-            print(panel, build, cheapest_good(done[build]), flush=True)
+                records_by_build[build] = measure(world, config, Path(folder))
+            records_file.write_text(json.dumps(records, indent=1))
+            print(panel, build, cheapest_good(records_by_build[build]), flush=True)
     (args.out / "index-kinds.md").write_text(table(records))
     draw(records, args.out / "index-kinds.svg")
     print(table(records))

@@ -1,12 +1,13 @@
-"""Kills a writer in the middle of its work, again and again, and counts what is left.
+"""Does a catalogue lose a change if its writer is killed? Kills writers and counts the labels.
 
     python -m tests.bench.kill_nine [--rounds 20] [--labels 10000] [--http]
 
-Each round a process opens the catalogue of a bundle of tests and adds labels, in calls of many and
-of few; it is killed with SIGKILL at a random moment. The catalogue is then opened anew: every label
-whose call was acknowledged must be there, and no call may be there in part. With `--http` that
-process is the service, and the calls are POST /v1/labels; a hundred of the labels acknowledged in
-earlier rounds are then also asked for, one by one, of the service that was started again.
+In each round a process opens the catalogue of a tiny bundle and adds labels, in calls of few and of
+many. The script kills it with SIGKILL at a random moment and opens the catalogue anew. Every label
+whose call was acknowledged must be there, and no call may be there in part.
+
+With `--http` the process is the service, and the calls are POST /v1/labels. The script then also
+looks up a hundred labels of earlier rounds in the restarted service.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from tests.support.shop import catalogue_of, opened
 from tests.support.tiny_bundle import WORDS, write_tiny_bundle
 
 CALLS = (1, 10, 100, 1000)
+"""Labels in one call; the calls take turns."""
 SEED = 1
 PORT = 18461
 KEY = "kill"
@@ -44,13 +46,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         bundle = write_tiny_bundle(Path(folder) / "bundle", kind="flat")
         state = Path(folder) / "state"
-        own = [sys.executable, "-m", "tests.bench.kill_nine", "--write", str(bundle)]
+        writer = [sys.executable, "-m", "tests.bench.kill_nine", "--write", str(bundle)]
         acknowledged: set[str] = set()
         for turn in range(args.rounds):
             if args.http:
                 acknowledged |= killed_service(bundle, state, turn, args.labels, acknowledged)
             else:
-                acknowledged |= killed(own, state, f"r{turn}", args.labels)
+                acknowledged |= killed(writer, state, f"r{turn}", args.labels)
             if not check(bundle, state, acknowledged, turn):
                 return 1
     return 0
@@ -58,8 +60,8 @@ def main() -> int:
 
 def killed(command: list[str], state: Path, prefix: str, n_labels: int) -> set[str]:
     """Ids that a writer acknowledged before it was killed."""
-    asked = [*command, str(state), prefix, str(n_labels)]
-    with subprocess.Popen(asked, stdout=subprocess.PIPE, text=True) as writer:
+    command = [*command, str(state), prefix, str(n_labels)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None
         lines = [writer.stdout.readline()]
         time.sleep(random.random())
@@ -71,10 +73,10 @@ def killed(command: list[str], state: Path, prefix: str, n_labels: int) -> set[s
 def killed_service(
     bundle: Path, state: Path, turn: int, n_labels: int, earlier: set[str]
 ) -> set[str]:
-    """Ids that a service acknowledged before it was killed; it must know the earlier ones."""
+    """Ids that a service acknowledged before it was killed; it must know the `earlier` ones."""
     command = [sys.executable, "-m", "service", "--bundle", str(bundle), "--port", str(PORT)]
     command += ["--admin-key", KEY, "--state-dir", str(state), "--log-level", "error"]
-    found: set[str] = set()
+    acknowledged: set[str] = set()
     with (
         subprocess.Popen([*command, "--max-changes-bytes", "10000000"]) as server,
         httpx.Client(
@@ -90,12 +92,12 @@ def killed_service(
             for names, texts in calls(f"r{turn}", n_labels):
                 labels = [{"id": i, "text": text} for i, text in zip(names, texts, strict=True)]
                 client.post("/v1/labels", json={"labels": labels}).raise_for_status()
-                found |= set(names)
+                acknowledged |= set(names)
         except httpx.TransportError:
-            pass  # it has been killed
+            pass  # the timer has killed the service
         finally:
             server.kill()
-    return found
+    return acknowledged
 
 
 def _wait(client: httpx.Client) -> None:
@@ -109,21 +111,21 @@ def _wait(client: httpx.Client) -> None:
 
 
 def check(bundle: Path, state: Path, acknowledged: set[str], turn: int) -> bool:
-    """Whether all that was acknowledged is there, and of every call all or nothing."""
+    """Whether the catalogue holds all acknowledged labels and no call in part; prints counts."""
     started = time.perf_counter()
     engine = Engine.open(bundle, device="cpu")
     store = ChangeStore(store_path(state, engine.manifest.name), engine.manifest.name)
     catalogue = catalogue_of(engine, store)
     seconds = time.perf_counter() - started
-    kept = {change.label_id for change in store.since(0)}
-    of_call: dict[str, set[str]] = {}
-    for name in kept:
-        of_call.setdefault(name.rsplit("-", 1)[0], set()).add(name)
-    parts = [call for call, names in of_call.items() if len(names) != int(call.rsplit("-", 1)[1])]
+    stored = {change.label_id for change in store.since(0)}
+    by_call: dict[str, set[str]] = {}
+    for name in stored:
+        by_call.setdefault(name.rsplit("-", 1)[0], set()).add(name)
+    parts = [call for call, names in by_call.items() if len(names) != int(call.rsplit("-", 1)[1])]
     lost = [name for name in acknowledged if catalogue.row_of(name) is None]
     store.close()
     print(
-        f"round {turn + 1}: {len(acknowledged):,} acknowledged, {len(kept):,} kept, "
+        f"round {turn + 1}: {len(acknowledged):,} acknowledged, {len(stored):,} stored, "
         f"{len(lost)} lost, {len(parts)} calls in part, opened in {seconds:.1f} s",
         flush=True,
     )
@@ -131,7 +133,7 @@ def check(bundle: Path, state: Path, acknowledged: set[str], turn: int) -> bool:
 
 
 def write(bundle: Path, state: Path, prefix: str, n_labels: int) -> None:
-    """Add labels until killed, or until all are added; one line for each acknowledged call."""
+    """Add labels until killed or done; print the ids of each call once it is acknowledged."""
     with opened(bundle, state) as (_, catalogue):
         for names, texts in calls(prefix, n_labels):
             catalogue.apply([Change("add", *pair) for pair in zip(names, texts, strict=True)])
@@ -139,13 +141,13 @@ def write(bundle: Path, state: Path, prefix: str, n_labels: int) -> None:
 
 
 def calls(prefix: str, n_labels: int) -> Iterator[tuple[list[str], list[str]]]:
-    """Ids PREFIX-CALL-SIZE-I and texts of one call after the other."""
-    done = call = 0
-    while done < n_labels:
-        size = min(CALLS[call % len(CALLS)], n_labels - done)
+    """The ids PREFIX-CALL-SIZE-I and the texts of one call after the other."""
+    n_added = call = 0
+    while n_added < n_labels:
+        size = min(CALLS[call % len(CALLS)], n_labels - n_added)
         names = [f"{prefix}-{call}-{size}-{i}" for i in range(size)]
         yield names, [f"{WORDS[i % len(WORDS)]} {WORDS[call % len(WORDS)]}" for i in range(size)]
-        done, call = done + size, call + 1
+        n_added, call = n_added + size, call + 1
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,14 +1,16 @@
-"""Does a label tree with frequent labels near its root answer sooner? Depth against milliseconds.
+"""Does a label tree with frequent labels near its root answer sooner? Depth against microseconds.
 
     python -m tests.bench.label_trees --run var/runs/<name>/<digest> --leaf 1 --out var/trees
 
-Grows and trains one binary tree for each gamma and each lambda over a trained run's label vectors.
-For each: the paper's proxy D(T) beside its bounds, and at each beam the classifiers evaluated,
-multiply-adds, microseconds on one thread of one query at a time and of a query among all of them in
-one batch (best of several rounds, which take turns), and precision on the validation points, or
-with `--test` on the test points. "At equal time" is P@1 where the tree takes as long for one query
-as gamma 0 does at the beam that is told. Embeddings are kept in `--work`. Writes
-label-trees-NAME.json, .md and .svg.
+Grows and trains a tree for each gamma and each lambda over a trained run's label vectors. Reports
+of each tree the paper's proxy D(T) beside its bounds, and at each beam:
+- the classifiers evaluated, and the multiply-adds;
+- the microseconds of a query on one thread, alone and in one batch with all others; each is the
+  least of several rounds, in which the trees take turns;
+- precision on the validation points, or with `--test` on the test points.
+
+"P@1 at equal time" is the P@1 that a tree reaches in the p50 of the first tree at `--beam`. The
+script keeps embeddings in `--work`. Writes label-trees-NAME-leafN.json, .md and .svg.
 """
 
 import argparse
@@ -54,7 +56,12 @@ _DEPTH = 10
 
 @dataclass(frozen=True)
 class World:
-    """What a run has learnt, and the points to judge by."""
+    """The label vectors of a run, its training points, and the queries that trees are scored on.
+
+    `vectors` (labels, dim), `points` (n, dim) with `labels` (n, labels), `queries` (m, dim) with
+    `truth` (m, labels). `filtered` holds the filter pairs of the queries, `counts` the frequency of
+    each label.
+    """
 
     config: Config
     vectors: NDArray[np.float32]
@@ -85,20 +92,20 @@ class World:
 
 
 def of_run(folder: Path, work: Path, test: bool) -> World:
-    """A trained and exported run; embeddings are those of the encoder that serves."""
+    """The world of a trained and exported run, embedded by the encoder that serves."""
     run = read_run(folder)
     config = run.config
     dataset = open_configured(config)
     parts = split(config, dataset)
     train = dataset.train.labels
     filtered = filtered_pairs(dataset.train_filter, *train.shape)
-    kept = work / f"{config.name}-{folder.name}.npz"
+    embeddings_file = work / f"{config.name}-{folder.name}.npz"
     tokenizer = Tokenizer(run.folder / TOKENIZER_FILE, config.encoder.max_tokens)
     encoder = OnnxEncoder(run.folder / encoder_file(Exported.of(run).served), "cpu")
-    if not kept.is_file():
+    if not embeddings_file.is_file():
         texts = tokenize_texts(tokenizer, point_texts(dataset.train, config.data.fields))
-        np.savez(kept, points=encode_with(encoder, texts))
-    points = np.load(kept)["points"]
+        np.savez(embeddings_file, points=encode_with(encoder, texts))
+    points = np.load(embeddings_file)["points"]
     labels = csr_array(train[parts.train_rows] > 0, dtype=np.float32)
     if test:
         if dataset.test is None:
@@ -122,28 +129,28 @@ def of_run(folder: Path, work: Path, test: bool) -> World:
 
 
 def index_of(forest: DenseForest, beams: tuple[int, ...]) -> LabelTreeIndex:
-    """Efforts are named by their beams."""
+    """The index of a forest; its efforts have the beams as names."""
     efforts = {str(beam): {"beam": beam} for beam in beams}
     return LabelTreeIndex(forest.beam, forest.weights, forest.bias, efforts | {"exact": {}})
 
 
 def evaluated(forest: DenseForest, queries: NDArray[np.float32], beam: int) -> tuple[float, float]:
-    """Node and label classifiers that a query meets, on average."""
+    """Number of node classifiers and of label classifiers that a query evaluates, on average."""
     score = DenseScorer(queries, forest.weights, forest.bias)
-    asked = {"nodes": 0, "labels": 0}
+    counts = {"nodes": 0, "labels": 0}
 
     def counting(blocks: Blocks) -> NDArray[np.float32]:
-        is_node = int((blocks.items < forest.beam.forest.n_nodes).sum())
-        asked["nodes"] += is_node
-        asked["labels"] += len(blocks.items) - is_node
+        n_nodes = int((blocks.items < forest.beam.forest.n_nodes).sum())
+        counts["nodes"] += n_nodes
+        counts["labels"] += len(blocks.items) - n_nodes
         return score(blocks)
 
     forest.beam.labels(forest.beam.leaves(counting, len(queries), beam), counting)
-    return asked["nodes"] / len(queries), asked["labels"] / len(queries)
+    return counts["nodes"] / len(queries), counts["labels"] / len(queries)
 
 
 def measure(world: World, rule: Rule, forest: DenseForest, beams: tuple[int, ...]) -> dict:
-    """Everything but the time."""
+    """Depths of a tree, and at each beam its classifiers and its precision; no times."""
     index, shape = index_of(forest, beams), forest.shapes[0]
     points = []
     for beam in beams:
@@ -169,7 +176,7 @@ def measure(world: World, rule: Rule, forest: DenseForest, beams: tuple[int, ...
 def time_all(
     forests: list[DenseForest], queries: NDArray[np.float32], beams: tuple[int, ...], rounds: int
 ) -> NDArray[np.float64]:
-    """(trees, beams, 3) microseconds: p50, p99, and in a batch. The least of some rounds."""
+    """Microseconds (trees, beams, 3): p50, p99, mean in a batch, each the least of all rounds."""
     indexes = [index_of(forest, beams) for forest in forests]
     best = np.full((len(indexes), len(beams), 3), np.inf)
     for _ in range(rounds):
@@ -184,19 +191,19 @@ def time_all(
 
 
 def name_of(rule: Rule) -> str:
-    """How a table calls it."""
+    """The name of a rule in tables."""
     return f"gamma {rule.gamma:g}" if isinstance(rule, MassBalance) else f"lambda {rule.bits:g}"
 
 
 def at_equal_time(record: dict[str, Any], microseconds: float) -> float:
-    """P@1 where the tree's p50 is this, between beams by the logarithm of the time."""
+    """P@1 where the tree's p50 is this; interpolates between beams on the logarithm of time."""
     times = np.maximum.accumulate([point["us_p50"] for point in record["points"]])
     precisions = [point["p_at_1"] for point in record["points"]]
     return float(np.interp(np.log(microseconds), np.log(times), precisions))
 
 
 def table(report: dict[str, Any], beam: int) -> str:
-    """One line a tree, at one beam."""
+    """Markdown table: one row for each tree, at one beam."""
     lines = [
         f"{report['run']}: {report['n_labels']:,} labels, leaf {report['leaf']}, arity "
         f"{report['arity']}, beam {beam}, {report['split']} points. Entropy "
@@ -232,7 +239,7 @@ def table(report: dict[str, Any], beam: int) -> str:
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
-    """What the proxy promises against what a clock shows, and precision over time."""
+    """Draw how D(T) and the time change with gamma, and precision against time."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -265,13 +272,13 @@ def draw(report: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    """Grow, train, measure, time, and write."""
+    """Grow, train, measure and time the trees, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="folder of an exported run")
     parser.add_argument("--gammas", type=float, nargs="*", default=GAMMAS)
     parser.add_argument("--lambdas", type=float, nargs="*", default=LAMBDAS)
     parser.add_argument("--beams", type=int, nargs="+", default=BEAMS)
-    parser.add_argument("--beam", type=int, default=20, help="the one that the table is at")
+    parser.add_argument("--beam", type=int, default=20, help="the beam of the table")
     parser.add_argument("--leaf", type=int, default=1)
     parser.add_argument("--arity", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
@@ -293,10 +300,10 @@ def main() -> None:
         forests.append(train_forest(world.vectors, bias, world.points, world.labels, config))
         records.append(measure(world, rule, forests[-1], beams))
         print(records[-1], flush=True)
-    taken = time_all(forests, world.queries, beams, args.rounds)
-    for record, of_beams in zip(records, taken, strict=True):
-        for point, taken_us in zip(record["points"], of_beams.round(1).tolist(), strict=True):
-            point |= dict(zip(("us_p50", "us_p99", "us_in_batch"), taken_us, strict=True))
+    times = time_all(forests, world.queries, beams, args.rounds)
+    for record, by_beam in zip(records, times, strict=True):
+        for point, times_us in zip(record["points"], by_beam.round(1).tolist(), strict=True):
+            point |= dict(zip(("us_p50", "us_p99", "us_in_batch"), times_us, strict=True))
     report = {
         "run": world.config.name,
         "n_labels": len(world.vectors),

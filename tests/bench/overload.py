@@ -1,13 +1,15 @@
-"""What an overload does to the service: many times its capacity for a while, then nothing.
+"""What happens to the service at many times its capacity, and how soon does it recover?
 
     python -m tests.bench.overload --bundle PATH --server-cpus 0 --client-cpus 1 [-- FLAG ...]
 
-Starts `python -m service`, finds the most answers a second that the load tester gets out of it by
-raising an open-loop rate, then offers a multiple of that and reports: answers a second against the
-peak, latency of what was answered, status and latency of the rest, memory of the server, and how
-long after the last query a probe that runs all the while is answered promptly again. Without CPUs
-of their own the client, which works five times as hard in an overload, takes them from the server.
-Linux only.
+Starts `python -m service` and finds its peak: the load tester raises an open-loop rate until the
+answers a second rise no more. Then it offers a multiple of the peak and reports the answers a
+second against the peak, the latency of answers and of refusals, and the memory of the server. A
+probe sends one query after another all the while. The report says how long after the last query of
+the overload the probe got prompt answers again.
+
+Give client and server CPUs of their own. In an overload the client works several times as hard, and
+would take the server's. Linux only.
 """
 
 import argparse
@@ -36,13 +38,17 @@ from loadtest.step import run_step
 READY_TIMEOUT_S = 60.0
 PROBE_EVERY_S = 0.02
 PROMPT_S = 0.05
-GROWING = 1.1  # more than this times the best so far is worth going on for
+"""A probe with a slower answer counts as not yet recovered. A choice."""
+GROWTH = 1.1
+"""The goodput counts as flat unless it rises above this many times the best so far. A choice, above
+the noise of short steps."""
 STEP = 1.4
+"""Each offered rate by the one before it."""
 REFUSED = 429
 
 
 def main() -> int:
-    """Measure and print one line for each finding."""
+    """Find the peak, offer the overload, and print what was measured."""
     options = _options()
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
@@ -78,7 +84,7 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", type=Path, default=Path("var/bundles"))
-    parser.add_argument("--factor", type=float, default=5.0, help="of the peak that is offered")
+    parser.add_argument("--factor", type=float, default=5.0, help="offered rate by the peak")
     parser.add_argument("--seconds", type=float, default=60.0, help="length of the overload")
     parser.add_argument("--timeout-ms", type=float, default=500.0, help="deadline of each query")
     parser.add_argument("--connections", type=int, default=3000)
@@ -92,13 +98,13 @@ def _options() -> argparse.Namespace:
 
 
 def _peak(plan: StepPlan, folder: Path) -> float:
-    """Most answers a second, over rates that rise until twice no more comes of it."""
+    """Most answers a second; the rate rises until the goodput was flat twice in a row."""
     peak, rate, flat = 0.0, plan.rate, 0
     while flat < 2:
         step = run_step(_at(plan, rate, plan.seconds), folder / f"rate-{rate:.0f}")
         _say(f"{rate:8.0f}/s offered", step, folder)
         goodput = _goodput(folder / step.name)
-        flat = 0 if goodput > GROWING * peak else flat + 1
+        flat = 0 if goodput > GROWTH * peak else flat + 1
         peak, rate = max(peak, goodput), rate * STEP
     return peak
 
@@ -144,7 +150,7 @@ def _say(what: str, step: StepResult, folder: Path) -> None:
 
 
 def _goodput(folder: Path) -> float:
-    """Answers a second while queries were offered; those after the last one do not count."""
+    """Answers a second until the last query was due; later answers do not count."""
     samples = Samples.load(folder / SAMPLES_FILE)
     end_s = float(samples.scheduled_s[-1])
     answered_s = samples.scheduled_s + samples.from_schedule_s
@@ -169,7 +175,7 @@ def _began_s(folder: Path) -> float:
 
 
 class Probe:
-    """One query after another, each on a new connection, beside the load; and the memory."""
+    """Sends one query after another on new connections beside the load, and samples the memory."""
 
     def __init__(self, url: str, pid: int) -> None:
         self._url = f"{url}/v1/recommend?q=moby+dick"
@@ -188,7 +194,7 @@ class Probe:
         self._thread.join()
 
     def report(self, ended_s: float) -> str:
-        """Recovery after the last query, and how the server's memory went."""
+        """The time to recovery after `ended_s`, and the server's memory over time."""
         after = [answer for answer in self._answers if answer[0] + answer[2] > ended_s]
         slow = [
             end for at, code, took in after if code != OK or took > PROMPT_S for end in [at + took]

@@ -1,10 +1,10 @@
-"""Is a tree of ours with gamma 0 as good as Parabel? The sparse arm against Omikuji, on one split.
+"""Is our sparse label tree with gamma 0 as precise as Omikuji's Parabel?
 
     python -m tests.bench.parabel_check --config models/configs/gutenberg-bag.toml
 
 Both get the same TF-IDF rows of the training points, the same number of trees, leaves of at most
-100, beam 10, and are judged on the validation points (`--test`: the test points). Needs the extra
-`peers`. Omikuji takes no seed, so its figures move by some tenths.
+100 labels and beam 10. Both are scored on the validation points, or with `--test` on the test
+points. Needs the extra `peers`. Omikuji takes no seed, so its figures vary by some tenths.
 """
 
 import argparse
@@ -36,7 +36,10 @@ _AT_ONCE = 256
 def ours(
     points: csr_array, labels: csr_array, queries: csr_array, rule: Rule, n_trees: int
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """Ten labels for each query by the mean over the trees, and what they took."""
+    """Ten labels (n, 10) for each query by the mean of the trees' scores, and the costs by name.
+
+    A query with fewer labels has -1 in the other places.
+    """
     counts = np.bincount(labels.indices, minlength=labels.shape[1])
     likeness = pifa(points, labels)
     total, depths, fit_s, search_s = csr_array((queries.shape[0], labels.shape[1])), [], 0.0, 0.0
@@ -47,19 +50,19 @@ def ours(
         weights, bias = fit_svms(points, shape, labels)
         forest = plant([shape])
         tree = SparseTree(TreeBeam(forest, "l3-hinge", 1.0), Chunks.of(weights, bias, forest))
-        fitted = time.process_time()
+        fit_end = time.process_time()
         parts = [
             tree.search(queries[start : start + _AT_ONCE], BEAM)
             for start in range(0, queries.shape[0], _AT_ONCE)
         ]
         total = csr_array(total + vstack(parts, format="csr"))
-        fit_s += fitted - started
-        search_s += time.process_time() - fitted
+        fit_s += fit_end - started
+        search_s += time.process_time() - fit_end
     ranked = np.full((queries.shape[0], 10), -1)
     for row in range(queries.shape[0]):
-        found = slice(total.indptr[row], total.indptr[row + 1])
-        best = np.argsort(-total.data[found], kind="stable")[:10]
-        ranked[row, : len(best)] = total.indices[found][best]
+        entries = slice(total.indptr[row], total.indptr[row + 1])
+        best = np.argsort(-total.data[entries], kind="stable")[:10]
+        ranked[row, : len(best)] = total.indices[entries][best]
     return ranked, {
         "fit_cpu_s": round(fit_s, 1),
         "search_cpu_us": round(1e6 * search_s / queries.shape[0], 1),
@@ -68,7 +71,7 @@ def ours(
 
 
 def main() -> None:
-    """Train both, print one line each."""
+    """Train both, and print one line for each rule of ours and one for Omikuji."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--set", action="append", default=[])
@@ -89,17 +92,17 @@ def main() -> None:
     if args.test:
         if dataset.test is None:
             raise SystemExit(f"{dataset.name} has no test points")
-        asked, truth = point_texts(dataset.test, config.data.fields), dataset.test.labels
+        texts_scored, truth = point_texts(dataset.test, config.data.fields), dataset.test.labels
     else:
-        asked = [texts[row] for row in parts.validation_rows]
+        texts_scored = [texts[row] for row in parts.validation_rows]
         truth = dataset.train.labels[parts.validation_rows]
-    queries = features.transform(asked)
+    queries = features.transform(texts_scored)
     rules = [*map(MassBalance, args.gammas), *map(EntropySplit, args.lambdas)]
     for rule in rules:
-        ranked, about = ours(
+        ranked, costs = ours(
             csr_array(points), labels, csr_array(queries), rule, n_trees=args.trees
         )
-        print(json.dumps({"ours": repr(rule), **_figures(ranked, truth), **about}), flush=True)
+        print(json.dumps({"ours": repr(rule), **_figures(ranked, truth), **costs}), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         settings = {"n_trees": args.trees, "cluster_k": 2, "cluster_balanced": True}
         peer = OmikujiTrees("Parabel", Path(folder), settings)

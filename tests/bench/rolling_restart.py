@@ -1,11 +1,11 @@
-"""Does a rolling restart behind a load balancer fail a request?
+"""Does a rolling restart behind a load balancer make requests fail?
 
     python -m tests.bench.rolling_restart --bundle var/bundles/gutenberg-bag --rate 200
 
-Starts two services and haproxy before them (Debian's package; its checks ask /readyz), offers a
-steady load through `python -m loadtest`, and meanwhile ends one service by SIGTERM, starts it
-again, and does the same to the other. Prints what clients saw, the exit codes, and how long each
-took to end. Linux only.
+Starts two services behind haproxy (Debian's package), which checks their /readyz. Offers a steady
+load through `python -m loadtest`. Meanwhile it ends one service by SIGTERM, starts it again, and
+does the same with the other one. Prints the outcomes at the client, the exit codes, and how long
+each service took to end. Linux only.
 """
 
 import argparse
@@ -41,7 +41,7 @@ backend services
 
 
 def main() -> int:
-    """Start, load, restart one after the other, print."""
+    """Start, offer load, restart one service after the other, and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--rate", type=float, default=200)
@@ -78,21 +78,23 @@ def _measure(
         stdout=subprocess.DEVNULL,
     )
     time.sleep(4)
-    ended = []
+    exits = []
     for port in PORTS:
         started = time.monotonic()
         services[port].terminate()
         code = services[port].wait(60)
-        ended.append(f"port {port}: exit code {code} after {time.monotonic() - started:.1f} s")
+        exits.append(f"port {port}: exit code {code} after {time.monotonic() - started:.1f} s")
         services[port] = _serve(options.bundle, port)
         _wait(port)
-        time.sleep(2)  # the balancer looks every half a second
+        time.sleep(
+            2
+        )  # haproxy checks every 0.5 s, and must see this service ready before the next ends
     under_load = load.poll() is None
     load.wait(120)
     step = json.loads((out / "result.json").read_text())["steps"][0]
     print(json.dumps({key: step[key] for key in ("rate_answered", "n_queries", "outcomes")}))
     print(json.dumps(step["latency_from_schedule_ms"]))
-    print("; ".join(ended), "" if under_load else "; the load ended before the last restart")
+    print("; ".join(exits), "" if under_load else "; the load ended before the last restart")
     return 0 if set(step["outcomes"]) == {"ok"} and under_load else 1
 
 

@@ -1,10 +1,10 @@
-"""Does a service that runs under load for long stay as it was?
+"""Do the latency and the memory of a service stay the same under a long load?
 
     python -m tests.bench.soak --bundle var/bundles/gutenberg-bag --rate 600 --minutes 20
 
-Offers one steady rate through `python -m loadtest` and prints failures, the p99 of each minute,
-the last against the first, and the service's resident memory over time: after the first minute
-against the end. Client and service share the machine. Linux only.
+Offers one steady rate through `python -m loadtest`. Prints the failures, the p99 of each minute,
+how the p99 of the last minute compares to the first, and how the service's resident memory at the
+end compares to that after one minute. Client and service share the machine. Linux only.
 """
 
 import argparse
@@ -19,14 +19,14 @@ from pathlib import Path
 import numpy as np
 
 from loadtest.samples import SAMPLES_FILE, Samples
-from tests.bench.swaps import _resident_mb, _wait
+from tests.bench.swaps import resident_mb_of, wait_until_ready
 
 PORT = 18481
 EVERY_S = 5.0
 
 
 def main() -> int:
-    """Serve, load, print."""
+    """Serve, offer load, and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--rate", type=float, required=True)
@@ -38,7 +38,7 @@ def main() -> int:
     memory: list[tuple[float, float]] = []
     url = f"http://127.0.0.1:{PORT}"
     try:
-        _wait(url)
+        wait_until_ready(url)
         watcher = threading.Thread(target=_watch, args=(server.pid, memory, ended))
         watcher.start()
         with tempfile.TemporaryDirectory() as folder:
@@ -50,7 +50,7 @@ def main() -> int:
                     *("--p99-ms", "100", "--out", str(out)),
                 ],
                 stdout=subprocess.DEVNULL,
-                check=False,  # the verdict on the p99 is printed here
+                check=False,  # it fails if the p99 is over --p99-ms; `_report` prints the p99
             )
             ended.set()
             watcher.join()
@@ -65,7 +65,7 @@ def main() -> int:
 def _watch(pid: int, memory: list[tuple[float, float]], ended: threading.Event) -> None:
     started = time.monotonic()
     while not ended.wait(EVERY_S):
-        memory.append((time.monotonic() - started, _resident_mb(pid)))
+        memory.append((time.monotonic() - started, resident_mb_of(pid)))
 
 
 def _report(out: Path, memory: list[tuple[float, float]]) -> None:

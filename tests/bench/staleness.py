@@ -1,11 +1,12 @@
-"""Does mixing uniform with hard negatives cure stale hard negatives? ASTRA's claim as a grid.
+"""Do uniform negatives beside the hard ones make up for stale hard negatives, as ASTRA claims?
 
     python -m tests.bench.staleness --config models/configs/gutenberg-bag.toml --out docs/figures
 
-Trains one model for each of refresh period {1, 5, never} x {hard only, mixture} x {balance, unit},
-all with the same seed, rows and epochs, early stopping off, BCE alone, no pre-training and no label
-rows; prints a table of validation P@1 and P@5 (mean over the last two epochs, and the best epoch)
-and draws the curves.
+Trains one model for each combination of refresh period (1, 5, never), negatives (hard only,
+mixture) and weights (balance, unit). All have the same seed, rows and epochs, and the binary
+cross-entropy alone: no early stopping, no pre-training, no label-text rows. Prints a table of
+validation P@1 and P@5, of the best epoch and as the mean of the last two, and draws the curves. The
+script does not train a model again whose curve staleness.json holds.
 """
 
 import argparse
@@ -29,8 +30,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    kept = args.out / "staleness.json"
-    curves = json.loads(kept.read_text()) if kept.is_file() else {}
+    curves_file = args.out / "staleness.json"
+    curves = json.loads(curves_file.read_text()) if curves_file.is_file() else {}
     for period, epochs in PERIODS.items():
         for source in ("hard only", "mixture"):
             for weights in ("balance", "unit"):
@@ -52,7 +53,7 @@ def main() -> None:
                     ],
                 )
                 curves[name] = _train(config)
-                kept.write_text(json.dumps(curves, indent=1))
+                curves_file.write_text(json.dumps(curves, indent=1))
                 print(name, curves[name][-1], flush=True)
     (args.out / "staleness.md").write_text(_table(curves))
     _draw(curves, args.out / "staleness.svg")

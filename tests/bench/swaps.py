@@ -1,11 +1,11 @@
-"""Does a swap fail a request, and does the memory come back?
+"""Does a swap of bundles make requests fail, and does the service free the old bundle's memory?
 
     python -m tests.bench.swaps --bundle var/bundles/gutenberg-bag --rate 400 --swaps 50
 
-Seals a second bundle from the first (another date, hence another id), serves the first with an
-admin key, offers a steady load through `python -m loadtest` and meanwhile swaps to and fro. Prints
-requests, failures, latency, the seconds that a swap takes, and the service's resident memory: after
-two swaps (what any process reaches that has swapped), and after all of them. Linux only.
+Makes a second bundle from the first, with another date and hence another id. Serves the first,
+offers a steady load through `python -m loadtest`, and swaps the two to and fro meanwhile. Prints
+requests, failures, latency, the seconds that a swap takes, and the service's resident memory after
+`WARM_SWAPS` swaps and after all of them. Linux only.
 """
 
 import argparse
@@ -26,10 +26,11 @@ from service.bundle.verify import resolve
 
 KEY = "swap"
 WARM_SWAPS = 2
+"""Swaps before the first measurement of memory: each bundle has then been opened by a swap once."""
 
 
 def main() -> int:
-    """Serve, load, swap, print."""
+    """Serve, offer load, swap, and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--rate", type=float, default=400)
@@ -43,7 +44,7 @@ def main() -> int:
         server = _serve(root, options.port)
         try:
             url = f"http://127.0.0.1:{options.port}"
-            _wait(url)
+            wait_until_ready(url)
             return _measure(options, url, server.pid, Path(folder) / "load")
         finally:
             server.terminate()
@@ -54,7 +55,7 @@ def _measure(options: argparse.Namespace, url: str, pid: int, out: Path) -> int:
     for number in range(WARM_SWAPS):
         _activate(url, number)
     time.sleep(2)
-    before = _resident_mb(pid)
+    before = resident_mb_of(pid)
     seconds = options.swaps * (options.pause + 3.0)
     load = subprocess.Popen(
         [
@@ -65,29 +66,29 @@ def _measure(options: argparse.Namespace, url: str, pid: int, out: Path) -> int:
         stdout=subprocess.DEVNULL,
     )
     time.sleep(2)
-    took, peaks = [], []
-    watch = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(pid, peaks, watch))
+    swap_s, resident_mb = [], []
+    ended = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(pid, resident_mb, ended))
     watcher.start()
     for number in range(WARM_SWAPS, WARM_SWAPS + options.swaps):
         started = time.monotonic()
         _activate(url, number)
-        took.append(time.monotonic() - started)
+        swap_s.append(time.monotonic() - started)
         time.sleep(options.pause)
     under_load = load.poll() is None
     load.wait(seconds + 120)
-    watch.set()
+    ended.set()
     watcher.join()
     time.sleep(3)
-    after = _resident_mb(pid)
+    after = resident_mb_of(pid)
     step = json.loads((out / "result.json").read_text())["steps"][0]
     print(json.dumps(step, indent=1))
     print(
         f"{options.swaps} swaps, load {'throughout' if under_load else 'ended before the last'}; "
-        f"a swap {statistics.median(took):.2f} s (longest {max(took):.2f})\n"
+        f"a swap {statistics.median(swap_s):.2f} s (longest {max(swap_s):.2f})\n"
         f"resident: {before:.0f} MB after {WARM_SWAPS} swaps, {after:.0f} MB after "
         f"{WARM_SWAPS + options.swaps} ({100 * (after / before - 1):+.1f} %), at most "
-        f"{max(peaks):.0f} MB meanwhile"
+        f"{max(resident_mb):.0f} MB meanwhile"
     )
     return 0
 
@@ -116,7 +117,8 @@ def _activate(url: str, number: int) -> None:
         assert answer.status == 200
 
 
-def _wait(url: str) -> None:
+def wait_until_ready(url: str) -> None:
+    """Return once /readyz answers 200; ends the script after a minute."""
     for _ in range(600):
         try:
             with urllib.request.urlopen(f"{url}/readyz", timeout=1):
@@ -126,14 +128,15 @@ def _wait(url: str) -> None:
     raise SystemExit("the service did not become ready within a minute")
 
 
-def _resident_mb(pid: int) -> float:
+def resident_mb_of(pid: int) -> float:
+    """Resident memory of a process, in MiB."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Rss:")) / 1024
 
 
-def _watch(pid: int, peaks: list[float], ended: threading.Event) -> None:
+def _watch(pid: int, samples_mb: list[float], ended: threading.Event) -> None:
     while not ended.wait(0.1):
-        peaks.append(_resident_mb(pid))
+        samples_mb.append(resident_mb_of(pid))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Every script of this folder knows the flags that its docstring shows; the cheap ones run.
+"""Every script of this folder accepts the flags in its docstring, and the cheap scripts run.
 
-A new script is found by itself. Where it can run in a few seconds, it gets a line in `SMALL`.
+The tests find a new script by themselves. If it can run in a few seconds, add its flags to `SMALL`.
 """
 
 import re
@@ -27,7 +27,7 @@ SMALL = {
 
 
 def usage(script: str) -> str:
-    """The command in the script's docstring."""
+    """The arguments of the command in the script's docstring."""
     text = (FOLDER / f"{script}.py").read_text(encoding="utf-8").replace("\\\n", " ")
     [command] = re.findall(rf"^    python -m tests\.bench\.{script}\b(.*)$", text, re.MULTILINE)
     return command
@@ -47,7 +47,7 @@ def test_a_script_knows_the_flags_that_its_docstring_shows(
 
 @pytest.mark.parametrize("script", SMALL)
 def test_a_cheap_script_runs(script: str) -> None:
-    done = subprocess.run(
+    run = subprocess.run(
         [sys.executable, "-m", f"tests.bench.{script}", *SMALL[script].split()],
         cwd=ROOT,
         capture_output=True,
@@ -55,5 +55,5 @@ def test_a_cheap_script_runs(script: str) -> None:
         timeout=240,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.strip()
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.strip()

@@ -1,13 +1,15 @@
-"""What an epoch costs as the label count grows: full BCE against ASTRA, on synthetic data.
+"""What does an epoch of ASTRA and of full BCE cost as the number of labels grows?
 
     python -m tests.bench.training_cost --labels 10000 100000 1000000 --out docs/figures
 
-Synthetic words, a bag encoder from scratch, the same number of training points for every label
-count, label vectors at random (what is timed does not depend on their values), no label rows. An
-ASTRA epoch is timed whole, one refresh is timed beside it and shared out over `refresh_epochs`.
-A full-BCE epoch is timed over `--full-steps` steps and scaled to the epoch. Seconds are of CPU, all
-threads together, so that another job on the machine counts little. Each case runs in a process of
-its own, for its peak memory.
+The data are synthetic: random token ids, a bag encoder with random weights, and random label
+vectors, whose values do not change the time. Every number of labels gets the same number of
+training points, and there are no label-text rows.
+
+Of ASTRA the script times all steps of an epoch and one refresh, of which an epoch bears the share
+1 / `REFRESH_EPOCHS`. Of full BCE it times `--full-steps` steps and scales them to an epoch. Seconds
+are CPU seconds of all threads, so other jobs on the machine count little. Each case runs in a
+process of its own, to tell its peak memory.
 """
 
 import argparse
@@ -21,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 REFRESH_EPOCHS = 5
+"""Epochs from one refresh of the hard negatives to the next."""
 
 
 def main() -> None:
@@ -94,16 +97,16 @@ def _measure(args: argparse.Namespace, kind: str, n_labels: int) -> dict[str, fl
         refresh_s = time.process_time() - started
     order = rng.numpy.permutation(n)
     batches = np.array_split(order, n // config.batch_size)
-    timed = len(batches) if kind == "astra" else min(args.full_steps, len(batches))
-    taken = []
-    for picked in batches[: timed + 1]:
+    n_timed = len(batches) if kind == "astra" else min(args.full_steps, len(batches))
+    step_s = []
+    for batch in batches[: n_timed + 1]:
         started = time.process_time()
         optimizers.zero_grad()
-        model.train_step(rows, picked, rng).backward()
+        model.train_step(rows, batch, rng).backward()
         optimizers.step(1.0, scaler)
-        taken.append(time.process_time() - started)
-    # The first step makes the optimisers' moments.
-    steps_s = float(np.mean(taken[1:])) * len(batches)
+        step_s.append(time.process_time() - started)
+    # The first step also allocates the moments of the optimisers, so it does not count.
+    steps_s = float(np.mean(step_s[1:])) * len(batches)
     return {
         "kind": kind,
         "labels": n_labels,
@@ -111,7 +114,7 @@ def _measure(args: argparse.Namespace, kind: str, n_labels: int) -> dict[str, fl
         "steps_cpu_s": round(steps_s, 1),
         "refresh_cpu_s": round(refresh_s, 1),
         "epoch_cpu_s": round(steps_s + refresh_s / REFRESH_EPOCHS, 1),
-        "timed_steps": len(taken) - 1,
+        "timed_steps": len(step_s) - 1,
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
 

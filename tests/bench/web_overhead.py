@@ -1,13 +1,14 @@
-"""What a single-query request costs: the whole service against a trivial FastAPI handler.
+"""What does a request with one query cost, in the service and in a trivial FastAPI handler?
 
     python -m tests.bench.web_overhead --bundle PATH [--annif PROJECT_FOLDER --annif-python PYTHON]
 
-Both servers run the same uvicorn on one core and get the same bytes from the same raw client, in
-turns within one run. The figure is requests per CPU-second of the server process (user + system
-time from /proc), so what else the machine does hardly matters; the ratio of the two says how much
-validation, batching, encoding, search and telemetry add to the web layer alone. Annif, in an
-environment of its own, with a folder that holds projects.toml and data/, may stand beside them: one
-uvicorn process, its own REST route. Linux only.
+Both servers run under uvicorn on one core and take turns within one run. One raw client sends the
+same bytes to both. The figure is requests per CPU-second of the server process (user and system
+time from /proc), so other work on the machine hardly matters. The ratio of the two says how much
+validation, batching, encoding, search and telemetry add to the web layer.
+
+With `--annif` the script also measures Annif's own REST route in one uvicorn process. Annif needs
+an environment of its own, and a folder that holds projects.toml and data/. Linux only.
 """
 
 import argparse
@@ -29,7 +30,10 @@ WARM_UP_S = 0.5
 
 @dataclass
 class Target:
-    """A server under measurement and what was measured: one (requests, cpu_s) a round."""
+    """A server, and its measurements by the number of connections.
+
+    `rounds` holds (requests, cpu_s) of each round, `latencies_s` the latency of each request.
+    """
 
     name: str
     port: int
@@ -44,7 +48,7 @@ class Target:
         return statistics.median(n / cpu_s for n, cpu_s in self.rounds[connections])
 
     def p50_ms(self, connections: int) -> float:
-        """Median latency as the client saw it."""
+        """Median latency at the client, in milliseconds."""
         return statistics.median(self.latencies_s[connections]) * 1e3
 
 
@@ -60,8 +64,8 @@ def main() -> int:
     try:
         os.sched_setaffinity(0, {arguments.client_cpu})
         for target in targets:
-            _wait_until_up(target.port)
-            _measure(target, os.getpid(), 1, 0.1)  # a first answer may load a model
+            wait_until_up(target.port)
+            _measure(target, os.getpid(), 1, 0.1)  # the first answer may load a model
             target.rounds.clear()
             target.latencies_s.clear()
         for _ in range(arguments.rounds):
@@ -171,7 +175,8 @@ def _start(target: Target, cpu: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=target.folder, env=environment)
 
 
-def _wait_until_up(port: int) -> None:
+def wait_until_up(port: int) -> None:
+    """Return once something listens on the port; ends the script after READY_TIMEOUT_S."""
     end = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < end:
         try:
@@ -187,8 +192,8 @@ def _measure(target: Target, pid: int, connections: int, seconds: float) -> None
         client.run(WARM_UP_S)
         before = _cpu_s(pid)
         latencies = client.run(seconds)
-        used = _cpu_s(pid) - before
-    target.rounds.setdefault(connections, []).append((len(latencies), used))
+        cpu_s = _cpu_s(pid) - before
+    target.rounds.setdefault(connections, []).append((len(latencies), cpu_s))
     target.latencies_s.setdefault(connections, []).extend(latencies)
 
 
@@ -198,7 +203,7 @@ def _cpu_s(pid: int) -> float:
 
 
 class Client:
-    """Closed loop over raw sockets: each connection sends its next request when answered."""
+    """A closed loop over raw sockets: each connection waits for an answer, then sends again."""
 
     def __init__(self, target: Target, connections: int) -> None:
         self._request = target.request
@@ -218,7 +223,7 @@ class Client:
         self._selector.close()
 
     def run(self, seconds: float) -> list[float]:
-        """Latency of each request answered within this time."""
+        """Send for this long; return the latency of each request in seconds."""
         latencies: list[float] = []
         started: dict[socket.socket, float] = {}
         for key in self._selector.get_map().values():

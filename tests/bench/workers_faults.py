@@ -1,10 +1,10 @@
-"""What clients see when one of four workers is killed, and when the master is told to end.
+"""What do clients see when a worker is killed, and when the master gets SIGTERM?
 
     python -m tests.bench.workers_faults BUNDLE [--drains 1] [--new-connections]
 
-Clients with one kept connection each, or with a new one for each request, send without pause, and
-count what fails. A client whose connection breaks opens a new one: what it then sees is the next
-count. With several drains, that many services are started and told to end, and none is killed.
+Clients send without pause and count the outcomes. Each keeps its connection, or opens a new one for
+each request with `--new-connections`. A client whose connection breaks opens another one and goes
+on. With `--drains` above 1, the script starts and ends that many services and kills no worker.
 """
 
 import argparse
@@ -27,7 +27,7 @@ JSON = {"content-type": "application/json"}
 
 
 class Load:
-    """Clients that send until told to stop, or until nobody listens."""
+    """Clients that send until `stop` is called or until nobody listens on the port."""
 
     def __init__(self, port: int, new_connections: bool) -> None:
         self.outcomes: Counter[str] = Counter()
@@ -39,7 +39,7 @@ class Load:
             thread.start()
 
     def stop(self) -> Counter[str]:
-        """Outcomes of every request."""
+        """Let the clients end, and return how often each outcome occurred."""
         self._stop.set()
         for thread in self._threads:
             thread.join()
@@ -71,7 +71,7 @@ class Load:
 
 
 def main() -> None:
-    """Kill one worker under load, then end the master under load; or only end masters."""
+    """Kill one worker under load, then end the master under load; with several drains only end."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--workers", type=int, default=4)
@@ -90,23 +90,23 @@ def serve_and_end(options: argparse.Namespace) -> Counter[str]:
     command += ["--device", "cpu", "--workers", str(options.workers), "--drain-delay-s", "1"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         port = int(read_url(process, options.workers).rpartition(":")[2])
-        reader = threading.Thread(target=drop, args=(process,), daemon=True)
+        reader = threading.Thread(target=read_log, args=(process,), daemon=True)
         reader.start()
         if options.workers > 1 and options.drains == 1:
             load = Load(port, options.new_connections)
-            time.sleep(12)  # longer than a death counts as fast
+            time.sleep(12)  # a worker that dies earlier after its start counts as a fast death
             print("killed:", dict(kill_one(process.pid, load)))
         load = Load(port, options.new_connections)
         time.sleep(2)
-        told_s = time.monotonic()
+        terminated_s = time.monotonic()
         process.terminate()
         code = process.wait(60)
-        print(f"told to end: exit code {code} after {time.monotonic() - told_s:.1f} s")
+        print(f"told to end: exit code {code} after {time.monotonic() - terminated_s:.1f} s")
         return load.stop()
 
 
 def kill_one(master: int, load: Load) -> Counter[str]:
-    """SIGKILL to one worker; prints how long its replacement took to be there."""
+    """Kill one worker by SIGKILL, and print how long the master took to fork another."""
     before = children(master)
     os.kill(before[0], signal.SIGKILL)
     killed_s = time.monotonic()
@@ -117,8 +117,8 @@ def kill_one(master: int, load: Load) -> Counter[str]:
     return load.stop()
 
 
-def drop(process: "subprocess.Popen[str]") -> None:
-    """Keep the pipe empty."""
+def read_log(process: "subprocess.Popen[str]") -> None:
+    """Read the service's log, so that its pipe never fills; print deaths and starts of workers."""
     assert process.stderr is not None
     for line in process.stderr:
         entry = json.loads(line)

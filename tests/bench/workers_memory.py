@@ -1,9 +1,10 @@
-"""Memory of one process and of N workers serving the same bundle, under a little load.
+"""How much memory do N workers need, against one process that serves the same bundle?
 
     python -m tests.bench.workers_memory BUNDLE [--workers 4]
 
-Prints the proportional set size (PSS) of every process: a page that several share counts as its
-share, so the sum is what the machine really spends.
+Prints the proportional set size (PSS) of every process after some requests. In a process's PSS each
+page counts by one over the number of processes that share it, so the sum is the memory that all of
+them really use.
 """
 
 import argparse
@@ -22,7 +23,7 @@ QUERIES = ("the white whale", "history of rome", "poems about the sea", "a garde
 
 
 def main() -> None:
-    """Measure one process, then N workers."""
+    """Measure one process, then N workers, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--workers", type=int, default=4)
@@ -31,9 +32,9 @@ def main() -> None:
     alone = measure(options.bundle, 1, options.requests)
     several = measure(options.bundle, options.workers, options.requests)
     print(f"| | PSS of each, MB | sum, MB | of one process |\n|{'---|' * 4}")
-    for name, found in ((("1 process"), alone), (f"master + {options.workers} workers", several)):
-        each = ", ".join(f"{size / MB:.0f}" for size in found)
-        print(f"| {name} | {each} | {sum(found) / MB:.0f} | {sum(found) / sum(alone):.2f} |")
+    for name, sizes in (("1 process", alone), (f"master + {options.workers} workers", several)):
+        each = ", ".join(f"{size / MB:.0f}" for size in sizes)
+        print(f"| {name} | {each} | {sum(sizes) / MB:.0f} | {sum(sizes) / sum(alone):.2f} |")
 
 
 def measure(bundle: Path, workers: int, requests: int) -> list[int]:
@@ -51,7 +52,7 @@ def measure(bundle: Path, workers: int, requests: int) -> list[int]:
 
 
 def ask(url: str, requests: int) -> None:
-    """Send requests on one kept connection."""
+    """Send requests one after the other on one connection."""
     with httpx.Client(base_url=url) as client:
         for i in range(requests):
             body = {"query": QUERIES[i % len(QUERIES)]}
@@ -59,7 +60,7 @@ def ask(url: str, requests: int) -> None:
 
 
 def read_url(process: "subprocess.Popen[str]", workers: int) -> str:
-    """Where it serves, once every worker does."""
+    """The address of the service, from its log, once every worker serves."""
     assert process.stderr is not None
     entries = (json.loads(line) for line in process.stderr)
     urls = [next(e["url"] for e in entries if e["message"] == "serving") for _ in range(workers)]

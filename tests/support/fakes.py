@@ -85,7 +85,8 @@ class FakePredict:
         """The answer to one query."""
         rows = (np.arange(query.k, dtype=np.int64) + len(query.text)) % 50
         scores = np.linspace(0.9, 0.1, query.k, dtype=np.float32)
-        return Prediction(rows, scores, np.ones(4, np.float32), truncated=False)
+        n_tokens = 3 if query.vector is None else 0
+        return Prediction(rows, scores, np.ones(4, np.float32), truncated=False, n_tokens=n_tokens)
 
 
 _TIMINGS = StageTimings(0.001, 0.002, 0.003, n_tokens=4, n_padded_tokens=5)

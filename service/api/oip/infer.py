@@ -1,8 +1,8 @@
 """Inference in the Open Inference Protocol v2 over HTTP, so clients of KServe and Triton work here.
 
-A model is a bundle under its name; its version is the beginning of the bundle's id. The inputs are
-`text` (BYTES) and, if wanted, `k` (INT32). The outputs are `label_id`, `label_text`, `score` and
-`embedding`.
+The protocol's model is a bundle under its name, and the model's version is the beginning of the
+bundle's id. The inputs are `text` (BYTES) and the optional `k` (INT32). The outputs are `label_id`,
+`label_text`, `score` and `embedding`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -50,12 +50,13 @@ OUTPUTS: Final = (*LABEL_OUTPUTS, "embedding")
 HEADER_LENGTH: Final = b"inference-header-content-length"
 BINARY: Final = b"application/octet-stream"
 BULK_FROM: Final = 2
-"""Triton's highest priority is 1. The service treats every lower one, from 2 on, as bulk work."""
+"""In Triton a larger number is a lower priority, and 1 is the highest. The service treats
+priorities from this number on as bulk work."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """A request, and the names of its outputs in the order of the answer."""
+    """A request, and the names of the outputs in the order in which the answer has them."""
 
     request: InferRequest
     outputs: list[str]
@@ -68,12 +69,14 @@ class Infer(Endpoint[Inference]):
         """Refuse a compressed body; raises UnsupportedMediaType."""
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
             raise UnsupportedMediaType(
-                "the body is compressed, and this service takes no compressed ones: send it as it "
-                "is (tritonclient: request_compression_algorithm=None)"
+                "the body is compressed, and this service reads no compressed body: send it "
+                "uncompressed (tritonclient: request_compression_algorithm=None)"
             )
 
     async def read(self, scope: Scope, receive: Receive) -> tuple[bytes, Any]:
-        """The JSON of the body and the binary data after it; the length of the JSON is in a header.
+        """The bytes for the cache, and the pair of the body's JSON value and binary data.
+
+        The header Inference-Header-Content-Length tells how long the JSON is.
 
         Raises Abandoned, MalformedRequest, InvalidValue.
         """
@@ -95,7 +98,7 @@ class Infer(Endpoint[Inference]):
     def queries(
         self, exchange: Exchange, deployment: Deployment, value: Any
     ) -> tuple[Inference, list[Query]]:
-        """One query for each text; k is 0 where only embeddings are wanted."""
+        """One query for each text; its k is 0 if the request names no output but the embedding."""
         content, binary = value
         request = validate(InferRequest, content)
         outputs = _outputs(request)
@@ -107,7 +110,7 @@ class Infer(Endpoint[Inference]):
     async def write(
         self, deployment: Deployment, request: Inference, answer: Answer
     ) -> tuple[Headers, bytes]:
-        """The outputs as tensors, in JSON or in binary form as the request says."""
+        """The outputs as tensors; the request says of each whether in JSON or in binary form."""
         head = {"model_name": deployment.name, "model_version": version_of(deployment)}
         if request.request.id is not None:
             head["id"] = request.request.id
@@ -124,24 +127,24 @@ def add_oip(app: FastAPI, serving: Serving) -> None:
     endpoint = Infer(serving)
 
     def infer(name: Name, body: InferRequest) -> None:
-        """The best labels for texts, and their vectors, in the Open Inference Protocol."""
+        """The best labels for each text and its vector, in the Open Inference Protocol."""
 
     def infer_version(name: Name, version: str, body: InferRequest) -> None:
-        """The same, of one version of the model."""
+        """The best labels for each text and its vector, from one version of the model."""
 
     responses = {200: {"model": InferResponse}, **ERRORS}
-    for path, described in (
+    for path, description in (
         ("/v2/models/{name}/infer", infer),
         ("/v2/models/{name}/versions/{version}/infer", infer_version),
     ):
-        document(app, serving, TAG, "POST", path, described, endpoint, responses)
+        document(app, serving, TAG, "POST", path, description, endpoint, responses)
 
 
 def _json_length(header: bytes, body_length: int) -> int:
     if not header.isdigit() or len(header) > 9 or int(header) > body_length:
         raise MalformedRequest(
-            "Inference-Header-Content-Length must be the length of the JSON that the body begins "
-            f"with, at most {body_length}"
+            "Inference-Header-Content-Length must be the length in bytes of the JSON at the start "
+            f"of the body, at most {body_length}"
         )
     return int(header)
 
@@ -153,7 +156,7 @@ def _outputs(request: InferRequest) -> list[str]:
     for output in request.outputs:
         if output.name not in OUTPUTS:
             raise InvalidValue(
-                f"there is no output {output.name[:80]!r}: there are {', '.join(OUTPUTS)}"
+                f"there is no output {output.name[:80]!r}: the outputs are {', '.join(OUTPUTS)}"
             )
         refuse_parameters(output.parameters, f"output {output.name}")
     return [output.name for output in request.outputs]
@@ -172,7 +175,7 @@ def _queries(
     texts = texts_of(*inputs["text"])
     check_texts("text", texts, settings)
     if request.parameters.get("sequence_id"):
-        raise InvalidValue("no model here keeps sequences: leave sequence_id out")
+        raise InvalidValue("no model here keeps a state between requests: leave sequence_id out")
     defaults = deployment.engine.manifest.defaults
     k = integer_of(*inputs["k"]) if "k" in inputs else request.parameters.get("k", defaults.k)
     if type(k) is not int or not 1 <= k <= settings.max_k:
@@ -191,9 +194,9 @@ def _by_name(
     by_name = {tensor.name: (tensor, part) for tensor, part in zip(tensors, parts, strict=True)}
     unknown = sorted(set(by_name) - {"text", "k"})
     if unknown:
-        raise InvalidValue(f"there is no input {unknown[0][:80]!r}: there are text and k")
+        raise InvalidValue(f"there is no input {unknown[0][:80]!r}: the inputs are text and k")
     if len(by_name) != len(tensors):
-        raise InvalidValue("an input is there more than once: send each one once")
+        raise InvalidValue("the request has an input more than once: send each input once")
     return by_name
 
 
@@ -216,7 +219,10 @@ def _in_binary(inference: Inference) -> list[bool]:
 def _tensors(
     answer: Answer, label_of: Callable[[int], Label], outputs: Sequence[str]
 ) -> list[OutputTensor]:
-    """The outputs (n, width); a row with fewer labels ends in "" and NaN."""
+    """The outputs, one row for each text; `embedding` is (n, dim), the others are (n, width).
+
+    The width is the number of labels of the longest row. "" or NaN fills up shorter rows.
+    """
     width = max(len(item.rows) for item in answer.predictions)
     labels = [[label_of(row) for row in item.rows.tolist()] for item in answer.predictions]
     tensors: list[OutputTensor] = []

@@ -1,7 +1,7 @@
 """Routes of the Open Inference Protocol about the server and its models: metadata and health.
 
-`config` and `repository/index` are extensions of Triton, with the parts that its clients use.
-Clients cannot load or unload models.
+`config` and `repository/index` are Triton's extensions; the service offers the parts of them that
+Triton's clients use. Clients cannot load or unload models.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,8 @@ PLATFORM: Final = "astrolabe"
 ANY_SIZE: Final = -1
 ERRORS: Final = envelope_responses(OipError)
 VERSION_CHARS: Final = 12
-"""How much of a bundle's id is the version of its model."""
+"""How many characters of a bundle's id are the version of its model. A choice: 48 bits of the id
+tell the bundles of one name apart, and a person can still read them."""
 
 Name = Annotated[
     str, Path(description="A model's name; /v1/models lists them.", examples=["gutenberg-bag"])
@@ -43,7 +44,7 @@ class ServerMetadata(BaseModel):
 
 
 class TensorMetadata(BaseModel):
-    """A tensor that a model takes or gives; -1 stands for any size."""
+    """An input or output of a model; a -1 in its shape stands for any size."""
 
     name: str
     datatype: str
@@ -51,7 +52,7 @@ class TensorMetadata(BaseModel):
 
 
 class ModelMetadata(BaseModel):
-    """A model, its versions and its tensors. Input `k` may be left out."""
+    """A model, its versions, and its inputs and outputs. A request may leave out the input `k`."""
 
     name: str
     versions: list[str]
@@ -61,7 +62,7 @@ class ModelMetadata(BaseModel):
 
 
 class ConfigTensor(BaseModel):
-    """A tensor as Triton's model configuration has it."""
+    """An input or output, in the form of Triton's model configuration."""
 
     name: str
     data_type: str
@@ -70,12 +71,14 @@ class ConfigTensor(BaseModel):
 
 
 class ModelConfig(BaseModel):
-    """The part of Triton's model configuration that holds here."""
+    """The fields of Triton's model configuration that apply to this service."""
 
     name: str
     platform: str
     backend: str
-    max_batch_size: int = Field(0, description="0: the first dimension is a tensor's own.")
+    max_batch_size: int = Field(
+        0, description="0 says, as in Triton, that the shapes include the batch dimension."
+    )
     input: list[ConfigTensor]
     output: list[ConfigTensor]
 
@@ -90,19 +93,22 @@ class IndexEntry(BaseModel):
 
 
 class Alive(BaseModel):
-    """The answer of a probe that succeeds."""
+    """The answer of the liveness probe."""
 
     live: bool
 
 
 class Ready(BaseModel):
-    """The answer of a probe that succeeds."""
+    """The answer of a readiness probe that succeeds."""
 
     ready: bool
 
 
 class AnswerTensor(BaseModel):
-    """One tensor of an answer; with binary data, `parameters` says how many bytes it has."""
+    """One tensor of an answer.
+
+    A tensor in binary form has no `data`; its `parameters` hold `binary_data_size`.
+    """
 
     name: str
     datatype: str
@@ -112,7 +118,7 @@ class AnswerTensor(BaseModel):
 
 
 class InferResponse(BaseModel):
-    """The JSON of an answer."""
+    """The JSON of an answer to an inference request."""
 
     model_name: str
     model_version: str
@@ -123,14 +129,14 @@ class InferResponse(BaseModel):
 def add_oip_metadata(app: FastAPI, serving: Serving) -> None:
     """Add all routes of the protocol except inference."""
     _add_server(app, serving)
-    known = {"name": "$response.body#/name", "version": "$response.body#/versions/0"}
-    linked = links(
-        metadata=link("get", _VERSION, known),
-        ready=link("get", _VERSION + "/ready", known),
-        config=link("get", _VERSION + "/config", known),
-        infer=link("post", _VERSION + "/infer", known, EXAMPLE),
+    parameters = {"name": "$response.body#/name", "version": "$response.body#/versions/0"}
+    to_version = links(
+        metadata=link("get", _VERSION, parameters),
+        ready=link("get", _VERSION + "/ready", parameters),
+        config=link("get", _VERSION + "/config", parameters),
+        infer=link("post", _VERSION + "/infer", parameters, EXAMPLE),
     )
-    _add_model(app, serving, "", _metadata, ModelMetadata, linked)
+    _add_model(app, serving, "", _metadata, ModelMetadata, to_version)
     _add_model(app, serving, "/ready", lambda _: _ready(serving), Ready)
     _add_model(app, serving, "/config", _config, ModelConfig)
 
@@ -152,12 +158,12 @@ def _add_server(app: FastAPI, serving: Serving) -> None:
 
     @app.get("/v2/health/ready", tags=[TAG], responses=ERRORS)
     async def server_ready() -> Ready:
-        """Whether requests are answered, as /readyz."""
+        """Whether the service answers requests, as /readyz says."""
         return _ready(serving)
 
     @app.post("/v2/repository/index", tags=[TAG], responses=ERRORS)
     async def repository_index() -> list[IndexEntry]:
-        """Every version of every model."""
+        """Every open version of every model."""
         return [
             IndexEntry(name=name, version=version_of(deployment), state="READY", reason="")
             for name, slot in serving.deployments.slots.items()
@@ -171,17 +177,17 @@ def _add_model(
     suffix: str,
     answer: Callable[[Slot], BaseModel],
     kind: type[BaseModel],
-    linked: dict[int | str, dict[str, Any]] | None = None,
+    to_version: dict[int | str, dict[str, Any]] | None = None,
 ) -> None:
-    """Add a route about one model, and the same about one version of it."""
-    described: dict[str, Any] = {"tags": [TAG], "response_model": kind}
-    described["responses"] = ERRORS | (linked or {})
+    """Add two routes of one kind: about a model, and about one version of it."""
+    options: dict[str, Any] = {"tags": [TAG], "response_model": kind}
+    options["responses"] = ERRORS | (to_version or {})
 
-    @app.get("/v2/models/{name}" + suffix, description=kind.__doc__, **described)
+    @app.get("/v2/models/{name}" + suffix, description=kind.__doc__, **options)
     async def model(name: Name) -> BaseModel:
         return answer(serving.deployments.slot(name))
 
-    @app.get("/v2/models/{name}/versions/{version}" + suffix, description=kind.__doc__, **described)
+    @app.get("/v2/models/{name}/versions/{version}" + suffix, description=kind.__doc__, **options)
     async def model_version(name: Name, version: str) -> BaseModel:
         return answer(Slot(at_version(serving.deployments.slot(name), version)))
 
@@ -193,7 +199,7 @@ def at_version(slot: Slot, version: str) -> Deployment:
             return deployment
     versions = ", ".join(version_of(deployment) for deployment in _open_bundles(slot))
     raise NoSuchBundle(
-        f"model {slot.current.name} has no version {version[:80]!r}: there are {versions}"
+        f"model {slot.current.name} has no version {version[:80]!r}: its versions are {versions}"
     )
 
 
@@ -214,7 +220,7 @@ def _ready(serving: Serving) -> Ready:
 
 def _metadata(slot: Slot) -> ModelMetadata:
     manifest = slot.current.engine.manifest
-    labels = [ANY_SIZE, ANY_SIZE]
+    texts_by_labels = [ANY_SIZE, ANY_SIZE]
     return ModelMetadata(
         name=manifest.name,
         versions=[version_of(deployment) for deployment in _open_bundles(slot)],
@@ -224,9 +230,9 @@ def _metadata(slot: Slot) -> ModelMetadata:
             TensorMetadata(name="k", datatype="INT32", shape=[1]),
         ],
         outputs=[
-            TensorMetadata(name="label_id", datatype="BYTES", shape=labels),
-            TensorMetadata(name="label_text", datatype="BYTES", shape=labels),
-            TensorMetadata(name="score", datatype="FP32", shape=labels),
+            TensorMetadata(name="label_id", datatype="BYTES", shape=texts_by_labels),
+            TensorMetadata(name="label_text", datatype="BYTES", shape=texts_by_labels),
+            TensorMetadata(name="score", datatype="FP32", shape=texts_by_labels),
             TensorMetadata(
                 name="embedding", datatype="FP32", shape=[ANY_SIZE, manifest.encoder.dim]
             ),

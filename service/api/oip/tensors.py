@@ -1,8 +1,11 @@
-"""Tensors of the Open Inference Protocol over HTTP: JSON, and binary data that follows it.
+"""Tensors of the Open Inference Protocol over HTTP: as JSON, or as binary data after the JSON.
 
-A request is a JSON object; tensors that say `binary_data_size` have their bytes after it, in the
-order of the inputs. Answers are laid out alike. Binary numbers are little-endian, and each element
-of a BYTES tensor has its length before it, as 4 bytes. No shared memory, no classification.
+The body of a request is a JSON object, followed by the binary data of the inputs that have the
+parameter `binary_data_size`, in the order of the inputs. Answers have the same layout. Binary
+numbers are little-endian. Before each element of a BYTES tensor stands its length in bytes, as an
+unsigned number of 4 bytes. The service offers neither shared memory nor classification.
+
+Source: the extension "binary tensor data" of Triton Inference Server.
 """
 
 import struct
@@ -19,7 +22,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.errors import InvalidValue
 
 LENGTH: Final = struct.Struct("<I")
-NOT_TAKEN: Final = ("shared_memory_region", "classification")
+"""The length of one element of a BYTES tensor in binary data."""
+
+UNSUPPORTED: Final = ("shared_memory_region", "classification")
+"""Parameters of Triton's extensions that would change an answer and that the service does not
+offer."""
 
 
 class InputTensor(BaseModel):
@@ -35,7 +42,7 @@ class InputTensor(BaseModel):
 
 
 class RequestedOutput(BaseModel):
-    """One output that is wanted, and with `binary_data` in which form."""
+    """The name of one output; its parameter `binary_data` chooses between binary form and JSON."""
 
     model_config = ConfigDict(strict=True)
 
@@ -73,19 +80,22 @@ class OutputTensor:
 
     @property
     def datatype(self) -> str:
-        """The protocol's name of what the values are."""
+        """The protocol's name for the type of the values."""
         return "FP32" if isinstance(self.values, np.ndarray) else "BYTES"
 
     @property
     def shape(self) -> list[int]:
-        """Rows and their width."""
+        """Number of rows, and values in each row."""
         if isinstance(self.values, np.ndarray):
             return list(self.values.shape)
         return [len(self.values), len(self.values[0]) if self.values else 0]
 
 
 def split_binary(inputs: Sequence[InputTensor], binary: bytes) -> list[bytes | None]:
-    """The bytes of each input, None where its values are in JSON; raises InvalidValue."""
+    """The binary data of each input; None for an input whose values are in the JSON.
+
+    Raises InvalidValue if the sizes of the inputs do not add up to the length of `binary`.
+    """
     parts: list[bytes | None] = []
     start = 0
     for tensor in inputs:
@@ -95,13 +105,16 @@ def split_binary(inputs: Sequence[InputTensor], binary: bytes) -> list[bytes | N
             continue
         if type(size) is not int or size < 0 or start + size > len(binary):
             raise InvalidValue(
-                f"input {tensor.name} has binary_data_size {size}, {len(binary) - start} bytes are "
-                "left after the JSON: the body must hold the binary data of each input in order"
+                f"input {tensor.name} has binary_data_size {size}, but {len(binary) - start} bytes "
+                "are left after the JSON: send the binary data of each input in order"
             )
         parts.append(binary[start : start + size])
         start += size
     if start != len(binary):
-        raise InvalidValue(f"{len(binary) - start} bytes after the JSON belong to no input")
+        raise InvalidValue(
+            f"{len(binary) - start} bytes after the JSON belong to no input: "
+            "say binary_data_size for each input that has binary data"
+        )
     return parts
 
 
@@ -120,7 +133,7 @@ def texts_of(tensor: InputTensor, binary: bytes | None) -> list[str]:
 
 
 def integer_of(tensor: InputTensor, binary: bytes | None) -> int:
-    """The one value of an INT32 or INT64 tensor; raises InvalidValue."""
+    """The value of an INT32 or INT64 tensor with a single element; raises InvalidValue."""
     _check(tensor, "INT32", "INT64")
     if prod(tensor.shape) != 1:
         raise InvalidValue(f"input {tensor.name} has shape {tensor.shape}: it must hold one value")
@@ -138,19 +151,20 @@ def integer_of(tensor: InputTensor, binary: bytes | None) -> int:
 def serialise(
     head: Mapping[str, Any], outputs: Sequence[OutputTensor], binary: Sequence[bool]
 ) -> tuple[bytes, int | None]:
-    """A whole answer, and the length of its JSON where binary data follows, else None.
+    """The body of an answer, and the length of its JSON; None if no binary data follows.
 
-    A number that JSON does not have (NaN) is null there.
+    `head` holds the fields of the JSON beside `outputs`. `binary` says of each output whether it
+    goes into binary data. JSON has no NaN, so a NaN becomes null there.
     """
-    described: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     parts: list[bytes] = []
-    for tensor, as_binary in zip(outputs, binary, strict=True):
+    for tensor, is_binary in zip(outputs, binary, strict=True):
         entry: dict[str, Any] = {
             "name": tensor.name,
             "datatype": tensor.datatype,
             "shape": tensor.shape,
         }
-        if as_binary:
+        if is_binary:
             data = _binary(tensor.values)
             entry["parameters"] = {"binary_data_size": len(data)}
             parts.append(data)
@@ -158,16 +172,19 @@ def serialise(
             entry["data"] = tensor.values.ravel()
         else:
             entry["data"] = [text for row in tensor.values for text in row]
-        described.append(entry)
-    content = orjson.dumps({**head, "outputs": described}, option=orjson.OPT_SERIALIZE_NUMPY)
+        entries.append(entry)
+    content = orjson.dumps({**head, "outputs": entries}, option=orjson.OPT_SERIALIZE_NUMPY)
     return b"".join([content, *parts]), len(content) if any(binary) else None
 
 
 def refuse_parameters(parameters: Mapping[str, Any], where: str) -> None:
-    """Raise InvalidValue for what would change an answer and is not offered."""
-    for name in NOT_TAKEN:
+    """Raise InvalidValue for a parameter that the service does not offer; `where` names its place.
+
+    The service ignores other parameters that it does not know.
+    """
+    for name in UNSUPPORTED:
         if parameters.get(name):
-            raise InvalidValue(f"{where} asks for {name}, which is not offered: leave it out")
+            raise InvalidValue(f"{where} has {name}, which this service does not offer: remove it")
 
 
 def _check(tensor: InputTensor, *datatypes: str) -> None:
@@ -180,10 +197,10 @@ def _check(tensor: InputTensor, *datatypes: str) -> None:
 
 
 def _flat(tensor: InputTensor) -> list[Any]:
-    """The values of a tensor in JSON, which may be nested as its shape is."""
+    """The values of a tensor in JSON, row by row; they may come nested like the tensor's shape."""
     values = tensor.data
     if values is None:
-        raise InvalidValue(f"input {tensor.name} has neither data nor binary_data_size")
+        raise InvalidValue(f"input {tensor.name} has neither data nor binary_data_size: send one")
     if values and all(isinstance(value, list) for value in values):
         return [value for row in values for value in row]
     return values

@@ -133,10 +133,13 @@ async def test_every_endpoint_counts_times_and_caches_alike(
             assert await service.metric(f'astrolabe_cache_total{{result="{result}"}}') == 1
         assert await service.metric('astrolabe_stage_seconds_count{stage="total"}') == 2
         points = await service.metric('astrolabe_effort_total{point="balanced"}')
-        shapes = await service.metric("astrolabe_query_tokens_count")
+        scores = await service.metric("astrolabe_top_score_count")
+        lengths = await service.metric("astrolabe_query_tokens_count")
     searches = (method, path, body) in RECOMMENDS
+    has_text = "by-embedding" not in path
     assert points == (2 if searches else 0)
-    assert shapes == (1 if searches else 0)
+    assert scores == (1 if searches else 0)
+    assert lengths == (1 if searches and has_text else 0)
 
 
 async def test_the_cache_tells_endpoints_apart() -> None:

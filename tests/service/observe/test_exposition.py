@@ -36,6 +36,13 @@ def test_top_scores_and_lengths_are_histograms() -> None:
     assert sample(telemetry, "query_tokens_bucket", le="4.0") == 1
 
 
+def test_a_query_without_a_text_counts_its_score_but_no_length() -> None:
+    telemetry = Telemetry()
+    telemetry.served(answers(np.full(100, 0.5), n_tokens=0))
+    assert sample(telemetry, "top_score_count") == 100
+    assert sample(telemetry, "query_tokens_count") == 0
+
+
 def test_drift_is_small_for_the_same_traffic_and_large_for_other() -> None:
     rng = np.random.default_rng(1)
     telemetry = Telemetry()
