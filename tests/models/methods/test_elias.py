@@ -204,7 +204,7 @@ def test_the_clusters_of_a_rows_labels_are_visited(tmp_path):
     model.begin(0, rows, rng)
     assert (model.parents >= 0).all()
     picked = np.arange(50)
-    chosen = model._chosen(torch.zeros(50, 20), rows, picked, rng)
+    chosen = model._training_clusters(torch.zeros(50, 20), rows, picked, rng)
     assert chosen.shape == (50, 6)
     for row in picked:
         labels = rows.labels.indices[rows.labels.indptr[row] : rows.labels.indptr[row + 1]]
