@@ -141,7 +141,7 @@ class Astra(nn.Module):
         return Ranking(labels, expit(logits))
 
     def servable(self) -> Servable:
-        """The encoder, and label vectors times `score_scale`; products + `logit_bias` are logits."""
+        """The encoder, and label vectors times `score_scale`: products + `logit_bias` = logits."""
         vectors = self.label_vectors() * self.config.score_scale
         return Servable(self.encoder, np.ascontiguousarray(vectors, np.float32))
 
