@@ -85,13 +85,13 @@ def remember(vectors: NDArray[np.float32], labels: csr_array, values: Values) ->
         raise ValueError("no training query has a label, so there is nothing to remember")
     clean = clean[with_labels]
     lengths = np.diff(clean.indptr)
-    each = np.ones(len(lengths)) if values == "one" else 1 / lengths
+    value = np.ones(len(lengths)) if values == "one" else 1 / lengths
     return Memory(
         np.ascontiguousarray(vectors[with_labels]),
         MemoryLabels(
             clean.indptr.astype(np.int64),
             clean.indices.astype(np.int32),
-            np.repeat(each, lengths).astype(np.float32),
+            np.repeat(value, lengths).astype(np.float32),
         ),
     )
 
@@ -237,10 +237,10 @@ def _trial(
     """The figures of a ranking (n, 5 + spare), and the nDCG@5 of each query."""
     pairs, truth = validation.filter_pairs, validation.truth
     rows = ranked if pairs is None else remove_filtered(ranked, pairs)
-    each = ndcg_of_each(rows, truth, _TOP)
+    query_ndcg = ndcg_of_each(rows, truth, _TOP)
     figures = (precision_at_k(rows, truth, 1), precision_at_k(rows, truth, _TOP))
-    p1, p5, ndcg = (100 * float(figure) for figure in (*figures, each.mean()))
-    return Trial(weight, temperature, neighbours, p1, p5, ndcg), each
+    p1, p5, ndcg = (100 * float(figure) for figure in (*figures, query_ndcg.mean()))
+    return Trial(weight, temperature, neighbours, p1, p5, ndcg), query_ndcg
 
 
 @dataclass(frozen=True, slots=True)

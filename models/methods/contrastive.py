@@ -93,7 +93,7 @@ class Contrastive:
         )
 
     def cluster_size(self, epoch: int) -> int:
-        """Queries in a cluster in this epoch: it doubles now and then, up to a whole batch."""
+        """Queries in a cluster in this epoch; never more than in a batch."""
         config = self.config
         doubled = config.cluster_size << (epoch // config.cluster_double_epochs)
         return min(doubled, config.batch_size)
@@ -201,7 +201,7 @@ class _Loop:
     def run_to_end(self) -> None:
         """Train from the checkpoint or the start, to the last epoch or an early stop."""
         resumes = self._resume()
-        # Its own folder, because the start of the method's loop drops all curves beside its own.
+        # Its own folder: the method's loop counts steps anew, and would void curves beside its own.
         folder = self.run.folder / TENSORBOARD_FOLDER / "pretrain"
         self.board = Board(folder, self.progress.step)
         try:

@@ -123,7 +123,7 @@ def write_tensors(
     except (SafetensorError, OSError) as exc:
         # For a full disk the library raises its own error, which quotes the system's.
         raise RunError(
-            f"{path} could not be written ({exc}): the file of before is whole, so make room "
+            f"{path} could not be written ({exc}): an older file there is whole, so make room "
             "and run the same command again"
         ) from exc
 

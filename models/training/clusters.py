@@ -47,13 +47,13 @@ def _halve(
     """
     first, second = points[generator.choice(len(points), 2, replace=False)]
     total = points.sum(axis=0)
-    left: NDArray[np.bool_] | None = None
+    left_half: NDArray[np.bool_] | None = None
     for _ in range(_ROUNDS):
         order = np.argsort(points @ (second - first), kind="stable")
-        before, left = left, np.zeros(len(points), np.bool_)
-        left[order[:n_left]] = True
-        if before is not None and np.array_equal(before, left):
+        before, left_half = left_half, np.zeros(len(points), np.bool_)
+        left_half[order[:n_left]] = True
+        if before is not None and np.array_equal(before, left_half):
             break
-        inside = points[left].sum(axis=0)
+        inside = points[left_half].sum(axis=0)
         first, second = inside / n_left, (total - inside) / (len(points) - n_left)
     return order

@@ -3,8 +3,8 @@
 Every rank draws the same random numbers and sees the same batch. It encodes its share of the texts,
 gathers the embeddings of all ranks, and scores the labels whose rows it holds. The ranks sum losses
 and encoder gradients, so the job computes the same as one process
-(tests/models/training/test_distributed.py). With one process, every function here returns its
-argument.
+(tests/models/training/test_distributed.py). With one process, the methods that
+combine ranks return their argument.
 """
 
 import logging

@@ -58,8 +58,8 @@ def train(
 ) -> Progress:
     """Train to the end or to an early stop; writes the best epoch's weights to the run folder.
 
-    It resumes from the run's checkpoint if there is one. Raises TrainingError if the configuration
-    cannot be trained here or a number overflows, and RunError if a file is damaged or cannot be
+    It resumes from the run's checkpoint if there is one. Raises TrainingError if the device is
+    not there or a loss or weight is not finite, and RunError if a file is damaged or cannot be
     written.
     """
     config = run.config.train

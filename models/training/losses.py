@@ -72,13 +72,14 @@ class _FullBce(torch.autograd.Function):
         for start in range(0, len(weight), chunk):
             part = weight[start : start + chunk]
             logits = (queries @ part.T).mul_(scale).add_(bias)  # (n, chunk)
-            positives, outside = (_within(cells, start, len(part)) for cells in (targets, ignored))
+            positives = _within(targets, start, len(part))
+            exclusions = _within(ignored, start, len(part))
             loss -= (logits[positives.rows, positives.labels] * positives.values).sum()
             cost = softplus(logits)
-            cost[outside.rows, outside.labels] = 0.0
+            cost[exclusions.rows, exclusions.labels] = 0.0
             loss += cost.sum()
             gradient = logits.sigmoid_()
-            gradient[outside.rows, outside.labels] = 0.0
+            gradient[exclusions.rows, exclusions.labels] = 0.0
             at = (positives.rows, positives.labels)
             gradient.index_put_(at, -positives.values, accumulate=True)
             gradient.mul_(scale / n)
