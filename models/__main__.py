@@ -1,12 +1,12 @@
-"""python -m models: the offline job, whole or stage by stage.
+"""python -m models: the offline job, as a whole or stage by stage.
 
-Thin shells over models.stages; nothing heavy is imported before a stage is named.
+It parses the command line and calls models.stages. Slow imports wait until a stage is named.
 """
 
 from service.interrupt import end_on_signal
 
 if __name__ == "__main__":
-    # A container's stop is an interruption like any other. The imports below take their time.
+    # Before the imports, which are slow. SIGTERM, which stops a container, counts as Ctrl-C does.
     end_on_signal("interrupted: the same command goes on from the last checkpoint")
 
 import argparse
@@ -23,34 +23,34 @@ if TYPE_CHECKING:
     from service.bundle.manifest import QualityInfo
 
 STAGES = {
-    "prepare": "read the data, print a report on it and on the validation split",
-    "train": "train the encoder and the label vectors, resuming if there is a checkpoint",
-    "export": "trace the encoder to ONNX and compare it with torch",
+    "prepare": "read the data, and print a report on it and on the validation split",
+    "train": "train the encoder and the label vectors, from the checkpoint if there is one",
+    "export": "export the encoder to ONNX in each precision, and compare it with torch",
     "index": "build the label index, measure its operating points, fit the calibration",
     "release": "score the test split through the serving code and seal the bundle",
-    "all": "every stage that has not been done yet",
+    "all": "run every stage that is not done yet",
     "evaluate": "score a sealed bundle on a split of its data",
 }
 PREPARE, DEBIAN = "prepare", "debian"
 COMPARE = "compare"
 TUNE = "tune"
 FOLD = "fold"
-SPREAD = "train"
-"""The stage that torchrun may spread over processes."""
+PARALLEL = "train"
+"""The one stage that torchrun may start in several processes."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one stage; 0 if it went well, 1 after an error said in one sentence."""
+    """Run one stage; returns the exit code: 0, or 1 after an error, which it prints."""
     argv = sys.argv[1:] if argv is None else argv
     parser = _parser()
     args = parser.parse_args(argv)
     if args.stage == PREPARE and (args.config is None) == (args.source is None):
         parser.error(f"{PREPARE} takes either --config or a SOURCE such as {DEBIAN}")
     if args.stage == TUNE and args.config is args.run is args.check is None:
-        parser.error(f"{TUNE} takes --config or --run; with --check neither is needed")
+        parser.error(f"{TUNE} takes --config or --run; only --check needs neither")
     args.command = f"python -m models {shlex.join(argv)}"
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("models").setLevel(logging.INFO)  # libraries stay quiet unless they fail
+    logging.getLogger("models").setLevel(logging.INFO)  # libraries log errors only
     from models.errors import ModelsError
     from service.errors import AstrolabeError
 
@@ -79,12 +79,12 @@ def _parser() -> argparse.ArgumentParser:
             help="override a setting, such as train.epochs=3 (may be repeated)",
         )
         command.add_argument(
-            "--var", type=Path, default=Path("var"), help="where runs and bundles go"
+            "--var", type=Path, default=Path("var"), help="folder of runs and bundles"
         )
         if name == PREPARE:
             _add_sources(command)
         if name == "evaluate":
-            command.add_argument("--bundle", type=Path, help="default: the newest of this config")
+            command.add_argument("--bundle", type=Path, help="default: the newest of this name")
             command.add_argument("--split", default="test", choices=["test", "train"])
     _add_compare(commands)
     _add_tune(commands)
@@ -93,11 +93,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_sources(prepare: argparse.ArgumentParser) -> None:
-    sources = prepare.add_subparsers(title="to make a data set", dest="source", metavar="SOURCE")
-    what = "make a data set of the packages of Debian or Ubuntu, from apt's own lists"
+    sources = prepare.add_subparsers(
+        title="sources of a new data set", dest="source", metavar="SOURCE"
+    )
+    what = "make a data set of Debian's or Ubuntu's packages, from apt's lists"
     add = sources.add_parser(DEBIAN, help=what, description=what).add_argument
-    add("--out", type=Path, required=True, metavar="FOLDER", help="empty, or not there yet")
-    add("--limit-points", type=_at_least_one, metavar="N", help="only a sample, for a trial")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="an empty or a new folder")
+    add("--limit-points", type=_at_least_one, metavar="N", help="a sample of N points, for a trial")
 
 
 def _at_least_one(text: str) -> int:
@@ -111,43 +113,55 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add = commands.add_parser(COMPARE, help=what, description=what).add_argument
     add("--data", type=Path, help="a folder with a data set; default: the first config's")
     add("--fields", choices=["title", "title+content"], help="default: the first config's")
-    add("--own-item", action="store_true", help="a point is no answer to itself (data.own_item)")
-    add("--config", type=Path, action="append", default=[], help="trained unless sealed; repeat")
-    add("--bundle", type=Path, action="append", default=[], help="a sealed bundle; repeat")
-    add("--peers", default=",".join(PEERS), help=f"of {', '.join(PEERS)}; or {NONE}")
+    add("--own-item", action="store_true", help="never answer a point with itself (data.own_item)")
+    add("--config", type=Path, action="append", default=[], help="TOML; trained if need be; repeat")
+    add("--bundle", type=Path, action="append", default=[], help="a sealed bundle; may be repeated")
+    add("--peers", default=",".join(PEERS), help=f"some of {', '.join(PEERS)}; or {NONE}")
     add("--propensity", type=float, nargs=2, metavar=("A", "B"), help="default: 0.55 1.5")
-    add("--var", type=Path, default=Path("var"), help="where runs and bundles go")
+    add("--var", type=Path, default=Path("var"), help="folder of runs and bundles")
     add("--out", type=Path, metavar="FOLDER", help="default: compare/NAME under --var")
     add("--into", type=Path, metavar="PAGE", help="a Markdown page with markers for the table")
-    add("--name", help="of the markers; default: the data's")
-    add("--again", action="store_true", help="measure again what is on record")
+    add("--name", help="name of the markers; default: the data's name")
+    add("--again", action="store_true", help="repeat measurements that are on record")
 
 
 def _add_tune(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    what = "search for the index that holds latency, quality and size, and seal the run with it"
+    what = "search for an index within limits of latency, quality and size; seal the run with it"
     command = commands.add_parser(TUNE, help=what, description=what)
     run = command.add_mutually_exclusive_group()
-    run.add_argument("--config", type=Path, help="a TOML file whose run is trained")
-    run.add_argument("--run", type=Path, metavar="FOLDER", help="a run folder instead")
+    run.add_argument("--config", type=Path, help="a TOML file; its run is trained")
+    run.add_argument(
+        "--run", type=Path, metavar="FOLDER", help="a trained run's folder, instead of --config"
+    )
     add = command.add_argument
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
-    add("--var", type=Path, default=Path("var"), help="where runs and bundles go")
-    add("--p99-us", type=_above_zero, metavar="US", help="a search at most, 99th percentile")
+    add("--var", type=Path, default=Path("var"), help="folder of runs and bundles")
+    add(
+        "--p99-us",
+        type=_above_zero,
+        metavar="US",
+        help="microseconds a search, 99th percentile, at most",
+    )
     add("--recall", type=_share, metavar="SHARE", help="recall@10 against exact search, at least")
-    add("--p-at-1-loss", type=float, metavar="POINTS", help="P@1 below exact search, at most")
-    add("--memory-mb", type=_above_zero, metavar="MB", help="index files at most")
+    add(
+        "--p-at-1-loss",
+        type=float,
+        metavar="POINTS",
+        help="points of P@1 below exact search, at most",
+    )
+    add("--memory-mb", type=_above_zero, metavar="MB", help="megabytes of index files, at most")
     add("--kinds", metavar="A,B", help="kinds of index to try; default: all that fit the run")
-    add("--again", action="store_true", help="measure again what is on record")
+    add("--again", action="store_true", help="repeat measurements that are on record")
     add("--check", type=Path, metavar="BUNDLE", help="measure a sealed bundle's points again")
 
 
 def _add_fold(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    what = "seal the next bundle: one with the changes to its catalogue folded in, not trained"
+    what = "fold changes to a catalogue into a new bundle, without training"
     add = commands.add_parser(FOLD, help=what, description=what).add_argument
     add("--bundle", type=Path, required=True, help="a sealed bundle, or a folder of bundles")
     add("--state", type=Path, required=True, metavar="DIR", help="the service's state folder")
-    add("--out", type=Path, metavar="FOLDER", help="default: where the bundle lies")
-    add("--data", type=Path, metavar="FOLDER", help="its data; default: where its config says")
+    add("--out", type=Path, metavar="FOLDER", help="default: the folder that holds the bundle")
+    add("--data", type=Path, metavar="FOLDER", help="its data; default: data.path of its config")
 
 
 def _above_zero(text: str) -> float:
@@ -196,10 +210,10 @@ def _refuse_processes(stage: str) -> None:
     from models.errors import ConfigError
 
     processes = os.environ.get("WORLD_SIZE", "1")
-    if processes != "1" and stage != SPREAD:
+    if processes != "1" and stage != PARALLEL:
         raise ConfigError(
             f"torchrun started {processes} processes of {stage}, which is for one: run "
-            f"{SPREAD} with torchrun, then {stage} without"
+            f"{PARALLEL} with torchrun, then {stage} without"
         )
 
 
@@ -239,7 +253,7 @@ def _fold(args: argparse.Namespace) -> None:
 
 
 def _tune(args: argparse.Namespace) -> None:
-    """Print the table first: also where nothing holds the goal it says what there is."""
+    """Tune or check. The table comes before the error, because it shows what was measured."""
     from models import stages
     from models.data.prepare import load_config_with_data
     from models.errors import TuneError

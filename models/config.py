@@ -1,7 +1,7 @@
-"""The training configuration: a frozen tree read from TOML, with `--set a.b=c` on top.
+"""The training configuration: a frozen tree from a TOML file and `--set a.b=c` overrides.
 
-Unknown keys and wrong types are errors that name the key. The resolved tree is written into the run
-folder and into the bundle's manifest, and its hash names the run.
+Unknown keys and wrong types are errors that name the key. The run folder and the bundle's manifest
+hold the resolved tree; its hash and the data's name the run. docs/training.md says what to set.
 """
 
 import hashlib
@@ -25,10 +25,10 @@ class _Section(BaseModel):
 
 
 class DataConfig(_Section):
-    """Where the points and labels come from and which text of them is read.
+    """The folder of the points and labels, and the fields of theirs that the model reads.
 
-    `own_item` says that points and labels share one name space, where no point is a right answer
-    to itself.
+    `own_item` says that points and labels are items of one kind. A point's own label (the one with
+    its uid) is then never a right answer.
     """
 
     path: str
@@ -38,7 +38,11 @@ class DataConfig(_Section):
 
 
 class ValidationConfig(_Section):
-    """The split cut from the training points; everything is chosen on it."""
+    """The validation split: about `points` of the training points, whole groups at a time.
+
+    `group` says which points are one group: volumes of a series, or points whose contents begin
+    alike (`models.data.splits`).
+    """
 
     points: Positive = 2000
     group: Literal["series", "content", "none"] = "series"
@@ -47,8 +51,8 @@ class ValidationConfig(_Section):
 class EncoderConfig(_Section):
     """A bag of word pieces and hashed pairs, a transformer, or both side by side.
 
-    `dim` is the width of each half. A `frozen` transformer encodes every text once into a cache,
-    and only what stands behind it is trained.
+    `dim` is the width of each half. A `frozen` transformer encodes every text once, into a cache,
+    and only the layers behind it are trained.
     """
 
     kind: Literal["bag", "transformer", "bag+transformer"] = "bag"
@@ -63,14 +67,14 @@ class EncoderConfig(_Section):
 
 
 class MethodConfig(_Section):
-    """ASTRA (A1, A2 in docs/training.md): how negatives are drawn and weighted.
+    """The method, and how it draws and weighs negatives (ASTRA, arXiv 2409.20156).
 
-    `full-bce` scores every label in every step: the loss that ASTRA estimates. `mips-s` is the open
-    predecessor: the nearest wrong labels as they are, weighted like the uniform ones.
-    `logit_bias` is added to every training score, so that all labels start out improbable.
-    `softmax_share` of the loss is a softmax over the same negatives, the rest is BCE. `elias` is
-    another method, with settings of its own; of these it has labels' rows, start, scale and bias,
-    and dropout.
+    `full-bce` scores every label in every step; ASTRA estimates this loss. `mips-s` (Qaraei and
+    Babbar, 2023) takes the nearest wrong labels themselves, with the weight of uniform ones.
+    `logit_bias` is added to every training score, so that each label is improbable at first.
+    `softmax_share` of the loss is a softmax over the same negatives, the rest is BCE
+    (docs/decisions/0011). `elias` has a section of its own; of this one it reads `label_rows`,
+    `label_init`, `label_init_norm`, `score_scale`, `logit_bias` and `dropout`.
     """
 
     kind: Literal["astra", "full-bce", "mips-s", "elias"] = "astra"
@@ -95,11 +99,13 @@ class MethodConfig(_Section):
 
 
 class EliasConfig(_Section):
-    """ELIAS: clusters and edges to labels, learnt together with encoder and label vectors.
+    """ELIAS (arXiv 2210.08410): clusters and edges to labels, learnt with the rest of the model.
 
-    Symbols are the paper's: cluster scores are min(1, alpha * softmax), edge weights
-    min(1, beta * softmax over a cluster's `kappa` edges). `learned` false stops at fixed clusters.
-    `train.epochs` are those of the last phase.
+    Symbols are the paper's. A cluster's score is min(1, alpha * softmax over clusters), an edge's
+    weight min(1, beta * softmax over its cluster's `kappa` edges). With `learned` false, training
+    ends with fixed clusters. `clusters` 0 derives their number from the label count.
+    `learned_rate` scales the other learning rates while edges are learnt. `train.epochs` counts
+    the epochs of the last phase.
     """
 
     learned: bool = True
@@ -120,7 +126,7 @@ class EliasConfig(_Section):
 
 
 class TeacherConfig(_Section):
-    """Distillation: a sealed bundle or a run folder whose probabilities become soft targets."""
+    """Distillation: the probabilities of the bundle or run at `path` become soft targets."""
 
     path: str = ""
     top: Positive = 30
@@ -128,7 +134,10 @@ class TeacherConfig(_Section):
 
 
 class TrainConfig(_Section):
-    """The loop: optimiser, schedule, early stopping."""
+    """The training loop: learning rates, schedule, precision, device, early stopping, checkpoints.
+
+    `patience` epochs without a better nDCG@5 on validation points end the last phase.
+    """
 
     epochs: Positive = 6
     batch_size: Positive = 512
@@ -149,9 +158,9 @@ class TrainConfig(_Section):
 class PretrainConfig(_Section):
     """Contrastive pre-training of the encoder before the method (NGAME); 0 epochs leave it out.
 
-    A query and the text of one of its labels go through the same encoder. Batches are filled with
-    clusters of alike queries, `cluster_size` in each; it doubles every `cluster_double_epochs`.
-    Schedule, weight decay, precision and device are those of `train`.
+    A query and the text of one of its labels go through the same encoder. A batch consists of
+    clusters of `cluster_size` similar queries; the size doubles every `cluster_double_epochs`.
+    `train` sets the schedule, weight decay, precision and device.
     """
 
     epochs: Annotated[int, Field(ge=0)] = 0
@@ -173,9 +182,10 @@ class PretrainConfig(_Section):
 class ExportConfig(_Section):
     """Precisions of the ONNX encoder: which ones a bundle carries and which one it serves.
 
-    `auto` serves half precision for a bag, and int8 for a transformer, which CPUs run fastest. One
-    that loses more than `max_p_at_1_loss` of fp32's P@1 is left out, unless `serve` names it.
-    `carry` says whether a bundle holds all that pass or only the one that serves; all are measured.
+    `auto` serves half precision for a bag, and int8 for a transformer, because CPUs run it fastest.
+    A precision that loses more than `max_p_at_1_loss` of fp32's P@1 is left out, unless `serve`
+    names it. A bundle carries all other precisions, or with `carry` "served" only the one that it
+    serves. Every precision is measured.
     """
 
     variants: Annotated[list[Precision], Field(min_length=1)] = ["fp32", "fp16", "int8"]
@@ -195,12 +205,12 @@ class ExportConfig(_Section):
 
 
 class IndexConfig(_Section):
-    """The label index; `recall` says which recall@10 each effort must reach on validation data.
+    """The label index; each effort must reach its `recall_` (recall@10) on validation points.
 
-    `ivf_lists` is the number of inverted lists, 0 for one chosen from the label count, and each
-    label lies in `ivf_copies` of them; `pq_dims` the dimensions that a 4-bit code stands for;
-    `tree_` is for label trees, where a `tree_gamma` or `tree_entropy` over 0 puts frequent labels
-    nearer to the root.
+    `m` and `ef_construction` are for the graph. `ivf_lists` is the number of inverted lists (0
+    derives it from the label count), and each label lies in `ivf_copies` of them. `pq_dims`
+    dimensions share a 4-bit code. `tree_` keys are for label trees; a `tree_gamma` or
+    `tree_entropy` over 0 puts frequent labels nearer to the root.
     """
 
     kind: Literal[
@@ -229,10 +239,11 @@ class IndexConfig(_Section):
 
 
 class MemoryConfig(_Section):
-    """Training queries remembered beside the labels (retrieval-augmented scoring).
+    """The memory: training queries with their labels (retrieval-augmented scoring).
 
-    `auto` keeps them only where they gain more than chance on validation data. The lists are the
-    settings that are tried; the recalls are those that each effort must reach in the memory.
+    `auto` keeps it only if it gains over two standard errors of nDCG@5 on validation points. Each
+    combination of `weights`, `temperatures` and `neighbours` is tried. `depth` labels of the index
+    are blended. Each effort must find the share `recall_` of the ten nearest queries.
     """
 
     kind: Literal["none", "auto", "queries"] = "none"
@@ -247,14 +258,18 @@ class MemoryConfig(_Section):
 
 
 class MetricsConfig(_Section):
-    """A and B of the inverse propensities (methods: Jain et al., 2016)."""
+    """A and B of the inverse propensities (Jain et al., KDD 2016)."""
 
     propensity_a: float = 0.55
     propensity_b: float = 1.5
 
 
 class ReleaseConfig(_Section):
-    """What the release gate demands before a bundle is sealed."""
+    """The limits that a bundle must keep, its default k, and its number of golden queries.
+
+    fp32 may differ from torch by `max_parity_diff` at most, in any dimension. The first labels by
+    both must be equal for `min_top1_agreement` of the texts.
+    """
 
     default_k: Positive = 10
     golden_queries: Positive = 20
@@ -307,30 +322,35 @@ class Config(_Section):
         return self
 
     def _check_elias(self) -> None:
-        """Refuse settings of one method beside another, and an index that cannot serve it."""
-        chosen, graph = self.method.kind == "elias", self.index.kind == "learned-graph"
-        if not chosen and self.elias != EliasConfig():
-            raise ValueError(f"elias.* are set, but method.kind is {self.method.kind}: set elias")
-        if chosen and self.method.label_device == "host":
+        """Refuse `elias` settings of another method, and an index that cannot serve the method."""
+        is_elias, is_graph = self.method.kind == "elias", self.index.kind == "learned-graph"
+        if not is_elias and self.elias != EliasConfig():
             raise ValueError(
-                "method.label_device host is for methods that sample: elias scores all"
+                f"elias.* are set, but method.kind is {self.method.kind}: "
+                "set method.kind to elias, or remove them"
             )
-        if chosen != graph:
+        if is_elias and self.method.label_device == "host":
+            raise ValueError(
+                "method.label_device host is for methods that sample, and elias scores all of "
+                "its shortlist: set it to encoder"
+            )
+        if is_elias != is_graph:
             raise ValueError(
                 f"method.kind {self.method.kind} and index.kind {self.index.kind} do not go "
-                "together: elias is served by learned-graph, and nothing else is"
+                "together: elias is served by learned-graph, and no other method is"
             )
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of the resolved tree."""
+        """SHA-256 (hex) of the resolved tree as JSON."""
         return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a TOML file and apply `a.b=value` overrides (values in TOML syntax, or bare words).
+    """Read a TOML file and apply `a.b=value` overrides.
 
-    Raises ConfigError, which names the file and the key.
+    An override's value is TOML, or a bare word. Raises ConfigError, which names the file and the
+    key.
     """
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -372,5 +392,5 @@ def _sentence(exc: ValidationError) -> str:
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"unknown key {key}: check its spelling against docs/training.md"
-    found = "" if first["type"] == "missing" else f" (found {first['input']!r:.80})"
-    return f"{key or 'configuration'}: {first['msg']}{found if key else ''}"
+    value = "" if first["type"] == "missing" else f" (found {first['input']!r:.80})"
+    return f"{key or 'configuration'}: {first['msg']}{value if key else ''}"

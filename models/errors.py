@@ -1,25 +1,26 @@
-"""Every error the offline half raises on purpose, in one tree.
+"""All errors that the offline half raises on purpose, as one tree.
 
     ModelsError
-    ├── DataError      a data file does not hold what its format promises
-    ├── ConfigError    the training configuration has an unknown key or a value not allowed
-    ├── AptError       apt is not on this machine, or its lists do not hold what is needed
-    ├── SourceError    a pretrained source has no weights or no tokenizer where it says
-    ├── RunError       a run folder lacks what a stage needs, or holds something else
-    ├── TrainingError  the loss stopped being a number
-    ├── ReleaseError   a measured figure is below what the release gate demands
-    ├── FoldError      changes to a catalogue cannot be folded into this bundle, or there are none
-    ├── TuneError      no index holds what is asked of it, or a tuned bundle no longer does
+    ├── DataError        a data file is missing or breaks its format
+    ├── ConfigError      the configuration has an unknown key or a wrong value
+    ├── AptError         apt is not on this machine, or its lists lack what the data set needs
+    ├── SourceError      a pretrained source is missing, or lacks weights or a tokenizer
+    ├── RunError         a run folder lacks a file, belongs to other data, or cannot be written
+    ├── TrainingError    training cannot go on: a loss that is no number, no such device
+    ├── ReleaseError     a measured figure is below its limit in the configuration
+    ├── FoldError        changes to a catalogue cannot be folded into this bundle, or there are none
+    ├── TuneError        no index reaches the goal, or a sealed bundle no longer does
     ├── ComparisonError  systems cannot be compared: other data, no markers, nothing to compare
-    └── PeerMissing    a peer's package is not installed
+    └── PeerMissing      the package of an extra is not installed
 
-Each message is one sentence that names the thing to look at, what was expected of it and what was
-found. Wrong arguments in code are plain ValueError, not part of this tree.
+Each message is one sentence. It names the file, key or run, the value, and the value that would be
+right. Wrong arguments in code are plain ValueErrors, outside this tree.
 """
 
 from pathlib import Path
 
 MAX_FOUND_CHARS = 120
+"""Our choice: a broken line still fits a screen, and its start tells what is wrong."""
 
 
 class ModelsError(Exception):
@@ -29,7 +30,7 @@ class ModelsError(Exception):
 class DataError(ModelsError):
     """Raised when a data file is missing or one of its lines breaks its format.
 
-    `line` counts from 1; None means that the file as a whole is meant.
+    `line` counts from 1; None stands for the file as a whole.
 
     >>> print(DataError(Path("trn.jsonl"), 7, "a JSON object", "[1, 2]"))
     trn.jsonl, line 7: expected a JSON object, found [1, 2]
@@ -53,39 +54,39 @@ class ConfigError(ModelsError):
 
 
 class AptError(ModelsError):
-    """Raised when a data set cannot be made of apt's index; the sentence says what to run."""
+    """Raised when apt's lists cannot become a data set; the sentence says what to run."""
 
 
 class SourceError(ModelsError):
-    """Raised when an encoder source cannot be found or lacks a file."""
+    """Raised when a pretrained encoder is missing, lacks a file, or cannot be loaded."""
 
 
 class RunError(ModelsError):
-    """Raised when a stage is started on a run folder that cannot feed it."""
+    """Raised when a run folder lacks what a stage needs, is of other data, or cannot be written."""
 
 
 class TrainingError(ModelsError):
-    """Raised when training cannot go on; the sentence names the step."""
+    """Raised when training cannot start or go on; the sentence names the step or the key."""
 
 
 class ReleaseError(ModelsError):
-    """Raised when the release gate refuses to seal a bundle."""
+    """Raised when a precision, an index or a bundle misses a limit of the configuration."""
 
 
 class FoldError(ModelsError):
-    """Raised when changes to a catalogue cannot become part of a bundle."""
+    """Raised when changes to a catalogue cannot be folded into a bundle."""
 
 
 class TuneError(ModelsError):
-    """Raised when no candidate, or a sealed point no longer, holds the constraints."""
+    """Raised when no index, or not the sealed one any more, reaches the goal of a tuning."""
 
 
 class ComparisonError(ModelsError):
-    """Raised when systems cannot stand in one table, or the table has no place to go to."""
+    """Raised when systems cannot be compared, or the page has no markers for the table."""
 
 
 class PeerMissing(ModelsError):
-    """Raised when a peer is asked for whose package is not installed; says what to install."""
+    """Raised when the package of an extra is not installed; the sentence says how to install it."""
 
 
 def _shorten(found: str) -> str:

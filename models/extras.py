@@ -1,5 +1,4 @@
-"""Packages that only an extra brings: imported when they are needed, or named with the way to
-install them."""
+"""Imports of packages that only an extra installs, such as peers and matplotlib."""
 
 import importlib
 from typing import Any
@@ -10,7 +9,7 @@ EXTRA = "pip install 'astrolabe[peers]'"
 
 
 def need(module: str, install: str = EXTRA) -> Any:
-    """The module, imported now. Raises PeerMissing, which says what to install."""
+    """Import `module` and return it. Raises PeerMissing, which says how to `install` it."""
     try:
         return importlib.import_module(module)
     except ImportError as exc:

@@ -1,4 +1,4 @@
-"""Progress for people and for logs: a bar on a terminal, plain lines elsewhere."""
+"""Progress of long loops: a bar on a terminal, log lines elsewhere."""
 
 import logging
 import sys
@@ -12,12 +12,13 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _LOG_EVERY_S = 15.0
+"""Our choice: often enough to see that a job lives, seldom enough for a log of hours."""
 
 
 def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """Pass items through, showing how many are done, the rate and the time left.
+    """Yield the items, and show how many are done, the rate and the time to the end.
 
-    Where `models` logs no progress, as on a rank that does not lead, nothing is shown.
+    It shows nothing if the logger `models` is above INFO, as on ranks other than the first.
     """
     if not log.isEnabledFor(logging.INFO):
         yield from items
@@ -32,5 +33,7 @@ def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
         if now - last >= _LOG_EVERY_S:
             last = now
             rate = done / (now - started)
-            left_s = (total - done) / rate
-            log.info("%s: %d of %d, %.1f a second, %.0f s left", what, done, total, rate, left_s)
+            remaining_s = (total - done) / rate
+            log.info(
+                "%s: %d of %d, %.1f a second, %.0f s left", what, done, total, rate, remaining_s
+            )

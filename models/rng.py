@@ -1,7 +1,7 @@
-"""All randomness of a run: one seed, two generators, and a state that can be saved and restored.
+"""The randomness of a training run: one seed, two generators, and a state for checkpoints.
 
-NumPy draws permutations and label pools, torch draws what stays in tensors. Both are seeded from
-the run's seed, and nothing else in `models` makes a generator of its own.
+NumPy draws permutations and label pools; torch draws tensors, such as dropout masks. The
+run's seed seeds both.
 """
 
 import json
@@ -21,7 +21,7 @@ class Rng:
 
     @classmethod
     def from_seed(cls, seed: int) -> "Rng":
-        """Both generators, from one seed."""
+        """Both generators: NumPy's from `seed`, torch's from NumPy's first draw."""
         numpy = np.random.default_rng(seed)
         return cls(numpy, torch.Generator().manual_seed(int(numpy.integers(2**62))))
 
@@ -30,6 +30,6 @@ class Rng:
         return json.dumps(self.numpy.bit_generator.state), self.torch.get_state()
 
     def restore(self, numpy_state: str, torch_state: Tensor) -> None:
-        """Continue from a saved state."""
+        """Set both generators to a state that `state` returned."""
         self.numpy.bit_generator.state = json.loads(numpy_state)
         self.torch.set_state(torch_state)

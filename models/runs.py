@@ -1,17 +1,23 @@
-"""A run folder: what was asked, what happened, and what a later stage or a resumed run needs.
+"""A run folder: the configuration of a run, its progress, and the files that its stages write.
 
     var/runs/<config name>/<digest>/
-        run.json              resolved config, hashes of data and split, code revision
-        metrics.jsonl         one line an epoch
-        checkpoint.safetensors   everything needed to go on, removed when training is done
-        pretrained.safetensors   the encoder after contrastive pre-training, where configured
-        model.safetensors     the best epoch's weights, tokenizer.json beside it
-        encoder.fp32.onnx and the other precisions, index.*, calibration.json, measured.json
-                              left by the later stages
+        run.json                 resolved configuration, hashes of data and split, code revision
+        metrics.jsonl            one line an epoch, of pre-training too
+        tensorboard/             curves
+        tokenizer.json           the encoder's; backbone.json beside it for a transformer
+        teacher.npz              the teacher's probabilities, if a teacher is configured
+        pretrain-checkpoint.safetensors, checkpoint.safetensors
+                                 the state to resume from, removed at the end
+        pretrained.safetensors   the encoder after contrastive pre-training, if configured
+        model.safetensors        the best epoch's weights
+        failed_batch.json        the rows of the batch whose loss was no number
+        encoder.fp32.onnx and the other precisions, index.*, memory.*, calibration.json, tune/
+                                 from the later stages
+        measured.json            the stages' measurements
 
-The digest is over config and data, so asking again finds the same folder and goes on from there,
-unless other code has drawn another split since.
-Every write is atomic: a kill leaves the old file or the new one.
+The digest is over configuration and data. So the same command finds the same folder and resumes
+there. It refuses a folder that older code began with another validation split.
+Every write is atomic: after a kill there is the old file or the new one.
 """
 
 import hashlib
@@ -45,38 +51,38 @@ MEASURED_FILE = "measured.json"
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """An open run folder and the configuration it belongs to."""
+    """An open run folder, its configuration, and the SHA-256 (hex) of its data."""
 
     folder: Path
     config: Config
     data_sha256: str
 
     def has(self, name: str) -> bool:
-        """Whether a stage has left this file."""
+        """Whether the folder holds this file."""
         return (self.folder / name).is_file()
 
     def require(self, name: str, stage: str) -> Path:
-        """The path of a file that `stage` leaves. Raises RunError where it has not run."""
+        """The path of a file that `stage` writes. Raises RunError if it is not there."""
         path = self.folder / name
         if not path.is_file():
             raise RunError(f"{path} is not there: run `python -m models {stage}` first")
         return path
 
     def log(self, record: dict[str, Any]) -> None:
-        """Add a line to metrics.jsonl; an epoch done again after a kill replaces its old line."""
+        """Add a line to metrics.jsonl; a repeated epoch, after a kill, replaces its old line."""
         path = self.folder / METRICS_FILE
         records = map(json.loads, path.read_text("utf-8").splitlines()) if path.is_file() else ()
-        kept = [old for old in records if _epoch_of(old) != _epoch_of(record)]
-        text = "".join(json.dumps(line) + "\n" for line in [*kept, record])
+        earlier = [old for old in records if _epoch_of(old) != _epoch_of(record)]
+        text = "".join(json.dumps(line) + "\n" for line in [*earlier, record])
         write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     def measured(self) -> dict[str, Any]:
-        """What the stages have measured so far."""
+        """The content of measured.json; empty before the first measurement."""
         path = self.folder / MEASURED_FILE
         return json.loads(path.read_bytes()) if path.is_file() else {}
 
     def record(self, **parts: Any) -> None:
-        """Add parts to what was measured; a part measured again replaces the old one."""
+        """Add parts to measured.json; a part of the same name is replaced."""
         merged = self.measured() | parts
         write_atomic(
             self.folder / MEASURED_FILE,
@@ -89,15 +95,15 @@ def _epoch_of(record: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def encoder_file(precision: str) -> str:
-    """Name of the encoder's graph in a precision, in a run folder and in a bundle."""
+    """File name of the encoder's graph in a precision, in run folders and in bundles."""
     return f"encoder.{precision}.onnx"
 
 
 def open_run(root: Path, config: Config, data_sha256: str, split_sha256: str) -> Run:
-    """The folder of this config on this data, made if it is not there.
+    """The run of this configuration on this data; makes its folder if there is none.
 
-    Raises RunError where the folder was begun with another split: its weights have seen points that
-    would now judge them.
+    Raises RunError if the folder was begun with another split. Its weights would have been trained
+    on points that now validate them.
     """
     folder = root / "runs" / config.name / run_digest(config, data_sha256)
     folder.mkdir(parents=True, exist_ok=True)
@@ -119,25 +125,26 @@ def open_run(root: Path, config: Config, data_sha256: str, split_sha256: str) ->
 def _check_same_split(folder: Path, about: dict[str, Any], split_sha256: str) -> None:
     if about.get("split_sha256") != split_sha256:
         raise RunError(
-            f"{folder} was begun by code that drew other validation points, so what it holds "
-            "has been trained on some of today's: delete that folder to start anew"
+            f"{folder} was begun by code that drew other validation points, so its weights "
+            "were trained on some of today's: delete that folder to start anew"
         )
 
 
 def check_same_data(run: Run, data_sha256: str, split_sha256: str) -> None:
-    """Raises RunError where a run that was read is of other data or another split."""
+    """Raises RunError if the run is on other data or another split than these hashes."""
     if run.data_sha256 != data_sha256:
         raise RunError(
-            f"{run.folder} is of data with SHA-256 {run.data_sha256[:12]}, {run.config.data.path} "
-            f"holds {data_sha256[:12]}"
+            f"{run.folder} is on data with SHA-256 {run.data_sha256[:12]}, but "
+            f"{run.config.data.path} now has {data_sha256[:12]}: restore the data, or train anew"
         )
     _check_same_split(run.folder, json.loads((run.folder / RUN_FILE).read_bytes()), split_sha256)
 
 
 def find_run(root: Path, config: Config, data_sha256: str) -> Path:
-    """The folder of a run of this config on this data, also of one that older code began.
+    """The folder of the run of this configuration on this data. Raises RunError without one.
 
-    Newer code has more settings, hence another digest. Raises RunError where there is none.
+    It reads every run.json, because the folder's name does not tell: newer code has more keys,
+    hence another digest for the same run.
     """
     for path in sorted((root / "runs" / config.name).glob(f"*/{RUN_FILE}")):
         run = read_run(path.parent)
@@ -147,29 +154,29 @@ def find_run(root: Path, config: Config, data_sha256: str) -> Path:
 
 
 def read_run(folder: Path) -> Run:
-    """The run that a folder holds. Raises RunError."""
+    """The run in `folder`. Raises RunError if it has no run.json."""
     path = folder / RUN_FILE
     if not path.is_file():
-        raise RunError(f"{folder} is no run folder: {RUN_FILE} is not there")
+        raise RunError(f"{folder} is no run folder: it has no {RUN_FILE}")
     about = json.loads(path.read_bytes())
     return Run(folder, Config.model_validate(about["config"]), about["data_sha256"])
 
 
 def run_digest(config: Config, data_sha256: str) -> str:
-    """Twelve hex digits that name this config on this data."""
+    """Twelve hex digits that name this configuration on this data."""
     return hashlib.sha256(f"{config.digest}{data_sha256}".encode()).hexdigest()[:12]
 
 
 def code_revision() -> str:
-    """The commit of the working tree, marked where it has changes.
+    """The commit of the working tree, with `-dirty` if it has changes.
 
-    Outside a clone, such as in an image, what SOURCE_REVISION says, or "unknown".
+    Outside a clone, such as in an image, the variable SOURCE_REVISION, or "unknown".
     """
-    elsewhere = os.environ.get("SOURCE_REVISION", "unknown")
+    fallback = os.environ.get("SOURCE_REVISION", "unknown")
     root = Path(__file__).resolve().parent
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        return elsewhere
-    return done.stdout.strip() or elsewhere
+        return fallback
+    return process.stdout.strip() or fallback

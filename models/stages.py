@@ -1,7 +1,8 @@
-"""The stages of the offline job, each a function of a run: train, export, index, release, all.
+"""The commands of `python -m models` on a run, each a function: train, export, index, release, ...
 
-A stage reads what the one before left in the run folder and leaves its own; what is there already
-is not done again, so an interrupted job goes on where it stopped.
+A stage reads the files of the stage before it in the run folder, and writes its own there.
+Training, export and index do nothing if they are done already. So an interrupted job resumes where
+it stopped.
 """
 
 import logging
@@ -80,9 +81,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """A run with its data, read, split and tokenised once for all stages.
+    """A run with its data, which all stages share: read, split and tokenised once.
 
-    `cache` holds what frozen transformers made of texts.
+    `bundles` is the folder of the configuration's bundles. `cache` is the folder of the pooled
+    outputs of frozen transformers.
     """
 
     run: Run
@@ -94,14 +96,14 @@ class TrainingJob:
 
     @classmethod
     def open(cls, config: Config, var: Path) -> Self:
-        """Read the data, find or make the run folder. Raises ModelsError."""
+        """Read the data, and find or make the run folder under `var`. Raises ModelsError."""
         dataset = open_configured(config)
         parts = split(config, dataset)
         return cls._of(open_run(var, config, dataset.sha256, parts.sha256), dataset, parts, var)
 
     @classmethod
     def of_run(cls, folder: Path, var: Path) -> Self:
-        """The same of a run folder that is there, whatever code began it. Raises ModelsError."""
+        """The job of an existing run folder, also of older code's. Raises ModelsError."""
         run = read_run(folder)
         dataset = open_configured(run.config)
         parts = split(run.config, dataset)
@@ -115,7 +117,7 @@ class TrainingJob:
 
     @cached_property
     def validation(self) -> Validation:
-        """The validation points, on which everything is chosen."""
+        """The validation points; they choose epochs, precision, efforts, memory and calibration."""
         train, rows = self.dataset.train.labels, self.parts.validation_rows
         cells = filtered_pairs(self.dataset.train_filter, *train.shape)[rows].tocoo()
         pairs = np.stack(cells.coords, axis=1).astype(np.int64)
@@ -128,20 +130,20 @@ class TrainingJob:
 
     @property
     def reads_points_again(self) -> bool:
-        """Whether the index or the memory is built from the points that were trained on."""
+        """Whether the index or the memory needs the training points once more."""
         config = self.run.config
         return KINDS[config.index.kind].wants_points or config.memory.kind != "none"
 
 
 def job_of_bundle(bundle: Path, var: Path) -> TrainingJob:
-    """The job that sealed a bundle, its run still under `var`. Raises ModelsError, BundleError."""
+    """The job that sealed a bundle. Raises BundleError, or ModelsError if `var` lacks its run."""
     manifest = read_manifest(resolve(bundle))
     config = Config.model_validate(manifest.config)
     return TrainingJob.of_run(find_run(var, config, manifest.data.sha256), var)
 
 
 def run_prepare(job: TrainingJob) -> str:
-    """Counts of the data and of the split, as text."""
+    """A report on the data and the split, as text."""
     text = report(job.dataset, job.run.config.data.fields).as_text()
     parts = job.parts
     return (
@@ -151,7 +153,7 @@ def run_prepare(job: TrainingJob) -> str:
 
 
 def run_train(job: TrainingJob) -> None:
-    """Train to the end; leaves model.safetensors and tokenizer.json."""
+    """Train to the end; writes model.safetensors and tokenizer.json. Raises ModelsError."""
     world = World.join()
     try:
         if "training" in job.run.measured():
@@ -169,7 +171,7 @@ def _train(job: TrainingJob, world: World) -> None:
     validation = job.validation.of(_texts(job, "validation", encoder, world))
     model, rows = _untrained(job, encoder, validation, world)
     job.corpus.drop("labels", *([] if job.reads_points_again else ["train"]))
-    used = time.process_time()
+    cpu_start = time.process_time()
     progress = train(model, rows, validation, run, rng)
     if world.leads:
         run.record(
@@ -178,22 +180,22 @@ def _train(job: TrainingJob, world: World) -> None:
                 "epochs": progress.epoch,
                 "validation_p_at_1": progress.best_p_at_1,
                 "seconds": round(progress.seconds, 1),
-                "cpu_seconds": round(time.process_time() - used, 1),
+                "cpu_seconds": round(time.process_time() - cpu_start, 1),
             }
         )
-        # Only now: killed before the record is written, the run is resumed and not done again.
+        # After the record: a kill between the two must resume the run, not train it anew.
         (run.folder / CHECKPOINT_FILE).unlink(missing_ok=True)
 
 
 def _untrained(
     job: TrainingJob, encoder: TextEncoder, validation: Validation, world: World
 ) -> tuple[Method, TrainingRows]:
-    """The method's model around the encoder, pre-trained where configured, and its rows."""
+    """The untrained model around the encoder, pre-trained if configured, and its training rows."""
     run, config = job.run, job.run.config
     points, labels = _points(job, encoder, world), _texts(job, "labels", encoder, world)
     if (bag := bag_of(encoder)) is not None:
-        seen = np.concatenate([points.texts.ids, labels.ids])
-        bag.weigh_words(seen, config.encoder.word_smoothing)
+        token_ids = np.concatenate([points.texts.ids, labels.ids])
+        bag.weigh_words(token_ids, config.encoder.word_smoothing)
     world.leader_first(lambda: contrastive.pretrain(encoder, points, labels, validation, run))
     model, rows = fresh_model(encoder, labels, config, points, world)
     log.info(
@@ -207,7 +209,7 @@ def _untrained(
 
 
 def _fresh_encoder(job: TrainingJob, world: World) -> TextEncoder:
-    """The untrained encoder; leaves its tokenizer, and a transformer's architecture."""
+    """The untrained encoder; writes its tokenizer, and a transformer's architecture."""
     run, config = job.run, job.run.config
     texts = point_texts(job.dataset.train, config.data.fields)
     corpus = [texts[row] for row in job.parts.train_rows]
@@ -226,17 +228,17 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _points(job: TrainingJob, encoder: TextEncoder, world: World) -> TrainingRows:
-    """The training points without label rows; every stored relevance counts as relevant."""
-    train, picked, labels = job.dataset.train, job.parts.train_rows, job.training_labels
-    ignored = csr_array(filtered_pairs(job.dataset.train_filter, *train.labels.shape)[picked])
+    """The training points as rows, without label texts; their targets include the teacher's."""
+    train, points, labels = job.dataset.train, job.parts.train_rows, job.training_labels
+    ignored = csr_array(filtered_pairs(job.dataset.train_filter, *train.labels.shape)[points])
     if (teacher := job.run.config.teacher).path:
-        keep = job.run.folder / TEACHER_FILE
-        taught = world.leader_first(
-            lambda: teacher_probabilities(teacher, job.dataset, picked, keep, job.cache)
+        path = job.run.folder / TEACHER_FILE
+        probabilities = world.leader_first(
+            lambda: teacher_probabilities(teacher, job.dataset, points, path, job.cache)
         )
-        labels = soft_targets(labels, taught, ignored, teacher.weight)
+        labels = soft_targets(labels, probabilities, ignored, teacher.weight)
     texts = _texts(job, "train", encoder, world)
-    return TrainingRows(texts, labels, ignored, [train.uids[row] for row in picked])
+    return TrainingRows(texts, labels, ignored, [train.uids[row] for row in points])
 
 
 def _texts(
@@ -245,7 +247,7 @@ def _texts(
     encoder: TextEncoder,
     world: World,
 ) -> TokenizedTexts:
-    """A part of the corpus; of a frozen encoder also what its transformer makes of the texts."""
+    """A part of the corpus; for a frozen encoder with its transformer's pooled outputs."""
     corpus, transformer = job.corpus, transformer_of(encoder)
     texts: TokenizedTexts = getattr(corpus, part)
     if transformer is None or not job.run.config.encoder.frozen:
@@ -257,7 +259,10 @@ def _texts(
 
 
 def run_export(job: TrainingJob) -> None:
-    """Trace the encoder to ONNX in every precision, measure each, choose the one that serves."""
+    """Export the encoder to ONNX in every precision, measure each, and choose the one to serve.
+
+    Raises ModelsError.
+    """
     run = job.run
     if RECORD in run.measured():
         return
@@ -265,7 +270,7 @@ def run_export(job: TrainingJob) -> None:
 
 
 def run_index(job: TrainingJob) -> None:
-    """Build the label index, choose its operating points, fit the calibration."""
+    """Build the label index, choose its efforts, fit the calibration. Raises ModelsError."""
     run, config = job.run, job.run.config
     if run.has(CALIBRATION_FILE) and {"calibration", "index"} <= run.measured().keys():
         return
@@ -279,22 +284,22 @@ def run_index(job: TrainingJob) -> None:
     memory = None
     if config.memory.kind != "none":
         label_index = LabelIndexFacts(vectors, info, points)
-        kept = build_memory(_remembered(job), label_index, validation, run)
-        run.record(memory=kept.record)
-        memory = kept.info
+        outcome = build_memory(_memory(job), label_index, validation, run)
+        run.record(memory=outcome.record)
+        memory = outcome.info
         if memory is not None:
-            points, bias = kept.points, None  # what is blended are probabilities already
+            points, bias = outcome.points, None  # blended scores are probabilities already
     run.record(index=info.model_dump(), operating_points=[p.model_dump() for p in points])
     index = open_whole_index(run.folder, info, memory, vectors.shape[1], {EXACT: {}})
     answers = index.search(validation.queries, calibrate.DEPTH, EXACT)
-    fitted, described = calibrate.calibrate(answers, validation, bias)
-    calibrate.write_calibration(run.folder / CALIBRATION_FILE, fitted)
-    run.record(calibration=described.model_dump())
+    curve, errors = calibrate.calibrate(answers, validation, bias)
+    calibrate.write_calibration(run.folder / CALIBRATION_FILE, curve)
+    run.record(calibration=errors.model_dump())
     job.corpus.drop("train")
 
 
 def _material(job: TrainingJob, encoder: OnnxEncoder, wants_points: bool) -> Material:
-    """What a label index may be built from; without points where they are not wanted."""
+    """The trained parts that an index is built from; training points only if it needs them."""
     config = job.run.config
     parts = load_model(job.run).servable()
     vectors = parts.label_vectors
@@ -306,22 +311,25 @@ def _material(job: TrainingJob, encoder: OnnxEncoder, wants_points: bool) -> Mat
     return Material(vectors, config.method.logit_bias, points, labels, parts.graph)
 
 
-def _remembered(job: TrainingJob) -> Memory:
-    """Embeddings and labels of the points that were trained on."""
+def _memory(job: TrainingJob) -> Memory:
+    """The training points as a memory: embeddings and labels."""
     encoder = load_model(job.run).encoder
     embeddings = embed(encoder, _texts(job, "train", encoder, World()))
     return remember(embeddings, job.training_labels, job.run.config.memory.values)
 
 
 def run_release(job: TrainingJob) -> Path:
-    """Score the test split through service.core and seal the bundle."""
+    """Score the test split through service.core and seal the bundle; returns its folder.
+
+    Raises ModelsError.
+    """
     return release(job.run, job.dataset, job.parts, job.bundles)
 
 
 def run_tune(job: TrainingJob, request: Request) -> Report:
-    """Search for an index that holds a goal, and seal the run with it. Raises ModelsError.
+    """Search for an index that reaches a goal, and seal the run with it. Raises ModelsError.
 
-    Where nothing holds it the report says so, and nothing is sealed.
+    If no index reaches it, the report says so and nothing is sealed.
     """
     run_export(job)
     subject = _subject(job, request.wants_points(job.run))
@@ -332,12 +340,12 @@ def run_tune(job: TrainingJob, request: Request) -> Report:
 
 
 def run_check(job: TrainingJob, bundle: Path, goal: Goal | None) -> Checked:
-    """Measure a bundle's operating points again; the goal is its own where none is given."""
+    """Measure a bundle's operating points again; without a `goal`, against the bundle's own."""
     return check_bundle(_subject(job, wants_points=False), job.dataset.sha256, bundle, goal)
 
 
 def _subject(job: TrainingJob, wants_points: bool) -> Subject:
-    """The run as something to tune: with its memory, at the width that `balanced` was given."""
+    """The run as the subject of a tuning; its memory keeps the search width of `balanced`."""
     run, encoder = job.run, _onnx(job.run)
     memory = memory_of(run)
     points = {p["name"]: p["params"] for p in run.measured().get("operating_points", [])}
@@ -353,7 +361,7 @@ def _subject(job: TrainingJob, wants_points: bool) -> Subject:
 
 
 def run_all(config: Config, var: Path) -> Path:
-    """Every stage that has not been done yet; returns the sealed bundle."""
+    """Run the stages that are not done yet; returns the sealed bundle. Raises ModelsError."""
     sealed = find_sealed(config, var)
     if sealed is not None:
         log.info("%s is sealed already", sealed)
@@ -367,7 +375,10 @@ def run_all(config: Config, var: Path) -> Path:
 
 
 def run_evaluate(config: Config, bundle: Path, split_name: str) -> QualityInfo:
-    """Score a sealed bundle on a split of the config's data."""
+    """Score a sealed bundle on the `test` or `train` split of the configuration's data.
+
+    Raises ModelsError, BundleError; ValueError if the data has no such split.
+    """
     dataset = open_configured(config)
     a, b = config.metrics.propensity_a, config.metrics.propensity_b
     engine = Engine.open(bundle, device="cpu")
@@ -375,7 +386,7 @@ def run_evaluate(config: Config, bundle: Path, split_name: str) -> QualityInfo:
 
 
 def find_sealed(config: Config, var: Path) -> Path | None:
-    """The newest bundle of this name, if this very config made it."""
+    """The newest bundle of this name, if it has the same configuration; else None."""
     try:
         folder = resolve(var / "bundles" / config.name)
     except BundleNotFound:
@@ -384,6 +395,6 @@ def find_sealed(config: Config, var: Path) -> Path | None:
 
 
 def _onnx(run: Run) -> OnnxEncoder:
-    """The variant that serves."""
+    """The encoder in the precision that is served. Raises RunError before `export`."""
     path = run.require(encoder_file(Exported.of(run).served), "export")
     return OnnxEncoder(path, "cpu", intra_op_threads=torch.get_num_threads())

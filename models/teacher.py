@@ -1,10 +1,11 @@
-"""Distillation: a better model's probabilities as soft targets for the labels it puts first.
+"""Distillation: a better model's probabilities become soft targets of the training points.
 
-The teacher is a sealed bundle, asked through the code that serves, or a run folder, asked through
-torch. It may read more than the student does (its own `data.fields`): what it knows of a point from
-there then reaches the student through the targets (Lopez-Paz et al., 2016). The student's target of
-a label is (1 - weight) * relevance + weight * the teacher's probability, over the labels that are
-relevant or among the teacher's first `top`; all others are negatives as ever.
+The teacher is a sealed bundle or a run folder. A bundle answers through the serving code, a run
+through torch. The teacher reads its own `data.fields`, which may be more than the student's. So the
+student learns from fields that it does not read (Lopez-Paz et al., 2016).
+
+The student's target of a label is (1 - weight) * relevance + weight * the teacher's probability, if
+the label is relevant or among the teacher's first `top`. All other labels are negatives.
 """
 
 from dataclasses import replace
@@ -30,12 +31,16 @@ from service.core.engine import Engine
 from service.core.types import Query
 
 _QUERIES_AT_ONCE = 256
+"""Our choice: batches that keep the cores busy, and progress that moves every few seconds."""
 
 
 def soft_targets(
     labels: csr_array, teacher: csr_array, ignored: csr_array, weight: float
 ) -> csr_array:
-    """Blend relevance (n, n_labels) of ones with a teacher's probabilities; ignored cells stay out.
+    """Targets (n, n_labels): relevance, blended with the teacher's probabilities.
+
+    `labels` (n, n_labels) holds ones, `teacher` and `ignored` have the same shape. The teacher's
+    probabilities in `ignored` cells do not count.
 
     >>> relevant, nothing = csr_array([[1.0, 0.0, 0.0]]), csr_array((1, 3))
     >>> soft_targets(relevant, csr_array([[0.5, 0.2, 0.0]]), nothing, 0.5).toarray()
@@ -48,22 +53,23 @@ def soft_targets(
 
 
 def teacher_probabilities(
-    config: TeacherConfig, dataset: Dataset, rows: NDArray[np.int64], keep: Path, cache: Path
+    config: TeacherConfig, dataset: Dataset, rows: NDArray[np.int64], path: Path, cache: Path
 ) -> csr_array:
-    """The teacher's first `top` labels of these training points, (len(rows), n_labels).
+    """The teacher's probabilities of its first `top` labels, sparse (len(rows), n_labels).
 
-    Asked once and kept in the file `keep`; `cache` is where frozen transformers' rows lie. Raises
-    RunError, BundleError.
+    `rows` are training points. The teacher answers once; the file `path` keeps the answer for
+    later calls. `cache` is the folder of pooled outputs of frozen transformers. Raises RunError if
+    the teacher's labels or data are others, and BundleError if its bundle cannot be opened.
     """
-    if not keep.is_file():
+    if not path.is_file():
         folder = Path(config.path)
         ask = _ask_run if (folder / RUN_FILE).is_file() else _ask_bundle
         labels, scores = ask(folder, dataset, rows, config.top, cache)
         offsets = np.arange(len(rows) + 1) * labels.shape[1]
         shape = (len(rows), len(dataset.labels))
-        found = csr_array((scores.ravel(), labels.ravel(), offsets), shape=shape)
-        write_atomic(keep, lambda path: _save(path, found))
-    return csr_array(load_npz(keep))
+        probabilities = csr_array((scores.ravel(), labels.ravel(), offsets), shape=shape)
+        write_atomic(path, lambda temporary: _save(temporary, probabilities))
+    return csr_array(load_npz(path))
 
 
 def _ask_bundle(
@@ -74,7 +80,9 @@ def _ask_bundle(
     names = [engine.labels[row].label_id for row in range(len(engine.labels))]
     columns = np.array([row_of.get(name, -1) for name in names], np.int64)
     if (columns < 0).any():
-        raise RunError(f"teacher.path {folder} has labels that this data does not have")
+        raise RunError(
+            f"teacher.path {folder} has labels that this data lacks: name a teacher of these labels"
+        )
     texts = point_texts(dataset.train, engine.manifest.config["data"]["fields"])
     top = min(top, engine.index.n_rows)
     labels = np.empty((len(rows), top), np.int64)
@@ -96,15 +104,15 @@ def _ask_run(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     run: Run = read_run(folder)
     if run.data_sha256 != dataset.sha256:
-        raise RunError(f"teacher.path {folder} was trained on other data")
+        raise RunError(f"teacher.path {folder} was trained on other data: name a run on this data")
     config, model = run.config, load_model(run)
     tokenizer = Tokenizer(run.require(TOKENIZER_FILE, "train"), config.encoder.max_tokens)
     texts = tokenize_texts(tokenizer, point_texts(dataset.train, config.data.fields))
     transformer = transformer_of(model.encoder)
     if transformer is not None and config.encoder.frozen:
         texts = replace(texts, pooled=cached_pooled(transformer, texts, cache))
-    found = model.best(embed(model.encoder, texts.take(rows)), top)
-    return found.labels, found.probabilities
+    ranking = model.best(embed(model.encoder, texts.take(rows)), top)
+    return ranking.labels, ranking.probabilities
 
 
 def _save(path: Path, matrix: csr_array) -> None:

@@ -1,4 +1,4 @@
-"""The methods: which model a configuration makes, and a trained run opened again."""
+"""The model of a configuration, untrained or with the weights of a trained run."""
 
 from safetensors.torch import load_file
 
@@ -20,7 +20,10 @@ def fresh_model(
     points: TrainingRows,
     world: World,
 ) -> tuple[Method, TrainingRows]:
-    """An untrained model, and the rows that it trains on. Raises TrainingError."""
+    """The untrained model of `config.method`, and its training rows: points, then label texts.
+
+    Raises TrainingError if torchrun started several processes for a method that trains in one.
+    """
     if config.method.kind != "elias":
         return astra.build(encoder, label_texts, config.method, points, world)
     if world.size > 1:
@@ -32,18 +35,18 @@ def fresh_model(
 
 
 def load_model(run: Run) -> Method:
-    """The best epoch's model. Raises RunError."""
+    """The model with the best epoch's weights. Raises RunError if the run is not trained."""
     weights = load_file(str(run.require(MODEL_FILE, "train")))
     architecture = None
     if run.has(ARCHITECTURE_FILE):
         architecture = (run.folder / ARCHITECTURE_FILE).read_text("utf-8")
-    of_encoder = {
+    encoder_weights = {
         name.removeprefix("encoder."): tensor
         for name, tensor in weights.items()
         if name.startswith("encoder.")
     }
     config, labels = run.config, weights["labels.weight"]
-    encoder = empty_encoder(config.encoder, of_encoder, architecture)
+    encoder = empty_encoder(config.encoder, encoder_weights, architecture)
     model: astra.Astra | elias.Elias
     if config.method.kind == "elias":
         model = elias.Elias(encoder, len(labels), config.method, config.elias)

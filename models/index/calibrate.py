@@ -1,9 +1,8 @@
-"""Raw scores to probabilities: isotonic regression on validation answers.
+"""Calibration: isotonic regression from raw scores to probabilities, on validation answers.
 
-The map is fitted on the exact top labels of validation queries, deeper than anyone asks for, so
-that low scores are covered. Its expected calibration error is cross-fitted: each half of the
-queries is judged by a map fitted on the other half. Isotonic regression for multi-label ranking:
-arXiv 2411.04276.
+The map is fitted on the exact top 50 labels of each validation query, so it covers low scores too.
+Its expected calibration error is cross-fitted: the map of one half of the queries is evaluated on
+the other half. Isotonic regression for multi-label ranking is from arXiv 2411.04276.
 """
 
 import json
@@ -25,67 +24,73 @@ from service.core.calibration import PiecewiseLinear
 from service.core.types import Hits
 
 DEPTH = 50
-_JUDGED = 10
+"""Labels of an answer that the map is fitted on. A choice: five times the default k of 10."""
+_EVALUATED = 10
+"""Labels of an answer that the error is measured on: the default k (`release.default_k`)."""
 
 
 def fit(scores: NDArray[np.floating], outcomes: NDArray[np.bool_]) -> PiecewiseLinear:
-    """Isotonic map from flat `scores` to the share of relevant `outcomes`; knots are block means.
+    """The isotonic map from `scores` (m,) to the share of true `outcomes` (m,).
+
+    Each block of equal probability becomes a knot at its mean score.
 
     >>> fit(np.array([0.0, 1.0, 2.0, 3.0]), np.array([False, True, False, True])).probabilities
     array([0. , 0.5, 1. ])
     """
     order = np.argsort(scores, kind="stable")
-    fitted = isotonic_regression(outcomes[order].astype(np.float64))
-    starts = fitted.blocks[:-1]
-    sizes = np.diff(fitted.blocks)
+    regression = isotonic_regression(outcomes[order].astype(np.float64))
+    starts = regression.blocks[:-1]
+    sizes = np.diff(regression.blocks)
     knots = np.add.reduceat(scores[order].astype(np.float64), starts) / sizes
-    # Equal scores can end in two blocks; interpolation needs knots that rise.
+    # Equal scores can be in two blocks, but interpolation needs knots that rise.
     rising = np.concatenate([[True], np.diff(knots) > 0])
-    return PiecewiseLinear(knots[rising], np.clip(fitted.x[starts][rising], 0.0, 1.0))
+    return PiecewiseLinear(knots[rising], np.clip(regression.x[starts][rising], 0.0, 1.0))
 
 
 def calibrate(
     answers: Hits, validation: EvaluationSet[Any], logit_bias: float | None
 ) -> tuple[PiecewiseLinear, CalibrationInfo]:
-    """Fit on ranked answers (n, DEPTH); errors are over the first ten labels of each answer.
+    """Fit the map on answers (n, DEPTH); returns it and its entry for the manifest.
 
-    Without a `logit_bias` the scores are probabilities already. Answers in the filter pairs are
-    neither fitted nor judged: nobody who names the item is served them.
+    The errors in the entry are over the first ten labels of each answer. Without a `logit_bias`
+    the scores are probabilities already. Labels in the filter pairs are left out, because answers
+    about a named item do not hold them.
     """
     scores, rows, truth = answers.scores, answers.rows, validation.truth
     outcomes = relevant(rows, truth)
-    kept = ~relevant(rows, filtered_pairs(validation.filter_pairs, *truth.shape))
+    allowed = ~relevant(rows, filtered_pairs(validation.filter_pairs, *truth.shape))
     fold = np.arange(len(rows)) % 2
-    crossed = np.empty_like(scores)
+    cross_fitted = np.empty_like(scores)
     for held_out in (0, 1):
-        fitting = kept & (fold != held_out)[:, None]
-        fitted = fit(scores[fitting], outcomes[fitting])
-        crossed[fold == held_out] = fitted.apply(scores[fold == held_out])
-    first = np.s_[:, :_JUDGED]
-    judged = outcomes[first][kept[first]]
-    said = scores[first][kept[first]].astype(np.float64)
-    before = said if logit_bias is None else expit(said + logit_bias)
+        fitting = allowed & (fold != held_out)[:, None]
+        curve = fit(scores[fitting], outcomes[fitting])
+        cross_fitted[fold == held_out] = curve.apply(scores[fold == held_out])
+    first = np.s_[:, :_EVALUATED]
+    mask = allowed[first]
+    first_outcomes = outcomes[first][mask]
+    raw = scores[first][mask].astype(np.float64)
+    before = raw if logit_bias is None else expit(raw + logit_bias)
     info = CalibrationInfo(
         file=None,
         kind="isotonic",
-        ece_before=round(expected_calibration_error(before, judged), 5),
-        ece_after=round(expected_calibration_error(crossed[first][kept[first]], judged), 5),
+        ece_before=round(expected_calibration_error(before, first_outcomes), 5),
+        ece_after=round(expected_calibration_error(cross_fitted[first][mask], first_outcomes), 5),
     )
-    return fit(scores[kept], outcomes[kept]), info
+    return fit(scores[allowed], outcomes[allowed]), info
 
 
 def relevant(rows: NDArray[np.int64], truth: csr_array) -> NDArray[np.bool_]:
-    """Whether each ranked label (n, k) is among the row's true labels."""
+    """A mask (n, k): whether each label of `rows` (n, k) is one of its query's true labels."""
     n_labels = truth.shape[1]
     true_rows = np.repeat(np.arange(truth.shape[0]), np.diff(truth.indptr))
     keys = true_rows * n_labels + truth.indices
     return np.isin(np.arange(len(rows))[:, None] * n_labels + rows, keys)
 
 
-def write_calibration(path: Path, fitted: PiecewiseLinear) -> None:
-    """Write what service.core.calibration reads, atomically."""
+def write_calibration(path: Path, curve: PiecewiseLinear) -> None:
+    """Write calibration.json for `service.core.calibration`, atomically."""
     knots = {
-        "scores": fitted.scores.tolist(),
-        "probabilities": fitted.probabilities.tolist(),
+        "scores": curve.scores.tolist(),
+        "probabilities": curve.probabilities.tolist(),
     }
     write_atomic(path, lambda temporary: temporary.write_text(json.dumps(knots)))

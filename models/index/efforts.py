@@ -1,8 +1,9 @@
 """The measured operating points of a built index.
 
-Each effort gets the first entry of its kind's grid, hence the cheapest, whose recall@10 against
-exhaustive search reaches its target on validation queries, two standard errors included, so that
-fresh queries hold it too. Latency is of one query at a time on one thread, as a lane searches.
+Each effort gets the cheapest entry of its kind's grid that reaches the effort's target of recall@10
+on validation queries. The recall less two standard errors must reach the target, so that it is
+likely to hold for other queries too. Recall is against exhaustive search. Latency is that of one
+query at a time on one thread, as a lane searches.
 """
 
 import os
@@ -26,6 +27,7 @@ from service.core.index.opening import open_label_index
 from service.core.index.protocol import LabelIndex
 
 TIMED_QUERIES = 500
+"""Our choice: the 99th percentile then has five queries above it, in under a second a point."""
 _TOP = 10
 
 
@@ -36,36 +38,36 @@ def measure(
     vectors: NDArray[np.float32],
     validation: EmbeddedSet,
 ) -> list[OperatingPoint]:
-    """Choose and measure the four efforts on validation queries. Raises ReleaseError.
+    """Choose and measure the four efforts on validation queries.
 
-    Recall is against exact search over the fp32 `vectors`, whatever the index stores, or, where
-    its scores are no inner products, against its own exhaustive search; P@k is of answers without
-    the filter pairs.
+    Recall is against exact search over the fp32 `vectors` (n_labels, dim). If the scores are not
+    inner products, it is against the index's own exhaustive search. P@k is of answers without the
+    filter pairs. Raises ReleaseError if no entry of the grid reaches a target.
     """
     kind, dim, queries = KINDS[info.kind], vectors.shape[1], validation.queries
     grid = kind.grid(config, info.n_rows)
     index = open_label_index(folder, info, dim, named(grid) | {EXACT: {}})
     reference = exact_index(vectors) if info.metric == "inner_product" else index
     exact = reference.search(queries, _TOP, EXACT).rows
-    chosen = cheapest(
+    choices = cheapest(
         lambda effort: recall_at_10(index.search(queries, _TOP, effort).rows, exact),
         grid,
         recall_targets(config),
         info.params,
         "index",
     )
-    efforts = {name: chosen.get(name, {}) for name in EFFORTS}
+    efforts = {name: choices.get(name, {}) for name in EFFORTS}
     index = open_label_index(folder, info, dim, efforts)
     return measure_points(index, efforts, exact, validation)
 
 
 def recall_targets(config: IndexConfig | MemoryConfig) -> dict[str, float]:
-    """The recall@10 that each effort but `exact` must reach."""
+    """The least recall@10 of each effort but `exact`, by its name."""
     return {name: getattr(config, f"recall_{name}") for name in EFFORTS if name != EXACT}
 
 
 def named(grid: Sequence[Mapping[str, int]]) -> dict[str, Mapping[str, int]]:
-    """A grid as efforts; each entry's name is its place."""
+    """The entries of a grid as efforts, named by their place: "0", "1" and so on."""
     return {str(place): params for place, params in enumerate(grid)}
 
 
@@ -76,25 +78,26 @@ def cheapest(
     built_by: Iterable[str],
     section: str,
 ) -> dict[str, Mapping[str, int]]:
-    """For each effort of `targets` the first entry of the grid that reaches its recall.
+    """For each effort of `targets`, the first entry of the grid that reaches its recall.
 
-    `recall` gives the recall at an effort of `named(grid)` and its standard error. Raises
-    ReleaseError, which names the keys that the index is `built_by` and the targets' `section`.
+    `recall` returns the recall of an effort of `named(grid)`, and its standard error. Raises
+    ReleaseError if no entry reaches a target. Its message advises to change the index settings
+    `built_by`, or to lower the targets in `section`.
     """
-    chosen: dict[str, Mapping[str, int]] = {}
+    choices: dict[str, Mapping[str, int]] = {}
     best = 0.0
     for place, params in enumerate(grid):
-        found, error = recall(str(place))
-        best = max(best, found)
-        reached = [name for name, target in targets.items() if found - 2 * error >= target]
-        chosen |= {name: params for name in reached if name not in chosen}
-        if len(chosen) == len(targets):
-            return chosen
-    missed = next(name for name in targets if name not in chosen)
+        mean, error = recall(str(place))
+        best = max(best, mean)
+        efforts = [name for name, target in targets.items() if mean - 2 * error >= target]
+        choices |= {name: params for name in efforts if name not in choices}
+        if len(choices) == len(targets):
+            return choices
+    failure = next(name for name in targets if name not in choices)
     last = ", ".join(f"{key} {value}" for key, value in grid[-1].items())
     keys = " or ".join(f"index.{key}" for key in built_by)
     raise ReleaseError(
-        f"no search up to {last} reaches recall@10 {targets[missed]} for {missed} "
+        f"no search up to {last} reaches recall@10 {targets[failure]} for {failure} "
         f"(best {best:.4f}): change {keys or 'index.kind'}, or lower {section}.recall_*"
     )
 
@@ -105,24 +108,24 @@ def measure_points(
     exact: NDArray[np.int64],
     validation: EmbeddedSet,
 ) -> list[OperatingPoint]:
-    """What `index` does at each of its `efforts`; recall is of the `exact` rows (n, 10)."""
+    """The figures of `index` at each of its `efforts`; recall is against rows `exact` (n, 10)."""
     return [_point(name, index, params, exact, validation) for name, params in efforts.items()]
 
 
 def exact_index(vectors: NDArray[np.float32]) -> FaissIndex:
-    """Exact search over fp32 vectors, in memory: the truth that recall is measured against."""
+    """Exact search over fp32 `vectors` (n, dim), in memory; recall is measured against it."""
     flat = faiss.IndexFlatIP(vectors.shape[1])
     flat.add(vectors)
     return FaissIndex(flat, {EXACT: {}}, batched=True)
 
 
 def machine() -> str:
-    """What the figures were measured on, without naming a host."""
+    """The machine that measures, without its host name."""
     return f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
 
 
 def recall_at_10(rows: NDArray[np.int64], exact: NDArray[np.int64]) -> tuple[float, float]:
-    """Mean share of the exact top rows (n, 10) that were found, and its standard error."""
+    """Mean share of the rows `exact` (n, 10) that are in `rows` (n, 10), and its standard error."""
     shares = (rows[:, :, None] == exact[:, None, :]).any(axis=1).mean(axis=1)
     return float(shares.mean()), float(shares.std() / np.sqrt(len(shares)))
 
@@ -130,16 +133,16 @@ def recall_at_10(rows: NDArray[np.int64], exact: NDArray[np.int64]) -> tuple[flo
 def one_by_one_us(
     index: LabelIndex, effort: str, queries: NDArray[np.float32], k: int = _TOP
 ) -> NDArray[np.float64]:
-    """Microseconds of each of the first TIMED_QUERIES queries, one at a time, warmed up."""
-    timed = queries[:TIMED_QUERIES]
-    for query in timed[:50]:
+    """Microseconds of each of the first TIMED_QUERIES queries, one at a time, after a warm-up."""
+    queries = queries[:TIMED_QUERIES]
+    for query in queries[:50]:
         index.search(query[None], k, effort)
-    taken = np.empty(len(timed))
-    for i, query in enumerate(timed):
+    seconds = np.empty(len(queries))
+    for i, query in enumerate(queries):
         started = time.perf_counter()
         index.search(query[None], k, effort)
-        taken[i] = time.perf_counter() - started
-    return taken * 1e6
+        seconds[i] = time.perf_counter() - started
+    return seconds * 1e6
 
 
 def _point(

@@ -1,4 +1,4 @@
-"""The exhaustive scan: fp32 vectors as they are. The truth of every other kind."""
+"""The exhaustive scan of fp32 vectors; such a scan is the measure of other kinds' recall."""
 
 from pathlib import Path
 
@@ -20,16 +20,16 @@ class Flat:
     wants_points = False
 
     def build(self, material: Material, config: IndexConfig, folder: Path) -> list[str]:
-        """Write the vectors."""
+        """Write the index of `material.vectors`; returns its file name."""
         write_flat(material.vectors, folder / INDEX_FILE)
         return [INDEX_FILE]
 
     def params(self, config: IndexConfig) -> dict[str, int | float | str]:
-        """None."""
+        """Nothing: the kind has no settings."""
         return {}
 
     def grid(self, config: IndexConfig, n_labels: int) -> list[dict[str, int]]:
-        """All there is: the scan."""
+        """The scan alone."""
         return [{}]
 
 

@@ -1,4 +1,4 @@
-"""The graph: fp16 vectors linked to their neighbours, walked from node to node."""
+"""The graph (HNSW, arXiv 1603.09320): fp16 vectors with links to their neighbours."""
 
 from pathlib import Path
 
@@ -20,6 +20,7 @@ GRID = [
         *(160, 192, 224, 256, 320, 384, 512, 768, 1024),
     )
 ]
+"""Search widths to choose from. A choice: each is a twentieth to a half above the one before."""
 
 
 class Hnsw:
@@ -30,37 +31,37 @@ class Hnsw:
     wants_points = False
 
     def build(self, material: Material, config: IndexConfig, folder: Path) -> list[str]:
-        """Link and write the graph."""
+        """Build and write the graph; returns its file name."""
         write_hnsw(material.vectors, config, folder / INDEX_FILE)
         return [INDEX_FILE]
 
     def params(self, config: IndexConfig) -> dict[str, int | float | str]:
-        """Links a node, and the search width with which they were found."""
+        """The links of a node, and the search width while building."""
         return {"m": config.m, "ef_construction": config.ef_construction}
 
     def grid(self, config: IndexConfig, n_labels: int) -> list[dict[str, int]]:
-        """Search widths."""
+        """Search widths, smallest first."""
         return GRID
 
 
 def write_hnsw(vectors: NDArray[np.float32], config: IndexConfig, path: Path) -> None:
-    """A graph linked by the cosine of *centred* vectors, searched by inner product on the vectors.
+    """Write a graph of `vectors` (n, dim): links by the cosine of *centred* vectors, raw vectors.
 
-    Vectors are stored in half precision: a distance costs 0.06 us instead of 0.15, and the ranking
-    keeps more than 99.9 % of its top ten (docs/decisions/0007).
+    It stores half precision: that makes searches faster and costs almost no recall
+    (docs/decisions/0007).
 
-    All label vectors share a large direction (it says "no" to every query alike). Subtracting their
-    mean changes each query's scores by one constant, hence no ranking, but a graph linked by the
-    raw vectors leaves labels that no search reaches: see docs/decisions/0004.
+    All label vectors share a large direction, which lowers all scores alike. A graph with links by
+    the raw vectors has labels that no search reaches. Without the mean, all scores of a query
+    change by the same constant, so rankings stay (docs/decisions/0004).
     """
     faiss.omp_set_num_threads(1)  # so that the same vectors give the same bytes
-    linked = centred(vectors)
-    linked /= np.maximum(np.linalg.norm(linked, axis=1, keepdims=True), 1e-12)
+    directions = centred(vectors)
+    directions /= np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-12)
     dim, half = vectors.shape[1], faiss.ScalarQuantizer.QT_fp16
     index = faiss.IndexHNSWSQ(dim, half, config.m, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction = config.ef_construction
-    index.train(linked)
-    index.add(linked)
+    index.train(directions)
+    index.add(directions)
     codes = half_precision_codes(vectors)
     faiss.copy_array_to_vector(codes.reshape(-1), faiss.downcast_index(index.storage).codes)
     write_index(index, path)

@@ -1,4 +1,4 @@
-"""What the release gate seals of a label index: the `index` stage's, or what `tune` chose."""
+"""The label index that goes into a bundle: from the `index` stage, or from a tuning."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +11,10 @@ from service.bundle.manifest import CalibrationInfo, GoalInfo, IndexInfo, Memory
 
 @dataclass(frozen=True, slots=True)
 class Indexed:
-    """A built, measured and calibrated index; its files and calibration.json lie in `folder`.
+    """A built, measured and calibrated index; its files and calibration.json are in `folder`.
 
-    The files of a memory lie in the run's folder. `goal` is what the default effort was chosen to
-    hold; None where it was chosen by recall alone.
+    A memory's files are in the run's folder. `goal` is the goal of the tuning that chose the
+    default effort; None if the `index` stage chose it by recall.
     """
 
     folder: Path
@@ -26,7 +26,7 @@ class Indexed:
 
     @classmethod
     def of(cls, run: Run) -> Self:
-        """What the `index` stage left in the run. Raises RunError."""
+        """The index of the `index` stage. Raises RunError if that stage has not run."""
         measured = run.measured()
         if not {"index", "operating_points", "calibration"} <= measured.keys():
             raise RunError(f"{run.folder} has no index: run `python -m models index` first")
@@ -41,9 +41,9 @@ class Indexed:
 
 
 def memory_of(run: Run) -> MemoryInfo | None:
-    """The memory that the `index` stage has kept, if any. Raises RunError where it has not run."""
+    """The memory of the `index` stage, None without one. Raises RunError before that stage."""
     measured = run.measured()
     if run.config.memory.kind != "none" and "memory" not in measured:
         raise RunError(f"{run.folder} has no memory yet: run `python -m models index` first")
-    kept = measured.get("memory", {}).get("info")
-    return MemoryInfo.model_validate(kept) if kept else None
+    info = measured.get("memory", {}).get("info")
+    return MemoryInfo.model_validate(info) if info else None

@@ -1,9 +1,9 @@
-"""Inverted lists: labels in clusters, of which a search visits the nearest few.
+"""Inverted lists: clusters of labels; a search visits the lists with the nearest centres.
 
-`ivf-flat` keeps fp16 vectors in the lists; `ivf-pq` 4-bit codes of how labels differ from their
-list's centre, and scores the best few again exactly. The centres are of centred vectors, of unit
-norm. They are scanned one after the other, but where `ivf-pq` has many of them, by codes of their
-own; a graph over them was slower (docs/decisions/0012).
+`ivf-flat` stores fp16 vectors in the lists. `ivf-pq` stores 4-bit codes of the difference between a
+label and its list's centre, and scores the best few labels again exactly. Centres are means of
+centred vectors, scaled to unit norm. A search compares all centres, or in `ivf-pq` with many
+centres, first their 4-bit codes. A graph over the centres was slower (docs/decisions/0012).
 """
 
 from math import isqrt
@@ -29,15 +29,18 @@ from models.index.storage import (
 from models.runs import INDEX_FILE
 
 _ROUNDS = 8
+"""Rounds of k-means. A choice: lists only group labels, so rough clusters are enough."""
 _CANDIDATES = 16
-"""Nearest centres among which a label's second list is looked for."""
+"""Number of nearest centres that can be a label's second list (docs/decisions/0012)."""
 _ROWS_AT_ONCE = 4096
 _POINTS_PER_LIST = 64
+"""Vectors for each centre in k-means. A choice, as for mining (docs/decisions/0008)."""
 _SCANNED_CENTRES = 1024
-"""Up to so many centres are compared one after the other, more of them by their codes first."""
+"""Above this number of centres, a search compares their codes first (docs/decisions/0012)."""
 _CENTRE_CODE_DIMS = 2
+"""Dimensions of a code of a centre, as in `pq-fastscan` by default."""
 _CENTRES_RESCORED = 2.0
-"""Centres that are compared exactly for each list that is visited."""
+"""Centres that a search compares exactly, for each list that it visits (docs/decisions/0012)."""
 
 
 class IvfFlat:
@@ -48,7 +51,10 @@ class IvfFlat:
     wants_points = False
 
     def build(self, material: Material, config: IndexConfig, folder: Path) -> list[str]:
-        """Cluster the centred vectors, put the raw ones into the lists, write."""
+        """Cluster the centred vectors, put the raw ones into the lists, and write the index.
+
+        Returns its file name.
+        """
         vectors = material.vectors
         n_lists = list_count(config, len(vectors))
         centres, assigned = _clusters(centred(vectors), n_lists)
@@ -66,10 +72,10 @@ class IvfFlat:
         ends = np.cumsum(np.bincount(assigned, minlength=n_lists))
         codes, start = half_precision_codes(vectors[order]), 0
         for number, end in enumerate(ends.tolist()):
-            rows, theirs = order[start:end], codes[start:end]
+            rows, list_codes = order[start:end], codes[start:end]
             if len(rows):
                 lists.invlists.add_entries(
-                    number, len(rows), faiss.swig_ptr(rows), faiss.swig_ptr(theirs)
+                    number, len(rows), faiss.swig_ptr(rows), faiss.swig_ptr(list_codes)
                 )
             start = end
         lists.ntotal, lists.is_trained = len(vectors), True
@@ -77,11 +83,11 @@ class IvfFlat:
         return [INDEX_FILE]
 
     def params(self, config: IndexConfig) -> dict[str, int | float | str]:
-        """Number of lists; 0 says that the label count chose it."""
+        """The number of lists; 0 if the label count decides."""
         return {"ivf_lists": config.ivf_lists}
 
     def grid(self, config: IndexConfig, n_labels: int) -> list[dict[str, int]]:
-        """Lists visited."""
+        """Numbers of lists to visit, smallest first."""
         return [{"nprobe": n} for n in _visits(list_count(config, n_labels))]
 
 
@@ -93,7 +99,10 @@ class IvfPq:
     wants_points = False
 
     def build(self, material: Material, config: IndexConfig, folder: Path) -> list[str]:
-        """Cluster and encode the centred vectors, keep the raw ones beside them, write."""
+        """Cluster and encode the centred vectors, and write them with the raw ones.
+
+        Returns the file name.
+        """
         rows = centred(material.vectors)
         n_lists = list_count(config, len(rows))
         centres, assigned = _clusters(rows, n_lists)
@@ -112,11 +121,11 @@ class IvfPq:
         return [INDEX_FILE]
 
     def params(self, config: IndexConfig) -> dict[str, int | float | str]:
-        """Lists (0: as many as the label count says), lists of a label, dimensions of a code."""
+        """The number of lists (0: by label count), lists of a label, dimensions of a code."""
         return {key: getattr(config, key) for key in ("ivf_lists", "ivf_copies", "pq_dims")}
 
     def grid(self, config: IndexConfig, n_labels: int) -> list[dict[str, int]]:
-        """Lists visited and candidates scored again, by what they were measured to cost."""
+        """Pairs of lists to visit and candidates to score again, by their cost."""
         n_lists = list_count(config, n_labels)
         pairs = [
             {"nprobe": visited, "rescored": 40 << doubling}
@@ -130,13 +139,16 @@ class IvfPq:
 
 
 _LIST_NS, _CODE_NS, _RESCORE_NS = 300.0, 2.0, 250.0
+"""Nanoseconds of a visit to a list, of a code in it, and of scoring a candidate again.
+
+Forty candidates took about 10 us (docs/decisions/0012). The figures only order the grid."""
 
 
 def _length_along(rows: NDArray[np.float32], centres: NDArray[np.float32]) -> np.float32:
-    """How long the rows are on average in the direction of their centres of unit norm.
+    """The mean length of the rows along their centres, which have unit norm.
 
-    Divided by it, rows lie around their centres, so that what is left for the codes is small; all
-    of a query's scores change by one factor, hence no ranking does.
+    After a division by it, rows lie around their centres, so residuals are small and codes precise.
+    All scores of a query change by the same factor, so rankings stay.
     """
     along = np.einsum("nd,nd->n", rows, centres).mean()
     return np.maximum(along, np.finfo(np.float32).tiny)
@@ -148,9 +160,9 @@ def _coded(
     assigned: NDArray[np.int64],
     width: int,
 ) -> faiss.IndexIVFPQFastScan:
-    """Lists of the rows' codes, still without an index that finds the centres.
+    """Lists of the rows' codes, still without an index over the centres.
 
-    `assigned` (n, copies) says which lists each row is put into.
+    `rows` (n, dim); `assigned` (n, copies) are the lists of each row.
     """
     dim, n_lists = rows.shape[1], len(centres)
     nearest = faiss.IndexFlatIP(dim)
@@ -163,22 +175,25 @@ def _coded(
     stride = -(-len(rows) // (1 << 16))
     lists.train(at_least(rows[::stride], CODES))
     numbers = np.arange(len(rows))
-    # add() would look for the nearest centres once more.
+    # Not add(), which would search for the nearest centres again.
     for places in np.ascontiguousarray(assigned.T):
         lists.add_core(len(rows), *map(faiss.swig_ptr, (rows, numbers, places)))
     packed = faiss.IndexIVFPQFastScan(lists)
     packed.own_fields = False
-    packed.ntotal = len(rows)  # not of its entries
+    packed.ntotal = len(rows)  # rows, not entries: a row can be in two lists
     return packed
 
 
 def list_count(config: IndexConfig, n_labels: int) -> int:
-    """Lists that are made; by default twice the square root of the labels."""
+    """The number of lists; by default twice the square root of the label count, a choice.
+
+    Twice as many took longer at 100,000 labels (docs/decisions/0012).
+    """
     return min(config.ivf_lists or 2 * isqrt(n_labels), n_labels)
 
 
 def _visits(n_lists: int) -> list[int]:
-    """Numbers of lists to visit, each about a fifth more than the one before."""
+    """Numbers of lists to visit; each is about a fifth more than the one before."""
     steps = (1.2**step for step in range(128))
     return sorted({round(step) for step in steps if step < n_lists} | {n_lists})
 
@@ -186,10 +201,7 @@ def _visits(n_lists: int) -> list[int]:
 def _clusters(
     rows: NDArray[np.float32], n_lists: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Centres of unit norm (n_lists, dim) by k-means, and the nearest centre of each row.
-
-    Lists only group the labels: a rough clustering does.
-    """
+    """Centres of unit norm (n_lists, dim) by k-means, and the nearest centre (n,) of each row."""
     faiss.omp_set_num_threads(1)
     kmeans = faiss.Kmeans(
         rows.shape[1],
@@ -207,35 +219,34 @@ def _clusters(
 
 
 def _second_lists(rows: NDArray[np.float32], centres: NDArray[np.float32]) -> NDArray[np.int64]:
-    """For each row (n, dim) another list than the nearest, where a query that misses the first one
-    finds it; (n, 1). Centres are of unit norm.
+    """A second list (n, 1) for each row (n, dim), for queries that miss the first; after SOAR.
 
-    A query is a label and something else. Where the something else leads it away from the list of a
-    label, it leads along what separates the label from the list's centre; a second centre on the
-    same side would be missed for the same reason. So the second list is one whose centre is near,
-    but whose difference from the label points elsewhere (after SOAR, arXiv 2404.00774).
+    A search misses the first list if the query differs from the label along the label's residual,
+    which is the label minus that list's centre. A second centre with a residual in the same
+    direction would be missed for the same reason. So the second list has a centre that is near, but
+    whose residual points elsewhere (arXiv 2404.00774). Centres have unit norm.
     """
     nearest = faiss.IndexFlatIP(rows.shape[1])
     nearest.add(centres)
-    found = np.empty((len(rows), 1), np.int64)
+    second = np.empty((len(rows), 1), np.int64)
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         part = rows[start : start + _ROWS_AT_ONCE]
         part = part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12)
-        cosines, near = nearest.search(part, min(_CANDIDATES, len(centres)))
-        best = _cost(part, cosines, centres[near])[:, 1:].argmin(axis=1) + 1
-        found[start : start + len(part), 0] = near[np.arange(len(part)), best]
-    return found
+        cosines, candidates = nearest.search(part, min(_CANDIDATES, len(centres)))
+        best = _cost(part, cosines, centres[candidates])[:, 1:].argmin(axis=1) + 1
+        second[start : start + len(part), 0] = candidates[np.arange(len(part)), best]
+    return second
 
 
 def _cost(
     rows: NDArray[np.float32], cosines: NDArray[np.float32], centres: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """(n, candidates): what is left of a row beside each of its centres (n, candidates, dim).
+    """The squared residual of each row at each of its `centres` (n, candidates, dim).
 
-    It is squared, and what of it lies along what the first centre leaves counts twice.
+    The part along the residual of the first centre counts twice. The result is (n, candidates).
     """
-    left = rows - cosines[:, :1] * centres[:, 0]
-    left /= np.maximum(np.linalg.norm(left, axis=1, keepdims=True), 1e-12)
-    along = np.einsum("nd,nd->n", left, rows)[:, None]
-    along = along - cosines * np.matmul(centres, left[:, :, None])[:, :, 0]
+    first = rows - cosines[:, :1] * centres[:, 0]
+    first /= np.maximum(np.linalg.norm(first, axis=1, keepdims=True), 1e-12)
+    along = np.einsum("nd,nd->n", first, rows)[:, None]
+    along = along - cosines * np.matmul(centres, first[:, :, None])[:, :, 0]
     return np.asarray(1 - cosines**2 + along**2)

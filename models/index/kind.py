@@ -1,6 +1,6 @@
-"""What a label index is built from, and what every kind of it offers to the training side.
+"""The material of a label index, and the interface of a kind, which builds it.
 
-A kind only builds; how a built index is opened and searched is `service.core.index`.
+`service.core.index` opens and searches a built index.
 """
 
 from dataclasses import dataclass
@@ -17,48 +17,48 @@ from models.training.label_graph import LabelGraph
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """What a label index may be built from, of one trained model.
+    """The parts of a trained model from which a label index is built.
 
-    `points` and `labels` are empty, but of the right width, where the kind does not want them.
+    `points` and `labels` have no rows if the kind does not need them; their widths are right.
     """
 
     vectors: NDArray[np.float32]
-    """(n_labels, dim): inner product with a query + `logit_bias` is the label's logit."""
+    """(n_labels, dim); the inner product with a query, plus `logit_bias`, is the label's logit."""
     logit_bias: float
     points: NDArray[np.float32]
-    """(n_points, dim): embeddings of the training points, as the served encoder makes them."""
+    """(n_points, dim); embeddings of the training points by the served encoder."""
     labels: csr_array
     """(n_points, n_labels), 1 where relevant."""
     graph: LabelGraph | None = None
-    """Clusters and edges to the labels, of a method that learns them."""
+    """Clusters and edges to the labels; None if the method learns none."""
 
 
 class IndexKind(Protocol):
-    """One kind of label index, as the training side sees it."""
+    """A kind of label index: it builds the files, and lists the search parameters to try."""
 
     @property
     def name(self) -> str:
-        """What `index.kind` says in the configuration and in the manifest."""
+        """The value of `index.kind` in the configuration and of `kind` in the manifest."""
         ...
 
     @property
     def metric(self) -> str:
-        """How raw scores are made: `inner_product`, or `probability` (they are in [0, 1])."""
+        """The meaning of raw scores: `inner_product`, or `probability` (in [0, 1])."""
         ...
 
     @property
     def wants_points(self) -> bool:
-        """Whether it is built from `Material.points` and `labels` too."""
+        """Whether it also needs `Material.points` and `Material.labels`."""
         ...
 
     def build(self, material: Material, config: IndexConfig, folder: Path) -> list[str]:
-        """Write the index atomically into `folder`; the names of its files, the index first."""
+        """Write the index into `folder`, atomically; returns its file names, the index first."""
         ...
 
     def params(self, config: IndexConfig) -> dict[str, int | float | str]:
-        """How it is built, for the manifest; the keys are those of `IndexConfig`."""
+        """The settings of the build, for the manifest; the keys are those of `IndexConfig`."""
         ...
 
     def grid(self, config: IndexConfig, n_labels: int) -> list[dict[str, int]]:
-        """Search parameters to choose efforts from, cheapest first; `{}` is an exhaustive scan."""
+        """Search parameters for the efforts, cheapest first; `{}` is an exhaustive scan."""
         ...

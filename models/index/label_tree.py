@@ -1,4 +1,4 @@
-"""The forest of label trees: clusters of labels above clusters, descended by a beam."""
+"""The forest of label trees: nested clusters of labels, which a beam search descends."""
 
 from pathlib import Path
 
@@ -18,6 +18,7 @@ _BEAMS = (
     *range(256, 512, 64),
     *range(512, 1025, 128),
 )
+"""Beams to choose from. A choice: from 4 on, each is a seventh to a third above the one before."""
 
 
 class LabelTree:
@@ -28,7 +29,7 @@ class LabelTree:
     wants_points = True
 
     def build(self, material: Material, config: IndexConfig, folder: Path) -> list[str]:
-        """Grow, train and write the trees."""
+        """Grow, train and write the trees; returns the file names."""
         forest = train_forest(
             material.vectors,
             material.logit_bias,
@@ -39,20 +40,20 @@ class LabelTree:
         return write_forest(forest, folder)
 
     def params(self, config: IndexConfig) -> dict[str, int | float | str]:
-        """The shape of the trees and how their nodes were trained."""
+        """The settings of the trees' shape and of their nodes' training."""
         form = {"mass": "tree_gamma", "entropy": "tree_entropy"}[config.tree_form]
         shape = ("tree_form", form, "tree_leaf", "tree_arity", "tree_count", "tree_seed")
         nodes = ("tree_teacher_top", "tree_path_weight", "tree_epochs", "tree_lr", "tree_penalty")
         return {key: getattr(config, key) for key in (*shape, *nodes)}
 
     def grid(self, config: IndexConfig, n_labels: int) -> list[dict[str, int]]:
-        """Beams up to the number of leaves that there may be, then all leaves."""
+        """Beams below the smallest possible number of leaves, then all leaves."""
         least_leaves = -(-n_labels // config.tree_leaf)
         return [*({BEAM: beam} for beam in _BEAMS if beam < least_leaves), {}]
 
 
 def tree_config(config: IndexConfig) -> TreeConfig:
-    """The method's settings as `index.tree_*` gives them."""
+    """The settings of the forest, from `index.tree_*`."""
     rule: Rule = MassBalance(config.tree_gamma)
     if config.tree_form == "entropy":
         rule = EntropySplit(config.tree_entropy)

@@ -1,4 +1,4 @@
-"""The learned graph: clusters and weighed edges to labels, as a run of ELIAS has learnt them."""
+"""The learned graph: clusters and weighted edges to labels, from a run of ELIAS."""
 
 import json
 from pathlib import Path
@@ -18,10 +18,11 @@ FILES: Final = (
     "graph.edge_weights.npy",
     "graph.labels.npy",
 )
+# A choice: few beams, because every pair with a shortlist may be measured.
 _BEAMS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128)
 _SHORTLISTS = (100, 200, 400, 1000, 3000)
 _LABELS_A_CLUSTER = 120
-"""Visiting a cluster takes about as long as scoring so many labels (docs/decisions/0013)."""
+"""A visit to a cluster takes about as long as scoring this many labels (docs/decisions/0013)."""
 
 
 class LearnedGraph:
@@ -32,10 +33,12 @@ class LearnedGraph:
     wants_points = False
 
     def build(self, material: Material, config: IndexConfig, folder: Path) -> list[str]:
-        """Write the graph's arrays. Raises ValueError where the material has no graph."""
+        """Write the graph's arrays; returns the file names. Raises ValueError without a graph."""
         graph = material.graph
         if graph is None:
-            raise ValueError("a learned-graph is built from a graph that a method has learnt")
+            raise ValueError(
+                "material.graph is None: a learned-graph needs a model that learns one"
+            )
         about = json.dumps({"alpha": graph.alpha, "logit_bias": material.logit_bias})
         settings, *arrays = (folder / name for name in FILES)
         write_atomic(settings, lambda temporary: temporary.write_text(about, encoding="utf-8"))
@@ -45,11 +48,11 @@ class LearnedGraph:
         return list(FILES)
 
     def params(self, config: IndexConfig) -> dict[str, int | float | str]:
-        """None: what made it is the method's."""
+        """Nothing: the `elias` settings decide, and the manifest holds the configuration."""
         return {}
 
     def grid(self, config: IndexConfig, n_labels: int) -> list[dict[str, int]]:
-        """Beams and shortlists by what they cost; everything, where none of them is enough."""
+        """Pairs of beam and shortlist by their cost, then a search of all edges."""
         pairs = [(beam, size) for beam in _BEAMS for size in _SHORTLISTS]
         pairs.sort(key=lambda pair: pair[0] * _LABELS_A_CLUSTER + pair[1])
         return [*({"beam": beam, "shortlist": size} for beam, size in pairs), {}]

@@ -1,8 +1,8 @@
-"""The memory of retrieval-augmented scoring: built from training queries, judged on validation.
+"""The memory of retrieval-augmented scoring: training queries with their labels.
 
-What is compared is computed by `blend`, the very arithmetic that serves
-(`service.core.index.augmented`), and the index is built like the one over the labels. All but
-`build_memory`, which does the whole for a run, are functions over arrays.
+`choose` compares settings on validation queries. It blends with `service.core.index.augmented`, so
+with the service's own arithmetic. The memory's index is a scan or a graph, like a label index.
+`build_memory` does everything for a run; the other functions take arrays.
 """
 
 import logging
@@ -50,25 +50,27 @@ MEMORY_FILES = (MEMORY_INDEX_FILE, MEMORY_OFFSETS_FILE, MEMORY_LABELS_FILE, MEMO
 Values = Literal["one", "share"]
 FLAT = Flat.name
 _TOP = 5
+"""The k of the nDCG@k that chooses the setting; `choose` says why."""
 _RECALL_TOP = 10
-_HALF_PRECISION = 1e-3  # of a cosine stored in 16 bits
+_HALF_PRECISION = 1e-3
+"""Above the rounding error of a cosine between vectors in 16 bits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Training queries that are remembered: unit `vectors` (n, dim) and the labels of each."""
+    """Training queries: unit `vectors` (n, dim), and the labels of each."""
 
     vectors: NDArray[np.float32]
     labels: MemoryLabels
 
 
 def remember(vectors: NDArray[np.float32], labels: csr_array, values: Values) -> Memory:
-    """The queries (n, dim) that have a label in `labels` (n, n_labels), whatever its entries are.
+    """A memory of the queries `vectors` (n, dim) that have a label in `labels` (n, n_labels).
 
-    `one`: each label of a neighbour counts in full, so the memory's part is the share of like
-    queries that have the label, a probability as the label part is. `share`: a neighbour's labels
-    divide one between them, so a query with many labels says less about each. Raises ValueError
-    where no query has a label.
+    With `one`, each label of a neighbour counts 1. The memory's part of a score is then the share
+    of similar queries with the label, a probability like the label index's part. With `share`, the
+    labels of a neighbour add up to 1, so a query with many labels says less about each. Raises
+    ValueError if no query has a label.
 
     >>> rows = np.eye(3, dtype=np.float32)
     >>> memory = remember(rows, csr_array([[0, 1, 1], [0, 0, 0], [1, 0, 0]]), "share")
@@ -78,29 +80,29 @@ def remember(vectors: NDArray[np.float32], labels: csr_array, values: Values) ->
     clean = csr_array(labels).astype(bool)  # a copy: the next two lines work in place
     clean.sum_duplicates()
     clean.eliminate_zeros()
-    kept = np.flatnonzero(np.diff(clean.indptr))  # the others would take a neighbour's place
-    if not len(kept):
+    with_labels = np.flatnonzero(np.diff(clean.indptr))  # others would be useless neighbours
+    if not len(with_labels):
         raise ValueError("no training query has a label, so there is nothing to remember")
-    clean = clean[kept]
+    clean = clean[with_labels]
     lengths = np.diff(clean.indptr)
-    each = np.ones(len(lengths)) if values == "one" else 1 / lengths
+    value = np.ones(len(lengths)) if values == "one" else 1 / lengths
     return Memory(
-        np.ascontiguousarray(vectors[kept]),
+        np.ascontiguousarray(vectors[with_labels]),
         MemoryLabels(
             clean.indptr.astype(np.int64),
             clean.indices.astype(np.int32),
-            np.repeat(each, lengths).astype(np.float32),
+            np.repeat(value, lengths).astype(np.float32),
         ),
     )
 
 
 def index_kind(config: IndexConfig) -> str:
-    """Kind of the memory's own index: a scan where the labels' is one, else a graph."""
+    """The kind of the memory's own index: a scan if the label index is one, else a graph."""
     return FLAT if config.kind == FLAT else Hnsw.name
 
 
 def write_memory(memory: Memory, config: IndexConfig, folder: Path) -> None:
-    """Leave MEMORY_FILES in `folder`, each written atomically."""
+    """Write MEMORY_FILES into `folder`, each atomically."""
     path = folder / MEMORY_INDEX_FILE
     if index_kind(config) == FLAT:
         write_flat(memory.vectors, path)
@@ -114,21 +116,21 @@ def write_memory(memory: Memory, config: IndexConfig, folder: Path) -> None:
 def memory_recall(
     index: FaissIndex, effort: str, queries: NDArray[np.float32], exact: Hits
 ) -> tuple[float, float]:
-    """Share of the exact ten nearest (n, 10) that an effort reaches, and its standard error.
+    """Mean share of the `exact` ten nearest (n, 10) that an effort finds, and its standard error.
 
-    Reached is any neighbour that is as near as the tenth: queries repeat, and which of two equal
-    ones is found does not matter.
+    Every neighbour as near as the tenth counts, because queries repeat, and either of two equal
+    ones is right.
     """
-    found = index.search(queries, exact.rows.shape[1], effort)
-    shares = (found.scores >= exact.scores[:, -1:] - _HALF_PRECISION).mean(axis=1)
+    neighbours = index.search(queries, exact.rows.shape[1], effort)
+    shares = (neighbours.scores >= exact.scores[:, -1:] - _HALF_PRECISION).mean(axis=1)
     return float(shares.mean()), float(shares.std() / np.sqrt(len(shares)))
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """What `choose` tries; the weight 0, no memory, is always tried too.
+    """The settings that `choose` tries: each combination, and weight 0, which is no memory.
 
-    It is not chosen where a memory is `demanded`.
+    If a memory is `demanded`, weight 0 is not chosen.
     """
 
     weights: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
@@ -151,10 +153,11 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class MemoryChoice:
-    """The setting that was chosen (weight 0: no memory), and all that were tried.
+    """The best setting (weight 0: no memory), and the figures of all `trials`.
 
-    `gain` is nDCG@5 with a memory over that without one, cross-fitted: on each half of the queries,
-    with the setting that is best on the other half. It and its `standard_error` are in percent.
+    `gain` is nDCG@5 with a memory minus nDCG@5 without one. It is cross-fitted: each half of the
+    queries is scored with the best setting of the other half. `gain` and its `standard_error` are
+    in percent.
     """
 
     chosen: Trial
@@ -164,57 +167,63 @@ class MemoryChoice:
 
     @property
     def used(self) -> bool:
-        """Whether a memory goes into the bundle."""
+        """Whether the bundle gets a memory."""
         return self.chosen.weight > 0
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as plain JSON types."""
+        """The choice as plain JSON types."""
         return asdict(self)
 
 
 def choose(
-    found: Hits,
-    recalled: Hits,
+    label_hits: Hits,
+    neighbours: Hits,
     labels: MemoryLabels,
     validation: EvaluationSet[Any],
     logit_bias: float | None,
     grid: Grid,
 ) -> MemoryChoice:
-    """The setting with the best nDCG@5 on validation queries, if it beats doing without.
+    """The setting with the best nDCG@5 on validation queries, or weight 0 if it gains too little.
 
-    `found` are exact label answers (n, depth), `recalled` exact neighbours (n, at least the largest
-    of `grid.neighbours`, or all).
+    `label_hits` (n, depth) are exact answers of the label index. `neighbours` (n, m) are exact
+    answers of the memory, m the largest of `grid.neighbours`, or all. `labels` are the memory's.
 
-    nDCG@5 because it is one figure over the five places that matter, the first most, and, unlike
-    P@5, it can reach 1 for a query with two labels. The best of many trials flatters itself, so the
-    gain is cross-fitted, and it must be over two standard errors, for a memory costs a second
-    search; unless one is demanded. Raises ValueError for an empty grid.
+    nDCG@5 is one figure over the first five places and weighs the first most. Unlike P@5, it can
+    reach 1 for a query with two labels. The best of many trials looks better than it is, so the
+    gain is cross-fitted. It must be over two standard errors, because a memory costs a second
+    search, unless a memory is demanded. Raises ValueError for an empty grid.
     """
     settings = list(product(grid.neighbours, grid.temperatures, grid.weights))
     if not settings:
         raise ValueError("the grid is empty: give at least one weight, temperature and count")
-    width, n_labels = min(_TOP + validation.spare, found.rows.shape[1]), validation.truth.shape[1]
-    trials = [_trial(validation, found.rows[:, :width], 0.0, 0.0, 0)]
-    for neighbours, temperature, weight in settings:
-        nearest = Hits(recalled.rows[:, :neighbours], recalled.scores[:, :neighbours])
-        setting = Blend(weight, temperature, neighbours, found.rows.shape[1], logit_bias)
-        ranked = blend(found, nearest, labels, setting, n_labels, width).rows
-        trials.append(_trial(validation, ranked, weight, temperature, neighbours))
-    each = np.stack([of_each for _, of_each in trials])  # (trials, queries)
-    gains = _crossed_gains(each)
+    width, n_labels = (
+        min(_TOP + validation.spare, label_hits.rows.shape[1]),
+        validation.truth.shape[1],
+    )
+    trials = [_trial(validation, label_hits.rows[:, :width], 0.0, 0.0, 0)]
+    for count, temperature, weight in settings:
+        nearest = Hits(neighbours.rows[:, :count], neighbours.scores[:, :count])
+        setting = Blend(weight, temperature, count, label_hits.rows.shape[1], logit_bias)
+        ranked = blend(label_hits, nearest, labels, setting, n_labels, width).rows
+        trials.append(_trial(validation, ranked, weight, temperature, count))
+    ndcg = np.stack([query_ndcg for _, query_ndcg in trials])  # (trials, queries)
+    gains = _cross_fitted_gains(ndcg)
     gain, error = 100 * float(gains.mean()), 100 * float(gains.std() / np.sqrt(len(gains)))
-    best = 1 + int(each[1:].mean(axis=1).argmax()) if grid.demanded or gain > 2 * error else 0
+    best = 1 + int(ndcg[1:].mean(axis=1).argmax()) if grid.demanded or gain > 2 * error else 0
     return MemoryChoice(trials[best][0], gain, error, tuple(trial for trial, _ in trials))
 
 
-def _crossed_gains(each: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Gain of each query (n,) over the first of the trials (m, n), by the other half's best."""
-    fold = np.arange(each.shape[1]) % 2
-    gains = np.empty(each.shape[1])
+def _cross_fitted_gains(ndcg: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The gain (n,) of each query over trial 0, with the best trial of the other half.
+
+    `ndcg` is (trials, n).
+    """
+    fold = np.arange(ndcg.shape[1]) % 2
+    gains = np.empty(ndcg.shape[1])
     for held_out in (0, 1):
         inside = fold == held_out
-        best = 1 + int(each[1:, ~inside].mean(axis=1).argmax())
-        gains[inside] = each[best, inside] - each[0, inside]
+        best = 1 + int(ndcg[1:, ~inside].mean(axis=1).argmax())
+        gains[inside] = ndcg[best, inside] - ndcg[0, inside]
     return gains
 
 
@@ -225,20 +234,20 @@ def _trial(
     temperature: float,
     neighbours: int,
 ) -> tuple[Trial, NDArray[np.float64]]:
-    """The figures of a ranking (n, five and what the filter may take), and nDCG@5 of each query."""
+    """The figures of a ranking (n, 5 + spare), and the nDCG@5 of each query."""
     pairs, truth = validation.filter_pairs, validation.truth
     rows = ranked if pairs is None else remove_filtered(ranked, pairs)
-    each = ndcg_of_each(rows, truth, _TOP)
+    query_ndcg = ndcg_of_each(rows, truth, _TOP)
     figures = (precision_at_k(rows, truth, 1), precision_at_k(rows, truth, _TOP))
-    p1, p5, ndcg = (100 * float(figure) for figure in (*figures, each.mean()))
-    return Trial(weight, temperature, neighbours, p1, p5, ndcg), each
+    p1, p5, ndcg = (100 * float(figure) for figure in (*figures, query_ndcg.mean()))
+    return Trial(weight, temperature, neighbours, p1, p5, ndcg), query_ndcg
 
 
 @dataclass(frozen=True, slots=True)
 class LabelIndexFacts:
-    """The label index that a memory stands beside: what it is built from, what it is, what it does.
+    """The label index beside a memory: its fp32 `vectors` (n_labels, dim) and manifest entries.
 
-    `vectors` (n_labels, dim) are fp32; `points` are its own operating points.
+    `points` are its operating points without the memory.
     """
 
     vectors: NDArray[np.float32]
@@ -246,7 +255,7 @@ class LabelIndexFacts:
     points: Sequence[OperatingPoint]
 
     def exhaustive(self, folder: Path) -> LabelIndex:
-        """All labels scanned: by the fp32 vectors, or by what scores them otherwise."""
+        """Exhaustive search: over the fp32 vectors, or by the index if its scores are others."""
         if self.info.metric == "inner_product":
             return exact_index(self.vectors)
         return open_label_index(folder, self.info, self.vectors.shape[1], {EXACT: {}})
@@ -260,12 +269,11 @@ def measure(
     recalls: Mapping[str, float],
     validation: EmbeddedSet,
 ) -> list[OperatingPoint]:
-    """The operating points of the label index again, with the memory in `folder` beside it.
+    """The operating points of the label index together with the memory in `folder`.
 
-    Each effort keeps its parameters and gets the smallest `memory_ef_search` whose recall of
-    neighbours reaches its target in `recalls`. The recall that is recorded is of the blended
-    answers, against exact search in both (by fp32 vectors, where these make the scores). Raises
-    ReleaseError.
+    Each effort keeps its parameters. It also gets the smallest `memory_ef_search` whose recall of
+    neighbours reaches its target in `recalls`. The recall in the result is that of the blended
+    answers, against exhaustive search of both indexes. Raises ReleaseError if a target is missed.
     """
     queries = validation.queries
     efforts = {point.name: dict(point.params) for point in label_index.points}
@@ -273,14 +281,14 @@ def measure(
         path, (n_rows, dim) = folder / info.files[0], memory.vectors.shape
         index = open_faiss(path, dim, n_rows, named(GRAPH_GRID))
         nearest = exact_index(memory.vectors).search(queries, _RECALL_TOP, EXACT)
-        chosen = cheapest(
+        choices = cheapest(
             lambda effort: memory_recall(index, effort, queries, nearest),
             GRAPH_GRID,
             recalls,
             info.params,
             "memory",
         )
-        for name, params in chosen.items():
+        for name, params in choices.items():
             efforts[name][MEMORY_EF_SEARCH] = params["ef_search"]
     labels = open_label_index(folder, label_index.info, label_index.vectors.shape[1], efforts)
     augmented = open_augmented(folder, info, labels, efforts)
@@ -295,8 +303,8 @@ def measure(
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """What came of a memory: the record of the choice, and the rest where it is used."""
+class MemoryOutcome:
+    """The result of `build_memory`: the record of the choice, and the memory, if it is used."""
 
     record: dict[str, Any]
     info: MemoryInfo | None = None
@@ -305,10 +313,10 @@ class Kept:
 
 def build_memory(
     memory: Memory, label_index: LabelIndexFacts, validation: EmbeddedSet, run: Run
-) -> Kept:
-    """Choose on validation queries how a memory is blended in; write and measure it if it pays.
+) -> MemoryOutcome:
+    """Choose a memory's setting on validation queries; write and measure it if it is used.
 
-    Raises ReleaseError where the memory's index does not reach its recalls.
+    Raises ReleaseError if the memory's index misses a target of recall.
     """
     config, queries = run.config.memory, validation.queries
     grid = Grid(
@@ -317,10 +325,10 @@ def build_memory(
         tuple(config.neighbours),
         demanded=config.kind == "queries",
     )
-    found = label_index.exhaustive(run.folder).search(queries, config.depth, EXACT)
+    label_hits = label_index.exhaustive(run.folder).search(queries, config.depth, EXACT)
     bias = None if label_index.info.metric == "probability" else run.config.method.logit_bias
-    recalled = exact_index(memory.vectors).search(queries, max(config.neighbours), EXACT)
-    choice = choose(found, recalled, memory.labels, validation, bias, grid)
+    neighbours = exact_index(memory.vectors).search(queries, max(config.neighbours), EXACT)
+    choice = choose(label_hits, neighbours, memory.labels, validation, bias, grid)
     log.info(
         "a memory gains %.2f +- %.2f nDCG@5: %s",
         choice.gain,
@@ -328,15 +336,15 @@ def build_memory(
         "kept" if choice.used else "left out",
     )
     if not choice.used:
-        return Kept(choice.as_dict())
+        return MemoryOutcome(choice.as_dict())
     write_memory(memory, run.config.index, run.folder)
     info = _describe(memory, choice.chosen, run.config, bias)
     points = measure(run.folder, label_index, memory, info, recall_targets(config), validation)
-    return Kept(choice.as_dict() | {"info": info.model_dump()}, info, points)
+    return MemoryOutcome(choice.as_dict() | {"info": info.model_dump()}, info, points)
 
 
 def _describe(
-    memory: Memory, chosen: Trial, config: Config, logit_bias: float | None
+    memory: Memory, setting: Trial, config: Config, logit_bias: float | None
 ) -> MemoryInfo:
     kind = index_kind(config.index)
     return MemoryInfo(
@@ -344,9 +352,9 @@ def _describe(
         files=list(MEMORY_FILES),
         n_rows=len(memory.vectors),
         params=Hnsw().params(config.index) if kind == Hnsw.name else {},
-        neighbours=chosen.neighbours,
+        neighbours=setting.neighbours,
         depth=config.memory.depth,
-        weight=chosen.weight,
-        temperature=chosen.temperature,
+        weight=setting.weight,
+        temperature=setting.temperature,
         logit_bias=logit_bias,
     )

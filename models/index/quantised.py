@@ -1,8 +1,9 @@
-"""Compressed scans: every label's code is compared, the best few are scored again exactly.
+"""Compressed scans: they compare every label's code, and score the best few again exactly.
 
-`sq8` keeps a byte for each dimension; `pq-fastscan` four bits for each `pq_dims` dimensions, which
-FAISS compares 32 labels at a time in registers. Both are exhaustive, so no label is out of reach;
-cost grows with the labels, but from a small share of a plain scan's (docs/decisions/0012).
+`sq8` stores a byte for each dimension. `pq-fastscan` stores four bits for each `pq_dims`
+dimensions; FAISS compares the codes of 32 labels at a time in registers. Both scan all labels, so
+no label is out of reach. Their cost grows with the label count, as a plain scan's does, but
+`pq-fastscan` takes a sixth of the time at 12,476 labels (docs/decisions/0012).
 """
 
 from pathlib import Path
@@ -17,8 +18,9 @@ from models.index.storage import at_least, centred, code_width, write_rescored
 from models.runs import INDEX_FILE
 
 CODES = 16
-"""Different values of a 4-bit code."""
+"""Number of values of a 4-bit code."""
 _TRAINING_VECTORS = 1 << 16
+"""Our choice: 4,096 vectors for each of the 16 values of a code."""
 
 
 class Sq8:
@@ -29,7 +31,7 @@ class Sq8:
     wants_points = False
 
     def build(self, material: Material, config: IndexConfig, folder: Path) -> list[str]:
-        """Encode and write the vectors."""
+        """Encode and write the vectors; returns the file name."""
         faiss.omp_set_num_threads(1)
         rows = centred(material.vectors)
         codes = faiss.IndexScalarQuantizer(
@@ -41,11 +43,11 @@ class Sq8:
         return [INDEX_FILE]
 
     def params(self, config: IndexConfig) -> dict[str, int | float | str]:
-        """None."""
+        """Nothing: the kind has no settings."""
         return {}
 
     def grid(self, config: IndexConfig, n_labels: int) -> list[dict[str, int]]:
-        """Candidates that are scored again."""
+        """Numbers of candidates to score again."""
         return [{"rescored": n} for n in (20, 30, 40, 80, 160)]
 
 
@@ -57,30 +59,30 @@ class PqFastScan:
     wants_points = False
 
     def build(self, material: Material, config: IndexConfig, folder: Path) -> list[str]:
-        """Train the codes on at most 65,536 vectors, encode all, write."""
+        """Train the codes on up to 65,536 vectors, encode and write all; returns the file name."""
         faiss.omp_set_num_threads(1)
         codes = four_bit_codes(centred(material.vectors), config.pq_dims)
         write_rescored(codes, material.vectors, folder / INDEX_FILE)
         return [INDEX_FILE]
 
     def params(self, config: IndexConfig) -> dict[str, int | float | str]:
-        """Dimensions of a code."""
+        """The dimensions of a code."""
         return {"pq_dims": config.pq_dims}
 
     def grid(self, config: IndexConfig, n_labels: int) -> list[dict[str, int]]:
-        """Candidates that are scored again."""
+        """Numbers of candidates to score again."""
         return [
             {"rescored": step << doubling} for doubling in range(7) for step in (40, 48, 56, 68)
         ]
 
 
 def four_bit_codes(rows: NDArray[np.float32], width: int) -> faiss.IndexPQFastScan:
-    """A scan of one 4-bit code for each `width` dimensions (or fewer) of the rows (n, dim)."""
+    """A scan of the rows (n, dim), with a 4-bit code for each `width` dimensions or fewer."""
     dim = rows.shape[1]
     n_codes = dim // code_width(dim, width)
     codes = faiss.IndexPQFastScan(dim, n_codes, 4, faiss.METRIC_INNER_PRODUCT)
     codes.pq.cp.min_points_per_centroid = 1
-    # A stride, so that labels sorted by anything are all there.
+    # A stride takes vectors from all over, even if labels are sorted.
     stride = -(-len(rows) // _TRAINING_VECTORS)
     codes.train(at_least(rows[::stride], CODES))
     codes.add(rows)

@@ -1,4 +1,4 @@
-"""Every kind of label index by its name; a new kind is one line here."""
+"""All kinds of label index, by name; a new kind adds one line here."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +28,7 @@ KINDS: Final[Mapping[str, IndexKind]] = {kind.name: kind for kind in _ALL}
 
 
 def build_label_index(material: Material, config: IndexConfig, folder: Path) -> IndexInfo:
-    """Build the index that `config.kind` names; what the manifest will say of it."""
+    """Build the index of `config.kind` in `folder`; returns its entry for the manifest."""
     kind = KINDS[config.kind]
     return IndexInfo(
         kind=kind.name,

@@ -1,1 +1,1 @@
-"""One file a method: ASTRA, ELIAS, contrastive pre-training, label trees."""
+"""The training methods, one file for each: ASTRA, ELIAS, contrastive pre-training, label trees."""

@@ -1,25 +1,25 @@
-"""ASTRA: an encoder and one classifier vector per label, trained with mixed negatives.
+"""ASTRA: an encoder and one classifier vector a label, trained with mixed negatives.
 
-Papers: ASTRA (arXiv 2409.20156 and its patent text) for the mixture, the uniform-only epochs and
-the index over the classifier vectors; Renee for the loss, summed over labels; MIPS-s (Qaraei and
-Babbar, 2023) for the predecessor. The importance weights are this project's reading of the paper
-(docs/decisions/0003).
+ASTRA (arXiv 2409.20156 and its patent text) describes the mixture, the uniform-only epochs and the
+index over classifier vectors. The loss, a sum over labels, is Renee's (Jain et al., MLSys 2023).
+MIPS-s (Qaraei and Babbar, 2023) is the predecessor. The paper does not print the importance
+weights; docs/decisions/0003 derives ours.
 
     symbol   here                 meaning
     z_i      queries              unit embedding of query i, (n, dim)
     w_l      labels.weight        classifier vector of label l, (n_labels, dim)
     s_il     logits               scale * <z_i, w_l> + bias
     H_i      HardNegatives        nearest wrong labels of query i at the last refresh
-    q_i      density              how hard draws are made from H_i
+    q_i      density              probabilities of the hard draws from H_i
     omega    negatives.weigh      1 / (m_h q_i(l) + m_u / n_labels), or another weight mode
 
-    1. build        classifiers start from label text; label texts join the training rows
-    2. refresh      every `refresh_epochs` after the uniform-only ones: mine H_i afresh
+    1. build        classifiers start at label text; label texts join the training rows
+    2. refresh      every `refresh_epochs` after the uniform-only ones: mine H_i anew
     3. train_step   positives + shared uniform pool + hard draws -> sampled BCE and softmax, or
                     BCE over every label
     4. servable     the encoder, and the classifier vectors times `scale`
 
-Under torchrun a rank holds the label rows `shard` and scores these only
+Under torchrun a rank holds the label rows `shard` and scores only these
 (models.training.distributed).
 """
 
@@ -40,7 +40,7 @@ from models.quality.ranking import top_products
 from models.rng import Rng
 from models.training.distributed import World
 from models.training.losses import Cells, full_bce, log_partition, sampled_bce, sampled_softmax
-from models.training.method import Phase, Ranked, Servable
+from models.training.method import Phase, Ranking, Servable
 from models.training.negatives import (
     HardNegatives,
     allowed_in_pool,
@@ -75,7 +75,7 @@ class Astra(nn.Module):
         self.sparse_labels = config.kind != "full-bce"
 
     def place(self, device: torch.device, autocast: torch.dtype | None) -> None:
-        """Move the encoder to `device`, and the label vectors unless they stay on the host.
+        """Move the encoder to `device`, and the label vectors too, unless `label_device` is host.
 
         `autocast` is the type that the encoder computes in, None for fp32.
         """
@@ -85,28 +85,28 @@ class Astra(nn.Module):
             self.labels.to(device)
 
     def phases(self, config: TrainConfig) -> list[Phase]:
-        """One: mining begins in the midst of it."""
+        """One phase; mining begins within it."""
         return [Phase("", config.epochs)]
 
     def begin(self, phase: int, rows: TrainingRows, rng: Rng) -> None:
-        """All is ready as it was built."""
+        """Nothing to do: `build` has prepared the model."""
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The encoder's groups and the label vectors."""
         return parameter_groups(self.encoder) | {LABELS: list(self.labels.parameters())}
 
     def transient(self) -> dict[str, Tensor]:
-        """The hard negatives, where some were mined."""
+        """The hard negatives, empty before the first refresh."""
         if self.hard is None:
             return {}
         return {"labels": self.hard.labels, "density": self.hard.density}
 
     def restore(self, transient: Mapping[str, Tensor]) -> None:
-        """Take back what `transient` gave."""
+        """Set the hard negatives that `transient` returned."""
         self.hard = HardNegatives(**transient) if transient else None
 
     def wants_refresh(self, epoch: int) -> bool:
-        """Whether hard negatives are to be mined before this epoch (counted from 0)."""
+        """Whether to mine hard negatives before this epoch, counted from 0."""
         config = self.config
         since = epoch - config.uniform_only_epochs
         if config.kind == "full-bce" or not config.hard_negatives or since < 0:
@@ -114,7 +114,7 @@ class Astra(nn.Module):
         return since % config.refresh_epochs == 0 if config.refresh_epochs else since == 0
 
     def refresh(self, rows: TrainingRows) -> None:
-        """Mine each row's nearest wrong labels with the encoder and labels as they are now."""
+        """Mine each row's nearest wrong labels with the current encoder and label vectors."""
         config, world, n = self.config, self.world, len(rows)
         part = world.share(n)
         queries = embed(self.encoder, rows.texts.slice(part), self.autocast)
@@ -134,107 +134,109 @@ class Astra(nn.Module):
         shard = self.labels.weight.detach()
         return self.world.gather(shard, self.n_labels).cpu().numpy()
 
-    def best(self, queries: NDArray[np.float32], k: int) -> Ranked:
-        """Top k labels of embeddings (n, dim) by exact inner product."""
+    def best(self, queries: NDArray[np.float32], k: int) -> Ranking:
+        """The top k labels of embeddings `queries` (n, dim), by exact inner product."""
         labels, products = top_products(queries, self.label_vectors(), k)
         logits = products * self.config.score_scale + self.config.logit_bias
-        return Ranked(labels, expit(logits))
+        return Ranking(labels, expit(logits))
 
     def servable(self) -> Servable:
-        """Logit minus the constant bias = inner product with a served label vector."""
+        """The encoder, and label vectors times `score_scale`: products + `logit_bias` = logits."""
         vectors = self.label_vectors() * self.config.score_scale
         return Servable(self.encoder, np.ascontiguousarray(vectors, np.float32))
 
-    def train_step(self, rows: TrainingRows, picked: NDArray[np.int64], rng: Rng) -> Tensor:
-        """This rank's part of the loss of the picked rows, ready for `backward`."""
-        queries = self._queries(rows, picked, rng)
+    def train_step(self, rows: TrainingRows, batch: NDArray[np.int64], rng: Rng) -> Tensor:
+        """This rank's part of the loss of the rows `batch` (n,), ready for `backward`."""
+        queries = self._queries(rows, batch, rng)
         if self.config.kind == "full-bce":
-            return self._full(queries, rows, picked)
-        return self._sampled(queries, rows, picked, rng)
+            return self._full(queries, rows, batch)
+        return self._sampled(queries, rows, batch, rng)
 
-    def _queries(self, rows: TrainingRows, picked: NDArray[np.int64], rng: Rng) -> Tensor:
-        config, n = self.config, len(picked)
-        ours = picked[self.world.share(n)]
-        # With nothing to do for it, a rank encodes a row in vain: backward needs its graph.
-        texts = ours if len(ours) else picked[:1]
+    def _queries(self, rows: TrainingRows, batch: NDArray[np.int64], rng: Rng) -> Tensor:
+        config, n = self.config, len(batch)
+        ours = batch[self.world.share(n)]
+        # A rank without a share still encodes one row: backward needs a graph on every rank.
+        texts = ours if len(ours) else batch[:1]
         part = encode_batch(self.encoder, rows.texts, texts, self.autocast)
         queries = self.world.gather_rows(part[: len(ours)], n)  # (n, dim)
         keep = torch.rand(queries.shape, generator=rng.torch) >= config.dropout
         return queries * keep.to(queries.device) / (1.0 - config.dropout)
 
-    def _full(self, queries: Tensor, rows: TrainingRows, picked: NDArray[np.int64]) -> Tensor:
+    def _full(self, queries: Tensor, rows: TrainingRows, batch: NDArray[np.int64]) -> Tensor:
         config, weight = self.config, self.labels.weight
         return full_bce(
             queries.to(weight.device),
             weight,
-            self._in_shard(cells_of(rows.labels, picked)).to(weight.device),
-            self._in_shard(cells_of(rows.ignored, picked)).to(weight.device),
+            self._in_shard(cells_of(rows.labels, batch)).to(weight.device),
+            self._in_shard(cells_of(rows.ignored, batch)).to(weight.device),
             scale=config.score_scale,
             bias=config.logit_bias,
             chunk=config.label_chunk,
         )
 
     def _sampled(
-        self, queries: Tensor, rows: TrainingRows, picked: NDArray[np.int64], rng: Rng
+        self, queries: Tensor, rows: TrainingRows, batch: NDArray[np.int64], rng: Rng
     ) -> Tensor:
-        positives = self._in_shard(cells_of(rows.labels, picked))
+        positives = self._in_shard(cells_of(rows.labels, batch))
         vectors = self._vectors(positives.labels, queries.device)
         products = (queries[positives.rows.to(queries.device)] * vectors).sum(dim=1)
-        drawn = self._draw(rows, picked, rng)
+        draws = self._draw(rows, batch, rng)
         negatives = []
-        if drawn.hard is not None:
-            logits = self._hard_logits(queries, drawn.hard, drawn.hard_weights > 0)
-            negatives.append((logits, drawn.hard_weights.to(logits.device)))
+        if draws.hard is not None:
+            logits = self._hard_logits(queries, draws.hard, draws.hard_weights > 0)
+            negatives.append((logits, draws.hard_weights.to(logits.device)))
         inside = slice(
-            *torch.searchsorted(drawn.pool, torch.tensor([self.shard.start, self.shard.stop]))
+            *torch.searchsorted(draws.pool, torch.tensor([self.shard.start, self.shard.stop]))
         )
-        pool_vectors = self._vectors(drawn.pool[inside] - self.shard.start, queries.device)
+        pool_vectors = self._vectors(draws.pool[inside] - self.shard.start, queries.device)
         logits = self._logits(queries @ pool_vectors.T)
-        negatives.append((logits, drawn.pool_weights[:, inside].to(logits.device)))
-        wanted, targets = self._logits(products), positives.values.to(queries.device)
-        n, share = len(picked), self.config.softmax_share
-        loss = sampled_bce(wanted, targets, negatives, n)
+        negatives.append((logits, draws.pool_weights[:, inside].to(logits.device)))
+        positive_logits, targets = self._logits(products), positives.values.to(queries.device)
+        n, share = len(batch), self.config.softmax_share
+        loss = sampled_bce(positive_logits, targets, negatives, n)
         if not share:
             return loss
         at = positives.rows.to(queries.device)
-        part = log_partition(negatives, wanted, targets, at)
+        part = log_partition(negatives, positive_logits, targets, at)
         parts = self.world.gather_rows(part, n * self.world.size)
         partition = parts.view(-1, n).logsumexp(dim=0)[at]
-        return (1 - share) * loss + share * sampled_softmax(wanted, targets, partition, n)
+        softmax = sampled_softmax(positive_logits, targets, partition, n)
+        return (1 - share) * loss + share * softmax
 
-    def _draw(self, rows: TrainingRows, picked: NDArray[np.int64], rng: Rng) -> "_Drawn":
-        """One uniform pool for the batch and hard draws for each query, with their weights."""
+    def _draw(self, rows: TrainingRows, batch: NDArray[np.int64], rng: Rng) -> "_Draws":
+        """A uniform pool for the batch and hard draws for each query, with their weights."""
         config = self.config
         size = 0 if config.hard_only and self.hard is not None else config.uniform_negatives
         pool = uniform_pool(self.n_labels, size, rng.numpy)
-        allowed = allowed_in_pool(pool, cells_of(rows.known, picked), len(picked)).float()
+        allowed = allowed_in_pool(pool, cells_of(rows.known, batch), len(batch)).float()
         if self.hard is None:
             density = torch.zeros_like(allowed)
             weights = weigh(
                 config, [(density, allowed)], torch.zeros(1, 1), len(pool), self.n_labels
             )
-            return _Drawn(pool, weights[0], None, torch.empty(0))
-        hard_rows = torch.from_numpy(picked)
+            return _Draws(pool, weights[0], None, torch.empty(0))
+        hard_rows = torch.from_numpy(batch)
         density = self.hard.density[hard_rows]
         n_hard = (density.sum(dim=1, keepdim=True) > 0) * float(config.hard_negatives)
         pool_density = density_in_pool(pool, self.hard.labels[hard_rows], density)
         if config.kind == "mips-s":
-            hard, drawn_density = self.hard.nearest(hard_rows, config.hard_negatives)
+            hard, hard_density = self.hard.nearest(hard_rows, config.hard_negatives)
         else:
-            hard, drawn_density = self.hard.draw(hard_rows, config.hard_negatives, rng.torch)
+            hard, hard_density = self.hard.draw(hard_rows, config.hard_negatives, rng.torch)
         weights = weigh(
             config,
-            [(pool_density, allowed), (drawn_density, (drawn_density > 0).float())],
+            [(pool_density, allowed), (hard_density, (hard_density > 0).float())],
             n_hard,
             len(pool),
             self.n_labels,
         )
-        return _Drawn(pool, weights[0], hard, weights[1] * self._owned(hard))
+        return _Draws(pool, weights[0], hard, weights[1] * self._owned(hard))
 
     def _hard_logits(self, queries: Tensor, hard: Tensor, counted: Tensor) -> Tensor:
-        """Logits (n, m_h). A draw that does not count here (another rank's, or none) reads no row.
+        """Logits (n, m_h) of the hard draws `hard` (n, m_h).
 
-        Read with weight 0, it would still be a touched row to the sparse optimiser, and move.
+        A draw that is not `counted` (another rank's, or none) must not read its row. The sparse
+        optimiser moves every row that was read, even one with weight 0.
         """
         vectors = self._vectors(hard[counted] - self.shard.start, queries.device)
         if not counted.all():
@@ -244,7 +246,7 @@ class Astra(nn.Module):
         return self._logits(torch.bmm(vectors, queries.unsqueeze(2)).squeeze(2))
 
     def _vectors(self, local: Tensor, device: torch.device) -> Tensor:
-        """Rows of this rank's labels, gathered where they lie and moved to where they are used."""
+        """This rank's label vectors at rows `local`, read on their device and moved to `device`."""
         weight = self.labels.weight
         return embedding(local.to(weight.device), weight, sparse=True).to(device)
 
@@ -262,8 +264,8 @@ class Astra(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class _Drawn:
-    """A step's negatives: the shared pool (m_u,) and its weights (n, m_u), hard ones (n, m_h)."""
+class _Draws:
+    """A step's negatives: `pool` (m_u,) with weights (n, m_u), and `hard` with weights (n, m_h)."""
 
     pool: Tensor
     pool_weights: Tensor
@@ -278,7 +280,7 @@ def build(
     points: TrainingRows,
     world: World | None = None,
 ) -> tuple[Astra, TrainingRows]:
-    """The model, and the rows it trains on: the points, then one row a label if configured."""
+    """The untrained model, and its training rows: the points, then label texts if configured."""
     with torch.no_grad():
         vectors = torch.from_numpy(embed(encoder, label_texts))
         norm = config.label_init_norm if config.label_init == "text" else 0.0

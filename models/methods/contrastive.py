@@ -1,24 +1,27 @@
-"""Contrastive pre-training: the encoder learns to lay a text beside the names of its labels.
+"""Contrastive pre-training: the encoder learns to place a text near the texts of its labels.
 
-Paper: NGAME (Dahiya et al., 2023), first stage. One encoder reads queries and label texts. A
-batch's negatives are the labels of its other queries, so batches are filled with clusters of alike
-queries: that makes these negatives hard without a search. What differs: clusters are recursive
-balanced 2-means, their size is doubled in place of a list of epochs, and a label that several
-queries drew is encoded and compared once.
+It is the first stage of NGAME (Dahiya et al., WSDM 2023). One encoder reads queries and label
+texts. The negatives of a query are the labels that the other queries of its batch drew. A batch
+consists of clusters of similar queries, which makes these negatives hard without a search.
+
+Three things differ from the paper. Clusters come from recursive balanced 2-means. Their size
+doubles every few epochs; the paper lists epochs and sizes. A label that several queries drew is
+encoded and compared once.
 
     symbol   here               meaning
     z_i      queries            unit embedding of query i, (n, dim)
-    v_l      labels             unit embedding of label l's text, (m, dim): those drawn in the batch
+    v_l      names              unit embedding of label l's text, (m, dim), of the m labels drawn
     s_il     scores             <z_i, v_l>, (n, m)
-    l_i      drawn              the one positive of query i in this epoch
-    C        cluster_size       queries that stand together in a batch
+    l_i      draw_positives     the one positive of query i in this epoch
+    C        cluster_size       queries of a cluster, which share a batch
 
-    1. regroup      cluster the queries as the encoder sees them now; else shuffle the clusters
-    2. train_step   draw a positive each, score all against all, hinge or cross-entropy
-    3. measure      rank label texts for validation texts; the best epoch's encoder is kept
+    1. regroup      cluster the queries by their current embeddings, or only shuffle the clusters
+    2. train_step   draw a positive for each query, score all pairs, hinge or cross-entropy
+    3. measure      rank label texts for validation texts; the best epoch's encoder is saved
 
-It learns no classifiers: ASTRA does, from the encoder and the label embeddings left here. It runs
-in one process, and a batch is never split, since its queries are each other's negatives.
+Pre-training learns no classifiers. The method learns them later, from this encoder and its label
+embeddings. It runs in one process and never splits a batch, because the queries of a batch are each
+other's negatives.
 """
 
 import logging
@@ -67,11 +70,11 @@ _OWN_KEYS = {
     "warmup_steps",
     "patience",
 }
-"""Keys of `pretrain` that stand in for the same keys of `train`."""
+"""Keys of `pretrain` that override the same keys of `train`."""
 
 
 class Contrastive:
-    """What is trained, and one step of it, on the device where the encoder lies."""
+    """The encoder with its training data, and one training step, on the encoder's device."""
 
     def __init__(
         self,
@@ -85,48 +88,51 @@ class Contrastive:
         self.config, self.autocast = config, autocast
         # A query without a label has no positive.
         self.usable = np.flatnonzero(np.diff(points.labels.indptr))
-        self._target_before = np.concatenate(
+        self._cumulative_targets = np.concatenate(
             [[0.0], np.cumsum(points.labels.data, dtype=np.float64)]
         )
 
     def cluster_size(self, epoch: int) -> int:
-        """Queries in a cluster: doubles as training goes on, up to a whole batch."""
+        """Queries in a cluster in this epoch; never more than in a batch."""
         config = self.config
         doubled = config.cluster_size << (epoch // config.cluster_double_epochs)
         return min(doubled, config.batch_size)
 
     def regroup(self, epoch: int, order: NDArray[np.int64], rng: Rng) -> NDArray[np.int64]:
-        """This epoch's order of the usable rows, from the last epoch's: clusters stay together."""
+        """This epoch's order (n,) of the usable rows, in which clusters stay together.
+
+        `order` is the last epoch's.
+        """
         size = self.cluster_size(epoch)
         if size == 1:
             return rng.numpy.permutation(self.usable)
-        grown = epoch > 0 and size != self.cluster_size(epoch - 1)
-        if grown or epoch % self.config.cluster_refresh_epochs == 0:
+        has_grown = epoch > 0 and size != self.cluster_size(epoch - 1)
+        if has_grown or epoch % self.config.cluster_refresh_epochs == 0:
             vectors = embed(self.encoder, self.points.texts, self.autocast)[self.usable]
             order = self.usable[clustered_order(vectors, size, rng.numpy)]
-        # The last cluster may be short: it stays where it is, so that all others keep in step.
+        # The last cluster may be smaller. It stays last, so that it does not shift the others.
         whole = len(order) // size * size
         clusters = order[:whole].reshape(-1, size)
         return np.concatenate([rng.numpy.permutation(clusters).ravel(), order[whole:]])
 
-    def draw_positives(self, picked: NDArray[np.int64], rng: Rng) -> NDArray[np.int64]:
-        """One label of each picked row, (n,), each as likely as its target is large."""
+    def draw_positives(self, batch: NDArray[np.int64], rng: Rng) -> NDArray[np.int64]:
+        """A label of each row of `batch`, (n,), drawn in proportion to its target."""
         labels = self.points.labels
-        firsts, ends = labels.indptr[picked], labels.indptr[picked + 1]
-        low, high = self._target_before[firsts], self._target_before[ends]
-        at = low + rng.numpy.random(len(picked)) * (high - low)
-        places = np.searchsorted(self._target_before, at, side="right") - 1
+        firsts, ends = labels.indptr[batch], labels.indptr[batch + 1]
+        low, high = self._cumulative_targets[firsts], self._cumulative_targets[ends]
+        at = low + rng.numpy.random(len(batch)) * (high - low)
+        places = np.searchsorted(self._cumulative_targets, at, side="right") - 1
         return labels.indices[np.clip(places, firsts, ends - 1)].astype(np.int64)
 
-    def train_step(self, picked: NDArray[np.int64], rng: Rng) -> Tensor:
-        """The loss of the picked rows among each other, ready for `backward`."""
+    def train_step(self, batch: NDArray[np.int64], rng: Rng) -> Tensor:
+        """The loss of the rows `batch` (n,) among each other, ready for `backward`."""
         config, device = self.config, next(self.encoder.parameters()).device
-        labels, columns = np.unique(self.draw_positives(picked, rng), return_inverse=True)
-        queries = encode_batch(self.encoder, self.points.texts, picked, self.autocast)
+        labels, columns = np.unique(self.draw_positives(batch, rng), return_inverse=True)
+        queries = encode_batch(self.encoder, self.points.texts, batch, self.autocast)
         names = encode_batch(self.encoder, self.label_texts, labels, self.autocast)
         scores = queries @ names.T  # (n, m)
         positives = torch.from_numpy(columns).to(device)
-        allowed = self._negatives(picked, torch.from_numpy(labels)).to(device)
+        allowed = self._negatives(batch, torch.from_numpy(labels)).to(device)
         if config.loss == "infonce":
             return info_nce(scores, positives, allowed, temperature=config.temperature)
         return contrastive_hinge(
@@ -138,9 +144,9 @@ class Contrastive:
             temperature=config.temperature,
         )
 
-    def _negatives(self, picked: NDArray[np.int64], labels: Tensor) -> Tensor:
-        """Which of the batch's labels (m,) are negatives of each query, (n, m)."""
-        return allowed_in_pool(labels, cells_of(self.points.known, picked), len(picked))
+    def _negatives(self, batch: NDArray[np.int64], labels: Tensor) -> Tensor:
+        """A mask (n, m): which of the `labels` (m,) are negatives of each query."""
+        return allowed_in_pool(labels, cells_of(self.points.known, batch), len(batch))
 
 
 def pretrain(
@@ -150,11 +156,12 @@ def pretrain(
     validation: Validation,
     run: Run,
 ) -> None:
-    """Train `encoder` in place and leave its best epoch in the run folder; 0 epochs do nothing.
+    """Train `encoder` in place, and save its best epoch to the run folder; 0 epochs do nothing.
 
-    Goes on from the run's own checkpoint; what is done already is only loaded, so of several
-    processes one trains and the others come after it. Randomness is the seed's afresh: the method
-    draws the same with and without pre-training. Raises RunError, TrainingError.
+    It resumes from its checkpoint if there is one. If pre-training is done already, it only loads
+    the encoder; so one process trains, and the others load after it. It has generators of its own,
+    so the method draws the same numbers with and without pre-training. Raises TrainingError if the
+    loss is not a number, and RunError if a file is damaged or cannot be written.
     """
     config = run.config
     if not config.pretrain.epochs:
@@ -169,12 +176,12 @@ def pretrain(
 
 
 def _training_of(config: Config) -> TrainConfig:
-    """`train` with what `pretrain` puts in its place."""
+    """`train`, with the keys that `pretrain` overrides."""
     return config.train.model_copy(update=config.pretrain.model_dump(include=_OWN_KEYS))
 
 
 class _Loop:
-    """State of one pre-training between steps."""
+    """A pre-training: its model, optimisers and progress."""
 
     def __init__(
         self, model: Contrastive, config: TrainConfig, validation: Validation, run: Run
@@ -192,14 +199,14 @@ class _Loop:
         self._saved_at = time.monotonic()
 
     def run_to_end(self) -> None:
-        """From the checkpoint, or from the start, to the last epoch or an early stop."""
-        resumed = self._resume()
-        # A folder of its own: points that the method's loop voids are its own.
+        """Train from the checkpoint or the start, to the last epoch or an early stop."""
+        resumes = self._resume()
+        # Its own folder: the method's loop counts steps anew, and would void curves beside its own.
         folder = self.run.folder / TENSORBOARD_FOLDER / "pretrain"
         self.board = Board(folder, self.progress.step)
         try:
-            if not resumed:
-                # The encoder as it came: an epoch that does not beat it is not kept.
+            if not resumes:
+                # Epoch 0 is the untrained encoder. Only an epoch with a better P@1 replaces it.
                 self._measure({"epoch": 0})
                 self._save()
             while self.progress.epoch < self.config.epochs and not self._out_of_patience:
@@ -249,16 +256,16 @@ class _Loop:
         self._measure({"epoch": progress.epoch, "loss": loss, "seconds": round(seconds, 2)})
         self._save()
 
-    def _step(self, picked: NDArray[np.int64]) -> None:
+    def _step(self, batch: NDArray[np.int64]) -> None:
         progress = self.progress
         self.optimizers.zero_grad()
-        loss = self.model.train_step(picked, self.rng)
+        loss = self.model.train_step(batch, self.rng)
         value = float(loss.detach())
         if not math.isfinite(value):
-            uids = [self.model.points.uids[row] for row in picked[:5]]
+            uids = [self.model.points.uids[row] for row in batch[:5]]
             raise TrainingError(
                 f"the pre-training loss is {value} at step {progress.step} (epoch "
-                f"{progress.epoch + 1}), rows {', '.join(uids)} and {len(picked) - len(uids)} "
+                f"{progress.epoch + 1}), rows {', '.join(uids)} and {len(batch) - len(uids)} "
                 "more: lower pretrain.encoder_lr"
             )
         self.scaler.scale(loss).backward()
@@ -274,7 +281,7 @@ class _Loop:
             self._save()
 
     def _measure(self, record: dict[str, float]) -> None:
-        """Rank label texts for the validation texts, say how well, keep the encoder if best."""
+        """Rank label texts for validation texts, log figures, save the encoder if P@1 is best."""
         encoder, progress, truth = self.model.encoder, self.progress, self.validation.truth
         vectors = embed(encoder, self.model.label_texts)
         queries = embed(encoder, self.validation.queries)

@@ -1,26 +1,27 @@
-"""ELIAS: an encoder, clusters, label vectors, and the edges between clusters and labels, learnt.
+"""ELIAS: it learns an encoder, clusters, label vectors, and the edges from clusters to labels.
 
-Paper: ELIAS (arXiv 2210.08410). What differs here: label vectors may start from label text and
-label texts may join the training rows, as for ASTRA; clusters come from embeddings alone and start
-at the centre of their labels; a label always keeps its best edge; both losses are sums over labels.
+The paper is arXiv 2210.08410. Differences: label vectors can start at label text, and label texts
+can join the training rows, as for ASTRA. The `learned` phase keeps the label vectors, unless
+`labels_anew` is set. Clusters come from embeddings only, and start at the mean of their labels. In
+a cluster, edges that are a label's heaviest come first. Both losses are sums over labels.
 
     symbol   here                     meaning
     e        queries                  unit embedding of a query, dropout in training, (n, dim)
     W_C      clusters                 a linear layer: logits of clusters, times `score_scale`
     s_c      cluster_scores           min(1, alpha * softmax over clusters)
-    theta    theta                    what is learnt of each edge, (n_clusters, kappa)
+    theta    theta                    the parameter of each edge, (n_clusters, width)
     a_cl     edge_weights             min(1, beta * softmax over a cluster's edges), or 1 if fixed
     w_l      labels.weight            label vector; logit = score_scale * <w_l, e> + logit_bias
     K        shortlist                labels with the best s_c * a_cl over the chosen clusters
 
-    1. initial   a few epochs on balanced clusters of what the untrained encoder makes of labels
-    2. fixed     clusters of what it then makes of them; everything else anew, edges are members
-    3. learned   edges to the labels that each cluster's points have, learnt; label vectors anew
+    1. initial   on balanced clusters of label vectors from the untrained encoder
+    2. fixed     on clusters from the encoder after `initial`; its weights start anew
+    3. learned   edges to the labels that each cluster's points have most; their weights are learnt
     train_step   clusters by score and the labels' own (teacher forcing) -> shortlist -> both BCEs
     best         the beam's clusters -> shortlist -> sigmoid(logit) * s_c * a_cl
 
-One process trains it. Label logits are one product with all label vectors while that is cheaper
-than gathering a row for every place of the shortlist.
+It trains in one process. Label logits come from one product with all label vectors, as long as that
+is cheaper than gathering a vector for each place of the shortlist.
 """
 
 from collections.abc import Mapping
@@ -45,21 +46,26 @@ from models.training.label_graph import (
     usual_clusters,
 )
 from models.training.losses import path_bce
-from models.training.method import Phase, Ranked, Servable
+from models.training.method import Phase, Ranking, Servable
 from models.training.optimizers import LABELS
 from models.training.path_scores import all_paths, cluster_scores, edge_weights, shortlist
 from models.training.training_rows import TrainingRows, cells_of, targets_at, with_label_rows
 
 INITIAL, FIXED, LEARNED = "initial", "fixed", "learned"
 _FORCED = 5
-"""Clusters beyond the beam that a training step visits."""
+"""Clusters that a training step visits beyond the beam. A choice: it leaves room for the parents of
+a few labels; more would cost every step."""
 _PATTERN_CLUSTERS = 20
+"""Best clusters of a point that count for the weights of edges. A choice: four times the default
+beam."""
 _GATHER_BEYOND = 128
-"""Gathered rows cost about this many times what a dense product costs a label."""
+"""A gathered label vector costs about as much as this many labels of a dense product. An estimate;
+no measurement is on record."""
 _ROWS_AT_ONCE = 512
+"""Our choice: bounds the memory of one ranking."""
 _TINY = 1e-6
 _AHEAD = 1e3
-"""What puts every log score before every number in [0, 1]."""
+"""Added to a candidate's log score, it ranks every candidate before any number in [0, 1]."""
 
 
 class Elias(nn.Module):
@@ -83,8 +89,8 @@ class Elias(nn.Module):
         self.encoder, self.config, self.elias = encoder, config, elias
         self.dense = n_labels <= _GATHER_BEYOND * elias.shortlist
         self.sparse_labels = not self.dense
-        asked = min(elias.clusters or usual_clusters(n_labels), n_labels)
-        size = -(-n_labels // asked)
+        target = min(elias.clusters or usual_clusters(n_labels), n_labels)
+        size = -(-n_labels // target)
         n_clusters, width = -(-n_labels // size), max(elias.kappa, size)
         self.labels = nn.Embedding(n_labels, encoder.dim, sparse=self.sparse_labels)
         self.clusters = nn.Linear(encoder.dim, n_clusters)
@@ -98,21 +104,21 @@ class Elias(nn.Module):
         self._untrained = _trained_parts(encoder) if elias.initial_epochs else {}
 
     def place(self, device: torch.device, autocast: torch.dtype | None) -> None:
-        """Move the model to `device`; the encoder computes in `autocast`, None for fp32."""
+        """Move the model to `device`; the encoder computes in type `autocast`, None for fp32."""
         self.device, self.autocast = device, autocast
         self.to(device)
 
     def phases(self, config: TrainConfig) -> list[Phase]:
-        """Clusters, better clusters, learned edges; the last has the epochs of `train`."""
+        """Those of `_phase_names`; the last has `train.epochs`."""
         elias = self.elias
         rates = {"clusters": elias.cluster_lr, "edges": elias.edge_lr}
-        slower = {
+        base_rates = {
             "tables": config.encoder_lr,
             "projection": config.projection_lr,
             "transformer": config.transformer_lr,
             "clusters": elias.cluster_lr,
         }
-        later = rates | {name: rate * elias.learned_rate for name, rate in slower.items()}
+        later = rates | {name: rate * elias.learned_rate for name, rate in base_rates.items()}
         epochs = {INITIAL: elias.initial_epochs, FIXED: elias.fixed_epochs}
         *before, last = self._phase_names
         return [
@@ -121,7 +127,7 @@ class Elias(nn.Module):
         ]
 
     def begin(self, phase: int, rows: TrainingRows, rng: Rng) -> None:
-        """Cluster the labels as the encoder sees them now, or open the edges for learning."""
+        """Cluster the labels by their current embeddings, or choose the edges to learn."""
         name = self._phase_names[phase]
         if name != LEARNED:
             self._fix_edges(rows, rng, anew=name == FIXED)
@@ -137,7 +143,7 @@ class Elias(nn.Module):
         return [*first, FIXED, LEARNED] if self.elias.learned else [*first, FIXED]
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The encoder's groups, label vectors, clusters, edges."""
+        """The encoder's groups, the label vectors, the clusters and the edges."""
         return parameter_groups(self.encoder) | {
             LABELS: list(self.labels.parameters()),
             "clusters": list(self.clusters.parameters()),
@@ -145,27 +151,27 @@ class Elias(nn.Module):
         }
 
     def transient(self) -> dict[str, Tensor]:
-        """Nothing: all is among the weights."""
+        """Nothing: the weights are the whole state."""
         return {}
 
     def restore(self, transient: Mapping[str, Tensor]) -> None:
-        """Nothing to take back."""
+        """Nothing to set."""
 
     def wants_refresh(self, epoch: int) -> bool:
-        """Parents are found anew before each epoch in which edges move."""
+        """Whether edges are learnt: then parents change, so each epoch computes them anew."""
         return bool(self.learned)
 
     @torch.no_grad()
     def refresh(self, rows: TrainingRows) -> None:
-        """Each label's parent: the cluster that has the heaviest edge to it, -1 if none has."""
+        """Set each label's parent: the cluster with the heaviest edge to it, -1 without an edge."""
         weights = self.edge_weights()
         heaviest = weights.new_zeros(self.n_labels + 1)
         heaviest.scatter_reduce_(0, self.edges.flatten(), weights.flatten(), "amax")
         cluster = torch.arange(len(weights), device=self.device).unsqueeze(1).expand_as(weights)
         is_best = (weights == heaviest[self.edges]) & (weights > 0)
         parents = torch.full_like(heaviest, -1, dtype=torch.long)
-        kept = self.edges[is_best]
-        parents.scatter_reduce_(0, kept, cluster[is_best], "amax")
+        labels = self.edges[is_best]
+        parents.scatter_reduce_(0, labels, cluster[is_best], "amax")
         self.parents.copy_(parents[: self.n_labels])
 
     def cluster_logits(self, queries: Tensor) -> Tensor:
@@ -173,36 +179,38 @@ class Elias(nn.Module):
         return self.clusters(queries * self.config.score_scale)
 
     def edge_weights(self) -> Tensor:
-        """Weights (n_clusters, width) of all edges; without gradient while they are fixed."""
+        """Weights (n_clusters, width) of all edges; 1 and without gradient while they are fixed."""
         if not self.learned:
             return (self.edges < self.n_labels).float()
         return edge_weights(self.theta, self.edges, self.n_labels, self.elias.beta)
 
-    def train_step(self, rows: TrainingRows, picked: NDArray[np.int64], rng: Rng) -> Tensor:
-        """The loss of the picked rows, ready for `backward`."""
+    def train_step(self, rows: TrainingRows, batch: NDArray[np.int64], rng: Rng) -> Tensor:
+        """The loss of the rows `batch` (n,), ready for `backward`."""
         config = self.config
-        queries = encode_batch(self.encoder, rows.texts, picked, self.autocast)  # (n, dim)
+        queries = encode_batch(self.encoder, rows.texts, batch, self.autocast)  # (n, dim)
         keep = torch.rand(queries.shape, generator=rng.torch) >= config.dropout
         queries = queries * keep.to(queries.device) / (1.0 - config.dropout)
         logits = self.cluster_logits(queries)
         scores, weights = cluster_scores(logits, self.elias.alpha), self.edge_weights()
-        chosen = self._chosen(logits.detach(), rows, picked, rng)
-        listed = shortlist(scores, chosen, self.edges, weights, self.n_labels, self.elias.shortlist)
+        visited = self._training_clusters(logits.detach(), rows, batch, rng)
+        listed = shortlist(
+            scores, visited, self.edges, weights, self.n_labels, self.elias.shortlist
+        )
         paths = listed.path_scores(scores, weights)  # (n, K)
         label_logits = self._label_logits(queries, listed.labels)
         at = listed.labels.cpu().numpy()
-        targets = torch.from_numpy(targets_at(rows.labels, picked, at)).to(self.device)
+        targets = torch.from_numpy(targets_at(rows.labels, batch, at)).to(self.device)
         counted = listed.reached
         if rows.ignored.nnz:
-            ignored = torch.from_numpy(targets_at(rows.ignored, picked, at)).to(self.device)
+            ignored = torch.from_numpy(targets_at(rows.ignored, batch, at)).to(self.device)
             counted = counted & (ignored == 0)
         return path_bce(label_logits, paths, targets, counted, self.elias.path_weight)
 
     @torch.no_grad()
-    def best(self, queries: NDArray[np.float32], k: int) -> Ranked:
-        """Top k labels of embeddings (n, dim) over the configured beam and shortlist.
+    def best(self, queries: NDArray[np.float32], k: int) -> Ranking:
+        """The top k labels of embeddings `queries` (n, dim), by the configured beam and shortlist.
 
-        A query whose beam reaches fewer than k labels gets an answer over all clusters.
+        If the beam of a query reaches fewer than k labels, all clusters answer it.
         """
         k = min(k, self.n_labels)
         weights = self.edge_weights()
@@ -213,10 +221,10 @@ class Elias(nn.Module):
         labels, probabilities = (
             torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)
         )
-        return Ranked(labels, probabilities)
+        return Ranking(labels, probabilities)
 
     def servable(self) -> Servable:
-        """Encoder, scaled label vectors, and the graph to them with its weights as they act."""
+        """The encoder, label vectors times `score_scale`, and the graph with its edge weights."""
         scale = self.config.score_scale
         with torch.no_grad():
             graph = LabelGraph(
@@ -238,12 +246,12 @@ class Elias(nn.Module):
             scores, beam, self.edges, weights, self.n_labels, max(k, self.elias.shortlist)
         )
         paths = listed.path_scores(scores, weights)
-        found = paths * self._label_logits(queries, listed.labels).sigmoid()
-        found = torch.where(listed.reached, found, -1.0)
+        scored = paths * self._label_logits(queries, listed.labels).sigmoid()
+        scored = torch.where(listed.reached, scored, -1.0)
         short = listed.reached.sum(dim=1) < k
-        if found.shape[1] < k or short.all():
+        if scored.shape[1] < k or short.all():
             return self._best_of_all(queries, scores, weights, k)
-        top = found.topk(k, dim=1)
+        top = scored.topk(k, dim=1)
         labels, probabilities = listed.labels.gather(1, top.indices), top.values
         if short.any():
             labels[short], probabilities[short] = self._best_of_all(
@@ -254,7 +262,7 @@ class Elias(nn.Module):
     def _best_of_all(
         self, queries: Tensor, scores: Tensor, weights: Tensor, k: int
     ) -> tuple[Tensor, Tensor]:
-        """Top k over every path of every query; nothing is pruned."""
+        """The top k labels over all paths of every query."""
         paths = all_paths(scores, self.edges, weights, self.n_labels)
         config = self.config
         logits = queries @ self.labels.weight.T * config.score_scale + config.logit_bias
@@ -262,7 +270,7 @@ class Elias(nn.Module):
         return top.indices, top.values
 
     def _label_logits(self, queries: Tensor, labels: Tensor) -> Tensor:
-        """Logits (n, K) of the listed labels (n, K)."""
+        """Logits (n, K) of `labels` (n, K) for `queries` (n, dim)."""
         weight = self.labels.weight
         if self.dense:
             products = (queries @ weight.T).gather(1, labels)
@@ -272,28 +280,29 @@ class Elias(nn.Module):
         return products * self.config.score_scale + self.config.logit_bias
 
     @torch.no_grad()
-    def _chosen(
-        self, logits: Tensor, rows: TrainingRows, picked: NDArray[np.int64], rng: Rng
+    def _training_clusters(
+        self, logits: Tensor, rows: TrainingRows, batch: NDArray[np.int64], rng: Rng
     ) -> Tensor:
-        """Clusters (n, beam + 5) of a step: the beam's and the parents of each row's labels.
+        """Clusters (n, beam + 5) that a step visits: the beam, and the parents of a row's labels.
 
-        Where these are too many, some are drawn by score; where too few, others fill up.
+        If these are too many, some are drawn by score; if too few, random others are added.
         """
         n_clusters = logits.shape[1]
-        cells = cells_of(rows.labels, picked).to(logits.device)
+        cells = cells_of(rows.labels, batch).to(logits.device)
         parents = self.parents[cells.labels]
-        has = parents >= 0
+        has_parent = parents >= 0
         beam = logits.topk(min(self.elias.beam, n_clusters), dim=1).indices
         candidate = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, beam, True)
-        candidate[cells.rows[has], parents[has]] = True
+        candidate[cells.rows[has_parent], parents[has_parent]] = True
         uniform = torch.rand(logits.shape, generator=rng.torch).clamp(min=1e-9).to(logits.device)
-        # Of Gumbel noise on log scores the largest are a draw without replacement by score.
-        drawn = logits.log_softmax(dim=1) - (-uniform.log()).clamp(min=1e-9).log()
-        order = torch.where(candidate, drawn + _AHEAD, uniform)
+        # The largest log scores with Gumbel noise are a draw by score, without replacement
+        # (Kool et al., ICML 2019).
+        noisy = logits.log_softmax(dim=1) - (-uniform.log()).clamp(min=1e-9).log()
+        order = torch.where(candidate, noisy + _AHEAD, uniform)
         return order.topk(min(self.elias.beam + _FORCED, n_clusters), dim=1).indices
 
     def _fix_edges(self, rows: TrainingRows, rng: Rng, anew: bool) -> None:
-        """Each label in one cluster of its own kind; `anew` forgets what the encoder has learnt."""
+        """Put each label into one balanced cluster; `anew` then resets the encoder."""
         vectors = label_vectors_of(embed(self.encoder, rows.texts), rows.labels)
         members = balanced_clusters(vectors, len(self.edges), rng.numpy)
         if anew and self._untrained:
@@ -311,27 +320,28 @@ class Elias(nn.Module):
             self.learned.fill_(False)
 
     def _open_edges(self, rows: TrainingRows, rng: Rng) -> None:
-        """Edges to the labels that most passes to; theta starts at random, as in the paper."""
+        """Replace the edges by each cluster's heaviest ones, and start to learn their weights."""
         clusters, scores = self._best_clusters(rows)
-        edges, passing = common_edges(rows.labels, clusters, scores, *self.theta.shape)
+        edges, sums = common_edges(rows.labels, clusters, scores, *self.theta.shape)
         with torch.no_grad():
             self.edges.copy_(torch.from_numpy(edges))
-            self.theta.copy_(self._edge_start(passing, rng))
+            self.theta.copy_(self._edge_start(sums, rng))
             self.learned.fill_(True)
 
-    def _edge_start(self, passing: NDArray[np.float32], rng: Rng) -> Tensor:
-        """theta that makes weights follow the root of what passes, or at random, as in the paper.
+    def _edge_start(self, sums: NDArray[np.float32], rng: Rng) -> Tensor:
+        """The first theta: weights follow the root of an edge's share of `sums`, or are random.
 
-        In proportion to it, a rare label's weight would cap its probability far below what is true.
+        Random is the paper's start. Weights in proportion to the share itself would cap a rare
+        label's probability far below its true value.
         """
         if self.elias.edge_start == "random":
             return torch.rand(self.theta.shape, generator=rng.torch)
-        shares = passing / np.maximum(passing.sum(axis=1, keepdims=True), _TINY)
+        shares = sums / np.maximum(sums.sum(axis=1, keepdims=True), _TINY)
         return torch.from_numpy(np.log(np.maximum(shares, _TINY)) / 2)
 
     @torch.no_grad()
     def _best_clusters(self, rows: TrainingRows) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The twenty best clusters of every row and their scores."""
+        """The 20 best clusters of every row and their scores, both (n, 20)."""
         queries = torch.from_numpy(embed(self.encoder, rows.texts, self.autocast))
         parts = []
         for part in queries.split(_ROWS_AT_ONCE):
@@ -343,9 +353,11 @@ class Elias(nn.Module):
         )
 
     def _restart_labels(self) -> None:
-        """Label vectors as configured, with nothing learnt: at their text's embedding, or zero."""
+        """Set label vectors to their start: the embedding of the label's text, or zero."""
         config = self.config
-        assert self._label_texts is not None, "a model that was opened is not trained on"
+        assert self._label_texts is not None, (
+            "load_model gives a model that cannot be trained further"
+        )
         with torch.no_grad():
             vectors = torch.from_numpy(embed(self.encoder, self._label_texts))
             norm = config.label_init_norm if config.label_init == "text" else 0.0
@@ -353,7 +365,7 @@ class Elias(nn.Module):
 
 
 def _trained_parts(encoder: TextEncoder) -> dict[str, Tensor]:
-    """A copy of what training changes in an encoder."""
+    """A copy of the trainable weights of an encoder, by name."""
     return {
         name: parameter.detach().clone()
         for name, parameter in encoder.named_parameters()
@@ -368,6 +380,6 @@ def build(
     elias: EliasConfig,
     points: TrainingRows,
 ) -> tuple[Elias, TrainingRows]:
-    """The model, and the rows it trains on: the points, then one row a label if configured."""
+    """The untrained model, and its training rows: the points, then label texts if configured."""
     rows = with_label_rows(points, label_texts) if config.label_rows else points
     return Elias(encoder, len(label_texts), config, elias, label_texts), rows

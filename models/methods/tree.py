@@ -1,9 +1,9 @@
 """Latency-aware label trees (arXiv 2106.00730) on embeddings: a forest, its classifiers, its files.
 
-A tree over the labels is searched from the root, so that a query meets few classifiers. Its shape
-(`models/label_trees/shape.py`) trades similarity for frequent labels near the root; here its nodes
-get their classifiers, its leaves the label vectors that ASTRA has trained, and all of it the files
-that `service.core.index.label_tree` opens.
+A search descends a tree of labels from the root, so it scores few classifiers. The tree's shape
+(`models/label_trees/shape.py`) trades similarity within clusters for frequent labels near the root.
+This module trains the classifiers of the nodes. A leaf scores with the label vectors of the trained
+method. `service.core.index.label_tree` opens the files that it writes.
 
 | here | in the papers |
 |---|---|
@@ -11,12 +11,14 @@ that `service.core.index.label_tree` opens.
 | `leaf_size` | M, at most so many labels in a leaf |
 | a point reaches a node | the node is active, or the point's |
 
-What differs: leaves are not trained. A label's own classifier, trained against all labels, ranks
-better than one trained against its leaf alone, and better without the path's probability
-(`path_weight` 0; docs/decisions/0014). And a node is taught where the labels lie that ASTRA ranks
-first, not the relevant ones alone, for it is those that a search has to find (`teacher_top`).
+Four things differ from the papers (docs/decisions/0014):
 
-But: the encoder is not trained along, and there is no Huffman tree, which forgets similarity.
+- Leaves are not trained. A label's vector, trained against all labels, ranks better than a
+  classifier trained within its leaf.
+- The probability of the path does not count (`path_weight` 0), which ranks better too.
+- Nodes also learn the way to the labels that the method ranks first (`teacher_top`), because these
+  are what a search must find.
+- The encoder is not trained with the tree, and there is no Huffman tree, which ignores similarity.
 """
 
 import json
@@ -50,13 +52,15 @@ from service.core.index.label_tree import (
 from service.core.index.tree_beam import Forest, TreeBeam
 
 _SCORES_AT_ONCE: Final = 1 << 25
+"""Scores (point, label) at a time. A choice: they take 128 MB."""
 
 
 @dataclass(frozen=True, slots=True)
 class TreeConfig:
-    """How a forest is grown and trained; tree t takes the seed `seed + t`.
+    """How to grow and train a forest; tree t has the seed `seed` + t.
 
-    Each node has up to 2^`levels` children: so many binary cuts are made one step.
+    A node has up to 2^`levels` children, because `levels` binary cuts become one step. `leaf_size`
+    is the most labels in a leaf. The defaults are measured (docs/decisions/0014).
     """
 
     rule: Rule = field(default_factory=lambda: MassBalance(0.0))
@@ -71,7 +75,7 @@ class TreeConfig:
 
 @dataclass(frozen=True, slots=True)
 class DenseForest:
-    """Trained trees: `weights` (n_items, dim) and `bias` (n_items,) of nodes, then label slots."""
+    """Trained trees: `weights` (n_items, dim), `bias` (n_items,) of nodes, then of label slots."""
 
     beam: TreeBeam
     shapes: tuple[TreeShape, ...]
@@ -86,28 +90,29 @@ def train_forest(
     labels: csr_array,
     config: TreeConfig,
 ) -> DenseForest:
-    """Grow and train on `points` (n, dim) with `labels` (n, n_labels).
+    """Grow a forest and train its nodes on `points` (n, dim) with `labels` (n, n_labels).
 
-    Leaves score by `vectors` (n_labels, dim) and `logit_bias`. Raises ValueError where there is no
-    point or no label.
+    Leaves score with `vectors` (n_labels, dim) and `logit_bias`. Raises ValueError without points
+    or labels.
     """
     if not len(vectors) or not len(points):
         raise ValueError(f"{len(vectors)} labels and {len(points)} points: give some of both")
     counts = np.bincount(labels.indices, minlength=len(vectors))
-    likeness = label_vectors(points, labels)
-    assert isinstance(likeness, np.ndarray)  # of dense points
-    taught = with_first_ranked(points, labels, vectors, config.teacher_top)
+    similarity_vectors = label_vectors(points, labels)
+    assert isinstance(similarity_vectors, np.ndarray)  # because points are dense
+    targets = with_first_ranked(points, labels, vectors, config.teacher_top)
     shapes = []
     parts: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
     for tree in range(config.n_trees):
-        grown = grow(likeness, counts, config.rule, config.leaf_size, config.seed + tree)
-        shape = merge_levels(grown, config.levels)
+        seed = config.seed + tree
+        binary = grow(similarity_vectors, counts, config.rule, config.leaf_size, seed)
+        shape = merge_levels(binary, config.levels)
         n_nodes = len(shape.first)
         weights = np.zeros((n_nodes + len(vectors), vectors.shape[1]), np.float32)
         bias = np.zeros(len(weights), np.float32)
         weights[n_nodes:], bias[n_nodes:] = vectors[shape.labels], logit_bias
-        paths = reached(shape, taught)
-        fit(points, paths, (1, n_nodes), weights, bias, config.nodes, config.seed + tree)
+        paths = reached(shape, targets)
+        fit(points, paths, (1, n_nodes), weights, bias, config.nodes, seed)
         shapes.append(shape)
         parts.append((weights, bias))
     sizes = [len(shape.first) for shape in shapes]
@@ -122,7 +127,7 @@ def train_forest(
 def with_first_ranked(
     points: NDArray[np.float32], labels: csr_array, vectors: NDArray[np.float32], top: int
 ) -> csr_array:
-    """The labels of each point and the `top` whose vectors score highest, csr of ones."""
+    """Each point's labels and the `top` with the highest products, csr (n, n_labels) of ones."""
     ones = csr_array(labels > 0, dtype=np.float32)
     top = min(top, len(vectors))
     if not top:
@@ -139,7 +144,7 @@ def with_first_ranked(
 
 
 def plant(shapes: list[TreeShape]) -> Forest:
-    """Trees side by side: nodes of all trees, tree by tree, then their label slots likewise."""
+    """One forest of all trees: the nodes, tree by tree, then the label slots, tree by tree."""
     n_nodes = sum(len(shape.first) for shape in shapes)
     first, end, roots = [], [], []
     node, slot = 0, n_nodes
@@ -161,7 +166,7 @@ def _nodes_first(parts: list[NDArray[np.float32]], sizes: list[int]) -> NDArray[
 
 
 def write_forest(forest: DenseForest, folder: Path) -> list[str]:
-    """Leave the files of a forest in `folder`, each written atomically; returns their names."""
+    """Write the files of a forest into `folder`, each atomically; returns their names."""
     tree = forest.beam.forest
     about = {
         "transform": forest.beam.transform,

@@ -1,1 +1,1 @@
-"""Rankings and what they are worth: P@k, PSP@k, nDCG@k, recall."""
+"""Rankings and their quality: P@k, PSP@k, nDCG@k, recall."""

@@ -1,9 +1,8 @@
-"""Quality of a bundle through the very code that serves it, on one split of a data set.
+"""Quality of a bundle on one split of a data set, measured through the service's own code.
 
-P@k, nDCG@k, PSP@k and R@10 are of answers asked for with k = 10, as users ask; R@100 is of answers
-with k = 100. All at the bundle's default effort. Filter pairs, where the data has them, are left
-out of the predictions: by the bundle's own item filter, as for anyone who names the item, or here
-where the bundle has none.
+Answers have k = 10, the usual request, for P@k, nDCG@k, PSP@k and R@10, and k = 100 for R@100. The
+effort is the bundle's default. Predictions leave out the data's filter pairs: by the bundle's item
+filter, as for requests that name an item, or else by this module.
 """
 
 from collections.abc import Sequence
@@ -20,24 +19,27 @@ from service.core.engine import Engine
 from service.core.types import Query
 
 _QUERIES_AT_ONCE = 256
-_AS_USERS_ASK = 10
-_DEEP = 100
+"""Our choice: batches that keep the cores busy, and progress that moves every few seconds."""
+_USUAL_K = 10
+_DEEP_K = 100
 _RECALL_TEXTS = 2000
+"""Enough for a recall to about a tenth of a percent; more texts only take more exact searches."""
 
 
 def evaluate(
     engine: Engine, dataset: Dataset, split: str, fields: Fields, a: float, b: float
 ) -> QualityInfo:
-    """Score the `test` split, or `train` to see what was memorised. Raises ValueError.
+    """Score the split `test`, or `train` to see how much the model has memorised.
 
-    The index's recall is of the first 2,000 texts, which tells it to a tenth of a percent.
+    `a` and `b` are the propensity constants (Jain et al., KDD 2016). Figures are in percent. The
+    index's recall is over the first 2,000 texts. Raises ValueError if the data has no such split.
     """
     points, filtered = _part(dataset, split)
     counts = np.bincount(dataset.train.labels.indices, minlength=len(dataset.labels))
     texts = point_texts(points, fields)
     effort = engine.manifest.defaults.effort
     figures: dict[str, float] = {}
-    for k in (_AS_USERS_ASK, _DEEP):
+    for k in (_USUAL_K, _DEEP_K):
         if engine.item_filter is None:
             ranked = _rank(engine, texts, k, effort, filtered)
         else:
@@ -57,7 +59,7 @@ def evaluate(
 
 
 def flatten(quality: Quality) -> dict[str, float]:
-    """Figures by name; those of a band carry its name in front (`tail_p1`)."""
+    """Figures by name; those of a band start with its name, such as `tail_p1`."""
     figures: dict[str, float] = {}
     for name, value in quality.as_dict().items():
         if isinstance(value, dict):
@@ -86,29 +88,29 @@ def _rank(
     effort: str,
     filtered: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
-    """Label rows (n, 100) of every text, padded with -1; blank texts answer like any other."""
+    """Label rows (n, 100) of the answer to each text, padded with -1; blank texts count too."""
     if filtered is None or not len(filtered):
         return _ask(engine, [Query(text, k, effort) for text in texts])
     deep = k + spare(filtered)
     ranked = _ask(engine, [Query(text, deep, effort) for text in texts])
     ranked = np.asarray(remove_filtered(ranked, filtered), np.int64)
     ranked[:, k:] = -1
-    return ranked[:, :_DEEP]
+    return ranked[:, :_DEEP_K]
 
 
 def _rank_items(
     engine: Engine, texts: Sequence[str], item_ids: Sequence[str], k: int, effort: str
 ) -> NDArray[np.int64]:
-    """The same by the bundle's item filter, each text being of the item beside it."""
+    """Label rows (n, 100) as from `_rank`, but filtered by the bundle, for `item_ids` (n,)."""
     pairs = zip(texts, item_ids, strict=True)
     return _ask(engine, [Query(text, k, effort, item_id) for text, item_id in pairs])
 
 
 def _ask(engine: Engine, queries: Sequence[Query]) -> NDArray[np.int64]:
-    """Label rows of every answer, padded with -1 to the widest or to 100."""
+    """Label rows of every answer, padded with -1 to the largest k, at least 100."""
     deepest = max((query.k for query in queries), default=0)
-    ranked = np.full((len(queries), max(_DEEP, deepest)), -1, np.int64)
-    # Texts of like length together: a batch is padded to its longest.
+    ranked = np.full((len(queries), max(_DEEP_K, deepest)), -1, np.int64)
+    # Sort by length, because a batch is padded to its longest text.
     order = sorted(range(len(queries)), key=lambda row: len(queries[row].text))
     starts = range(0, len(queries), _QUERIES_AT_ONCE)
     for start in track(starts, len(starts), f"evaluating at k={deepest}"):
@@ -120,8 +122,8 @@ def _ask(engine: Engine, queries: Sequence[Query]) -> NDArray[np.int64]:
 
 
 def _recall_against_exact(engine: Engine, texts: Sequence[str]) -> float:
-    """Mean share of the exact top 10 that the default effort finds."""
+    """Mean share (0 to 1) of the exact top 10 that the default effort finds."""
     effort = engine.manifest.defaults.effort
-    found = _rank(engine, texts, _AS_USERS_ASK, effort)[:, :_AS_USERS_ASK]
-    exact = _rank(engine, texts, _AS_USERS_ASK, EXACT)[:, :_AS_USERS_ASK]
-    return float((found[:, :, None] == exact[:, None, :]).any(axis=1).mean())
+    ranked = _rank(engine, texts, _USUAL_K, effort)[:, :_USUAL_K]
+    exact = _rank(engine, texts, _USUAL_K, EXACT)[:, :_USUAL_K]
+    return float((ranked[:, :, None] == exact[:, None, :]).any(axis=1).mean())

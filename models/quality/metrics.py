@@ -1,9 +1,10 @@
 """Ranking quality as pure functions: precision, nDCG, propensity-scored precision, recall, ECE.
 
-`ranked` is (n, K) label rows, best first, with -1 only as padding at the end; `truth` is a sparse
-(n, n_labels) matrix whose non-zero entries are the relevant labels (their size does not matter).
-Definitions follow the Extreme Classification Repository. The single functions give fractions,
-`evaluate_ranking` gives percent. Rows without a label are skipped. No input is ever changed.
+`ranked` (n, K) holds label rows, best first, with -1 only as padding at the end. `truth` is sparse
+(n, n_labels); its non-zero entries are the relevant labels, whatever their values. Definitions
+follow the Extreme Classification Repository. Each function returns a fraction, but
+`evaluate_ranking` returns percent. Queries without a label are skipped. No function changes its
+arguments. A wrong shape or value raises ValueError.
 """
 
 from dataclasses import asdict, dataclass
@@ -26,7 +27,7 @@ def precision_at_k(ranked: LabelRows, truth: csr_array, k: int) -> float:
     >>> precision_at_k(np.array([[3, 4, 1], [0, 4, 2]]), truth, k=2)
     0.25
     """
-    return _Judged.of(ranked, truth).precision(k)
+    return _Marks.of(ranked, truth).precision(k)
 
 
 def ndcg_at_k(ranked: LabelRows, truth: csr_array, k: int) -> float:
@@ -38,7 +39,7 @@ def ndcg_at_k(ranked: LabelRows, truth: csr_array, k: int) -> float:
     >>> round(ndcg_at_k(np.array([[3, 4, 1]]), truth, k=3), 4)
     0.9197
     """
-    return _Judged.of(ranked, truth).ndcg(k)
+    return _Marks.of(ranked, truth).ndcg(k)
 
 
 def ndcg_of_each(ranked: LabelRows, truth: csr_array, k: int) -> Floats:
@@ -48,18 +49,18 @@ def ndcg_of_each(ranked: LabelRows, truth: csr_array, k: int) -> Floats:
     >>> ndcg_of_each(np.array([[1, 2], [0, 1], [1, 2]]), truth, k=2).round(4)
     array([1.    , 0.6309])
     """
-    return _Judged.of(ranked, truth).ndcg_of_each(k)
+    return _Marks.of(ranked, truth).ndcg_of_each(k)
 
 
 def recall_at_k(ranked: LabelRows, truth: csr_array, k: int) -> float:
-    """Mean share of a query's relevant labels found among the first k.
+    """Mean share of a query's relevant labels that are among the first k.
 
-    The share is of all its labels, also where there are more than k: {1, 3} with one hit is 1/2.
+    The share is of all its labels, even of more than k: {1, 3} with one hit is 1/2.
 
     >>> recall_at_k(np.array([[3, 4, 1]]), csr_array([[0, 1, 0, 1, 0]]), k=1)
     0.5
     """
-    return _Judged.of(ranked, truth).recall(k)
+    return _Marks.of(ranked, truth).recall(k)
 
 
 def psp_at_k(ranked: LabelRows, truth: csr_array, inverse_propensities: Floats, k: int) -> float:
@@ -72,7 +73,7 @@ def psp_at_k(ranked: LabelRows, truth: csr_array, inverse_propensities: Floats, 
     >>> round(psp_at_k(np.array([[0, 2, 1]]), truth, np.array([2.0, 6.0, 1.0]), k=1), 4)
     0.3333
     """
-    return _Judged.of(ranked, truth).psp(inverse_propensities, k)
+    return _Marks.of(ranked, truth).psp(inverse_propensities, k)
 
 
 def inverse_propensity(
@@ -118,7 +119,7 @@ def label_bands(train_label_counts: ArrayLike) -> NDArray[np.int8]:
 
 
 def remove_filtered(ranked: LabelRows, pairs: NDArray[np.integer]) -> LabelRows:
-    """The rankings without the listed (row, label) pairs; the rest moves up, -1 fills the end.
+    """The rankings without the pairs (row, label) (m, 2); the rest moves up, and -1 fills the end.
 
     >>> remove_filtered(np.array([[5, 7, 9], [7, 5, 9]]), np.array([[0, 7], [1, 2]]))
     array([[ 5,  9, -1],
@@ -171,7 +172,7 @@ def expected_calibration_error(
 
 @dataclass(frozen=True, slots=True)
 class BandQuality:
-    """Quality on one band of labels in percent; queries without a label of the band are skipped."""
+    """Quality on a band of labels, in percent; queries without a label of the band are skipped."""
 
     n_labels: int
     n_queries: int
@@ -185,9 +186,9 @@ class BandQuality:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """Quality of a ranking in percent, with the propensity constants A and B that were used.
+    """Quality of a ranking, in percent, with the propensity constants `a` and `b`.
 
-    A band is None where no query has a label of it.
+    A band is None if no query has a label of it.
     """
 
     n_queries: int
@@ -223,11 +224,11 @@ def evaluate_ranking(
 ) -> Quality:
     """All figures at once, overall and for the head, torso and tail of `label_bands`.
 
-    A band's figures restrict the truth, not the ranking, to the labels of the band: a head label
-    ranked above a tail label costs the tail's precision a place. `ranked` needs 100 columns, or as
-    many as there are labels.
+    For a band, the truth is restricted to its labels, and the ranking is not. So a head label above
+    a tail label takes a place from the tail's precision. `ranked` needs 100 columns, or
+    as many as there are labels.
     """
-    judged = _Judged.of(ranked, truth)
+    marks = _Marks.of(ranked, truth)
     counts = np.asarray(train_label_counts)
     if counts.shape != (truth.shape[1],):
         raise ValueError(
@@ -236,20 +237,20 @@ def evaluate_ranking(
         )
     weights = inverse_propensity(counts, n_train, a, b)
     bands = label_bands(counts)
-    head, torso, tail = (_evaluate_band(judged, bands == band) for band in range(3))
+    head, torso, tail = (_evaluate_band(marks, bands == band) for band in range(3))
     return Quality(
-        n_queries=judged.n_queries,
-        p1=100 * judged.precision(1),
-        p3=100 * judged.precision(3),
-        p5=100 * judged.precision(5),
-        ndcg1=100 * judged.ndcg(1),
-        ndcg3=100 * judged.ndcg(3),
-        ndcg5=100 * judged.ndcg(5),
-        psp1=100 * judged.psp(weights, 1),
-        psp3=100 * judged.psp(weights, 3),
-        psp5=100 * judged.psp(weights, 5),
-        r10=100 * judged.recall(10),
-        r100=100 * judged.recall(100),
+        n_queries=marks.n_queries,
+        p1=100 * marks.precision(1),
+        p3=100 * marks.precision(3),
+        p5=100 * marks.precision(5),
+        ndcg1=100 * marks.ndcg(1),
+        ndcg3=100 * marks.ndcg(3),
+        ndcg5=100 * marks.ndcg(5),
+        psp1=100 * marks.psp(weights, 1),
+        psp3=100 * marks.psp(weights, 3),
+        psp5=100 * marks.psp(weights, 5),
+        r10=100 * marks.recall(10),
+        r100=100 * marks.recall(100),
         a=a,
         b=b,
         head=head,
@@ -258,8 +259,8 @@ def evaluate_ranking(
     )
 
 
-def _evaluate_band(judged: "_Judged", in_band: NDArray[np.bool_]) -> BandQuality | None:
-    band = judged.restrict(in_band)
+def _evaluate_band(marks: "_Marks", in_band: NDArray[np.bool_]) -> BandQuality | None:
+    band = marks.restrict(in_band)
     if not band.n_queries:
         return None
     return BandQuality(
@@ -275,8 +276,8 @@ def _evaluate_band(judged: "_Judged", in_band: NDArray[np.bool_]) -> BandQuality
 
 
 @dataclass(frozen=True, slots=True)
-class _Judged:
-    """Rankings with every place marked right or wrong; only the queries that have a label."""
+class _Marks:
+    """Rankings with a mark for each place, right or wrong, of the queries that have a label."""
 
     ranked: LabelRows  # (n, K)
     hits: NDArray[np.bool_]  # (n, K)
@@ -293,26 +294,28 @@ class _Judged:
         relevant.sum_duplicates()
         relevant.eliminate_zeros()
         per_query = np.diff(relevant.indptr)
-        counted = per_query > 0
-        if not counted.any():
+        has_labels = per_query > 0
+        if not has_labels.any():
             raise ValueError("no row of truth has a label, so there is nothing to average")
-        rows = np.repeat(np.cumsum(counted) - 1, per_query).astype(np.int64)
+        rows = np.repeat(np.cumsum(has_labels) - 1, per_query).astype(np.int64)
         labels = relevant.indices.astype(np.int64)
-        ranked = ranked if counted.all() else ranked[counted]
+        ranked = ranked if has_labels.all() else ranked[has_labels]
         # One sorted key per (row, label) pair; -1 must not reach into the row before.
         keys = rows * n_labels + labels
-        wanted = np.arange(len(ranked))[:, None] * n_labels + ranked
-        place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-        hits = (keys[place] == wanted) & (ranked >= 0)
+        ranked_keys = np.arange(len(ranked))[:, None] * n_labels + ranked
+        place = np.minimum(np.searchsorted(keys, ranked_keys), len(keys) - 1)
+        hits = (keys[place] == ranked_keys) & (ranked >= 0)
         return cls(ranked, hits, rows, labels, n_labels)
 
     def restrict(self, in_band: NDArray[np.bool_]) -> Self:
-        """The same rankings judged by these labels only; queries without one are left out."""
-        kept = in_band[self.truth_labels]
-        old_rows, rows = np.unique(self.truth_rows[kept], return_inverse=True)
+        """The same rankings with only these labels as truth; queries without one are left out."""
+        inside = in_band[self.truth_labels]
+        old_rows, rows = np.unique(self.truth_rows[inside], return_inverse=True)
         ranked = self.ranked[old_rows]
-        hits = self.hits[old_rows] & in_band[ranked]  # -1 is never a hit, so its look-up is moot
-        return type(self)(ranked, hits, rows, self.truth_labels[kept], self.n_labels)
+        hits = (
+            self.hits[old_rows] & in_band[ranked]
+        )  # -1 is never a hit, so its value here does not matter
+        return type(self)(ranked, hits, rows, self.truth_labels[inside], self.n_labels)
 
     @property
     def n_queries(self) -> int:
@@ -331,8 +334,8 @@ class _Judged:
         hits = self._first(k)
         discount = 1.0 / np.log2(np.arange(2, k + 2))  # (k,)
         best = np.cumsum(discount)[np.minimum(self._labels_per_query(), k) - 1]
-        gained: Floats = hits @ discount[: hits.shape[1]]
-        return gained / best
+        gain: Floats = hits @ discount[: hits.shape[1]]
+        return gain / best
 
     def psp(self, weights: Floats, k: int) -> float:
         if weights.shape != (self.n_labels,):
@@ -341,11 +344,11 @@ class _Judged:
                 "give one weight per label"
             )
         hits = self._first(k)
-        got = weights[self.ranked[:, : hits.shape[1]][hits]].sum()
+        hit_weight = weights[self.ranked[:, : hits.shape[1]][hits]].sum()
         heaviest = np.lexsort((-weights[self.truth_labels], self.truth_rows))
         starts = np.searchsorted(self.truth_rows, np.arange(self.n_queries))
         rank = np.arange(len(heaviest)) - starts[self.truth_rows]
-        return float(got / weights[self.truth_labels[heaviest]][rank < k].sum())
+        return float(hit_weight / weights[self.truth_labels[heaviest]][rank < k].sum())
 
     def _labels_per_query(self) -> NDArray[np.int64]:
         return np.bincount(self.truth_rows, minlength=self.n_queries)
@@ -354,7 +357,8 @@ class _Judged:
         if k < 1:
             raise ValueError(f"k is {k}; give at least 1")
         width = self.hits.shape[1]
-        # Fewer columns than k would be a silent metric at a smaller k, unless all labels are there.
+        # With fewer columns than k the result would silently be the metric at a smaller k, unless
+        # the columns hold all labels.
         if width < min(k, self.n_labels):
             raise ValueError(
                 f"ranked has {width} columns and k is {k}; rank at least {k} labels, or pad with "

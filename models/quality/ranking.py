@@ -1,4 +1,4 @@
-"""What a ranking is scored on, and exact ranking by inner product."""
+"""Evaluation sets, and exact ranking by inner product."""
 
 from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar
@@ -13,14 +13,15 @@ from models.quality.metrics import remove_filtered
 Queries = TypeVar("Queries")
 Others = TypeVar("Others")
 _QUERIES_AT_ONCE = 512
+"""Our choice: bounds the memory of one product with all label vectors."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSet(Generic[Queries]):
-    """Queries with the labels that are right for them: what a ranking is scored on.
+    """Queries with their true labels, to score rankings on.
 
-    `queries` are n texts, or the embeddings (n, dim) of n texts. `truth` is csr (n, n_labels).
-    `filter_pairs` (m, 2) are (row, label) pairs that are left out of predictions.
+    `queries` are n texts or their embeddings (n, dim). `truth` is csr (n, n_labels). `filter_pairs`
+    (m, 2) are pairs (row, label); predictions leave these labels out.
     """
 
     queries: Queries
@@ -33,20 +34,20 @@ class EvaluationSet(Generic[Queries]):
 
     @property
     def spare(self) -> int:
-        """How many labels more must be ranked so that enough are left of every query."""
+        """The number of labels to rank beyond k, so that each query has k without filter pairs."""
         return spare(self.filter_pairs)
 
     def first(self, ranked: NDArray[np.int64], k: int) -> NDArray[np.int64]:
-        """The first k of each ranking (n, k + spare) that the filter pairs leave, (n, k)."""
+        """The first k labels (n, k) of each ranking (n, k + spare), without the filter pairs."""
         return without(ranked, self.filter_pairs, k)
 
 
 EmbeddedSet: TypeAlias = EvaluationSet[NDArray[np.float32]]
-"""Its queries are embeddings (n, dim)."""
+"""An evaluation set whose queries are embeddings (n, dim)."""
 
 
 def take(validation: EmbeddedSet, rows: NDArray[np.int64]) -> EmbeddedSet:
-    """Some of the queries, in the order of `rows`, with what belongs to them."""
+    """The queries `rows` (m,), in this order, with their labels and filter pairs."""
     pairs = validation.filter_pairs
     if pairs is not None:
         place_of = np.full(len(validation.queries), -1)
@@ -61,33 +62,36 @@ def take(validation: EmbeddedSet, rows: NDArray[np.int64]) -> EmbeddedSet:
 def top_products(
     embeddings: NDArray[np.float32], vectors: NDArray[np.float32], k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Top k rows of `vectors` (m, dim) for each embedding (n, dim), and the products, (n, k)."""
+    """The top k rows of `vectors` (m, dim) for each embedding (n, dim), and their products.
+
+    Both are (n, k), or (n, m) if m is smaller.
+    """
     queries, weight = torch.from_numpy(embeddings), torch.from_numpy(vectors)
-    found = [
+    parts = [
         (queries[start : start + _QUERIES_AT_ONCE] @ weight.T).topk(min(k, len(weight)))
         for start in range(0, len(queries), _QUERIES_AT_ONCE)
     ]
-    rows = torch.cat([part.indices for part in found]).numpy()
-    return rows, torch.cat([part.values for part in found]).numpy()
+    rows = torch.cat([part.indices for part in parts]).numpy()
+    return rows, torch.cat([part.values for part in parts]).numpy()
 
 
 def exact_ranking(
     validation: EmbeddedSet, vectors: NDArray[np.float32], k: int
 ) -> NDArray[np.int64]:
-    """Top k labels (n, k) by inner product with `vectors`, without the filter pairs."""
+    """The top k labels (n, k) by inner product with `vectors` (m, dim), without filter pairs."""
     ranked, _ = top_products(validation.queries, vectors, k + validation.spare)
     return validation.first(ranked, k)
 
 
 def spare(filtered: NDArray[np.int64] | None) -> int:
-    """How many labels more must be ranked so that enough are left of every query."""
+    """The most filter pairs (m, 2) of one query: the number of labels to rank beyond k."""
     return int(np.bincount(filtered[:, 0]).max()) if filtered is not None and len(filtered) else 0
 
 
 def without(
     ranked: NDArray[np.int64], filtered: NDArray[np.int64] | None, k: int
 ) -> NDArray[np.int64]:
-    """The first k of each ranking (n, k or more) that the `filtered` pairs leave."""
+    """The first k labels of each ranking (n, k or more), without the `filtered` pairs (m, 2)."""
     if filtered is not None and len(filtered):
         ranked = np.asarray(remove_filtered(ranked, filtered), np.int64)
     return ranked[:, :k]

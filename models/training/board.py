@@ -1,8 +1,8 @@
-"""Curves for TensorBoard: one event file for each start of a run, written as training goes on.
+"""Curves for TensorBoard: one event file for each start of a run.
 
-The thread that trains writes, with no queue between: the queue of the library's own writer is never
-emptied again once its thread has met a full disk, and training would wait for it for ever. Curves
-are a help and no result, so a file that cannot be written is given up with a warning.
+The training thread writes them itself. The library's own writer has a queue and a thread; after a
+full disk that thread never empties the queue again, and training would wait for ever. Curves are a
+help and no result. So after a failed write the board logs a warning and stops writing.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ log = logging.getLogger(__name__)
 
 
 class Board:
-    """An open event file in `folder`; points of earlier files at `first_step` or later are void."""
+    """An open event file in `folder`; TensorBoard drops older points from `first_step` on."""
 
     def __init__(self, folder: Path, first_step: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads files in the order of their names; two starts may share a second.
+        # TensorBoard reads files in the order of their names, and two starts may share a second.
         number = sum(1 for _ in folder.iterdir())
         self._path = folder / f"events.out.tfevents.{int(time.time())}.{number}"
         self._file: RecordWriter | None = RecordWriter(str(self._path))
@@ -31,11 +31,11 @@ class Board:
         self._write(Event(step=first_step, session_log=start))
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
-        """One point of the curve `name`."""
+        """Add a point to the curve `name`."""
         self._write(Event(step=step, summary=scalar(name, value)))
 
     def flush(self) -> None:
-        """Bring what was added to the disk."""
+        """Write all points to the disk."""
         if self._file is not None:
             try:
                 self._file.flush()
@@ -43,7 +43,7 @@ class Board:
                 self._give_up(exc)
 
     def close(self) -> None:
-        """Nothing more will be added."""
+        """Write all points to the disk and close the file; later points are dropped."""
         self.flush()
         if self._file is not None:
             self._file.close()
@@ -59,7 +59,7 @@ class Board:
 
     def _give_up(self, exc: OSError) -> None:
         assert self._file is not None
-        with contextlib.suppress(OSError):  # closing tries to write what was left
+        with contextlib.suppress(OSError):  # closing writes the buffer once more
             self._file.close()
         self._file = None
         log.warning("%s gets no more curves: %s", self._path, exc.strerror or exc)

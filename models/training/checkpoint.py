@@ -1,7 +1,7 @@
-"""Saving and restoring a training run: weights, optimiser moments, negatives, randomness, place.
+"""Checkpoints: weights, optimiser moments, negatives, random states and the place in training.
 
-One safetensors file, written atomically; nothing in it is a pickle. A run restored from it goes on
-with the very numbers it would have had.
+A checkpoint is one safetensors file, written atomically, without pickles. A resumed run computes
+the same numbers as an uninterrupted one, on a CPU with the same number of threads.
 """
 
 import json
@@ -23,29 +23,29 @@ from models.training.optimizers import LABELS, Optimizers
 from service.atomic import write_atomic
 
 SHARDED = "labels.weight"
-"""The one weight whose rows are spread over ranks; files hold all of it."""
-
+"""The one weight whose rows are split over ranks; files hold all rows."""
 
 _BROKEN = (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError)
 
 
-class Weighty(Protocol):
-    """What has weights to keep; any nn.Module."""
+class HasWeights(Protocol):
+    """An object with weights to save, such as an nn.Module."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors by name."""
+        """The weights: tensors by name."""
         ...
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
-        """Take them back."""
+        """Set the weights."""
         ...
 
 
 @dataclass(slots=True)
 class Progress:
-    """Where training stands. Epochs and steps count from 0; `step_in_epoch` is the next to do.
+    """How far training is. Epochs and steps count from 0, and name the next one to do.
 
-    `first_epoch` and `first_step` are those that the phase began with.
+    `first_epoch` and `first_step` are the phase's first. `best_p_at_1` and `best_ndcg_at_5` are in
+    percent, `seconds` are those of the epochs so far. `best_epoch` is -1 before the first epoch.
     """
 
     epoch: int = 0
@@ -63,12 +63,13 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What training changes in place; `shard` are the label rows of this rank.
+    """The objects that training changes in place.
 
-    `whole` makes all label rows of this rank's, and every rank calls it.
+    `shard` are the label rows of this rank. `whole` gathers all label rows from those of each rank;
+    every rank must call it.
     """
 
-    model: Weighty
+    model: HasWeights
     optimizers: Optimizers
     rng: Rng
     shard: slice = field(default_factory=lambda: slice(None))
@@ -77,7 +78,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where training stands: this epoch's row `order`, and what the method keeps beside weights."""
+    """The place in training: `progress`, the epoch's row `order` (n,), and `Method.transient()`."""
 
     progress: Progress
     order: NDArray[np.int64]
@@ -85,9 +86,10 @@ class Place:
 
 
 def save_checkpoint(path: Path, state: State, place: Place, *, write: bool = True) -> None:
-    """Write everything needed to go on from `place`.
+    """Write a checkpoint of `state` at `place`.
 
-    Every rank calls, the one told to `write` writes. Raises RunError.
+    Every rank must call this, because it gathers label rows; a rank writes if `write` is true.
+    Raises RunError if the file cannot be written.
     """
     numpy_state, torch_state = state.rng.state()
     weights = weights_of(state.model, state.whole)
@@ -115,19 +117,19 @@ def save_checkpoint(path: Path, state: State, place: Place, *, write: bool = Tru
 def write_tensors(
     path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """One safetensors file, atomically. Raises RunError where the disk does not take it."""
+    """Write one safetensors file, atomically. Raises RunError if it cannot be written."""
     try:
         write_atomic(path, lambda temporary: save_file(tensors, str(temporary), metadata))
     except (SafetensorError, OSError) as exc:
-        # Of a full disk the library makes an error of its own, with the system's words in it.
+        # For a full disk the library raises its own error, which quotes the system's.
         raise RunError(
-            f"{path} could not be written ({exc}): what was there before is whole, so make room "
+            f"{path} could not be written ({exc}): an older file there is whole, so make room "
             "and run the same command again"
         ) from exc
 
 
-def weights_of(model: Weighty, whole: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """The model's state with all label rows."""
+def weights_of(model: HasWeights, whole: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """The model's weights by name, with the label rows of all ranks."""
     return {
         name: whole(tensor) if name == SHARDED else tensor
         for name, tensor in model.state_dict().items()
@@ -135,7 +137,10 @@ def weights_of(model: Weighty, whole: Callable[[Tensor], Tensor]) -> dict[str, T
 
 
 def load_checkpoint(path: Path, state: State) -> Place:
-    """Restore model, optimisers and generators in place. Raises RunError on a broken file."""
+    """Restore `state` in place, and return the place in training.
+
+    Raises RunError if the file is damaged or belongs to another model.
+    """
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata()
@@ -154,7 +159,7 @@ def load_checkpoint(path: Path, state: State) -> Place:
 
 
 def phase_of(path: Path) -> int:
-    """The phase that a checkpoint was written in. Raises RunError on a broken file."""
+    """The phase of a checkpoint, counted from 0. Raises RunError if the file is damaged."""
     try:
         with safe_open(str(path), framework="pt") as file:
             return Progress(**json.loads(file.metadata()["progress"])).phase
@@ -180,8 +185,8 @@ def _restore_optimizers(
             value = tensor[shard].clone() if kind == LABELS else tensor
             state.setdefault(int(number), {})[part] = value
         for name, scalar in scalars.items():
-            of, number, part = name.split(".")
-            if of == kind:
+            owner, number, part = name.split(".")
+            if owner == kind:
                 # SparseAdam counts its steps with a Python number, Adam with a tensor.
                 sparse = isinstance(optimizer, torch.optim.SparseAdam)
                 step: object = int(scalar) if sparse else torch.tensor(scalar)

@@ -1,10 +1,10 @@
-"""One training job over several processes (`torchrun`): the encoder by data, the labels by rows.
+"""One training job in several processes (`torchrun`): texts and label rows are split over ranks.
 
 Every rank draws the same random numbers and sees the same batch. It encodes its share of the texts,
-all ranks gather all embeddings, and each scores the labels whose rows it holds. Losses and encoder
-gradients are summed, so the job computes what one process would
-(tests/models/training/test_distributed.py). With one process every function here hands back what it
-got.
+gathers the embeddings of all ranks, and scores the labels whose rows it holds. The ranks sum losses
+and encoder gradients, so the job computes the same as one process
+(tests/models/training/test_distributed.py). With one process, the methods that
+combine ranks return their argument.
 """
 
 import logging
@@ -18,34 +18,34 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-# Its functions' default arguments keep whatever group exists at its import. Imported late (an
-# optimizer does so), they would hold ours past `leave`, and a gloo thread that still wants the
-# interpreter when that is gone aborts the process.
+# Import early: the functions' default arguments keep the process group that exists at the import.
+# An optimiser would import it later, and then keep our group beyond `leave`. A gloo thread of that
+# group aborts the process if it needs the interpreter after its end.
 import torch.distributed.nn.functional
 from torch import Tensor, nn
 
 T = TypeVar("T")
 _PATIENCE = timedelta(hours=12)
-"""How long a rank waits for the others: the leading one may encode a whole data set meanwhile."""
+"""How long a rank waits for the others. A choice: the first rank may encode a whole data set."""
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """This process among its peers."""
+    """This process among those of torchrun: its `rank`, counted from 0, and their number `size`."""
 
     rank: int = 0
     size: int = 1
 
     @classmethod
     def join(cls) -> "World":
-        """The world that torchrun's environment variables describe, or a world of one.
+        """The world that torchrun's environment variables describe; without them, a world of one.
 
-        Ranks that do not lead log nothing but errors. `leave` when all is done.
+        Ranks other than the first log errors only. Call `leave` at the end.
         """
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
             return cls()
-        # Label rows may lie on the host while the encoder is on a GPU: each side has its backend.
+        # Label rows may be on the host while the encoder is on a GPU, so each device has a backend.
         backend = "gloo"
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -57,26 +57,26 @@ class World:
         return world
 
     def leave(self) -> None:
-        """Close what `join` opened."""
+        """Close the process group that `join` opened."""
         if self.size > 1:
             dist.destroy_process_group()
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes files and logs."""
+        """Whether this is the first rank, which writes files and logs."""
         return self.rank == 0
 
     def share(self, n: int) -> slice:
-        """This rank's contiguous part of n rows."""
+        """This rank's part of n rows; the ranks' parts follow one another."""
         bounds = self._bounds(n)
         return slice(bounds[self.rank], bounds[self.rank + 1])
 
     def wait(self) -> None:
-        """Until every rank is here."""
+        """Wait until every rank has called this."""
         self.sum(torch.zeros(1))
 
     def leader_first(self, action: Callable[[], T]) -> T:
-        """What `action` gives; the leading rank goes first, the others find what it left."""
+        """The result of `action`. The other ranks run it after the first, and find its files."""
         if not self.leads:
             self.wait()
         result = action()
@@ -85,27 +85,27 @@ class World:
         return result
 
     def gather_rows(self, part: Tensor, n: int) -> Tensor:
-        """All n rows from every rank's share of them; gradients flow back to the shares."""
+        """All n rows, from the `part` of each rank; gradients flow back to the parts."""
         if self.size == 1:
             return part
         gathered: Tensor = _GatherRows.apply(part, self, n)
         return gathered
 
     def gather(self, part: Tensor, n: int) -> Tensor:
-        """All n rows, without gradients."""
+        """All n rows, from the `part` of each rank, without gradients."""
         if self.size == 1:
             return part
         return torch.cat(self._gather(part, [b - a for a, b in pairwise(self._bounds(n))]))
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum over ranks."""
+        """The sum of `value` over ranks."""
         if self.size > 1:
             value = value.clone()
             dist.all_reduce(value)
         return value
 
     def agree(self, value: float) -> float:
-        """The leading rank's value: what all decide by, so that all decide the same."""
+        """The first rank's value, so that all ranks decide alike."""
         return float(self.sum(torch.tensor(value if self.leads else 0.0, dtype=torch.float64)))
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -113,7 +113,7 @@ class World:
         if self.size == 1:
             return
         for parameter in parameters:
-            # Every rank has run the same graph, so one without a gradient has none anywhere.
+            # Every rank ran the same graph, so a parameter without a gradient has none on any rank.
             if parameter.grad is None:
                 continue
             if parameter.grad.is_sparse:
@@ -122,7 +122,7 @@ class World:
                 dist.all_reduce(parameter.grad)
 
     def _sum_sparse(self, gradient: Tensor) -> Tensor:
-        """Row-sparse gradients of all ranks, laid end to end: no backend reduces them."""
+        """The sum of row-sparse gradients: gathered and merged, because no backend reduces them."""
         gradient = gradient.coalesce()
         rows, values = gradient.indices()[0], gradient.values()
         counts = self.gather(torch.tensor([len(rows)]), self.size).tolist()
@@ -136,7 +136,7 @@ class World:
         return summed.coalesce()
 
     def _gather(self, part: Tensor, counts: list[int]) -> list[Tensor]:
-        """Every rank's rows, `counts` of them; padded on the way, for all must send alike."""
+        """Every rank's rows, `counts` of them; sent padded, because all must send one shape."""
         padded = part.new_zeros((max(counts), *part.shape[1:]))
         padded[: len(part)] = part
         parts = [torch.empty_like(padded) for _ in counts]
@@ -148,7 +148,7 @@ class World:
 
 
 class _GatherRows(torch.autograd.Function):
-    """all_gather whose backward sums what every rank's labels want of each row."""
+    """all_gather; its backward sums each row's gradient over the ranks."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, part: Tensor, world: World, n: int):  # type: ignore[no-untyped-def]  # noqa: ANN205

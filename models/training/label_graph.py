@@ -1,7 +1,8 @@
-"""From label vectors to clusters, and from clusters to the edges that may be learned (ELIAS).
+"""Clusters of labels, and the edges from clusters to labels that ELIAS learns (arXiv 2210.08410).
 
-Edges are a table (n_clusters, width) of label rows, filled up with `n_labels`, which is no label.
-Arrays only: who trains and who serves them is elsewhere.
+Edges are a table (n_clusters, width) of label rows, padded with `n_labels`, which is no label row.
+The functions here are of arrays: `models.methods.elias` trains the graph, and
+`service.core.index.learned_graph` searches it.
 """
 
 import math
@@ -14,14 +15,16 @@ from scipy.sparse import coo_array, csr_array
 from models.training.clusters import clustered_order
 
 _LABELS_IN_CLUSTER = 100
+"""Our choice: with `elias.beam` 5 a query scores up to about 500 labels while edges are fixed."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelGraph:
-    """Clusters of queries and their weighed edges to labels, as they are searched.
+    """Clusters and their weighted edges to labels, in the form that the index stores.
 
-    A cluster's score is min(1, alpha * softmax(<query, cluster> + bias)), its edges and their
-    weights are a row of `edges` and `weights` (n_clusters, width).
+    A cluster's score is min(1, alpha * softmax(<query, cluster> + bias)), with `clusters`
+    (n_clusters, dim) and `bias` (n_clusters,). Its edges and their weights are a row of `edges` and
+    of `weights`, both (n_clusters, width).
     """
 
     clusters: NDArray[np.float32]
@@ -32,7 +35,7 @@ class LabelGraph:
 
 
 def usual_clusters(n_labels: int) -> int:
-    """A power of two with at most a hundred labels in each.
+    """The default number of clusters: a power of two, for at most 100 labels in each.
 
     >>> usual_clusters(12_476), usual_clusters(60)
     (128, 2)
@@ -41,9 +44,10 @@ def usual_clusters(n_labels: int) -> int:
 
 
 def label_vectors_of(embeddings: NDArray[np.float32], labels: csr_array) -> NDArray[np.float32]:
-    """Unit sums (n_labels, dim) of the embeddings (n, dim) of each label's points (PIFA).
+    """A vector for each label, (n_labels, dim): the unit sum of its points' `embeddings` (n, dim).
 
-    A label without points is the zero vector.
+    `labels` is (n, n_labels). A label without points gets the zero vector. PECOS (arXiv 2010.05878)
+    calls this PIFA.
     """
     sums = csr_array(labels.T) @ embeddings
     norms = np.linalg.norm(sums, axis=1, keepdims=True)
@@ -53,7 +57,7 @@ def label_vectors_of(embeddings: NDArray[np.float32], labels: csr_array) -> NDAr
 def balanced_clusters(
     vectors: NDArray[np.float32], n_clusters: int, generator: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Edges (n_clusters or fewer, width) of clusters of one size, each label in one of them."""
+    """Edges (at most n_clusters, width) of clusters of one size; each label is in one cluster."""
     n_labels = len(vectors)
     size = -(-n_labels // n_clusters)
     order = clustered_order(vectors, size, generator)
@@ -76,26 +80,27 @@ def common_edges(
     n_clusters: int,
     kappa: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The `kappa` edges of each cluster along which most passes, (n_clusters, kappa), and how much.
+    """The `kappa` heaviest edges of each cluster, and their weights, both (n_clusters, kappa).
 
     `clusters` and `scores` (n, m) are the best clusters of the points of `labels` (n, n_labels).
-    An edge is worth the summed scores of the label's points; a label's best edge comes before all
-    edges that are not, so that every label with a point can be reached.
+    The weight of an edge is the sum of the cluster's scores over the label's points. In a cluster,
+    edges that are a label's heaviest one come first. So a search can reach each label with a point,
+    as long as no cluster has more than `kappa` such edges.
     """
     n, n_labels = labels.shape
     points = np.repeat(np.arange(n), clusters.shape[1])
-    passed = coo_array((scores.ravel(), (clusters.ravel(), points)), shape=(n_clusters, n))
-    worth = (csr_array(passed) @ csr_array(labels)).tocoo()  # (n_clusters, n_labels)
-    cluster, label = (part.astype(np.int64) for part in worth.coords)
-    amount = worth.data.astype(np.float64)
+    cluster_scores = coo_array((scores.ravel(), (clusters.ravel(), points)), shape=(n_clusters, n))
+    sums = (csr_array(cluster_scores) @ csr_array(labels)).tocoo()  # (n_clusters, n_labels)
+    cluster, label = (part.astype(np.int64) for part in sums.coords)
+    weight = sums.data.astype(np.float64)
     best = np.zeros(n_labels)
-    np.maximum.at(best, label, amount)
-    order = np.lexsort((label, -amount, amount < best[label], cluster))
-    cluster, label, amount = cluster[order], label[order], amount[order]
+    np.maximum.at(best, label, weight)
+    order = np.lexsort((label, -weight, weight < best[label], cluster))
+    cluster, label, weight = cluster[order], label[order], weight[order]
     place = np.arange(len(cluster)) - np.searchsorted(cluster, cluster)
-    kept = place < kappa
+    inside = place < kappa
     edges = np.full((n_clusters, kappa), n_labels)
-    edges[cluster[kept], place[kept]] = label[kept]
-    passing = np.zeros((n_clusters, kappa), np.float32)
-    passing[cluster[kept], place[kept]] = amount[kept]
-    return edges, passing
+    edges[cluster[inside], place[inside]] = label[inside]
+    weights = np.zeros((n_clusters, kappa), np.float32)
+    weights[cluster[inside], place[inside]] = weight[inside]
+    return edges, weights

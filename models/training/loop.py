@@ -1,8 +1,8 @@
 """The training loop: phases, epochs, schedule, validation, early stopping, checkpoints, logs.
 
-It knows a method only as `models.training.method.Method`. The test split never comes here. A loss
-that is not a number stops the run and names the step and its rows. Under torchrun every rank runs
-it, and the leading one writes.
+It trains any `models.training.method.Method`. It never reads the test split. If a loss is not a
+number, the run stops with an error that names the step and its rows. Under torchrun every rank runs
+the loop, and the first rank writes the files.
 """
 
 import json
@@ -47,18 +47,20 @@ from service.atomic import write_atomic
 log = logging.getLogger(__name__)
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
+"""The type that the encoder computes in, by `train.precision`."""
 
 Validation: TypeAlias = EvaluationSet[TokenizedTexts]
-"""Held-out texts and their labels, on which everything is chosen."""
+"""Validation texts and their labels, which choose the best epoch."""
 
 
 def train(
     model: Method, rows: TrainingRows, validation: Validation, run: Run, rng: Rng
 ) -> Progress:
-    """Train to the end or to an early stop; leaves the best epoch's weights in the run folder.
+    """Train to the end or to an early stop; writes the best epoch's weights to the run folder.
 
-    Goes on from the run's checkpoint if there is one. Raises TrainingError, RunError.
+    It resumes from the run's checkpoint if there is one. Raises TrainingError if the device is
+    not there or a loss or weight is not finite, and RunError if a file is damaged or cannot be
+    written.
     """
     config = run.config.train
     if config.precision == "fp16" and model.world.size > 1:
@@ -77,15 +79,15 @@ def train(
 
 
 def device_for(config: TrainConfig) -> torch.device:
-    """The device that the configuration asks for. Raises TrainingError where it is not there."""
-    there = torch.cuda.is_available()
-    if config.device == "cuda" and not there:
+    """The device of `train.device`. Raises TrainingError if torch does not find it."""
+    has_cuda = torch.cuda.is_available()
+    if config.device == "cuda" and not has_cuda:
         raise TrainingError("train.device is cuda, but torch finds no CUDA device: set auto or cpu")
-    return torch.device("cuda" if there and config.device != "cpu" else "cpu")
+    return torch.device("cuda" if has_cuda and config.device != "cpu" else "cpu")
 
 
 class _Loop:
-    """State of one training run between steps."""
+    """A training run: its model, data, optimisers and progress."""
 
     def __init__(
         self,
@@ -102,7 +104,7 @@ class _Loop:
         self.optimizers = self._fresh_optimizers(0)
         self.progress = Progress()
         self.world = model.world
-        # Rows without a label teach a sampled loss nothing but "no": they are left out.
+        # Rows without a label are left out: they hold only negatives.
         self.usable = np.flatnonzero(np.diff(rows.labels.indptr))
         self.order: NDArray[np.int64] = np.empty(0, np.int64)
         self.steps_per_epoch = math.ceil(len(self.usable) / self.config.batch_size)
@@ -115,17 +117,17 @@ class _Loop:
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes."""
+        """Whether this process writes files."""
         return self.world.leads
 
     @property
     def phase(self) -> Phase:
-        """The phase that training is in."""
+        """The current phase."""
         return self.phases[self.progress.phase]
 
     @property
     def in_last_phase(self) -> bool:
-        """Whether what is learnt now is what will serve."""
+        """Whether this phase makes the final model."""
         return self.progress.phase + 1 == len(self.phases)
 
     @property
@@ -135,7 +137,7 @@ class _Loop:
         return self.in_last_phase and since >= self.config.patience
 
     def resume(self) -> bool:
-        """Go on from the checkpoint; False where there is none."""
+        """Restore the checkpoint; returns False if there is none."""
         if not self._checkpoint.is_file():
             return False
         self.optimizers = self._fresh_optimizers(phase_of(self._checkpoint))
@@ -147,7 +149,7 @@ class _Loop:
         return True
 
     def begin_phase(self, number: int) -> None:
-        """Start a phase where training stands; its best epoch is yet to come."""
+        """Start phase `number` at the current epoch, with fresh optimisers and no best epoch."""
         progress = self.progress
         progress.phase, progress.first_epoch, progress.first_step = (
             number,
@@ -160,7 +162,7 @@ class _Loop:
         self.optimizers = self._fresh_optimizers(number)
 
     def run_to_end(self) -> None:
-        """Every phase and epoch that is left, or fewer after an early stop."""
+        """Run the remaining phases and epochs, fewer after an early stop."""
         if self.leads:
             self.board = Board(self.run.folder / TENSORBOARD_FOLDER, self.progress.step)
         while True:
@@ -172,7 +174,7 @@ class _Loop:
             self.begin_phase(self.progress.phase + 1)
 
     def epoch(self) -> None:
-        """One pass over the rows (or what is left of it), then validation."""
+        """Run one pass over the rows, or the rest of one after a resume, then validate."""
         started = time.monotonic()
         progress = self.progress
         if progress.step_in_epoch == 0:
@@ -180,9 +182,9 @@ class _Loop:
                 self.model.refresh(self.rows)
             self.order = self.rng.numpy.permutation(self.usable)
             progress.loss_sum = 0.0
-        left = self.steps_per_epoch - progress.step_in_epoch
-        for picked in track(self._batches(), left, f"epoch {progress.epoch + 1}"):
-            self._step(picked)
+        steps = self.steps_per_epoch - progress.step_in_epoch
+        for batch in track(self._batches(), steps, f"epoch {progress.epoch + 1}"):
+            self._step(batch)
         seconds = time.monotonic() - started
         progress.seconds += seconds
         self._finish_epoch(seconds)
@@ -197,7 +199,7 @@ class _Loop:
         )
 
     def close(self) -> None:
-        """Training is over, whether it went well or not."""
+        """Close the curves; to call after training, also after an error."""
         if self.board is not None:
             self.board.close()
 
@@ -206,15 +208,15 @@ class _Loop:
         for step in range(self.progress.step_in_epoch, self.steps_per_epoch):
             yield self.order[step * size : (step + 1) * size]
 
-    def _step(self, picked: NDArray[np.int64]) -> None:
+    def _step(self, batch: NDArray[np.int64]) -> None:
         progress = self.progress
         self.optimizers.zero_grad()
         value = 0.0
-        for part in np.array_split(picked, min(self.config.accumulate, len(picked))):
-            loss = self.model.train_step(self.rows, part, self.rng) * (len(part) / len(picked))
+        for part in np.array_split(batch, min(self.config.accumulate, len(batch))):
+            loss = self.model.train_step(self.rows, part, self.rng) * (len(part) / len(batch))
             value += float(self.world.sum(loss.detach()))
             if not math.isfinite(value):
-                self._stop_at_nan(value, picked)
+                self._stop_at_nan(value, batch)
             self.scaler.scale(loss).backward()
         self.world.sum_gradients(self.optimizers.encoder_parameters)
         rate = scheduled_share(
@@ -233,12 +235,12 @@ class _Loop:
             self._save()
 
     def _due(self) -> bool:
-        """Whether a checkpoint is due; the leading rank's clock decides for all."""
-        waited = time.monotonic() - self._saved_at >= self.config.checkpoint_seconds
-        return bool(self.world.agree(waited))
+        """Whether a checkpoint is due; the first rank's clock decides for all ranks."""
+        is_late = time.monotonic() - self._saved_at >= self.config.checkpoint_seconds
+        return bool(self.world.agree(is_late))
 
-    def _stop_at_nan(self, value: float, picked: NDArray[np.int64]) -> None:
-        uids = [self.rows.uids[row] for row in picked]
+    def _stop_at_nan(self, value: float, batch: NDArray[np.int64]) -> None:
+        uids = [self.rows.uids[row] for row in batch]
         report = self.run.folder / FAILED_BATCH_FILE
         about = {"step": self.progress.step, "epoch": self.progress.epoch + 1, "rows": uids}
         if self.leads:
@@ -250,10 +252,10 @@ class _Loop:
         )
 
     def _way_out(self) -> str:
-        kept = "there was no checkpoint yet"
+        checkpoint = "there was no checkpoint yet"
         if self._checkpoint.is_file():
-            kept = f"{self._checkpoint} holds the last good checkpoint"
-        return f"lower train.encoder_lr or train.label_lr; {kept}"
+            checkpoint = f"{self._checkpoint} holds the last good checkpoint"
+        return f"lower train.encoder_lr or train.label_lr; {checkpoint}"
 
     def _finish_epoch(self, seconds: float) -> None:
         progress = self.progress
@@ -276,7 +278,7 @@ class _Loop:
         }
         if self.board is not None:
             self._announce(record)
-        # P@1 alone moves by more from epoch to epoch than most epochs gain.
+        # Not P@1: its noise from epoch to epoch is larger than what most epochs gain.
         if ndcg_at_5 > progress.best_ndcg_at_5:
             progress.best_ndcg_at_5, progress.best_p_at_1 = ndcg_at_5, p_at_1
             progress.best_epoch = progress.epoch
@@ -308,14 +310,14 @@ class _Loop:
         return self.world.gather(rows, self.model.n_labels)
 
     def _broken(self) -> bool:
-        """Whether any rank has weights that are no numbers."""
+        """Whether any rank has infinite weights, or some that are not numbers."""
         parameters = self.model.parameters()
         broken = not all(bool(torch.isfinite(p.detach()).all()) for p in parameters)
         return bool(self.world.sum(torch.tensor(float(broken))) > 0)
 
     def _save(self) -> None:
         if self._broken():
-            return  # the next loss will say so; the last good checkpoint stays
+            return  # keep the last good checkpoint; the next loss or epoch's end raises an error
         place = Place(self.progress, self.order, self.model.transient())
         save_checkpoint(self._checkpoint, self._state, place, write=self.leads)
         self._saved_at = time.monotonic()
@@ -323,6 +325,6 @@ class _Loop:
 
 
 def rank(model: Method, validation: Validation, k: int) -> NDArray[np.int64]:
-    """Top k labels of every text as the method ranks them, (n, k), without the filter pairs."""
+    """The top k labels (n, k) that the method gives each text, without the filter pairs."""
     embeddings = embed(model.encoder, validation.queries)
     return validation.first(model.best(embeddings, k + validation.spare).labels, k)

@@ -1,10 +1,10 @@
-"""Losses as pure functions of scores: binary cross-entropy whole and sampled, and contrastive ones.
+"""Losses as pure functions of scores: full and sampled binary cross-entropy, and contrastive ones.
 
-Binary cross-entropies are summed over labels, as Renee does, and averaged over the queries of a
-batch; a softmax over the same sample may stand beside. A positive may carry a target below 1 (a
-teacher's probability). Contrastive losses compare a query's one positive with the labels in its
-batch. Slow obvious twins are in tests/models/training/test_losses.py and
-test_losses_contrastive.py.
+Binary cross-entropies are sums over labels, as in Renee (Jain et al., MLSys 2023), and means over
+the queries of a batch. A softmax over the same sample can be added. A positive's target can be
+below 1, with a teacher. Contrastive losses compare a query's one positive with the other labels of
+its batch. tests/models/training/test_losses.py and test_losses_contrastive.py compare each loss
+with a slow, obvious version.
 """
 
 import math
@@ -14,20 +14,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, softplus
 
-_TINY = 1e-30
-_ALMOST_ONE = 1.0 - 1e-6
+_TINY = 1e-30  # a logarithm's argument at least: finite in fp32
+_ALMOST_ONE = 1.0 - 1e-6  # a probability at most: log(1 - p) is finite in fp32
 
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """Some cells of a (queries, labels) matrix: equally long `rows`, `labels`, and `values`."""
+    """Some cells of a (queries, labels) matrix: `rows`, `labels` and `values`, each (n_cells,)."""
 
     rows: Tensor
     labels: Tensor
     values: Tensor
 
     def to(self, device: torch.device) -> "Cells":
-        """The same cells on `device`."""
+        """These cells on `device`."""
         return Cells(self.rows.to(device), self.labels.to(device), self.values.to(device))
 
 
@@ -41,18 +41,18 @@ def full_bce(
     bias: float,
     chunk: int,
 ) -> Tensor:
-    """Exact loss over every label: logits are scale * <query, label vector> + bias.
+    """Exact loss over every label, a scalar; logits are scale * <query, label vector> + bias.
 
     `queries` (n, dim), `weight` (n_labels, dim). `ignored` cells are neither positive nor negative.
-    Labels are scored `chunk` at a time, gradients are formed on the way, and no (n, n_labels)
-    matrix is ever held.
+    It scores `chunk` labels at a time and computes their gradients at once, so it never holds an
+    (n, n_labels) matrix.
     """
     loss: Tensor = _FullBce.apply(queries, weight, targets, ignored, scale, bias, chunk)
     return loss
 
 
 class _FullBce(torch.autograd.Function):
-    """The gradient of softplus is the sigmoid, so one pass over the chunks gives both."""
+    """Loss and gradients in one pass: softplus has the sigmoid as its gradient."""
 
     @staticmethod
     def forward(  # type: ignore[no-untyped-def]  # noqa: ANN205
@@ -72,14 +72,16 @@ class _FullBce(torch.autograd.Function):
         for start in range(0, len(weight), chunk):
             part = weight[start : start + chunk]
             logits = (queries @ part.T).mul_(scale).add_(bias)  # (n, chunk)
-            wanted, left_out = (_within(cells, start, len(part)) for cells in (targets, ignored))
-            loss -= (logits[wanted.rows, wanted.labels] * wanted.values).sum()
+            positives = _within(targets, start, len(part))
+            exclusions = _within(ignored, start, len(part))
+            loss -= (logits[positives.rows, positives.labels] * positives.values).sum()
             cost = softplus(logits)
-            cost[left_out.rows, left_out.labels] = 0.0
+            cost[exclusions.rows, exclusions.labels] = 0.0
             loss += cost.sum()
             gradient = logits.sigmoid_()
-            gradient[left_out.rows, left_out.labels] = 0.0
-            gradient.index_put_((wanted.rows, wanted.labels), -wanted.values, accumulate=True)
+            gradient[exclusions.rows, exclusions.labels] = 0.0
+            at = (positives.rows, positives.labels)
+            gradient.index_put_(at, -positives.values, accumulate=True)
             gradient.mul_(scale / n)
             queries_gradient.addmm_(gradient, part)
             torch.mm(gradient.T, queries, out=weight_gradient[start : start + chunk])
@@ -98,7 +100,7 @@ class _FullBce(torch.autograd.Function):
 
 
 def _within(cells: Cells, start: int, size: int) -> Cells:
-    """The cells of one chunk of labels, their labels counted from its start."""
+    """The cells of one chunk of labels; their labels count from its start."""
     inside = (cells.labels >= start) & (cells.labels < start + size)
     return Cells(cells.rows[inside], cells.labels[inside] - start, cells.values[inside])
 
@@ -109,10 +111,11 @@ def sampled_bce(
     negatives: list[tuple[Tensor, Tensor]],
     n: int,
 ) -> Tensor:
-    """Unbiased estimate of `full_bce` over `n` queries: every positive, and weighted negatives.
+    """Unbiased estimate of `full_bce` over `n` queries, from all positives and weighted negatives.
 
-    `negatives` are pairs (logits, weights) of equal shape; a weight is one over the expected number
-    of times that this label is drawn for this query, and 0 where the draw was a positive.
+    `positive_logits` and `targets` are (n_positives,). `negatives` are pairs (logits, weights) of
+    equal shape. A weight is one over the label's expected number of draws for the query, and 0 if
+    the label is no negative.
     """
     loss = (softplus(positive_logits) - targets * positive_logits).sum()
     for logits, weights in negatives:
@@ -123,14 +126,14 @@ def sampled_bce(
 def log_partition(
     negatives: list[tuple[Tensor, Tensor]], positive_logits: Tensor, targets: Tensor, rows: Tensor
 ) -> Tensor:
-    """Log of the estimated sum of exp(logit) over what each query's positives compete with, (n,).
+    """Log of the estimated sum of exp(logit) over the rivals of each query's positives, (n,).
 
-    That is its `negatives`, as in `sampled_bce`, and of a positive what its target leaves to 1.
-    `rows` are the positives' queries.
+    The rivals are the query's `negatives`, as in `sampled_bce`, and each positive with the weight
+    1 - target. `rows` (n_positives,) are the positives' queries.
     """
-    weighed = [logits + weights.clamp(min=_TINY).log() for logits, weights in negatives]
-    # A rank that holds none of the batch's negatives has no column at all.
-    others = torch.cat(weighed, dim=1).logsumexp(dim=1).clamp(min=math.log(_TINY))
+    weighted = [logits + weights.clamp(min=_TINY).log() for logits, weights in negatives]
+    # A rank may hold none of the batch's negatives, and then has no column.
+    others = torch.cat(weighted, dim=1).logsumexp(dim=1).clamp(min=math.log(_TINY))
     logits = positive_logits + (1 - targets).clamp(min=_TINY).log()
     peak = others.detach().scatter_reduce(0, rows, logits.detach(), "amax")
     total = (others - peak).exp().index_add(0, rows, (logits - peak[rows]).exp())
@@ -140,8 +143,8 @@ def log_partition(
 def sampled_softmax(positive_logits: Tensor, targets: Tensor, partition: Tensor, n: int) -> Tensor:
     """Cross-entropy of each positive among its query's negatives, averaged over `n` queries.
 
-    Decoupled: a query's other positives do not compete (Gupta et al., 2024). `partition` is the
-    `log_partition` of each positive's query.
+    It is the decoupled softmax of Gupta et al. (ICLR 2024): a query's other positives do not
+    compete. `partition` (n_positives,) is the `log_partition` of each positive's query.
     """
     return (softplus(partition - positive_logits) * targets).sum() / n
 
@@ -155,17 +158,18 @@ def contrastive_hinge(
     hardest: int,
     temperature: float,
 ) -> Tensor:
-    """Each query's positive must beat its `hardest` negatives by the margin (NGAME).
+    """Hinge loss: each query's positive must beat its `hardest` negatives by the margin.
 
-    `scores` (n, m) of n queries and m labels; `positives` (n,) says which column is a query's own,
-    `allowed` (n, m) which are negatives of it. Hinges are averaged by a softmax over the scores of
-    the violators (the others count as score 0); these weights take no gradient.
+    `scores` (n, m) are of n queries and m labels. `positives` (n,) is the column of each query's
+    positive, and `allowed` (n, m) says which columns are its negatives. A query's hinges are
+    averaged with softmax weights over the scores of the negatives that violate the margin; the
+    others count as score 0. These weights have no gradient. From NGAME (Dahiya et al., WSDM 2023).
     """
     own = scores.gather(1, positives.unsqueeze(1))  # (n, 1)
     wrong = scores.masked_fill(~allowed, -torch.inf)
     wrong, columns = wrong.topk(min(hardest, scores.shape[1]), dim=1)  # (n, k)
     present = allowed.gather(1, columns)
-    # Absent ones become finite first: the gradient of inf times zero is no number.
+    # Set absent scores to 0 first, because the gradient of infinity times zero is no number.
     hinges = (wrong.masked_fill(~present, 0.0) - own + margin).clamp(min=0.0) * present
     with torch.no_grad():
         heat = torch.where(hinges > 0, wrong, 0.0) / temperature
@@ -174,22 +178,26 @@ def contrastive_hinge(
 
 
 def info_nce(scores: Tensor, positives: Tensor, allowed: Tensor, *, temperature: float) -> Tensor:
-    """Cross-entropy of a query's positive among the negatives in its batch; shapes as above."""
-    among = allowed.scatter(1, positives.unsqueeze(1), True)
-    return cross_entropy((scores / temperature).masked_fill(~among, -torch.inf), positives)
+    """Cross-entropy of each positive among its query's negatives; shapes as in the hinge.
+
+    InfoNCE is from van den Oord et al. (2018).
+    """
+    rivals = allowed.scatter(1, positives.unsqueeze(1), True)
+    return cross_entropy((scores / temperature).masked_fill(~rivals, -torch.inf), positives)
 
 
 def path_bce(
     logits: Tensor, paths: Tensor, targets: Tensor, counted: Tensor, path_weight: float
 ) -> Tensor:
-    """BCE of probabilities sigmoid(logit) * path score, and of positives' path scores (ELIAS).
+    """BCE of the probabilities sigmoid(logit) * path score, plus a loss of the path scores.
 
-    All are (n, K): the labels of each query's shortlist; those not `counted` are left out. Summed
-    over labels, averaged over queries; the second part weighs `path_weight`.
+    All tensors are (n, K), over each query's shortlist; a label is left out if `counted` is false.
+    The second part is -log(path score) of the positives, times `path_weight`. Both are sums over
+    labels and means over queries. From ELIAS (arXiv 2210.08410).
     """
-    found = paths.clamp(min=_TINY).log()
+    log_paths = paths.clamp(min=_TINY).log()
     probabilities = (logits.sigmoid() * paths).clamp(max=_ALMOST_ONE)
     wrong = -torch.log1p(-probabilities)
-    right = softplus(-logits) - found
-    whole = targets * right + (1.0 - targets) * wrong - path_weight * targets * found
+    right = softplus(-logits) - log_paths
+    whole = targets * right + (1.0 - targets) * wrong - path_weight * targets * log_paths
     return torch.where(counted, whole, 0.0).sum() / len(logits)

@@ -1,8 +1,8 @@
-"""What the loop, the export and a teacher's pupil know of a method: the seam between them.
+"""The interface of a method, for the training loop, export, index and distillation.
 
-A method is an nn.Module that holds the encoder, the label vectors and whatever else it learns. It
-trains in phases, one after the other, each with optimisers and a schedule of its own; the last one
-is what serves. Who makes which method is `models.trained`'s business.
+A method is an nn.Module. It holds the encoder, the label vectors and everything else that it
+learns. It trains in phases, one after the other. Each phase has its own optimisers and schedule,
+and the last phase makes the final model. `models.trained` builds the method of a configuration.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,9 +24,9 @@ from models.training.training_rows import TrainingRows
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A part of the training job; `name` is empty where a method has only one.
+    """A part of the training job; `name` is empty if the method has only one.
 
-    `rates` are learning rates of parameter groups, in place of what `train` says of them.
+    `rates` are learning rates by parameter group; they override those of `train`.
     """
 
     name: str
@@ -35,8 +35,8 @@ class Phase:
 
 
 @dataclass(frozen=True, slots=True)
-class Ranked:
-    """The best labels of n queries, best first: `labels` (n, k) and their `probabilities`."""
+class Ranking:
+    """The best labels of n queries, best first: `labels` and `probabilities`, both (n, k)."""
 
     labels: NDArray[np.int64]
     probabilities: NDArray[np.float32]
@@ -44,10 +44,10 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True)
 class Servable:
-    """What export and index need: the encoder, and the vectors (n_labels, dim) of the labels.
+    """The trained parts for export and index: the encoder and `label_vectors` (n_labels, dim).
 
-    An inner product plus `method.logit_bias` is a logit. `graph` is the learned way to the labels,
-    where the method has one.
+    The inner product of an embedding and a label vector, plus `method.logit_bias`, is the label's
+    logit. `graph` holds learned clusters and edges, None if the method has none.
     """
 
     encoder: TextEncoder
@@ -56,7 +56,10 @@ class Servable:
 
 
 class Method(Protocol):
-    """A model that can be trained, saved, opened again and asked."""
+    """A model that trains, ranks labels, and saves and restores its state.
+
+    `shard` are the label rows of this rank, of `n_labels` in all.
+    """
 
     encoder: TextEncoder
     world: World
@@ -64,18 +67,18 @@ class Method(Protocol):
     shard: slice
     device: torch.device
     sparse_labels: bool
-    """Whether a step moves only the label vectors that it has read."""
+    """Whether a step moves only the label vectors that it reads."""
 
     def place(self, device: torch.device, autocast: torch.dtype | None) -> None:
-        """Move the model to `device`; the encoder computes in `autocast`, None for fp32."""
+        """Move the model to `device`; the encoder computes in type `autocast`, None for fp32."""
         ...
 
     def phases(self, config: TrainConfig) -> Sequence[Phase]:
-        """What training consists of, at least one phase."""
+        """The phases of training in their order, at least one."""
         ...
 
     def begin(self, phase: int, rows: TrainingRows, rng: Rng) -> None:
-        """Make the model ready for a phase; what the one before has learnt is still there."""
+        """Prepare the model for a phase; it still holds the weights of the phase before."""
         ...
 
     def wants_refresh(self, epoch: int) -> bool:
@@ -83,31 +86,31 @@ class Method(Protocol):
         ...
 
     def refresh(self, rows: TrainingRows) -> None:
-        """Work out anew what steps take from the model as a whole."""
+        """Compute anew what steps derive from the whole model, such as hard negatives."""
         ...
 
-    def train_step(self, rows: TrainingRows, picked: NDArray[np.int64], rng: Rng) -> Tensor:
-        """This rank's part of the loss of the picked rows, ready for `backward`."""
+    def train_step(self, rows: TrainingRows, batch: NDArray[np.int64], rng: Rng) -> Tensor:
+        """This rank's part of the loss of the rows `batch` (n,), ready for `backward`."""
         ...
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """What is trained, by optimiser group."""
+        """The trainable parameters, by optimiser group."""
         ...
 
-    def best(self, queries: NDArray[np.float32], k: int) -> Ranked:
-        """The labels that would be served for embeddings (n, dim)."""
+    def best(self, queries: NDArray[np.float32], k: int) -> Ranking:
+        """The k best labels of embeddings `queries` (n, dim), as a served model ranks them."""
         ...
 
     def servable(self) -> Servable:
-        """The trained parts as serving needs them."""
+        """The trained parts for export and index."""
         ...
 
     def transient(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps beside the weights."""
+        """The state beside the weights that a checkpoint needs."""
         ...
 
     def restore(self, transient: Mapping[str, Tensor]) -> None:
-        """Take back what `transient` gave."""
+        """Set the state that `transient` returned."""
         ...
 
     def parameters(self) -> Iterator[nn.Parameter]:

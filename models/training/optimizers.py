@@ -1,8 +1,8 @@
-"""The optimisers of a run, one for each way in which parameters are trained, and their schedule.
+"""The optimisers of a run, one for each parameter group, and their schedule.
 
 Tables of the bag and sampled label vectors get row-sparse Adam, which moves only the rows that a
-batch touched. Dense parts get AdamW; full BCE touches every label, so its label vectors get plain
-Adam.
+batch read. Label vectors that are all scored in each step get plain Adam. So do a method's own
+groups, such as the clusters and edges of ELIAS. The other groups get AdamW.
 """
 
 import math
@@ -16,12 +16,13 @@ from models.config import TrainConfig
 
 LABELS = "labels"
 _EPSILON = 1e-6
+"""BERT's value for AdamW (Devlin et al., 2019), whose layers this group may hold."""
 
 
 class Optimizers:
-    """Named optimisers that step together; `rate` is the schedule's share of their own rates.
+    """Optimisers by group name, which step together.
 
-    `rates` stand in for those of the configuration, or are of groups that only the method has.
+    `rates` override learning rates of the configuration, and name those of the method's own groups.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Optimizers:
             "transformer": config.transformer_lr,
             LABELS: config.label_lr,
         }
-        own = set(rates or {}) - set(self.rates)  # of the method; they do not decay
+        own = set(rates or {}) - set(self.rates)  # the method's own groups do not decay
         self.rates |= rates or {}
         self.named: dict[str, Optimizer] = {}
         for name, parameters in groups.items():
@@ -55,18 +56,18 @@ class Optimizers:
 
     @property
     def encoder_parameters(self) -> Iterator[nn.Parameter]:
-        """Everything but the label vectors."""
+        """The parameters of all groups but the label vectors."""
         for name, parameters in self.groups.items():
             if name != LABELS:
                 yield from parameters
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Drop all gradients."""
         for optimizer in self.named.values():
             optimizer.zero_grad(set_to_none=True)
 
     def step(self, rate: float, scaler: torch.amp.GradScaler) -> None:
-        """Move every parameter by its gradient, at `rate` times its own learning rate."""
+        """Update every parameter at `rate` (0 to 1) times its group's learning rate."""
         for name, optimizer in self.named.items():
             for group in optimizer.param_groups:
                 group["lr"] = self.rates[name] * rate
@@ -75,7 +76,10 @@ class Optimizers:
 
 
 def scheduled_share(config: TrainConfig, step: int, total: int) -> float:
-    """Linear warm-up, then decay to zero at the last of `total` steps, straight or as a cosine."""
+    """Share (0 to 1) of the learning rate at `step`, which counts from 0 to `total` - 1.
+
+    It rises over `train.warmup_steps`, and falls along a line or a cosine that is 0 at `total`.
+    """
     warm_up = min(1.0, (step + 1) / max(1, config.warmup_steps))
     if config.schedule == "cosine":
         return warm_up * 0.5 * (1.0 + math.cos(math.pi * step / total))
@@ -83,7 +87,7 @@ def scheduled_share(config: TrainConfig, step: int, total: int) -> float:
 
 
 def _decayed(parameters: list[nn.Parameter], decay: float) -> list[dict[str, object]]:
-    """Matrices decay; biases and norms, which are vectors, do not."""
+    """Two parameter groups: matrices decay; vectors, which are biases and norms, do not."""
     return [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},

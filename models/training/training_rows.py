@@ -1,4 +1,4 @@
-"""What a method trains on: texts, their labels, and the labels that are no negatives of them."""
+"""The rows that a method trains on: texts, their labels, and cells that are no negatives."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,11 +14,11 @@ from models.training.losses import Cells
 
 @dataclass(frozen=True, slots=True)
 class TrainingRows:
-    """Texts and labels; label-text rows, if any, stand after the points.
+    """n texts and their labels; label-text rows, if any, come after the points.
 
-    `labels` (n, n_labels) holds a target in (0, 1] for each positive. `ignored` cells are neither
-    positive nor negative: pairs that the data says to leave out, also where it calls them relevant.
-    `uids` name the rows in errors.
+    `labels` (n, n_labels) holds a target in (0, 1] for each positive. `ignored` cells (n, n_labels)
+    are the data's filter pairs. They are neither positive nor negative, even if the data also
+    calls them relevant. `uids` name the rows in errors.
     """
 
     texts: TokenizedTexts
@@ -26,7 +26,7 @@ class TrainingRows:
     ignored: csr_array
     uids: Sequence[str]
     known: csr_array = field(init=False)
-    """Positives and ignored cells: what must never be drawn as a negative."""
+    """Positives and ignored cells (n, n_labels); none of them may become a negative."""
 
     def __post_init__(self) -> None:
         known = self.labels
@@ -42,7 +42,10 @@ class TrainingRows:
 
 
 def with_label_rows(points: TrainingRows, label_texts: TokenizedTexts) -> TrainingRows:
-    """Append one row for each label: its own text, with itself as the only target (Renee)."""
+    """Append one row for each label: its text, with the label as the only target.
+
+    The idea is Renee's (Jain et al., MLSys 2023).
+    """
     n = len(label_texts)
     identity = eye_array(n, dtype=np.float32, format="csr")
     nothing = csr_array((n, n), dtype=np.float32)
@@ -54,11 +57,11 @@ def with_label_rows(points: TrainingRows, label_texts: TokenizedTexts) -> Traini
     )
 
 
-def cells_of(matrix: csr_array, picked: NDArray[np.int64]) -> Cells:
-    """Stored cells of the picked rows; `rows` are places within the batch."""
-    counts = matrix.indptr[picked + 1] - matrix.indptr[picked]
-    rows = np.repeat(np.arange(len(picked)), counts)
-    firsts = np.repeat(matrix.indptr[picked] - np.cumsum(counts) + counts, counts)
+def cells_of(matrix: csr_array, batch: NDArray[np.int64]) -> Cells:
+    """Stored cells of the matrix rows `batch` (n,); their `rows` count from 0 within the batch."""
+    counts = matrix.indptr[batch + 1] - matrix.indptr[batch]
+    rows = np.repeat(np.arange(len(batch)), counts)
+    firsts = np.repeat(matrix.indptr[batch] - np.cumsum(counts) + counts, counts)
     places = firsts + np.arange(len(rows))
     return Cells(
         torch.from_numpy(rows),
@@ -68,21 +71,23 @@ def cells_of(matrix: csr_array, picked: NDArray[np.int64]) -> Cells:
 
 
 def targets_at(
-    matrix: csr_array, picked: NDArray[np.int64], labels: NDArray[np.int64]
+    matrix: csr_array, batch: NDArray[np.int64], labels: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Values of the picked rows' cells in the given columns, both (n, K); 0 where none is stored.
+    """Values (n, K) of the cells in the rows `batch` (n,) and columns `labels` (n, K).
+
+    A cell that is not stored is 0.
 
     >>> matrix = csr_array(np.array([[0, 0.5, 0], [1.0, 0, 0]]))
     >>> targets_at(matrix, np.array([1, 0]), np.array([[2, 0], [1, 2]]))
     array([[0. , 1. ],
            [0.5, 0. ]], dtype=float32)
     """
-    cells, n_labels = cells_of(matrix, picked), matrix.shape[1]
-    stored = (cells.rows * n_labels + cells.labels).numpy()
-    order = np.argsort(stored)
-    stored, values = stored[order], cells.values.numpy()[order]
-    wanted = np.arange(len(picked))[:, None] * n_labels + labels
-    if not len(stored):
+    cells, n_labels = cells_of(matrix, batch), matrix.shape[1]
+    stored_keys = (cells.rows * n_labels + cells.labels).numpy()
+    order = np.argsort(stored_keys)
+    stored_keys, values = stored_keys[order], cells.values.numpy()[order]
+    keys = np.arange(len(batch))[:, None] * n_labels + labels
+    if not len(stored_keys):
         return np.zeros(labels.shape, np.float32)
-    places = np.minimum(np.searchsorted(stored, wanted), len(stored) - 1)
-    return np.where(stored[places] == wanted, values[places], np.float32(0))
+    places = np.minimum(np.searchsorted(stored_keys, keys), len(stored_keys) - 1)
+    return np.where(stored_keys[places] == keys, values[places], np.float32(0))

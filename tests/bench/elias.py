@@ -114,7 +114,7 @@ def _at_efforts(job: stages.TrainingJob) -> Iterator[dict[str, str | float]]:
 
 def _figures(job: stages.TrainingJob, ranked: NDArray[np.int64]) -> dict[str, str | float]:
     truth = job.validation.truth
-    labels = without(ranked, job.validation_filter, DEPTH)
+    labels = without(ranked, job.validation.filter_pairs, DEPTH)
     return {
         "P@1": round(100 * precision_at_k(labels, truth, 1), 2),
         "P@5": round(100 * precision_at_k(labels, truth, 5), 2),

@@ -19,7 +19,7 @@ from models.index.memory import (
     MEMORY_FILES,
     Grid,
     LabelIndexFacts,
-    _crossed_gains,
+    _cross_fitted_gains,
     choose,
     measure,
     memory_recall,
@@ -291,7 +291,7 @@ def test_each_effort_gets_a_search_width_of_its_own_for_the_memory(helpful, writ
 def test_a_gain_is_judged_on_the_half_that_did_not_choose():
     """Trial 1 is best on the even queries alone, trial 2 on the odd ones: neither holds up."""
     each = np.array([[0.5] * 4, [1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 1.0]])
-    assert _crossed_gains(each).tolist() == [-0.5] * 4
+    assert _cross_fitted_gains(each).tolist() == [-0.5] * 4
 
 
 def test_a_recall_out_of_reach_is_refused_with_what_to_change(

@@ -131,7 +131,7 @@ def test_a_trained_model_opens_as_it_was_left_and_ranks_as_it_was_measured(train
     found = model.best(queries_of(trained, model), 5)
     lines = (trained.run.folder / METRICS_FILE).read_text().splitlines()
     best = max(json.loads(line)["validation_p_at_5"] for line in lines[3:])
-    hits = np.take_along_axis(trained.validation_truth.toarray() > 0, found.labels, axis=1)
+    hits = np.take_along_axis(trained.validation.truth.toarray() > 0, found.labels, axis=1)
     assert 100 * hits.mean() == pytest.approx(best, abs=3)
     assert ((found.probabilities >= 0) & (found.probabilities <= 1)).all()
     assert (np.diff(found.probabilities, axis=1) <= 0).all()
@@ -142,7 +142,7 @@ def search(job, folder, beam, size, k):
     model = load_model(job.run)
     parts = model.servable()
     bias = job.run.config.method.logit_bias
-    nothing = job.validation_truth[:0]
+    nothing = job.validation.truth[:0]
     material = Material(parts.label_vectors, bias, queries_of(job, model)[:0], nothing, parts.graph)
     info = build_label_index(material, job.run.config.index, folder)
     params = {"beam": beam, "shortlist": size}
@@ -192,7 +192,7 @@ def test_the_clusters_of_a_rows_labels_are_visited(tmp_path):
     model.begin(0, rows, rng)
     assert (model.parents >= 0).all()
     picked = np.arange(50)
-    chosen = model._chosen(torch.zeros(50, 20), rows, picked, rng)
+    chosen = model._training_clusters(torch.zeros(50, 20), rows, picked, rng)
     assert chosen.shape == (50, 6)
     for row in picked:
         labels = rows.labels.indices[rows.labels.indptr[row] : rows.labels.indptr[row + 1]]
@@ -285,7 +285,7 @@ def test_every_encoder_trains(tmp_path, bert, case):
     losses = [loss for _, _, loss in history(job)]
     assert losses[-1] < losses[0]
     model = load_model(job.run)
-    assert recall_at_k(model.best(queries_of(job, model), 10).labels, job.validation_truth, 10) > 0
+    assert recall_at_k(model.best(queries_of(job, model), 10).labels, job.validation.truth, 10) > 0
 
 
 def test_from_training_to_an_answer(trained):
