@@ -29,7 +29,7 @@ def commands(first: str) -> list[list[str]]:
 
 
 def targets() -> set[str]:
-    return set(re.findall(r"^([a-z]+):", MAKEFILE, re.M))
+    return set(re.findall(r"^([a-z-]+):", MAKEFILE, re.M))
 
 
 def test_make_help_has_no_ghosts():

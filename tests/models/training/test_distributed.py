@@ -91,7 +91,7 @@ EVERY_CASE = """
 import json, sys
 from pathlib import Path
 from models.__main__ import main
-from models.distributed import World
+from models.training.distributed import World
 world, leave = World.join(), World.leave
 World.join, World.leave = classmethod(lambda cls: world), lambda self: None
 codes = [main(arguments) for arguments in json.loads(sys.argv[1])]
@@ -148,7 +148,7 @@ def test_no_thread_of_the_backend_outlives_the_job(spread):
 
 DYING = """
 import os, signal, sys
-from models import loop
+from models.training import loop
 from models.__main__ import main
 step = loop._Loop._step
 def dying(self, picked):

@@ -60,7 +60,7 @@ async def test_retry_after_is_no_shorter_than_the_rest_of_those_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(resting, "LONGEST_S", 3.0)
-    monkeypatch.setattr(shedding, "WORDS_KEPT_S", 0.0)  # each refusal is worded anew
+    monkeypatch.setattr(shedding, "REUSE_ERROR_S", 0.0)  # each refusal gets its own sentence
     async with served(**SMALL) as run, raw(run) as one, raw(run) as other:
         waiting = await overload(run)
         await one.says(recommend())

@@ -65,7 +65,7 @@ def test_a_broken_file_is_named_with_what_to_do(tmp_path: Path, text: str) -> No
     with pytest.raises(SettingsInvalid) as refused:
         read_desired(tmp_path)
     assert str(tmp_path / FILE) in refused.value.detail
-    assert "remove it to serve what the settings name" in refused.value.detail
+    assert "remove it to serve the bundles" in refused.value.detail
     assert "\n" not in refused.value.detail
 
 

@@ -48,9 +48,9 @@ def admission() -> Iterator[Make]:
             if tokens:
                 queue.append(Job([], tokens, 0.0, FAR_S, future, bulk=is_bulk))
         for tokens in taken:
-            queue.taken(queue.bulk if tokens < 0 else queue.interactive, abs(tokens))
+            queue.record_batch(queue.bulk if tokens < 0 else queue.interactive, abs(tokens))
         if measured:
-            pace.measured(int(RATE * BATCH_S), BATCH_S, left_behind=True)
+            pace.record_batch(int(RATE * BATCH_S), BATCH_S, more_waiting=True)
         values = {"lanes": 1, "max_tokens": 32, "max_batch_tokens": 64, "max_queue_tokens": 128}
         return Admission(BatchLimits(**(values | limits)), queue, pace)
 

@@ -30,13 +30,13 @@ class Shelf:
 
     def take(self, full_batch: float = 64.0) -> list[int]:
         """Make the next batch as the batcher does: one class, one job at least."""
-        waiting, budget = self.queue.turn(full_batch)
+        waiting, budget = self.queue.next_class(full_batch)
         batch: list[Job] = []
         while waiting and (
             not batch or sum(job.tokens for job in batch) + waiting[0].tokens <= budget
         ):
             batch.append(self.queue.pop(waiting))
-        self.queue.taken(waiting, sum(job.tokens for job in batch))
+        self.queue.record_batch(waiting, sum(job.tokens for job in batch))
         return signed(batch)
 
 
