@@ -40,7 +40,9 @@ def test_rules_hold_for_a_model_of_any_bundle_and_for_no_stranger(
     rules.write_text(json.dumps({"other": {"exclude": {"ids": ["L000"]}}}))
     values = {"bundle": tiny_bundle, "device": "cpu", "label_rules": rules}
     assert len(open_engines(fake_settings(**values, more_bundles=(other,)))) == 2
-    with pytest.raises(SettingsInvalid, match="rules for the model 'other', but this service has only tiny"):
+    with pytest.raises(
+        SettingsInvalid, match="rules for the model 'other', but this service has only tiny"
+    ):
         open_engines(fake_settings(**values))
 
 
@@ -83,7 +85,7 @@ watcher.on_running([os.getpid()] * 3)
 watcher.on_replaced(1)
 watcher.on_replaced(0)
 print(all_end[0], listener.fileno() >= 0, file=sys.stderr)
-watcher.stopping()
+watcher.on_stopping()
 print(all_end[0], listener.fileno() >= 0, file=sys.stderr)
 registry = CollectorRegistry()
 MultiProcessCollector(registry, path=str(folder))
