@@ -89,7 +89,7 @@ def test_models_are_listed_and_found(client: Any, name: str) -> None:
     ("asked", "error", "code", "param", "says"),
     [
         ({"model": "nobody"}, openai.NotFoundError, "model_unknown", None, "no model 'nobody'"),
-        ({"dimensions": 3}, openai.BadRequestError, "invalid_value", "dimensions", "have 16"),
+        ({"dimensions": 3}, openai.BadRequestError, "invalid_value", "dimensions", "vectors of 16"),
         ({"input": [1, 2]}, openai.BadRequestError, "invalid_value", "input", "send texts"),
         ({"input": [[1, 2]]}, openai.BadRequestError, "invalid_value", "input", "send texts"),
         ({"input": []}, openai.BadRequestError, "invalid_value", None, "no text"),
