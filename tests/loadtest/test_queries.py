@@ -56,7 +56,13 @@ def test_an_empty_file_is_refused_by_name(tmp_path: Path):
         load_queries(str(path))
 
 
-@pytest.mark.parametrize("data", [b"plain text", gzip.compress(b"one\n" * 999)[:-12]])
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"plain text", id="no gzip"),
+        pytest.param(gzip.compress(b"one\n" * 999)[:-12], id="cut"),
+    ],
+)
 def test_a_broken_gzip_file_is_refused_by_name(tmp_path: Path, data: bytes):
     path = tmp_path / "q.txt.gz"
     path.write_bytes(data)
