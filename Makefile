@@ -54,7 +54,8 @@ $(OLDEST): pyproject.toml constraints.txt
 
 test-oldest: export OMP_NUM_THREADS ?= 1
 test-oldest: $(OLDEST) ## run the service's quick tests on the oldest versions that are allowed
-	.venv-oldest/bin/python -m pytest tests/service -m "not slow"
+	.venv-oldest/bin/python -m pytest --numprocesses=2 --dist=worksteal -m "not slow" \
+		tests/service tests/arch/test_private_surfaces.py
 
 check: $(INSTALLED) ## formatting, lint, types, generated docs
 	$(BIN)/ruff format --check .

@@ -247,6 +247,8 @@ def test_a_surface_is_touched_and_still_there(surface: Surface) -> None:
     if not surface.names:
         return
     module, _, name = surface.owner.partition(":")
+    # `make test-oldest` has the service's libraries alone.
+    pytest.importorskip(module.partition(".")[0])
     owner = importlib.import_module(module)
     for part in name.split(".") if name else ():
         owner = getattr(owner, part)
