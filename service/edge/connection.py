@@ -293,7 +293,8 @@ class BoundedConnection(HttpToolsProtocol):
                 self.parser = httptools.HttpRequestParser(self)
 
     def _plain_head(self) -> bytes:
-        lines = [b"%s %s HTTP/1.1" % (self.parser.get_method(), self.url)]
+        version = self.parser.get_http_version().encode()
+        lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)]
         for name, value in self.headers:
             if name == b"connection":
                 options = [option.strip() for option in value.split(b",")]
@@ -314,13 +315,13 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Stop the clock and check the head. Then shed the request, or pass it on."""
-        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
-            self._ignores_upgrade = True
-            return
-        self._due_s = math.inf
         self._refusal = self._head_error()
         if self._refusal is not None:
             raise self._refusal  # stops the parser
+        if self.parser.should_upgrade():
+            self._ignores_upgrade = True
+            return
+        self._due_s = math.inf
         self._phase = Phase.BODY
         if self._is_answered() and not self.flow.write_paused:
             shedding = self._limits.shedding
