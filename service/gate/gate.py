@@ -24,7 +24,7 @@ from service.errors import (
     RateLimited,
 )
 from service.gate.cors import Cors
-from service.gate.exchange import EXCHANGE, REPLY, Exchange
+from service.gate.exchange import EXCHANGE, REPLY, Exchange, Reply
 from service.gate.guard import Guard, needs_admin
 from service.gate.problems import Headers, as_error, envelope
 from service.observe.logs import request_id_of_task, trace_id_of_task
@@ -81,6 +81,9 @@ class Gate:
             return
         telemetry = self.serving.telemetry
         exchange = self._begin(scope)
+        if scope["method"] == "HEAD":
+            # Routes answer it as GET, and the connection leaves the body out (RFC 9110, 9.3.2).
+            scope = {**scope, "method": "GET"}
         telemetry.in_flight += 1
         try:
             preflight = self.cors and self.cors.preflight(scope, exchange.headers)
@@ -103,6 +106,7 @@ class Gate:
         request_id = _id_in(headers) or self.new_request_id()
         exchange = scope[EXCHANGE] = Exchange(
             request_id,
+            scope["method"],
             scope["path"],
             serving.clock() - scope.pop(UNREAD, 0.0),
             headers,
@@ -128,8 +132,11 @@ class Gate:
             self.guard.admit(scope, exchange.key)
         max_bytes = settings.max_changes_bytes if changing else settings.max_body_bytes
         _check(exchange, settings, max_bytes)
-        if b"transfer-encoding" in headers:
-            receive = _capped(receive, max_bytes)
+        reply = exchange.reply
+        if b"transfer-encoding" in headers or (reply is not None and reply.body_is_unread):
+            receive = _bounded(receive, max_bytes, reply)
+            if reply is not None and reply.fault is not None:  # not every route reads its body
+                raise reply.fault
         if endpoint is not None:
             exchange.route = scope["path"]
             await endpoint(scope, receive, send)
@@ -145,7 +152,7 @@ class Gate:
         route = exchange.route or getattr(scope.get("route"), "path", UNMATCHED)
         telemetry.request_finished(route, status, seconds)
         if exchange.trace is not None and telemetry.tracer is not None:
-            telemetry.tracer.finish(exchange.trace, scope["method"], route, status, exchange.answer)
+            telemetry.tracer.finish(exchange.trace, exchange.method, route, status, exchange.answer)
         if exchange.key:
             telemetry.key_used(exchange.key)
         if exchange.code == RateLimited.code:
@@ -163,7 +170,7 @@ class Gate:
             if unlogged < 0:
                 return
         fields: dict[str, Any] = {
-            "method": scope["method"],
+            "method": exchange.method,
             "path": scope["path"],
             "status": status,
             "seconds": round(seconds, 6),
@@ -245,16 +252,18 @@ def _too_large(limit: int) -> PayloadTooLarge:
     return PayloadTooLarge(f"the body is over {limit} bytes: send fewer or shorter texts")
 
 
-def _capped(receive: Receive, limit: int) -> Receive:
-    """A `receive` that refuses a chunked body as soon as it is over the limit."""
+def _bounded(receive: Receive, limit: int, reply: Reply | None) -> Receive:
+    """A `receive` that refuses a body as soon as it is over the limit or turns out to be broken."""
     received = 0
 
-    async def receive_capped() -> Message:
+    async def receive_bounded() -> Message:
         nonlocal received
         message = await receive()
+        if reply is not None and reply.fault is not None:
+            raise reply.fault
         received += len(message.get("body", b""))
         if received > limit:
             raise _too_large(limit)
         return message
 
-    return receive_capped
+    return receive_bounded

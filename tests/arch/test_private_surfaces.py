@@ -44,15 +44,14 @@ SURFACES = (
         "uvicorn",
         f"{HTTPTOOLS}:HttpToolsProtocol",
         (
-            *("connection_made", "connection_lost", "data_received", "on_message_begin"),
-            *("on_headers_complete", "on_body", "on_message_complete", "on_response_complete"),
-            *("timeout_keep_alive_handler", "send_400_response", "_unset_keepalive_if_required"),
+            *("connection_made", "connection_lost", "data_received", "eof_received", "shutdown"),
+            *("on_message_begin", "on_header", "on_headers_complete", "on_body"),
+            *("on_message_complete", "on_response_complete", "pause_writing", "resume_writing"),
             *("_start_asgi_task", "connections", "cycle", "flow", "headers", "loop", "parser"),
             *("pipeline", "scope", "server_state", "timeout_keep_alive", "transport", "url"),
-            "timeout_keep_alive_task",
         ),
-        "bounds what a client may send before a request, and refuses requests unread; uvicorn has "
-        "no setting for either",
+        "bounds each phase of a connection in bytes and time, and refuses requests unread; uvicorn "
+        "has no setting for either",
     ),
     Surface(
         "service/gate/exchange.py",
@@ -61,12 +60,19 @@ SURFACES = (
         (
             *("default_headers", "disconnected", "flow", "keep_alive", "message_event"),
             *("on_response", "response_complete", "response_started", "scope", "transport"),
-            "waiting_for_100_continue",
+            *("more_body", "waiting_for_100_continue"),
         ),
         "writes head and body at once: the second write took a twentieth of Python's time",
     ),
     Surface(
         "service/gate/exchange.py", "uvicorn", HTTPTOOLS, ("STATUS_LINE",), "the same answer's head"
+    ),
+    Surface(
+        "service/edge/closing.py",
+        "uvicorn",
+        "uvicorn.protocols.http.flow_control:FlowControl",
+        ("resume_reading",),
+        "reads no more while requests wait that were read already; uvicorn would, without bound",
     ),
     Surface(
         "service/overload/resting.py",
