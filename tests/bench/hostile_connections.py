@@ -172,7 +172,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--only", nargs="*")
     args = parser.parse_args()
-    cases = [one for one in ENDLESS_ONES + SLOW_ONES if args.only is None or one.name in args.only]
+    tables = (("endless", ENDLESS_ONES), ("slow", SLOW_ONES))
+    cases = {f"{title}: {case.name}": case for title, table in tables for case in table}
     with tempfile.TemporaryDirectory() as scratch:
         bundle = args.bundle or write_tiny_bundle(Path(scratch) / "bundle")
         with service_process(bundle, *SETTINGS) as service:
