@@ -25,7 +25,14 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from service.edge.closing import LINGER_BYTES, LINGER_S, STALL_S, ClosingTransport, HeldFlow
+from service.edge.closing import (
+    DROP_EVERY_S,
+    LINGER_BYTES,
+    LINGER_S,
+    STALL_S,
+    ClosingTransport,
+    HeldFlow,
+)
 from service.errors import (
     AstrolabeError,
     HeadersTooLarge,
@@ -250,14 +257,21 @@ class BoundedConnection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse the data; what follows many complete requests waits until they are answered."""
         if self._phase is _ENDING:
-            self._n_received += len(data)
-            if self._n_received > LINGER_BYTES:
-                self.transport.plain.abort()
+            self._drop(len(data))
         elif self._unparsed or self.pipeline or len(data) > PARSE_BYTES:
             self._unparsed = memoryview(bytes(self._unparsed) + data)
             self._parse_unparsed()
         else:
             self._parse(data)
+
+    def _drop(self, n_bytes: int) -> None:
+        """Count bytes that nobody reads, and take a breath before more of them."""
+        self._n_received += n_bytes
+        if self._n_received > LINGER_BYTES:
+            self.transport.plain.abort()
+        else:
+            self.flow.pause_reading()
+            self.loop.call_later(DROP_EVERY_S, self.flow.resume_reading)
 
     def _parse_unparsed(self) -> None:
         while self._unparsed and not self.pipeline and self._phase is not _ENDING:
