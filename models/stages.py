@@ -17,7 +17,7 @@ import torch
 from scipy.sparse import csr_array
 
 from models.config import Config
-from models.data.dataset import Dataset, label_texts, point_texts, report
+from models.data.dataset import Dataset, label_texts, point_texts, report_text
 from models.data.filters import filtered_pairs
 from models.data.prepare import Corpus, Split, open_configured, split
 from models.data.tokens import TokenizedTexts
@@ -144,7 +144,7 @@ def job_of_bundle(bundle: Path, var: Path) -> TrainingJob:
 
 def run_prepare(job: TrainingJob) -> str:
     """A report on the data and the split, as text."""
-    text = report(job.dataset, job.run.config.data.fields).as_text()
+    text = report_text(job.dataset, job.run.config.data.fields)
     parts = job.parts
     return (
         f"{text}\nsplit: {len(parts.train_rows):,} points to train on, "

@@ -352,12 +352,13 @@ def test_writing_over_a_data_set_is_refused(tmp_path):
 
 def test_the_shipped_sample_has_the_counts_its_readme_states():
     found = report(open_dataset(SAMPLE), "title+content")
-    assert (found.train.n_points, found.test.n_points, found.n_labels) == (37_380, 7_682, 12_476)
-    assert round(found.train.labels_per_point_mean, 3) == 2.262
-    assert round(found.test.labels_per_point_mean, 3) == 2.197
-    assert (found.points_per_label_median, found.points_per_label_max) == (2.0, 2_212)
-    assert round(found.points_per_label_mean, 2) == 6.78
-    assert found.labels_without_points == 0
+    assert (found["train"]["n_points"], found["test"]["n_points"]) == (37_380, 7_682)
+    assert found["n_labels"] == 12_476
+    assert round(found["train"]["labels_per_point_mean"], 3) == 2.262
+    assert round(found["test"]["labels_per_point_mean"], 3) == 2.197
+    assert (found["points_per_label_median"], found["points_per_label_max"]) == (2.0, 2_212)
+    assert round(found["points_per_label_mean"], 2) == 6.78
+    assert found["labels_without_points"] == 0
     readme = (SAMPLE / "README.md").read_text()
     for row in ("| trn | 37,380 | 2.262 | 12,476 |", "| tst | 7,682 | 2.197 | 5,414 |"):
         assert row in readme
