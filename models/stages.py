@@ -174,15 +174,8 @@ def _train(job: TrainingJob, world: World) -> None:
     cpu_start = time.process_time()
     progress = train(model, rows, validation, run, rng)
     if world.leads:
-        run.record(
-            training={
-                "best_epoch": progress.best_epoch + 1,
-                "epochs": progress.epoch,
-                "validation_p_at_1": progress.best_p_at_1,
-                "seconds": round(progress.seconds, 1),
-                "cpu_seconds": round(time.process_time() - cpu_start, 1),
-            }
-        )
+        cpu_seconds = round(time.process_time() - cpu_start, 1)
+        run.record(training=progress.outcome() | {"cpu_seconds": cpu_seconds})
         # After the record: a kill between the two must resume the run, not train it anew.
         (run.folder / CHECKPOINT_FILE).unlink(missing_ok=True)
 

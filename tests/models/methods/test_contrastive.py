@@ -162,7 +162,7 @@ def test_no_other_label_of_a_query_is_ever_its_negative(model, monkeypatch, loss
     monkeypatch.setattr(model, "draw_positives", lambda picked, _: drawn[: len(picked)])
     drawn = np.array([3, 0, 6, 0, 1, 4, 2, 2])
     picked = np.array([0, 3, 1, 6, 9, 12, 2, 4])
-    model.train_step(picked, Rng.from_seed(1))
+    model.train_step(model.points, picked, Rng.from_seed(1))
     [(positives, allowed)] = seen
     labels = np.unique(drawn)  # drawn twice, compared once
     assert labels[positives].tolist() == drawn.tolist()
