@@ -67,7 +67,7 @@ from models.tune.goal import Goal
 from models.tune.report import Report
 from models.tune.subject import Subject
 from models.tune.tuning import Request, scored_by_vectors, tune
-from service.atomic import write_atomic
+from service.atomic import write_text
 from service.bundle.manifest import EXACT, QualityInfo
 from service.bundle.verify import read_manifest, resolve
 from service.core.encoding.encoder import OnnxEncoder
@@ -209,15 +209,11 @@ def _fresh_encoder(job: TrainingJob, world: World) -> TextEncoder:
     corpus += label_texts(job.dataset.labels, config.data.label_fields)
     encoder, tokenizer_json = build_encoder(config.encoder, corpus, config.seed)
     if world.leads:
-        _write_text(run.folder / TOKENIZER_FILE, tokenizer_json)
+        write_text(run.folder / TOKENIZER_FILE, tokenizer_json)
         if (transformer := transformer_of(encoder)) is not None:
-            _write_text(run.folder / ARCHITECTURE_FILE, architecture_of(transformer.backbone))
+            write_text(run.folder / ARCHITECTURE_FILE, architecture_of(transformer.backbone))
     world.wait()
     return encoder
-
-
-def _write_text(path: Path, text: str) -> None:
-    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _points(job: TrainingJob, encoder: TextEncoder, world: World) -> TrainingRows:

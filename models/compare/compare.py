@@ -22,7 +22,6 @@ from models.data.filters import with_own_items
 from models.data.formats import open_dataset
 from models.data.prepare import load_config_with_data
 from models.errors import ComparisonError
-from models.extras import need
 from models.index.efforts import machine
 from models.runs import code_revision
 from service.atomic import staging_folder
@@ -112,7 +111,6 @@ def _check_page_and_packages(request: Request, name: str) -> None:
     """Raise ModelsError where a page lacks markers or a package is not installed."""
     if request.into is not None:
         check_markers(request.into, name)
-    need("matplotlib")
     for peer in request.peers:
         with staging_folder(request.var) as folder:
             make_peer(peer, folder)

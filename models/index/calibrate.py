@@ -18,7 +18,7 @@ from scipy.special import expit
 from models.data.filters import filtered_pairs
 from models.quality.metrics import expected_calibration_error
 from models.quality.ranking import EvaluationSet
-from service.atomic import write_atomic
+from service.atomic import write_text
 from service.bundle.manifest import CalibrationInfo
 from service.core.calibration import PiecewiseLinear
 from service.core.types import Hits
@@ -93,4 +93,4 @@ def write_calibration(path: Path, curve: PiecewiseLinear) -> None:
         "scores": curve.scores.tolist(),
         "probabilities": curve.probabilities.tolist(),
     }
-    write_atomic(path, lambda temporary: temporary.write_text(json.dumps(knots)))
+    write_text(path, json.dumps(knots))

@@ -8,7 +8,7 @@ import numpy as np
 
 from models.config import IndexConfig
 from models.index.kind import IndexKind, Material
-from service.atomic import write_array, write_atomic
+from service.atomic import write_array, write_text
 
 FILES: Final = (
     "graph.json",
@@ -40,7 +40,7 @@ class LearnedGraph(IndexKind):
             )
         about = json.dumps({"alpha": graph.alpha, "logit_bias": material.logit_bias})
         settings, *arrays = (folder / name for name in FILES)
-        write_atomic(settings, lambda temporary: temporary.write_text(about, encoding="utf-8"))
+        write_text(settings, about)
         parts = (graph.clusters, graph.bias, graph.edges, graph.weights, material.vectors)
         for path, part in zip(arrays, parts, strict=True):
             write_array(path, np.ascontiguousarray(part))

@@ -42,7 +42,7 @@ from models.training.checkpoint import (
 from models.training.method import Method, Phase, Trainable
 from models.training.optimizers import Optimizers, scheduled_share
 from models.training.training_rows import TrainingRows
-from service.atomic import write_atomic
+from service.atomic import write_text
 
 log = logging.getLogger(__name__)
 
@@ -261,7 +261,7 @@ class Loop:
         report = self.run.folder / FAILED_BATCH_FILE
         about = {"step": self.progress.step, "epoch": self.progress.epoch + 1, "rows": uids}
         if self.leads:
-            write_atomic(report, lambda path: path.write_text(json.dumps(about), "utf-8"))
+            write_text(report, json.dumps(about))
         more = f" and {len(uids) - 5} more" if len(uids) > 5 else ""
         raise TrainingError(
             f"the {self.title}loss is {value} at step {self.progress.step} "
