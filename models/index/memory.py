@@ -166,10 +166,6 @@ class MemoryChoice:
         """Whether the bundle gets a memory."""
         return self.chosen.weight > 0
 
-    def as_dict(self) -> dict[str, Any]:
-        """The choice as plain JSON types."""
-        return asdict(self)
-
 
 def choose(
     label_hits: Hits,
@@ -332,11 +328,11 @@ def build_memory(
         "kept" if choice.used else "left out",
     )
     if not choice.used:
-        return MemoryOutcome(choice.as_dict())
+        return MemoryOutcome(asdict(choice))
     write_memory(memory, run.config.index, run.folder)
     info = _describe(memory, choice.chosen, run.config, bias)
     points = measure(run.folder, label_index, memory, info, recall_targets(config), validation)
-    return MemoryOutcome(choice.as_dict() | {"info": info.model_dump()}, info, points)
+    return MemoryOutcome(asdict(choice) | {"info": info.model_dump()}, info, points)
 
 
 def _describe(

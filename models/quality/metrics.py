@@ -118,6 +118,14 @@ def label_bands(train_label_counts: ArrayLike) -> NDArray[np.int8]:
     return bands
 
 
+def relevant(rows: NDArray[np.int64], truth: csr_array) -> NDArray[np.bool_]:
+    """A mask (n, k): whether each label of `rows` (n, k) is one of its query's true labels."""
+    n_labels = truth.shape[1]
+    true_rows = np.repeat(np.arange(truth.shape[0]), np.diff(truth.indptr))
+    keys = true_rows * n_labels + truth.indices
+    return np.isin(np.arange(len(rows))[:, None] * n_labels + rows, keys)
+
+
 def remove_filtered(ranked: LabelRows, pairs: NDArray[np.integer]) -> LabelRows:
     """The rankings without the pairs (row, label) (m, 2); the rest moves up, and -1 fills the end.
 

@@ -19,6 +19,7 @@ from models.quality.metrics import (
     precision_at_k,
     psp_at_k,
     recall_at_k,
+    relevant,
     remove_filtered,
 )
 
@@ -169,6 +170,11 @@ def test_stored_zeros_are_no_labels_and_repeats_count_once():
     stored = csr_array((np.ones(3), [1, 1, 2], [0, 3]), shape=(1, 3))
     stored.data[2] = 0.0
     assert recall_at_k(np.array([[1, 0, 2]]), stored, 1) == 1.0
+
+
+def test_relevant_marks_true_labels_in_their_place():
+    truth = csr_array(np.array([[0, 1, 1], [0, 0, 0]], np.float32))
+    assert relevant(np.array([[1, 0], [2, 1]]), truth).tolist() == [[True, False], [False, False]]
 
 
 def test_the_size_of_a_relevance_does_not_matter():
