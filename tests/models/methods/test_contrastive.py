@@ -17,6 +17,7 @@ from models.methods import astra, contrastive
 from models.methods.contrastive import Contrastive
 from models.rng import Rng
 from models.runs import (
+    FAILED_BATCH_FILE,
     METRICS_FILE,
     MODEL_FILE,
     PRETRAIN_CHECKPOINT_FILE,
@@ -329,6 +330,8 @@ def test_a_loss_that_is_not_a_number_names_the_step(tmp_path, monkeypatch):
     monkeypatch.setattr(contrastive, "contrastive_hinge", lambda *_, **__: torch.tensor(np.nan))
     with pytest.raises(TrainingError, match=r"pre-training loss is nan at step 0 .*encoder_lr"):
         stages.run_train(job)
+    report = json.loads((job.run.folder / FAILED_BATCH_FILE).read_text())
+    assert (report["step"], report["epoch"], len(report["rows"])) == (0, 1, 64)
 
 
 def test_a_broken_checkpoint_is_an_error_not_a_fresh_start(tmp_path):
