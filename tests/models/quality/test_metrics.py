@@ -293,6 +293,7 @@ def test_a_calibrated_answer_has_no_error_and_a_sure_wrong_one_has_all():
     assert expected_calibration_error([1.0, 1.0], [0, 0]) == 1.0
 
 
+@settings(deadline=None)
 @given(data=st.data(), n_bins=st.integers(1, 20))
 def test_calibration_error_does_not_depend_on_the_order(data, n_bins):
     answer = st.tuples(st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]), st.booleans())
@@ -306,6 +307,7 @@ def test_calibration_error_does_not_depend_on_the_order(data, n_bins):
     assert 0 <= first <= 1
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.booleans()), min_size=1, max_size=60))
 def test_calibration_error_equals_its_slow_twin_where_there_are_no_ties(answers):
     """Without ties the bins are runs of the sorted answers, as even as whole numbers allow."""
