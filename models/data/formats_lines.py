@@ -18,17 +18,17 @@ from service.atomic import write_atomic
 COMPRESSION_LEVEL = 6  # gzip's own default; level 9 costs twice the time for about 1 % of the size
 
 
-def read_lines(path: Path, *, blank_rows: bool = False) -> Iterator[tuple[int, bytes]]:
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Yield (line number from 1, line without its ending).
 
     CRLF endings and a last line without an ending are legal. The format checks for UTF-8. Raises
-    DataError for a file that cannot be read, and for a blank line unless `blank_rows` allows it.
+    DataError for a file that cannot be read, and for a blank line.
     """
     number = 0
     try:
         with open_bytes(path) as file:
             for number, line in enumerate(file, start=1):
-                if not blank_rows and not line.strip():
+                if not line.strip():
                     raise DataError(path, number, "a line of data", "a blank line")
                 yield number, line.rstrip(b"\r\n")
     except (EOFError, zlib.error, gzip.BadGzipFile) as exc:

@@ -242,11 +242,11 @@ def test_the_command_says_which_peers_there_are(capsys):
     assert error.startswith("error: --peers: 'elias' is not known; there are parabel, bonsai")
 
 
-def test_a_peer_leaves_nothing_behind(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    (tmp_path / "temporary").mkdir()
+def test_a_peer_leaves_nothing_behind_and_removes_what_a_killed_comparison_left(tiny):
+    left_over = tiny["var"] / ".staging-killed"
+    left_over.mkdir(parents=True)
     compare(Request(**tiny | {"configs": ()}, data=data_of(tiny), peers=("frequent",)))
-    assert list((tmp_path / "temporary").iterdir()) == []
+    assert not list(tiny["var"].glob(".staging-*"))
 
 
 def data_of(tiny):

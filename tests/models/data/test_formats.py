@@ -17,12 +17,8 @@ from models.data.formats import open_dataset, write_dataset
 from models.data.formats_jsonl import read_labels, read_points, write_labels, write_points
 from models.data.formats_lines import write_lines
 from models.data.formats_xc import (
-    read_bow,
     read_filter,
-    read_sparse,
-    write_bow,
     write_filter,
-    write_sparse,
 )
 from models.errors import DataError
 from tests.support.synthetic import synthetic_dataset
@@ -240,100 +236,11 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, name):
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
 
 
-# ---- sparse text
-
-
-@roundtrip
-@given(matrix=matrices(values=st.floats(allow_nan=False, allow_infinity=False)))
-def test_a_sparse_matrix_comes_back_as_written(tmp_path, matrix):
-    write_sparse(tmp_path / "trn_X_Xf.txt", matrix)
-    assert_same_matrix(read_sparse(tmp_path / "trn_X_Xf.txt"), matrix)
-
-
-@roundtrip
-@given(data=st.data(), n_rows=st.integers(1, 5))
-def test_a_bag_of_words_file_comes_back_as_written(tmp_path, data, n_rows):
-    finite = st.floats(allow_nan=False, allow_infinity=False)
-    features, labels = data.draw(matrices(n_rows, finite)), data.draw(matrices(n_rows))
-    write_bow(tmp_path / "train.txt", features, labels)
-    found_features, found_labels = read_bow(tmp_path / "train.txt")
-    assert_same_matrix(found_features, features)
-    assert_same_matrix(found_labels, labels)
-    assert found_labels.dtype == np.float32
-
-
-def test_whole_numbers_are_written_as_such(tmp_path):
-    write_sparse(tmp_path / "m.txt", csr_array([[1.0, 0.0, 0.25], [0.0, 0.0, 0.0]]))
-    assert (tmp_path / "m.txt").read_text() == "2 3\n0:1 2:0.25\n\n"
-
-
-def test_a_bag_of_words_point_without_labels_starts_with_a_blank(tmp_path):
-    path = tmp_path / "train.txt"
-    path.write_bytes(b"3 4 5\r\n 0:1.5 3:2\r\n4,1 2:1\r\n2\r\n")
-    features, labels = read_bow(path)
-    assert features.toarray().tolist() == [[1.5, 0, 0, 2], [0, 0, 1, 0], [0, 0, 0, 0]]
-    assert [labels[[row]].indices.tolist() for row in range(3)] == [[], [1, 4], [2]]
-
-
-@pytest.mark.parametrize(
-    ("content", "line", "expected"),
-    [
-        ("", 1, "a header of whole numbers, rows cols"),
-        ("2\n", 1, "a header of whole numbers, rows cols"),
-        ("2 x\n", 1, "a header of whole numbers, rows cols"),
-        ("2 -3\n", 1, "a header of whole numbers, rows cols"),
-        ("2 3\n0:1\n", 2, "2 lines after the header"),
-        ("1 3\n0:1\n1:1\n", 3, "1 lines after the header"),
-        ("1 3\n0:x\n", 2, "column:number pairs"),
-        ("1 3\nx:1\n", 2, "column:number pairs"),
-        ("1 3\n0:1:2\n", 2, "column:number pairs"),
-        ("1 3\n0 1\n", 2, "column:number pairs"),
-        ("1 3\n0:1_0\n", 2, "column:number pairs"),
-        ("1 3\n-1:1\n", 2, "column:number pairs"),
-        ("1 3\n3:1\n", 2, "columns from 0 to 2"),
-        ("1 3\n1:1 1:2\n", 2, "every column once"),
-        ("1 3\n1:nan\n", 2, "finite numbers"),
-        ("1 3\n1:-inf\n", 2, "finite numbers"),
-        ("1 3\n1:1e999\n", 2, "finite numbers"),
-    ],
-)
-def test_a_broken_split_file_is_named_with_its_line(tmp_path, content, line, expected):
-    path = tmp_path / "trn_X_Xf.txt"
-    path.write_text(content)
-    broken(read_sparse, path, line, expected)
-
-
-@pytest.mark.parametrize(
-    ("content", "line", "expected"),
-    [
-        ("1 2\n", 1, "num_points num_features num_labels"),
-        ("1 2 2\n0:1 1:1\n", 2, "labels with commas between"),
-        ("1 2 2\n0, 1:1\n", 2, "labels with commas between"),
-        ("1 2 2\n2 1:1\n", 2, "labels from 0 to 1"),
-        ("1 2 2\n1,1 1:1\n", 2, "every label once"),
-        ("1 2 2\n0 2:1\n", 2, "features from 0 to 1"),
-        ("2 2 2\n0 1:1\n", 2, "2 lines after the header"),
-    ],
-)
-def test_a_broken_bag_of_words_file_is_named_with_its_line(tmp_path, content, line, expected):
-    path = tmp_path / "train.txt"
-    path.write_text(content)
-    broken(read_bow, path, line, expected)
-
-
 @pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf])
 def test_points_with_a_relevance_no_reader_takes_are_not_written(tmp_path, value):
     labels = csr_array((np.array([value], dtype=np.float32), [0], [0, 1]), shape=(1, 1))
     with pytest.raises(ValueError, match="drop stored zeros"):
         write_points(tmp_path / "trn.jsonl", Points(["p"], ["t"], [""], labels))
-    assert not list(tmp_path.iterdir())
-
-
-def test_writers_refuse_what_readers_refuse(tmp_path):
-    with pytest.raises(ValueError, match="NaN or infinity"):
-        write_sparse(tmp_path / "m.txt", csr_array([[np.nan]]))
-    with pytest.raises(ValueError, match="features has 1 rows and labels 2"):
-        write_bow(tmp_path / "m.txt", csr_array((1, 1)), csr_array((2, 1)))
     assert not list(tmp_path.iterdir())
 
 
@@ -445,12 +352,13 @@ def test_writing_over_a_data_set_is_refused(tmp_path):
 
 def test_the_shipped_sample_has_the_counts_its_readme_states():
     found = report(open_dataset(SAMPLE), "title+content")
-    assert (found.train.n_points, found.test.n_points, found.n_labels) == (37_380, 7_682, 12_476)
-    assert round(found.train.labels_per_point_mean, 3) == 2.262
-    assert round(found.test.labels_per_point_mean, 3) == 2.197
-    assert (found.points_per_label_median, found.points_per_label_max) == (2.0, 2_212)
-    assert round(found.points_per_label_mean, 2) == 6.78
-    assert found.labels_without_points == 0
+    assert (found["train"]["n_points"], found["test"]["n_points"]) == (37_380, 7_682)
+    assert found["n_labels"] == 12_476
+    assert round(found["train"]["labels_per_point_mean"], 3) == 2.262
+    assert round(found["test"]["labels_per_point_mean"], 3) == 2.197
+    assert (found["points_per_label_median"], found["points_per_label_max"]) == (2.0, 2_212)
+    assert round(found["points_per_label_mean"], 2) == 6.78
+    assert found["labels_without_points"] == 0
     readme = (SAMPLE / "README.md").read_text()
     for row in ("| trn | 37,380 | 2.262 | 12,476 |", "| tst | 7,682 | 2.197 | 5,414 |"):
         assert row in readme
