@@ -9,7 +9,7 @@ import re
 from typing import Annotated, Any, Final
 
 from fastapi import FastAPI, Path, Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from service.api.openapi import link, links
 from service.api.reports import models_report
@@ -34,6 +34,7 @@ from service.errors import (
 )
 from service.gate.problems import responses
 from service.serving.follow import Follower
+from service.serving.request_models import JsonObject
 from service.serving.serving import Serving
 from service.settings.settings import Settings
 
@@ -77,20 +78,16 @@ BundlePath = Annotated[
 ]
 
 
-class ActivateBody(BaseModel):
+class ActivateBody(JsonObject):
     """The bundle that becomes the current one of its model."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     bundle: BundlePath = Field(
         examples=["20261122-1f0c", "gutenberg-bag/20261122-1f0c", "gutenberg-best/20261122-1f0c"]
     )
 
 
-class CanaryBody(BaseModel):
+class CanaryBody(JsonObject):
     """The bundle that becomes the canary of its model, and its share of the requests."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     bundle: BundlePath = Field(examples=["gutenberg-bag/20261122-1f0c"])
     percent: float = Field(
@@ -98,10 +95,8 @@ class CanaryBody(BaseModel):
     )
 
 
-class RollbackBody(BaseModel):
+class RollbackBody(JsonObject):
     """The model that goes back to its previous bundle."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str | None = Field(None, description="Name of the model; the default one if null.")
 

@@ -39,12 +39,12 @@ class Endpoint(ABC, Generic[Request]):
 
     def check(self, headers: Mapping[bytes, bytes]) -> None:
         """Check the headers before the body is read; raises UnsupportedMediaType."""
-        check_json(headers.get(b"content-type", b""))
+        check_json(headers)
 
     async def read(self, scope: Scope, receive: Receive) -> tuple[bytes, Any]:
         """The request's bytes, by which the cache knows it, and the JSON value in them.
 
-        Raises Abandoned, MalformedRequest, InvalidValue.
+        Raises Abandoned, MalformedRequest, InvalidValue, PayloadTooLarge.
         """
         body = await read_body(receive)
         return body, parse(body)

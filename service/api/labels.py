@@ -8,7 +8,7 @@ import asyncio
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from service.api.openapi import link, links
 from service.api.schemas import LabelResponse
@@ -29,10 +29,10 @@ from service.errors import (
 )
 from service.gate.problems import responses
 from service.serving.deployment import Deployment
-from service.serving.request_models import MAX_ID_CHARS, VISIBLE
+from service.serving.request_models import MAX_ID_CHARS, VISIBLE, JsonObject
 from service.serving.serving import Serving
 
-MAX_CHANGES = 100_000
+MAX_CHANGES = 5_000
 """Most changes in one call. A choice; the setting `max_changes_bytes` bounds a call as well."""
 
 _ANY = (Unauthorized, PayloadTooLarge, InvalidValue, InternalError, ModelUnknown, RateLimited)
@@ -66,11 +66,7 @@ LabelId = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS, pattern=VI
 Text = Annotated[str, Field(min_length=1, max_length=65536, pattern=VISIBLE)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class NewLabel(_Strict):
+class NewLabel(JsonObject):
     """A label to add."""
 
     id: LabelId
@@ -78,13 +74,13 @@ class NewLabel(_Strict):
     metadata: dict[str, Any] = Field(default_factory=dict)
 
 
-class AddBody(_Strict):
+class AddBody(JsonObject):
     """Labels to add; if one cannot be added, none is."""
 
     labels: Annotated[list[NewLabel], Field(min_length=1, max_length=MAX_CHANGES)]
 
 
-class UpdateBody(_Strict):
+class UpdateBody(JsonObject):
     """The new text and metadata of a label; a field that is left out does not change."""
 
     text: Text | None = None
@@ -104,7 +100,7 @@ class Update(UpdateBody):
     id: LabelId
 
 
-class Removal(_Strict):
+class Removal(JsonObject):
     """Remove a label."""
 
     op: Literal["remove"]
@@ -114,7 +110,7 @@ class Removal(_Strict):
 LabelChange = Annotated[Addition | Update | Removal, Field(discriminator="op")]
 
 
-class ChangesBody(_Strict):
+class ChangesBody(JsonObject):
     """Changes to make one after the other; if one cannot be made, none is."""
 
     changes: Annotated[list[LabelChange], Field(min_length=1, max_length=MAX_CHANGES)]

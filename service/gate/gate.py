@@ -122,14 +122,13 @@ class Gate:
         """Check the caller, the deadline and the size, and call the route."""
         settings, headers = self.serving.settings, exchange.headers
         endpoint = self.bare.get((scope["method"], scope["path"]))
-        changing = endpoint is None and needs_admin(scope["method"], scope["path"])
-        if changing or not self.guard.idle:
+        needs_key = endpoint is None and needs_admin(scope["method"], scope["path"])
+        if needs_key or not self.guard.idle:
             exchange.key = self.guard.name_of(headers.get(b"authorization", b""))
             self.guard.admit(scope, exchange.key)
-        max_bytes = settings.max_changes_bytes if changing else settings.max_body_bytes
-        _check(exchange, settings, max_bytes)
+        _check(exchange, settings)
         if b"transfer-encoding" in headers:
-            receive = _capped(receive, max_bytes)
+            receive = _capped(receive, settings.max_body_bytes)
         if endpoint is not None:
             exchange.route = scope["path"]
             await endpoint(scope, receive, send)
@@ -197,7 +196,7 @@ async def _answer_failure(exchange: Exchange, exc: Exception, send: Send) -> Non
     await exchange.respond(send, status, headers, body)
 
 
-def _check(exchange: Exchange, settings: Settings, max_bytes: int) -> None:
+def _check(exchange: Exchange, settings: Settings) -> None:
     """Read deadline and priority, and refuse a body that is too long; raises RequestError."""
     headers = exchange.headers
     if (timeout_ms := headers.get(TIMEOUT)) is not None:
@@ -207,9 +206,9 @@ def _check(exchange: Exchange, settings: Settings, max_bytes: int) -> None:
     # The server enforces that the body has this length; only chunked bodies must be counted.
     length = headers.get(b"content-length")
     if length is not None and not (
-        length.isdigit() and len(length) < 16 and int(length) <= max_bytes
+        length.isdigit() and len(length) < 16 and int(length) <= settings.max_body_bytes
     ):
-        raise _too_large(max_bytes)
+        raise _too_large(settings.max_body_bytes)
 
 
 def request_ids() -> Iterator[str]:
@@ -242,7 +241,7 @@ def _is_bulk(priority: bytes) -> bool:
 
 
 def _too_large(limit: int) -> PayloadTooLarge:
-    return PayloadTooLarge(f"the body is over {limit} bytes: send fewer or shorter texts")
+    return PayloadTooLarge(f"the body is over {limit} bytes: send less at once")
 
 
 def _capped(receive: Receive, limit: int) -> Receive:

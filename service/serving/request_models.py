@@ -4,11 +4,20 @@ The limits come from the settings, and the names of the efforts from the bundle.
 has models of its own, which state the limits in force.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, create_model
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    create_model,
+    model_validator,
+)
 
 VISIBLE = "[^\\s\\u0000-\\u001f\\u007f-\\u009f\\u200b\\u2028\\u2029\\ufeff]"
 """A text must hold one character that `service.core.encoding.text.normalise` keeps."""
@@ -23,14 +32,28 @@ Include: TypeAlias = Literal["text", "metadata", "embedding"]
 
 Scores: TypeAlias = Literal["served", "raw"]
 
+_NUMBER: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+
 Value: TypeAlias = str | int | float | bool
 """A value of a metadata field."""
 
 
-class LabelsRequest(BaseModel):
-    """The fields that all requests for labels share; `request_models` adds the limits in force."""
+class JsonObject(BaseModel):
+    """A JSON object in a request: an optional field that is null is one that was left out."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_null(cls, value: Any) -> Any:
+        if isinstance(value, dict) and None in value.values():
+            known = cls.model_fields
+            return {name: v for name, v in value.items() if v is not None or name not in known}
+        return value
+
+
+class LabelsRequest(JsonObject):
+    """The fields that all requests for labels share; `request_models` adds the limits in force."""
 
     model: str | None
     k: int
@@ -63,10 +86,8 @@ class ByEmbeddingRequest(LabelsRequest):
     embedding: list[float] | list[list[float]]
 
 
-class EmbedRequest(BaseModel):
+class EmbedRequest(JsonObject):
     """The fields of POST /v1/embed."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str | None
     input: str | list[str]
@@ -223,7 +244,7 @@ def _shared_fields(limits: RequestLimits) -> dict[str, Any]:
             Field(limits.default_k, ge=1, le=limits.max_k, description="Labels wanted per text."),
         ),
         "min_score": (
-            float | None,
+            Annotated[float | None, BeforeValidator(_number)],
             Field(
                 None,
                 allow_inf_nan=False,
@@ -267,4 +288,13 @@ def _item_field(limits: RequestLimits, many: bool) -> dict[str, Any]:
 
 def _integer(value: Any) -> Any:
     """Take 10.0 as the integer 10, as JSON Schema does (Validation 2020-12, 6.1.1)."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return _number(value)
+
+
+def _number(value: Any) -> Any:
+    """Refuse a number of a query string that JSON would not take, such as 1_0 or ١٠."""
+    if isinstance(value, str) and not _NUMBER.fullmatch(value):
+        raise ValueError("it is no number: write it in the digits 0 to 9, as in JSON")
+    return value
