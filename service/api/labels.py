@@ -16,6 +16,7 @@ from service.core.catalogue.changes import Change
 from service.errors import (
     CatalogueCorrupt,
     CatalogueUnavailable,
+    DeadlineExceeded,
     Forbidden,
     InternalError,
     InvalidValue,
@@ -26,20 +27,27 @@ from service.errors import (
     PayloadTooLarge,
     RateLimited,
     Unauthorized,
+    UnsupportedMediaType,
 )
+from service.gate.gate import begin_change
 from service.gate.problems import responses
 from service.serving.deployment import Deployment
 from service.serving.request_models import MAX_ID_CHARS, VISIBLE, JsonObject
 from service.serving.serving import Serving
 
 MAX_CHANGES = 5_000
-"""Most changes in one call. A choice; the setting `max_changes_bytes` bounds a call as well."""
+"""Most changes in one call, which encodes for some seconds. While more are read and validated, all
+answers wait longer than 50 ms (docs/lab/serving.md)."""
 
-_ANY = (Unauthorized, PayloadTooLarge, InvalidValue, InternalError, ModelUnknown, RateLimited)
+_ANY = (
+    *(Unauthorized, PayloadTooLarge, InvalidValue, InternalError, ModelUnknown, RateLimited),
+    DeadlineExceeded,
+)
 _CHANGING = (
     *_ANY,
     Forbidden,
     MalformedRequest,
+    UnsupportedMediaType,
     LabelUnknown,
     LabelExists,
     CatalogueUnavailable,
@@ -130,28 +138,39 @@ Model = Annotated[str | None, Query(description="Name of the model; the default 
 def add_labels(app: FastAPI, serving: Serving) -> None:
     """Add the routes under /v1/labels."""
     tags: dict[str, Any] = {"tags": ["labels"]}
+    turn = asyncio.Lock()
+
+    async def apply(model: str | None, changes: list[Change]) -> ChangedResponse:
+        """Make changes in a thread, because encoding texts and writing to disk take long.
+
+        Calls wait for each other here and not in threads, which look-ups need too.
+        """
+        async with turn:
+            catalogue = _deployment(serving, model).engine.catalogue
+            state = await asyncio.to_thread(catalogue.apply, changes, begin_change())
+        return ChangedResponse(applied=len(changes), sequence=state.seq, labels=state.n_labels)
 
     @app.post("/v1/labels", **tags, responses=responses(*_CHANGING) | _ADDED)
     async def add(body: AddBody, model: Model = None) -> ChangedResponse:
         """Add labels by their texts, without training; if one cannot be added, none is."""
         changes = [Change("add", label.id, label.text, label.metadata) for label in body.labels]
-        return await _apply(serving, model, changes)
+        return await apply(model, changes)
 
     @app.post("/v1/label-changes", **tags, responses=responses(*_CHANGING))
     async def change(body: ChangesBody, model: Model = None) -> ChangedResponse:
         """Add, update and remove labels one after the other; if one change fails, none is made."""
-        return await _apply(serving, model, [_change(entry) for entry in body.changes])
+        return await apply(model, [_change(entry) for entry in body.changes])
 
     @app.put("/v1/labels/{label_id:path}", **tags, responses=responses(*_CHANGING) | _CHANGED)
     async def update(label_id: str, body: UpdateBody, model: Model = None) -> ChangedResponse:
         """Change the text or the metadata of a label; a new text gives the label a new vector."""
         change = Change("update", label_id, body.text, body.metadata)
-        return await _apply(serving, model, [change])
+        return await apply(model, [change])
 
     @app.delete("/v1/labels/{label_id:path}", **tags, responses=responses(*_CHANGING))
     async def remove(label_id: str, model: Model = None) -> ChangedResponse:
         """Remove a label: later answers do not contain it."""
-        return await _apply(serving, model, [Change("remove", label_id)])
+        return await apply(model, [Change("remove", label_id)])
 
     @app.get("/v1/labels/{label_id:path}", **tags, responses=responses(*_ANY, LabelUnknown))
     async def label(label_id: str, model: Model = None) -> LabelResponse:
@@ -179,10 +198,3 @@ def _change(change: Addition | Update | Removal) -> Change:
 def _deployment(serving: Serving, model: str | None) -> Deployment:
     deployments = serving.deployments
     return deployments.default if model is None else deployments.slot(model).current
-
-
-async def _apply(serving: Serving, model: str | None, changes: list[Change]) -> ChangedResponse:
-    """Make changes in a thread, because encoding texts and writing to disk take long."""
-    deployment = _deployment(serving, model)
-    state = await asyncio.to_thread(deployment.engine.catalogue.apply, changes)
-    return ChangedResponse(applied=len(changes), sequence=state.seq, labels=state.n_labels)

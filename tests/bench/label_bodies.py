@@ -4,7 +4,8 @@
 
 Starts the service, asks `/v1/recommend` every 5 ms on a connection of its own, sends one body at a
 time on another, and prints the longest time that an answer took meanwhile, beside the longest of
-the same time without a body. Bodies of labels are as large as `max_changes_bytes` lets them be.
+the same time without a body. Bodies are as large as `max_body_bytes` lets them be. `ten adds` sends
+ten of them at once, and meanwhile looks a label up within 100 ms, again and again.
 """
 
 import argparse
@@ -21,16 +22,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-MAX_CHANGES_BYTES = 32 << 20
 MAX_BODY_BYTES = 1 << 20
-"""Defaults of the settings of these names."""
-MAX_CHANGES = 100_000
+"""Default of the setting of this name."""
+MAX_CHANGES = 5_000
 PROBE_EVERY_S = 0.005
 READY_TIMEOUT_S = 120.0
 ANSWER_TIMEOUT_S = 600.0
 ADMIN = {"Authorization": "Bearer admin", "Content-Type": "application/json"}
-SMALL = MAX_BODY_BYTES - 4096
-LARGE = MAX_CHANGES_BYTES - 4096
+LARGE = MAX_BODY_BYTES - 4096
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Case:
 
 def _labels(prefix: str, op: dict[str, str]) -> list[dict[str, object]]:
     """As many labels as a call takes, together nearly as large as a body may be."""
-    text = "a history of whales and of those who sailed after them, in letters and " * 3
+    text = "a history of whales and of those who sailed after them, in letters and diaries of 1851"
     return [
         {**op, "id": f"{prefix}{i}", "text": f"{i} {text}", "metadata": {"shelf": i, "lang": "en"}}
         for i in range(MAX_CHANGES)
@@ -57,8 +56,8 @@ def _one_list(fill: str, size: int) -> str:
 
 def _body(field: str, entries: list[dict[str, object]]) -> bytes:
     body = json.dumps({field: entries}).encode()
-    if len(body) > MAX_CHANGES_BYTES:
-        raise SystemExit(f"the body has {len(body)} bytes, the limit is {MAX_CHANGES_BYTES}")
+    if len(body) > MAX_BODY_BYTES:
+        raise SystemExit(f"the body has {len(body)} bytes, the limit is {MAX_BODY_BYTES}")
     return body
 
 
@@ -74,19 +73,19 @@ CASES = {
         "POST", "/v1/label-changes", lambda: _body("changes", _labels("C", {"op": "add"}))
     ),
     "faulty labels": Case(
-        "POST", "/v1/labels", lambda: b'{"labels": %s}' % _one_list("{}", 3 * MAX_CHANGES).encode()
+        "POST", "/v1/labels", lambda: b'{"labels": %s}' % _one_list("{}", 100_000).encode()
     ),
     "unknown fields": Case(
         "POST",
         "/v1/labels",
-        lambda: json.dumps({"labels": [{f"f{i}": 1 for i in range(2_000_000)}]}).encode(),
+        lambda: json.dumps({"labels": [{f"f{i}": 1 for i in range(40_000)}]}).encode(),
     ),
     "not JSON": Case("POST", "/v1/labels", lambda: b'{"labels": [' + b"[" * LARGE),
     "texts in metadata": Case("POST", "/v1/labels", lambda: _metadata('"x"')),
     "lists in metadata": Case("POST", "/v1/labels", lambda: _metadata("[]")),
     "put": Case("PUT", "/v1/labels/A1", lambda: b'{"metadata": {"a": %s}}' % _few()),
-    "put, too large": Case("PUT", "/v1/labels/A1", lambda: b'{"text": "%s"}' % (b"x" * LARGE)),
-    "delete": Case("DELETE", "/v1/labels/A2", lambda: b"x" * SMALL),
+    "put, one text": Case("PUT", "/v1/labels/A1", lambda: b'{"text": "%s"}' % (b"x" * LARGE)),
+    "delete": Case("DELETE", "/v1/labels/A2", lambda: b"x" * LARGE),
     "activate": Case("POST", "/admin/bundles/activate", lambda: b'{"bundle": %s}' % _few()),
     "recommend": Case(
         "POST",
@@ -99,7 +98,7 @@ CASES = {
 
 def _few() -> bytes:
     """A list of lists as large as a request without the admin key may be."""
-    return _one_list("[]", SMALL).encode()
+    return _one_list("[]", LARGE).encode()
 
 
 def main() -> int:
