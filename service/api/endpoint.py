@@ -44,7 +44,7 @@ class Endpoint(ABC, Generic[Request]):
     async def read(self, scope: Scope, receive: Receive) -> tuple[bytes, Any]:
         """The request's bytes, by which the cache knows it, and the JSON value in them.
 
-        Raises Abandoned, MalformedRequest, InvalidValue, PayloadTooLarge.
+        Raises Abandoned, MalformedRequest, PayloadTooLarge.
         """
         body = await read_body(receive)
         return body, parse(body)

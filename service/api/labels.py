@@ -35,7 +35,7 @@ from service.serving.deployment import Deployment
 from service.serving.request_models import MAX_ID_CHARS, VISIBLE, JsonObject
 from service.serving.serving import Serving
 
-MAX_CHANGES = 5_000
+MAX_CHANGES = 2_000
 """Most changes in one call, which encodes for some seconds. While more are read and validated, all
 answers wait longer than 50 ms (docs/lab/serving.md)."""
 
@@ -85,7 +85,7 @@ class NewLabel(JsonObject):
 class AddBody(JsonObject):
     """Labels to add; if one cannot be added, none is."""
 
-    labels: Annotated[list[NewLabel], Field(min_length=1, max_length=MAX_CHANGES)]
+    labels: Annotated[list[NewLabel], Field(min_length=1, max_length=MAX_CHANGES, fail_fast=True)]
 
 
 class UpdateBody(JsonObject):
@@ -121,7 +121,9 @@ LabelChange = Annotated[Addition | Update | Removal, Field(discriminator="op")]
 class ChangesBody(JsonObject):
     """Changes to make one after the other; if one cannot be made, none is."""
 
-    changes: Annotated[list[LabelChange], Field(min_length=1, max_length=MAX_CHANGES)]
+    changes: Annotated[
+        list[LabelChange], Field(min_length=1, max_length=MAX_CHANGES, fail_fast=True)
+    ]
 
 
 class ChangedResponse(BaseModel):
