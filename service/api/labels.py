@@ -5,11 +5,13 @@ Changes need the admin key, which the gate checks; looking up does not.
 """
 
 import asyncio
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, Query
+from fastapi import APIRouter, FastAPI, Query
 from pydantic import BaseModel, Field
 
+from service.api.json_route import JsonRoute
 from service.api.openapi import link, links
 from service.api.schemas import LabelResponse
 from service.core.catalogue.changes import Change
@@ -118,6 +120,9 @@ class Removal(JsonObject):
 LabelChange = Annotated[Addition | Update | Removal, Field(discriminator="op")]
 
 
+Entry = NewLabel | Addition | Update | Removal | Change
+
+
 class ChangesBody(JsonObject):
     """Changes to make one after the other; if one cannot be made, none is."""
 
@@ -140,41 +145,43 @@ Model = Annotated[str | None, Query(description="Name of the model; the default 
 def add_labels(app: FastAPI, serving: Serving) -> None:
     """Add the routes under /v1/labels."""
     tags: dict[str, Any] = {"tags": ["labels"]}
-    turn = asyncio.Lock()
 
-    async def apply(model: str | None, changes: list[Change]) -> ChangedResponse:
-        """Make changes in a thread, because encoding texts and writing to disk take long.
+    class InTurn(JsonRoute):
+        """Changes wait for each other here, and not in the threads that look-ups need too."""
 
-        Calls wait for each other here and not in threads, which look-ups need too.
-        """
-        async with turn:
-            catalogue = _deployment(serving, model).engine.catalogue
-            state = await asyncio.to_thread(catalogue.apply, changes, begin_change())
-        return ChangedResponse(applied=len(changes), sequence=state.seq, labels=state.n_labels)
+        turn = asyncio.Lock()
 
-    @app.post("/v1/labels", **tags, responses=responses(*_CHANGING) | _ADDED)
+    router = APIRouter(route_class=InTurn)
+
+    async def apply(
+        model: str | None, entries: Sequence[NewLabel | LabelChange]
+    ) -> ChangedResponse:
+        """Make changes in a thread, because encoding texts and writing to disk take long."""
+        catalogue, check = _deployment(serving, model).engine.catalogue, begin_change()
+        state = await asyncio.to_thread(lambda: catalogue.apply(list(map(_change, entries)), check))
+        return ChangedResponse(applied=len(entries), sequence=state.seq, labels=state.n_labels)
+
+    @router.post("/v1/labels", **tags, responses=responses(*_CHANGING) | _ADDED)
     async def add(body: AddBody, model: Model = None) -> ChangedResponse:
         """Add labels by their texts, without training; if one cannot be added, none is."""
-        changes = [Change("add", label.id, label.text, label.metadata) for label in body.labels]
-        return await apply(model, changes)
+        return await apply(model, body.labels)
 
-    @app.post("/v1/label-changes", **tags, responses=responses(*_CHANGING))
+    @router.post("/v1/label-changes", **tags, responses=responses(*_CHANGING))
     async def change(body: ChangesBody, model: Model = None) -> ChangedResponse:
         """Add, update and remove labels one after the other; if one change fails, none is made."""
-        return await apply(model, [_change(entry) for entry in body.changes])
+        return await apply(model, body.changes)
 
-    @app.put("/v1/labels/{label_id:path}", **tags, responses=responses(*_CHANGING) | _CHANGED)
+    @router.put("/v1/labels/{label_id:path}", **tags, responses=responses(*_CHANGING) | _CHANGED)
     async def update(label_id: str, body: UpdateBody, model: Model = None) -> ChangedResponse:
         """Change the text or the metadata of a label; a new text gives the label a new vector."""
-        change = Change("update", label_id, body.text, body.metadata)
-        return await apply(model, [change])
+        return await apply(model, [Change("update", label_id, body.text, body.metadata)])
 
-    @app.delete("/v1/labels/{label_id:path}", **tags, responses=responses(*_CHANGING))
+    @router.delete("/v1/labels/{label_id:path}", **tags, responses=responses(*_CHANGING))
     async def remove(label_id: str, model: Model = None) -> ChangedResponse:
         """Remove a label: later answers do not contain it."""
         return await apply(model, [Change("remove", label_id)])
 
-    @app.get("/v1/labels/{label_id:path}", **tags, responses=responses(*_ANY, LabelUnknown))
+    @router.get("/v1/labels/{label_id:path}", **tags, responses=responses(*_ANY, LabelUnknown))
     async def label(label_id: str, model: Model = None) -> LabelResponse:
         """Look one label up by its id."""
         deployment = _deployment(serving, model)
@@ -190,11 +197,16 @@ def add_labels(app: FastAPI, serving: Serving) -> None:
             bundle_id=deployment.bundle_id,
         )
 
+    app.include_router(router)
 
-def _change(change: Addition | Update | Removal) -> Change:
-    if isinstance(change, Removal):
-        return Change("remove", change.id)
-    return Change(change.op, change.id, change.text, change.metadata)
+
+def _change(entry: Entry) -> Change:
+    if isinstance(entry, Change):
+        return entry
+    if isinstance(entry, Removal):
+        return Change("remove", entry.id)
+    op = entry.op if isinstance(entry, Update) else "add"
+    return Change(op, entry.id, entry.text, entry.metadata)
 
 
 def _deployment(serving: Serving, model: str | None) -> Deployment:

@@ -45,7 +45,7 @@ _SENTENCES = {
     "model_attributes_type": "{} must be a JSON object with the fields that /docs lists",
     TOO_MANY_FIELDS: "{} {}",
 }
-"""What an error of pydantic's says, after its type; place and pydantic's own words are filled in."""
+"""What to say for an error of pydantic, by its type, with its place and pydantic's own words."""
 
 _VISIBLE = re.compile(VISIBLE)
 
