@@ -120,7 +120,8 @@ class Removal(JsonObject):
 LabelChange = Annotated[Addition | Update | Removal, Field(discriminator="op")]
 
 
-Entry = NewLabel | Addition | Update | Removal | Change
+Entry = NewLabel | Update | Removal | Change
+"""A change as a body has it (an `Addition` is a `NewLabel`), or as the catalogue takes it."""
 
 
 class ChangesBody(JsonObject):
@@ -153,9 +154,7 @@ def add_labels(app: FastAPI, serving: Serving) -> None:
 
     router = APIRouter(route_class=InTurn)
 
-    async def apply(
-        model: str | None, entries: Sequence[NewLabel | LabelChange]
-    ) -> ChangedResponse:
+    async def apply(model: str | None, entries: Sequence[Entry]) -> ChangedResponse:
         """Make changes in a thread, because encoding texts and writing to disk take long."""
         catalogue, check = _deployment(serving, model).engine.catalogue, begin_change()
         state = await asyncio.to_thread(lambda: catalogue.apply(list(map(_change, entries)), check))
