@@ -22,8 +22,7 @@ from service.bundle.manifest import (
     Manifest,
     bundle_id_of,
 )
-from service.bundle.plain_files import open_plain, read_plain
-from service.bundle.strict_json import MAX_JSON_BYTES, read_object
+from service.bundle.plain_files import MAX_JSON_BYTES, open_plain, read_object, read_plain
 from service.errors import (
     BundleNotFound,
     FileCorrupt,

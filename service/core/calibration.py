@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from service.bundle.strict_json import read_object
+from service.bundle.plain_files import read_object
 from service.core.types import Float32Rows
 from service.errors import ManifestInvalid
 

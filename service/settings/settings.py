@@ -147,10 +147,10 @@ class Settings(EdgeSettings, GpuSettings, ObservingSettings):
         30000, ge=1, description="Longest deadline that X-Request-Timeout-Ms may name."
     )
     max_body_bytes: int = Field(
-        1 << 20, ge=1, description="Largest request body; a larger one gets 413."
-    )
-    max_changes_bytes: int = Field(
-        32 << 20, ge=1, description="Largest body of a request to an admin route."
+        1 << 20,
+        ge=1,
+        description="Largest request body; a larger one gets 413. All answers wait while a body is "
+        "parsed, 10 ms for each MiB or more.",
     )
     max_queries: int = Field(64, ge=1, description="Most texts in one request; more get 413.")
     max_text_chars: int = Field(8192, ge=1, description="Longest text; a longer one gets 413.")

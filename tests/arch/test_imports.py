@@ -34,7 +34,10 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("service.bundle", "service.settings"),
         ("service.client",),
         ("service.remote",),
-        ("service.atomic", "service.errors", "service.interrupt", "service.version"),
+        (
+            *("service.atomic", "service.errors", "service.interrupt", "service.strict_json"),
+            "service.version",
+        ),
     ),
     "models": (
         ("models.__main__",),
