@@ -27,9 +27,7 @@ SAMPLE = Path(__file__).parents[3] / "models/samples/gutenberg-lcsh"
 GOOD_POINT = '{"uid": "p", "title": "t", "target_ind": [0]}'
 
 # tmp_path is shared by the examples of one test; each example writes over the files of the last.
-roundtrip = settings(
-    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+roundtrip = settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 ONES = st.just(1.0)
 texts = st.text(st.characters(codec="utf-8"), max_size=12)
 

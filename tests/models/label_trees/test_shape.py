@@ -55,7 +55,7 @@ def check(shape: TreeShape, n_labels: int, leaf_size: int) -> None:
     alike=st.booleans(),
     sparse=st.booleans(),
 )
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_every_label_is_in_one_leaf(seed, n_labels, leaf_size, rule, levels, alike, sparse):
     rng = np.random.default_rng(seed)
     vectors = np.ones((n_labels, 3), np.float32) if alike else unit(n_labels, 3, seed)

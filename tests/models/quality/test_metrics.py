@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
@@ -81,7 +81,6 @@ def rankings(draw):
     return ranked, truth, n_labels
 
 
-@settings(deadline=None)
 @given(drawn=rankings(), data=st.data())
 def test_each_figure_equals_its_slow_twin(drawn, data):
     ranked, truth, n_labels = drawn
@@ -94,7 +93,6 @@ def test_each_figure_equals_its_slow_twin(drawn, data):
     assert psp_at_k(*fast, weights, k) == pytest.approx(slow_psp(ranked, truth, weights, k))
 
 
-@settings(deadline=None)
 @given(drawn=rankings(), data=st.data())
 def test_the_whole_evaluation_equals_the_slow_twins_in_every_band(drawn, data):
     ranked, truth, n_labels = drawn
@@ -266,7 +264,6 @@ def test_a_band_without_a_query_has_no_figures():
 # ---- filters
 
 
-@settings(deadline=None)
 @given(drawn=rankings(), data=st.data())
 def test_filtering_equals_its_slow_twin(drawn, data):
     ranked, _, n_labels = drawn
@@ -293,7 +290,6 @@ def test_a_calibrated_answer_has_no_error_and_a_sure_wrong_one_has_all():
     assert expected_calibration_error([1.0, 1.0], [0, 0]) == 1.0
 
 
-@settings(deadline=None)
 @given(data=st.data(), n_bins=st.integers(1, 20))
 def test_calibration_error_does_not_depend_on_the_order(data, n_bins):
     answer = st.tuples(st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]), st.booleans())
@@ -307,7 +303,6 @@ def test_calibration_error_does_not_depend_on_the_order(data, n_bins):
     assert 0 <= first <= 1
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.booleans()), min_size=1, max_size=60))
 def test_calibration_error_equals_its_slow_twin_where_there_are_no_ties(answers):
     """Without ties the bins are runs of the sorted answers, as even as whole numbers allow."""

@@ -212,7 +212,7 @@ changes = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(calls=st.lists(st.lists(changes, max_size=4), max_size=8), k=st.integers(1, 70))
 def test_a_changed_bundle_answers_as_one_built_from_scratch(flat, engine, calls, k):
     queries = embed(engine, ["whale sea", "rome", "a rose", "star moon planet", "zzz"])
