@@ -37,7 +37,7 @@ class _Fault(str):
     __slots__ = ()
 
 
-_NESTED: Final = (dict, list)
+_NESTED: Final = frozenset((dict, list))
 _MARKED: Final = (dict, list, _Fault)
 
 
@@ -103,8 +103,11 @@ def _check(raw: bytes, value: Any) -> None:
 def _count_names(value: Any, levels: int) -> float:
     """How many names all objects in a list or object have; infinite if it has more levels."""
     n_names: float = len(value) if isinstance(value, dict) else 0
-    for child in value.values() if isinstance(value, dict) else value:
-        if isinstance(child, _NESTED):
+    children = value.values() if isinstance(value, dict) else value
+    if _NESTED.isdisjoint(map(type, children)):  # a long list of texts or numbers, mostly
+        return n_names
+    for child in children:
+        if type(child) in _NESTED:
             n_names += _count_names(child, levels - 1) if levels > 1 else math.inf
     return n_names
 
@@ -128,7 +131,7 @@ def _first_fault(value: Any, place: tuple[str | int, ...] = ()) -> str | None:
     """The sentence on the first fault in a document, after its place; None if there is none."""
     if isinstance(value, _Fault):
         return f"{place_of(place)}: {value}" if place else str(value)
-    if not isinstance(value, _NESTED):
+    if type(value) not in _NESTED:
         return None
     if len(place) >= MAX_NESTING:
         return f"{place_of(place)[:_SHOWN]}: lists and objects are nested over {MAX_NESTING} deep"

@@ -19,6 +19,7 @@ from service.bundle.verify import resolve
 from service.errors import (
     BundleNotFound,
     BundleRefused,
+    DeadlineExceeded,
     Forbidden,
     InternalError,
     InvalidValue,
@@ -31,7 +32,9 @@ from service.errors import (
     RateLimited,
     ShuttingDown,
     Unauthorized,
+    UnsupportedMediaType,
 )
+from service.gate.gate import begin_change
 from service.gate.problems import responses
 from service.serving.follow import Follower
 from service.serving.request_models import JsonObject
@@ -50,8 +53,10 @@ _ERRORS = (
     ShuttingDown,
     PayloadTooLarge,
     MalformedRequest,
+    UnsupportedMediaType,
     InvalidValue,
     InternalError,
+    DeadlineExceeded,
     NotFound,
     ModelUnknown,
     NoSuchBundle,
@@ -118,28 +123,28 @@ def add_admin(app: FastAPI, serving: Serving, follower: Follower) -> None:
     @app.post("/admin/bundles/activate", **_with(options, _ACTIVATED))
     async def activate(body: ActivateBody) -> ModelsResponse:
         """Make a bundle the current one of its model; a canary is promoted this way."""
-        async with follower.changing():
+        async with follower.changing(begin_change):
             await deployments.activate(locate(settings, body.bundle))
         return models_report(deployments)
 
     @app.post("/admin/bundles/rollback", **options)
     async def rollback(body: RollbackBody) -> ModelsResponse:
         """Make the previous bundle of a model the current one again."""
-        async with follower.changing():
+        async with follower.changing(begin_change):
             await deployments.rollback(body.model or deployments.default.name)
         return models_report(deployments)
 
     @app.post("/admin/bundles/canary", **_with(options, _CANARY))
     async def canary(body: CanaryBody) -> ModelsResponse:
         """Let a bundle answer a share of its model's requests; call again to change the share."""
-        async with follower.changing():
+        async with follower.changing(begin_change):
             await deployments.canary(locate(settings, body.bundle), body.percent)
         return models_report(deployments)
 
     @app.delete("/admin/bundles/canary", **options)
     async def end_canary(model: Model = None) -> ModelsResponse:
         """End the canary: the current bundle answers all requests of the model again."""
-        async with follower.changing():
+        async with follower.changing(begin_change):
             await deployments.end_canary(model or deployments.default.name)
         return models_report(deployments)
 
@@ -148,7 +153,7 @@ def add_admin(app: FastAPI, serving: Serving, follower: Follower) -> None:
         name: Annotated[str, Path(examples=["gutenberg-best"])],
     ) -> ModelsResponse:
         """Stop serving a model; the default model cannot be removed."""
-        async with follower.changing():
+        async with follower.changing(begin_change):
             await deployments.remove(name)
         return models_report(deployments)
 

@@ -16,9 +16,9 @@ from starlette.types import Receive, Scope, Send
 from service.core.batching.job import Answer
 from service.core.live_recall import LiveRecall
 from service.core.types import Query
-from service.errors import DeadlineExceeded
 from service.gate.bodies import check_json, parse, read_body
 from service.gate.exchange import EXCHANGE, Exchange
+from service.gate.gate import too_late
 from service.gate.problems import Headers
 from service.serving.answer_cache import WholeAnswer
 from service.serving.deployment import Deployment
@@ -44,7 +44,7 @@ class Endpoint(ABC, Generic[Request]):
     async def read(self, scope: Scope, receive: Receive) -> tuple[bytes, Any]:
         """The request's bytes, by which the cache knows it, and the JSON value in them.
 
-        Raises Abandoned, MalformedRequest, InvalidValue, PayloadTooLarge.
+        Raises Abandoned, MalformedRequest, PayloadTooLarge.
         """
         body = await read_body(receive)
         return body, parse(body)
@@ -91,10 +91,7 @@ class Endpoint(ABC, Generic[Request]):
                     future = deployment.batcher.submit(queries, exchange.deadline_s, exchange.bulk)
                     answer = await exchange.wait(future)
         except TimeoutError:
-            raise DeadlineExceeded(
-                f"no answer within {exchange.timeout_s * 1000:.0f} ms: try again, or allow more "
-                "with X-Request-Timeout-Ms"
-            ) from None
+            raise too_late(exchange) from None
         if whole is None:
             effort = answer.queries[0].effort
             headers, body = await self.write(deployment, request, answer)

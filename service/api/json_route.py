@@ -3,7 +3,9 @@
 FastAPI would read it with Python's own parser, which takes NaN and repeated names.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 from fastapi import Request, Response
@@ -14,20 +16,31 @@ from service.gate.exchange import EXCHANGE
 
 
 class JsonRoute(APIRoute):
-    """A route of FastAPI; one that takes a body checks its headers and parses it strictly."""
+    """A route of FastAPI; one that takes a body checks its headers and parses it strictly.
+
+    Requests that are no GET hold `turn` from before they are parsed until they are answered.
+    """
+
+    turn: AbstractAsyncContextManager[Any] = nullcontext()
 
     def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]
         """What answers a request; it raises what `service.gate.bodies` raises."""
         handle = super().get_route_handler()
-        if self.body_field is None:
+        if self.methods == {"GET"}:
             return handle
 
-        async def handle_json(request: Request) -> Response:
+        async def handle_in_turn(request: Request) -> Response:
+            if self.body_field is None:
+                async with self.turn:
+                    return await handle(request)
             check_json(request.scope[EXCHANGE].headers)
             body = await read_body(request.receive)
-            return await handle(_Parsed(request, body, parse(body)))
+            async with self.turn:
+                parsed = _Parsed(request, body, parse(body))
+                await asyncio.sleep(0)  # other answers go first; then the body is validated
+                return await handle(parsed)
 
-        return handle_json
+        return handle_in_turn
 
 
 class _Parsed(Request):

@@ -33,7 +33,7 @@ ERRORS: Final = envelope_responses(OpenAIError)
 class EmbeddingsRequest(JsonObject):
     """The body of POST /v1/embeddings."""
 
-    input: str | list[str] = Field(
+    input: str | Annotated[list[str], Field(fail_fast=True)] = Field(
         description="One text, or a list of texts; no token arrays.",
         examples=["moby dick", ["moby dick", "a history of rome"]],
     )

@@ -5,11 +5,13 @@ size and deadline, and calls its route. It answers an exception of the route wit
 document. It counts and logs each request exactly once. It never reads a body.
 """
 
+import asyncio
 import itertools
 import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -19,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.errors import (
     Abandoned,
     AstrolabeError,
+    DeadlineExceeded,
     InvalidValue,
     PayloadTooLarge,
     RateLimited,
@@ -43,6 +46,8 @@ PREFLIGHT: Final = "preflight"
 
 PRIORITY_NAMES: Final = ("interactive", "bulk")
 PRIORITIES: Final = frozenset(name.encode() for name in PRIORITY_NAMES)
+
+_limit_of_task: ContextVar[tuple[Exchange, asyncio.Timeout]] = ContextVar("limit_of_task")
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
@@ -133,7 +138,22 @@ class Gate:
             exchange.route = scope["path"]
             await endpoint(scope, receive, send)
         else:
-            await self.app(scope, receive, exchange.naming(send))
+            await self._call_app(scope, receive, exchange.naming(send), exchange)
+
+    async def _call_app(
+        self, scope: Scope, receive: Receive, send: Send, exchange: Exchange
+    ) -> None:
+        """Call a route of FastAPI, at most until the deadline that the request itself names."""
+        left_s = exchange.left_s if TIMEOUT in exchange.headers else None
+        limit = asyncio.timeout(left_s)
+        _limit_of_task.set((exchange, limit))
+        try:
+            async with limit:
+                await self.app(scope, receive, send)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise too_late(exchange) from None
 
     def _record(self, scope: Scope, exchange: Exchange) -> None:
         """Count and log the request; the only place that does."""
@@ -182,6 +202,31 @@ def answer_error(error: AstrolabeError, exchange: Exchange) -> tuple[int, Header
     """Status, headers and body of the answer to an error; the log will name the error's code."""
     exchange.code = error.code
     return envelope(error, exchange.path, exchange.request_id)
+
+
+def too_late(exchange: Exchange) -> DeadlineExceeded:
+    """The error of a request whose deadline has passed."""
+    return DeadlineExceeded(
+        f"no answer within {exchange.timeout_s * 1000:.0f} ms: try again, or allow more with "
+        "X-Request-Timeout-Ms"
+    )
+
+
+def begin_change() -> Callable[[], None]:
+    """Let the change that a route now begins run to its end, past the deadline of its request.
+
+    Returns a function for the time in which the change can still be given up: it raises
+    DeadlineExceeded once the deadline that the request names has passed.
+    """
+    exchange, limit = _limit_of_task.get()
+    timed = limit.when() is not None
+    limit.reschedule(None)
+
+    def check() -> None:
+        if timed and exchange.left_s <= 0:
+            raise too_late(exchange)
+
+    return check
 
 
 async def _answer_failure(exchange: Exchange, exc: Exception, send: Send) -> None:

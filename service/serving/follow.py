@@ -56,13 +56,14 @@ class Follower:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @contextlib.asynccontextmanager
-    async def changing(self) -> AsyncIterator[None]:
+    async def changing(self, begin: Callable[[], object] = lambda: None) -> AsyncIterator[None]:
         """Surround a change of bundles with this.
 
-        First applies the changes of other workers. Writes the file afterwards, unless the change
-        raised.
+        Calls `begin` when the turn of the change has come, then applies the changes of other
+        workers. Writes the file afterwards, unless the change raised.
         """
         async with self._lock:
+            begin()
             if self._folder is not None:
                 await self._follow_file()
             yield

@@ -46,7 +46,7 @@ class InputTensor(JsonObject):
     model_config = ConfigDict(extra="ignore")
 
     name: str
-    shape: list[int] = Field(max_length=8)
+    shape: list[int] = Field(max_length=8, fail_fast=True)
     datatype: str
     parameters: Parameters = Field(default_factory=dict)
     data: list[Any] | None = None
@@ -70,6 +70,7 @@ class InferRequest(JsonObject):
     inputs: list[InputTensor] = Field(
         min_length=1,
         max_length=8,
+        fail_fast=True,
         examples=[
             [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["moby dick"]}],
             [
@@ -78,7 +79,7 @@ class InferRequest(JsonObject):
             ],
         ],
     )
-    outputs: list[RequestedOutput] | None = Field(None, max_length=8)
+    outputs: list[RequestedOutput] | None = Field(None, max_length=8, fail_fast=True)
     parameters: Parameters = Field(default_factory=dict)
 
 

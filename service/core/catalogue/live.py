@@ -8,6 +8,7 @@ change, `search` costs one attribute test more than the bundle's own index.
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +35,10 @@ NO_STORE: Final = (
     "changes to the catalogue cannot be kept: set ASTROLABE_STATE_DIR to a folder on a disk that "
     "outlives the service, and start it again"
 )
+
+
+ENCODED_AT_ONCE: Final = 256
+"""Texts between two looks at the deadline: some tenths of a second of encoding. A choice."""
 
 
 class LiveCatalogue:
@@ -195,20 +200,23 @@ class LiveCatalogue:
         """Index of the metadata of the bundle's own labels; the first use reads all of them."""
         return FieldIndex(self._labels.scan_metadata())
 
-    def apply(self, changes: Sequence[Change]) -> Applied:
+    def apply(self, changes: Sequence[Change], check: Callable[[], None] = lambda: None) -> Applied:
         """Store the changes, all or none; every later search sees them.
 
-        It blocks while it encodes the new texts and then writes. Raises LabelExists, LabelUnknown,
-        InvalidValue, CatalogueUnavailable, CatalogueCorrupt.
+        It blocks while it encodes the new texts and then writes. It calls `check` again and again
+        until it writes; what that raises ends the call, and nothing has changed. Raises
+        LabelExists, LabelUnknown, InvalidValue, PayloadTooLarge, CatalogueUnavailable,
+        CatalogueCorrupt.
         """
         store = self._store
         if store is None:
             raise CatalogueUnavailable(NO_STORE)
         with self._writing:
+            check()
             self._catch_up(store, {})
             base, after = self._base_label, self._folded_seq
             labels = store.resolve(changes, base, after)
-            embeddings = self._encode(dict(enumerate(labels)))
+            embeddings = self._encode(dict(enumerate(labels)), check)
             stored = store.append(changes, base, after, self._encoder_key, embeddings)
             self._catch_up(store, {stored[place].seq: row for place, row in embeddings.items()})
             ops = [change.op for change in stored]
@@ -237,14 +245,24 @@ class LiveCatalogue:
         row = self.directory.row_of(label_id)
         return None if row is None else self._labels[row]
 
-    def _encode(self, labels: Mapping[int, Label | None]) -> dict[int, NDArray[np.float32]]:
-        """Encode the texts of the labels that need a vector; returns embeddings by key."""
+    def _encode(
+        self, labels: Mapping[int, Label | None], check: Callable[[], None] = lambda: None
+    ) -> dict[int, NDArray[np.float32]]:
+        """Encode the texts of the labels that need a vector; returns embeddings by key.
+
+        Calls `check` before each part.
+        """
         texts = {
             key: label.text
             for key, label in labels.items()
             if label is not None and self._state.needs_vector(label)
         }
-        return dict(zip(texts, self._embed(list(texts.values())), strict=True)) if texts else {}
+        embeddings: dict[int, NDArray[np.float32]] = {}
+        rest = iter(texts.items())
+        while part := dict(islice(rest, ENCODED_AT_ONCE)):
+            check()
+            embeddings |= zip(part, self._embed(list(part.values())), strict=True)
+        return embeddings
 
     def _catch_up(self, store: ChangeStore, own: Vectors) -> bool:
         """Publish all changes after the last seen one; `own` has embeddings by seq."""
