@@ -38,8 +38,8 @@ from service.serving.request_models import MAX_ID_CHARS, VISIBLE, JsonObject
 from service.serving.serving import Serving
 
 MAX_CHANGES = 2_000
-"""Most changes in one call, which encodes for some seconds. While more are read and validated, all
-answers wait longer than 50 ms (docs/lab/serving.md)."""
+"""Most changes in one call. Other answers wait while they are parsed and validated
+(docs/lab/serving.md)."""
 
 _ANY = (
     *(Unauthorized, PayloadTooLarge, InvalidValue, InternalError, ModelUnknown, RateLimited),

@@ -149,8 +149,8 @@ class Settings(EdgeSettings, GpuSettings, ObservingSettings):
     max_body_bytes: int = Field(
         1 << 20,
         ge=1,
-        description="Largest request body; a larger one gets 413. All answers wait while a body is "
-        "parsed, 10 ms for each MiB or more.",
+        description="Largest request body; a larger one gets 413. Other answers wait while a body "
+        "is parsed: up to 25 ms for each MiB.",
     )
     max_queries: int = Field(64, ge=1, description="Most texts in one request; more get 413.")
     max_text_chars: int = Field(8192, ge=1, description="Longest text; a longer one gets 413.")
