@@ -27,6 +27,7 @@ from service.core.index.augmented import AugmentedIndex
 from service.core.index.protocol import LabelIndex
 from service.core.labels.filtered_search import resolve_filter, search_filtered
 from service.core.labels.item_filter import NO_ROWS, ItemFilter
+from service.core.labels.label_directory import LabelDirectory
 from service.core.labels.labels import Label, LabelStore
 from service.core.parts import check_text, open_index, open_item_filter, raw_score_kind
 from service.core.types import (
@@ -119,10 +120,10 @@ class Engine:
         if self.folder is None or self.rules is not None:
             raise ValueError("changes need a folder, and come before rules")
         catalogue = LiveCatalogue.of(
-            self.folder,
             self.manifest,
             self.index,
             self.labels,
+            self.catalogue.directory,
             self.tokenizer,
             self.encoder,
             variant=self.variant,
@@ -162,10 +163,10 @@ class Engine:
             encoder=encoder,
             index=index,
             catalogue=LiveCatalogue.of(
-                folder,
                 manifest,
                 index,
                 labels,
+                LabelDirectory.open(folder, labels),
                 tokenizer,
                 encoder,
                 variant=variant,

@@ -8,7 +8,6 @@ change, `search` costs one attribute test more than the bundle's own index.
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -43,7 +42,7 @@ class LiveCatalogue:
         self,
         base: LabelIndex,
         labels: LabelStore,
-        directory: Callable[[], LabelDirectory],
+        directory: LabelDirectory,
         embed: Embed,
         place: Callable[[], Placement],
         *,
@@ -53,15 +52,15 @@ class LiveCatalogue:
     ) -> None:
         """Load the changes in `store`; raises CatalogueError.
 
-        `directory` and `place` are called once, at first need. `encoder_key` identifies the
-        encoder behind `embed`, under which the store keeps embeddings. `folded_seq` is the last
-        change that is folded into the bundle.
+        `directory` finds the bundle's own labels by id. `place` is called once, at first need.
+        `encoder_key` identifies the encoder behind `embed`, under which the store keeps embeddings.
+        `folded_seq` is the last change that is folded into the bundle.
         """
         self.kind = base.kind
         self.dim = base.dim
         self._base = base
         self._labels = labels
-        self._open_directory = directory
+        self.directory = directory
         self._embed = embed
         self._place = place
         self._store = store
@@ -76,10 +75,10 @@ class LiveCatalogue:
     @classmethod
     def of(
         cls,
-        folder: Path,
         manifest: Manifest,
         index: LabelIndex,
         labels: LabelStore,
+        directory: LabelDirectory,
         tokenizer: Tokenizer,
         encoder: Encoder,
         *,
@@ -93,7 +92,7 @@ class LiveCatalogue:
         return cls(
             index,
             labels,
-            partial(LabelDirectory.open, folder, labels),
+            directory,
             embed,
             lambda: measure_placement(manifest, index, labels, embed),
             store=store,
@@ -184,11 +183,6 @@ class LiveCatalogue:
         ]
         candidates = np.array(changed_rows, np.int64)
         return np.union1d(rows[of_base], candidates[snapshot.lives(candidates)])
-
-    @cached_property
-    def directory(self) -> LabelDirectory:
-        """Finds the rows of the bundle's own labels by id."""
-        return self._open_directory()
 
     @cached_property
     def fields(self) -> FieldIndex:
