@@ -7,8 +7,6 @@ normalises it. `/v1/labels/{id}` must reach it, so it holds nothing that a URL p
 import re
 from typing import Final
 
-from service.core.encoding.text import normalise
-
 MAX_ID_CHARS: Final = 1024
 """A choice, far above real ids. Percent-encoded an id has at most 12 KiB of a request's head."""
 
@@ -18,6 +16,8 @@ first, a route's pattern ends at the second, and UTF-8 cannot write the third.""
 
 _DOTS: Final = re.compile(r"(?:^|/)\.{1,2}(?:$|/)")
 """Clients take such a part out of a path before they send it, encoded or not (WHATWG URL, 4.4)."""
+
+_INVISIBLE: Final = re.compile(r"[\s\u200b\ufeff]+")
 
 
 def fault_of_id(label_id: str) -> str | None:
@@ -34,6 +34,6 @@ def fault_of_id(label_id: str) -> str | None:
         return "a control character, a line end or a lone surrogate"
     if _DOTS.search(label_id):
         return "a part '.' or '..' between slashes, which clients take out of a path"
-    if not normalise(label_id):
+    if _INVISIBLE.fullmatch(label_id):
         return "no visible character"
     return None
