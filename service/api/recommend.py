@@ -62,6 +62,8 @@ class Recommend(Endpoint[LabelsRequest]):
 class RecommendOne(Recommend):
     """GET /v1/recommend: one text in the query string."""
 
+    texts = "q"
+
     def check(self, headers: Mapping[bytes, bytes]) -> None:
         """A query string needs no content type."""
 

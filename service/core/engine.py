@@ -5,6 +5,7 @@ an engine. The service, the evaluation and the release gate all call `predict`, 
 code that serves. The queue of requests is in `service.core.batching.batcher`.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -244,7 +245,7 @@ class Engine:
         RuntimeError if the tokenizer or the encoder fails.
         """
         start_s = self.clock()
-        embeddings = np.empty((len(queries), self.encoder.dim), np.float32)
+        embeddings = np.zeros((len(queries), self.encoder.dim), np.float32)
         truncated = np.zeros(len(queries), np.bool_)
         texts: list[int] | range = range(len(queries))
         if any([query.vector is not None for query in queries]):
@@ -347,6 +348,7 @@ class Engine:
                     raw,
                     plan,
                     n_tokens.get(position, 0),
+                    n_tokens.get(position, math.inf) <= self.tokenizer.n_special,
                 )
         return [prediction for prediction in predictions if prediction is not None]
 

@@ -27,7 +27,7 @@ from service.core.index.protocol import LabelIndex
 from service.core.labels.label_directory import LabelDirectory
 from service.core.labels.labels import Label, LabelStore
 from service.core.types import Float32Rows, Hits
-from service.errors import CatalogueUnavailable
+from service.errors import CatalogueUnavailable, InvalidValue
 
 NO_STORE: Final = (
     "changes to the catalogue cannot be kept: set ASTROLABE_STATE_DIR to a folder on a disk that "
@@ -44,6 +44,7 @@ class LiveCatalogue:
         labels: LabelStore,
         directory: LabelDirectory,
         embed: Embed,
+        tokenless: Callable[[Sequence[str]], list[int]],
         place: Callable[[], Placement],
         *,
         store: ChangeStore | None = None,
@@ -52,7 +53,8 @@ class LiveCatalogue:
     ) -> None:
         """Load the changes in `store`; raises CatalogueError.
 
-        `directory` finds the bundle's own labels by id. `place` is called once, at first need.
+        `directory` finds the bundle's own labels by id. `tokenless` gives the positions of texts
+        that leave no token, which no new label may have. `place` is called once, at first need.
         `encoder_key` identifies the encoder behind `embed`, under which the store keeps embeddings.
         `folded_seq` is the last change that is folded into the bundle.
         """
@@ -62,6 +64,7 @@ class LiveCatalogue:
         self._labels = labels
         self.directory = directory
         self._embed = embed
+        self._tokenless = tokenless
         self._place = place
         self._store = store
         self._encoder_key = encoder_key
@@ -94,6 +97,7 @@ class LiveCatalogue:
             labels,
             directory,
             embed,
+            tokenizer.without_tokens,
             lambda: measure_placement(manifest, index, labels, embed),
             store=store,
             encoder_key=_encoder_key(manifest, variant),
@@ -202,6 +206,7 @@ class LiveCatalogue:
             self._catch_up(store, {})
             base, after = self._base_label, self._folded_seq
             labels = store.resolve(changes, base, after)
+            self._check_tokens(labels)
             embeddings = self._encode(dict(enumerate(labels)))
             stored = store.append(changes, base, after, self._encoder_key, embeddings)
             self._catch_up(store, {stored[place].seq: row for place, row in embeddings.items()})
@@ -231,13 +236,24 @@ class LiveCatalogue:
         row = self.directory.row_of(label_id)
         return None if row is None else self._labels[row]
 
-    def _encode(self, labels: Mapping[int, Label | None]) -> dict[int, NDArray[np.float32]]:
-        """Encode the texts of the labels that need a vector; returns embeddings by key."""
-        texts = {
+    def _check_tokens(self, labels: Sequence[Label | None]) -> None:
+        """Raise InvalidValue if a text that needs a vector leaves no token."""
+        texts = self._new_texts(dict(enumerate(labels)))
+        for position in self._tokenless(list(texts.values())):
+            where = f"changes[{list(texts)[position]}].text"
+            raise InvalidValue(f"{where} holds no visible character: give a text")
+
+    def _new_texts(self, labels: Mapping[int, Label | None]) -> dict[int, str]:
+        """The texts of the labels that need a vector, by key."""
+        return {
             key: label.text
             for key, label in labels.items()
             if label is not None and self._state.needs_vector(label)
         }
+
+    def _encode(self, labels: Mapping[int, Label | None]) -> dict[int, NDArray[np.float32]]:
+        """Encode the texts of the labels that need a vector; returns embeddings by key."""
+        texts = self._new_texts(labels)
         return dict(zip(texts, self._embed(list(texts.values())), strict=True)) if texts else {}
 
     def _catch_up(self, store: ChangeStore, own: Vectors) -> bool:
