@@ -227,7 +227,9 @@ def _points(job: TrainingJob, encoder: TextEncoder, world: World) -> TrainingRow
         )
         labels = soft_targets(labels, probabilities, ignored, teacher.weight)
     texts = _texts(job, "train", encoder, world)
-    return TrainingRows(texts, labels, ignored, [train.uids[row] for row in points])
+    return TrainingRows(
+        texts, labels, ignored, [train.uids[row] or f"point {row}" for row in points]
+    )
 
 
 def _texts(

@@ -19,7 +19,7 @@ Fields = Literal["title", "title+content"]
 
 @dataclass(frozen=True, slots=True)
 class LabelCatalogue:
-    """The labels in the order of their rows; `uids` are the stable ids that a client sees."""
+    """The labels in the order of their rows; `uids` are the unique ids that a client sees."""
 
     uids: list[str]
     titles: list[str]
@@ -36,9 +36,9 @@ class LabelCatalogue:
 class Points:
     """Texts with their labels: row i of `labels` (n_points, n_labels) float32 belongs to text i.
 
-    A stored value is 1.0, or the relevance where the source gives one. `merged_targets` counts how
-    often a source repeated a label within one row; the reader merges repeats and keeps the larger
-    relevance. Raises ValueError where the lengths differ.
+    A stored value is 1.0, or the relevance where the source gives one. An empty uid is none.
+    `merged_targets` counts how often a source repeated a label within one row; the reader merges
+    repeats and keeps the larger relevance. Raises ValueError where the lengths differ.
     """
 
     uids: list[str]
@@ -150,7 +150,6 @@ def report(dataset: Dataset, fields: Fields) -> dict[str, Any]:
         "labels_without_points": int((per_label == 0).sum()),
         "labels_without_text": _count_blank(names),
         "duplicate_label_texts": _count_duplicates(names),
-        "duplicate_label_uids": _count_duplicates(dataset.labels.uids),
         "train_filter_pairs": 0 if dataset.train_filter is None else len(dataset.train_filter),
         "test_filter_pairs": 0 if dataset.test_filter is None else len(dataset.test_filter),
     }

@@ -66,8 +66,10 @@ def open_configured(config: Config) -> Dataset:
     """Open the data set of a configuration; `data.own_item` adds filters. Raises DataError."""
     folder = Path(config.data.path)
     dataset = open_dataset(folder)
+    if config.data.own_item:
+        dataset = with_own_items(dataset)
     check_item_ids(dataset, folder)
-    return with_own_items(dataset) if config.data.own_item else dataset
+    return dataset
 
 
 def split(config: Config, dataset: Dataset) -> Split:

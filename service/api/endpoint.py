@@ -8,7 +8,7 @@ plain ASGI applications: FastAPI describes them in OpenAPI and takes no part in 
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, ClassVar, Final, Generic, TypeVar
 
 import orjson
 from starlette.types import Receive, Scope, Send
@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from service.core.batching.job import Answer
 from service.core.live_recall import LiveRecall
 from service.core.types import Query
-from service.gate.bodies import check_json, parse, read_body
+from service.gate.bodies import check_json, invisible, parse, read_body
 from service.gate.exchange import EXCHANGE, Exchange
 from service.gate.gate import too_late
 from service.gate.problems import Headers
@@ -32,7 +32,12 @@ Request = TypeVar("Request")
 
 
 class Endpoint(ABC, Generic[Request]):
-    """One route that computes, bound to the open bundles."""
+    """One route that computes, bound to the open bundles.
+
+    `texts` names the field or tensor of its texts, for errors.
+    """
+
+    texts: ClassVar[str] = "query"
 
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
@@ -90,6 +95,7 @@ class Endpoint(ABC, Generic[Request]):
                     catalogue_seq = deployment.engine.catalogue_seq
                     future = deployment.batcher.submit(queries, exchange.deadline_s, exchange.bulk)
                     answer = await exchange.wait(future)
+                    self._check_tokens(answer)
         except TimeoutError:
             raise too_late(exchange) from None
         if whole is None:
@@ -115,6 +121,13 @@ class Endpoint(ABC, Generic[Request]):
         only = self._serving.deployments.only
         if only is not None and only.cache is None:
             only.batcher.check_room(exchange.deadline_s, exchange.bulk)
+
+    def _check_tokens(self, answer: Answer) -> None:
+        """Raise InvalidValue if a text left no token, which only the tokenizer can tell."""
+        for position, item in enumerate(answer.predictions):
+            if item.tokenless:
+                where = self.texts if len(answer.queries) == 1 else f"{self.texts}[{position}]"
+                raise invisible(where)
 
     def _look_up(self, deployment: Deployment, key: bytes) -> WholeAnswer | None:
         """The cached answer to these bytes at this endpoint."""

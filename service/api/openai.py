@@ -74,6 +74,8 @@ class EmbeddingsResponse(BaseModel):
 class Embeddings(Endpoint[EmbeddingsRequest]):
     """POST /v1/embeddings."""
 
+    texts = "input"
+
     def queries(
         self, exchange: Exchange, deployment: Deployment, value: Any
     ) -> tuple[EmbeddingsRequest, list[Query]]:

@@ -5,6 +5,7 @@ an engine. The service, the evaluation and the release gate all call `predict`, 
 code that serves. The queue of requests is in `service.core.batching.batcher`.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from service.core.index.augmented import AugmentedIndex
 from service.core.index.protocol import LabelIndex
 from service.core.labels.filtered_search import resolve_filter, search_filtered
 from service.core.labels.item_filter import NO_ROWS, ItemFilter
+from service.core.labels.label_directory import LabelDirectory
 from service.core.labels.labels import Label, LabelStore
 from service.core.parts import check_text, open_index, open_item_filter, raw_score_kind
 from service.core.types import (
@@ -119,10 +121,10 @@ class Engine:
         if self.folder is None or self.rules is not None:
             raise ValueError("changes need a folder, and come before rules")
         catalogue = LiveCatalogue.of(
-            self.folder,
             self.manifest,
             self.index,
             self.labels,
+            self.catalogue.directory,
             self.tokenizer,
             self.encoder,
             variant=self.variant,
@@ -162,10 +164,10 @@ class Engine:
             encoder=encoder,
             index=index,
             catalogue=LiveCatalogue.of(
-                folder,
                 manifest,
                 index,
                 labels,
+                LabelDirectory.open(folder, labels),
                 tokenizer,
                 encoder,
                 variant=variant,
@@ -243,7 +245,7 @@ class Engine:
         RuntimeError if the tokenizer or the encoder fails.
         """
         start_s = self.clock()
-        embeddings = np.empty((len(queries), self.encoder.dim), np.float32)
+        embeddings = np.zeros((len(queries), self.encoder.dim), np.float32)
         truncated = np.zeros(len(queries), np.bool_)
         texts: list[int] | range = range(len(queries))
         if any([query.vector is not None for query in queries]):
@@ -346,6 +348,7 @@ class Engine:
                     raw,
                     plan,
                     n_tokens.get(position, 0),
+                    n_tokens.get(position, math.inf) <= self.tokenizer.n_special,
                 )
         return [prediction for prediction in predictions if prediction is not None]
 

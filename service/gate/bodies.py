@@ -142,7 +142,7 @@ def check_texts(name: str, texts: Sequence[str], settings: Settings) -> None:
         if len(text) > settings.max_text_chars:
             raise _too_long(f"{name}[{position}]", text, settings.max_text_chars)
         if not _VISIBLE.search(text):
-            raise _invisible(f"{name}[{position}]")
+            raise invisible(f"{name}[{position}]")
 
 
 def refusal(faults: Sequence[Mapping[str, Any]], raw: Any) -> RequestError:
@@ -159,7 +159,7 @@ def refusal(faults: Sequence[Mapping[str, Any]], raw: Any) -> RequestError:
     if kind == "too_long":
         return _too_many(where, len(value), context["max_length"])
     if kind in ("string_too_short", "string_pattern_mismatch"):
-        return _invisible(where)
+        return invisible(where)
     if kind == "extra_forbidden" and where == "item_id":
         return InvalidValue("this bundle has no item filter: remove item_id")
     message = fault["msg"].removeprefix("Value error, ")
@@ -179,7 +179,8 @@ def _too_long(where: str, text: str, limit: int) -> PayloadTooLarge:
     return PayloadTooLarge(f"{where} has {len(text)} characters, the limit is {limit}")
 
 
-def _invisible(where: str) -> InvalidValue:
+def invisible(where: str) -> InvalidValue:
+    """The error for a text that the tokenizer would leave nothing of."""
     return InvalidValue(f"{where} holds no visible character: send some text")
 
 

@@ -65,6 +65,8 @@ class Inference:
 class Infer(Endpoint[Inference]):
     """POST /v2/models/{name}[/versions/{version}]/infer."""
 
+    texts = "text"
+
     def check(self, headers: Mapping[bytes, bytes]) -> None:
         """Refuse a compressed body; raises UnsupportedMediaType."""
         check_encoding(headers)

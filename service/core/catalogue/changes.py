@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 import orjson
 
 from service.core.encoding.text import normalise
+from service.core.labels.label_id import fault_of_id
 from service.core.labels.labels import Label
 from service.errors import InvalidValue, LabelExists, LabelUnknown, PayloadTooLarge
 
@@ -81,7 +82,11 @@ def _resolve_one(where: str, change: Change, before: Label | None) -> Label | No
     if change.op == "add":
         if before is not None:
             raise LabelExists(f"{where}: label {name!r} exists: update it, or choose another id")
-        _check_text(f"{where}.label_id", name)
+        if (fault := fault_of_id(name)) is not None:
+            raise InvalidValue(
+                f"{where}.id is {name[:80]!r}, which has {fault}: its route could not name the "
+                "label, so choose another id"
+            )
     elif before is None:
         raise LabelUnknown(f"{where}: no label {name!r} to {change.op}: add it, or check the id")
     if change.op == "remove":

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import islice
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -29,7 +28,7 @@ from service.core.index.protocol import LabelIndex
 from service.core.labels.label_directory import LabelDirectory
 from service.core.labels.labels import Label, LabelStore
 from service.core.types import Float32Rows, Hits
-from service.errors import CatalogueUnavailable
+from service.errors import CatalogueUnavailable, InvalidValue
 
 NO_STORE: Final = (
     "changes to the catalogue cannot be kept: set ASTROLABE_STATE_DIR to a folder on a disk that "
@@ -48,8 +47,9 @@ class LiveCatalogue:
         self,
         base: LabelIndex,
         labels: LabelStore,
-        directory: Callable[[], LabelDirectory],
+        directory: LabelDirectory,
         embed: Embed,
+        tokenless: Callable[[Sequence[str]], list[int]],
         place: Callable[[], Placement],
         *,
         store: ChangeStore | None = None,
@@ -58,16 +58,18 @@ class LiveCatalogue:
     ) -> None:
         """Load the changes in `store`; raises CatalogueError.
 
-        `directory` and `place` are called once, at first need. `encoder_key` identifies the
-        encoder behind `embed`, under which the store keeps embeddings. `folded_seq` is the last
-        change that is folded into the bundle.
+        `directory` finds the bundle's own labels by id. `tokenless` gives the positions of texts
+        that leave no token, which no new label may have. `place` is called once, at first need.
+        `encoder_key` identifies the encoder behind `embed`, under which the store keeps embeddings.
+        `folded_seq` is the last change that is folded into the bundle.
         """
         self.kind = base.kind
         self.dim = base.dim
         self._base = base
         self._labels = labels
-        self._open_directory = directory
+        self.directory = directory
         self._embed = embed
+        self._tokenless = tokenless
         self._place = place
         self._store = store
         self._encoder_key = encoder_key
@@ -81,10 +83,10 @@ class LiveCatalogue:
     @classmethod
     def of(
         cls,
-        folder: Path,
         manifest: Manifest,
         index: LabelIndex,
         labels: LabelStore,
+        directory: LabelDirectory,
         tokenizer: Tokenizer,
         encoder: Encoder,
         *,
@@ -98,8 +100,9 @@ class LiveCatalogue:
         return cls(
             index,
             labels,
-            partial(LabelDirectory.open, folder, labels),
+            directory,
             embed,
+            tokenizer.without_tokens,
             lambda: measure_placement(manifest, index, labels, embed),
             store=store,
             encoder_key=_encoder_key(manifest, variant),
@@ -191,11 +194,6 @@ class LiveCatalogue:
         return np.union1d(rows[of_base], candidates[snapshot.lives(candidates)])
 
     @cached_property
-    def directory(self) -> LabelDirectory:
-        """Finds the rows of the bundle's own labels by id."""
-        return self._open_directory()
-
-    @cached_property
     def fields(self) -> FieldIndex:
         """Index of the metadata of the bundle's own labels; the first use reads all of them."""
         return FieldIndex(self._labels.scan_metadata())
@@ -216,6 +214,7 @@ class LiveCatalogue:
             self._catch_up(store, {})
             base, after = self._base_label, self._folded_seq
             labels = store.resolve(changes, base, after)
+            self._check_tokens(labels)
             embeddings = self._encode(dict(enumerate(labels)), check)
             stored = store.append(changes, base, after, self._encoder_key, embeddings)
             self._catch_up(store, {stored[place].seq: row for place, row in embeddings.items()})
@@ -245,6 +244,21 @@ class LiveCatalogue:
         row = self.directory.row_of(label_id)
         return None if row is None else self._labels[row]
 
+    def _check_tokens(self, labels: Sequence[Label | None]) -> None:
+        """Raise InvalidValue if a text that needs a vector leaves no token."""
+        texts = self._new_texts(dict(enumerate(labels)))
+        for position in self._tokenless(list(texts.values())):
+            where = f"changes[{list(texts)[position]}].text"
+            raise InvalidValue(f"{where} holds no visible character: give a text")
+
+    def _new_texts(self, labels: Mapping[int, Label | None]) -> dict[int, str]:
+        """The texts of the labels that need a vector, by key."""
+        return {
+            key: label.text
+            for key, label in labels.items()
+            if label is not None and self._state.needs_vector(label)
+        }
+
     def _encode(
         self, labels: Mapping[int, Label | None], check: Callable[[], None] = lambda: None
     ) -> dict[int, NDArray[np.float32]]:
@@ -252,13 +266,8 @@ class LiveCatalogue:
 
         Calls `check` before each part.
         """
-        texts = {
-            key: label.text
-            for key, label in labels.items()
-            if label is not None and self._state.needs_vector(label)
-        }
         embeddings: dict[int, NDArray[np.float32]] = {}
-        rest = iter(texts.items())
+        rest = iter(self._new_texts(labels).items())
         while part := dict(islice(rest, ENCODED_AT_ONCE)):
             check()
             embeddings |= zip(part, self._embed(list(part.values())), strict=True)

@@ -110,7 +110,6 @@ def test_report_counts_gaps_and_duplicates():
     assert found["labels_without_points"] == 1
     assert found["labels_without_text"] == 1
     assert found["duplicate_label_texts"] == 1
-    assert found["duplicate_label_uids"] == 1
     assert found["test_texts_in_train"] == 1
 
 

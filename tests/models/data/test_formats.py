@@ -21,6 +21,7 @@ from models.data.formats_xc import (
     write_filter,
 )
 from models.errors import DataError
+from service.core.labels.label_id import fault_of_id
 from tests.support.synthetic import synthetic_dataset
 
 SAMPLE = Path(__file__).parents[3] / "models/samples/gutenberg-lcsh"
@@ -75,7 +76,9 @@ def test_points_and_labels_come_back_as_written(tmp_path, rows, packed, data):
     relevance = ONES | st.floats(0.125, 1024.0, width=32)
     matrix = data.draw(matrices(len(rows), relevance, np.float32))
     points = Points(*map(list, zip(*rows, strict=True)), matrix)
-    labels = LabelCatalogue(*map(list, zip(*rows, strict=True)))
+    uids = [f"{row} {uid}" for row, (uid, _, _) in enumerate(rows) if not fault_of_id(f"0 {uid}")]
+    named = [rows[int(uid.split()[0])] for uid in uids]
+    labels = LabelCatalogue(uids, [row[1] for row in named], [row[2] for row in named])
     ending = "jsonl.gz" if packed else "jsonl"
     write_points(tmp_path / f"trn.{ending}", points)
     write_labels(tmp_path / f"lbl.{ending}", labels)
@@ -91,14 +94,14 @@ def test_points_and_labels_come_back_as_written(tmp_path, rows, packed, data):
     assert read_labels(tmp_path / f"lbl.{ending}") == labels
 
 
-def test_numbers_as_uids_become_text_and_a_point_may_have_none(tmp_path):
+def test_a_point_may_have_no_uid(tmp_path):
     path = tmp_path / "trn.jsonl"
     path.write_text(
-        '{"uid": 7, "title": "", "target_ind": []}\n'
+        '{"uid": "7", "title": "", "target_ind": []}\n'
         '{"title": "b", "content": null, "target_ind": [1], "more": {}}\n'
     )
     points = read_points(path, 2)
-    assert points.uids == ["7", "1"]
+    assert points.uids == ["7", ""]
     assert points.contents == ["", ""]
     assert points.labels.toarray().tolist() == [[0, 0], [0, 1]]
 
@@ -140,6 +143,8 @@ def test_an_empty_file_has_no_points(tmp_path):
         (b'{"uid": "p", "title": "", "content": [], "target_ind": []}', 'a "content"', "[]"),
         (b'{"uid": null, "title": "", "target_ind": []}', 'a "uid"', "None"),
         (b'{"uid": true, "title": "", "target_ind": []}', 'a "uid"', "True"),
+        (b'{"uid": 7, "title": "", "target_ind": []}', 'a "uid" that is text, in quotes', "7"),
+        (b'{"uid": 7.0, "title": "", "target_ind": []}', 'a "uid" that is text', "7.0"),
         (b'{"uid": "p", "title": ""}', "list of whole numbers", 'no "target_ind"'),
         (b'{"uid": "p", "title": "", "target_ind": 1}', "list of whole numbers", "1"),
         (b'{"uid": "p", "title": "", "target_ind": [1.0]}', "list of whole numbers", "1.0"),
@@ -175,6 +180,60 @@ def test_a_label_without_an_id_is_refused(tmp_path):
     path = tmp_path / "lbl.jsonl"
     path.write_text('{"uid": "a", "title": "A"}\n{"title": "B"}\n')
     broken(read_labels, path, 2, 'a "uid"', 'no "uid"')
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("x", "x"),
+        (" ", "a"),
+        ("", "a"),
+        ("a\nb", "a"),
+        ("a\x00", "a"),
+        ("a\x85", "a"),
+        ("a\u2028b", "a"),
+        (".", "a"),
+        ("..", "a"),
+        ("a/./b", "a"),
+        ("../a", "a"),
+        ("\u200b", "a"),
+        ("x" * 1025, "a"),
+    ],
+)
+def test_a_label_id_is_one_labels_alone_and_fits_its_route_or_is_refused(tmp_path, first, second):
+    path = tmp_path / "lbl.jsonl"
+    path.write_text("".join(json.dumps({"uid": uid, "title": "t"}) + "\n" for uid in "z" + "y"))
+    with path.open("a") as file:
+        for uid in (second, first):
+            file.write(json.dumps({"uid": uid, "title": "t"}) + "\n")
+    broken(read_labels, path, 4, 'a "uid"', "line 3" if first == second else repr(first)[:40])
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        ("x", "X", " x", "x ", "x\u00a0"),
+        ("caf\u00e9", "cafe\u0301"),
+        ("1", "01", "1.0", "1e0"),
+        (
+            "a/b",
+            "/a/b",
+            "a/b/",
+            "a//b",
+            "a%2Fb",
+            "%2e%2e",
+            "...",
+            ".a",
+            "a?b#c",
+            "\u202e",
+            "x" * 1024,
+        ),
+    ],
+)
+def test_ids_that_differ_by_a_letter_are_different_and_kept_as_they_are(tmp_path, ids):
+    path = tmp_path / "lbl.jsonl"
+    path.write_text("".join(json.dumps({"uid": uid, "title": "t"}) + "\n" for uid in ids))
+    assert tuple(read_labels(path).uids) == ids
 
 
 def test_long_findings_are_shortened(tmp_path):
