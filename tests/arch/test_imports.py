@@ -34,7 +34,14 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("service.bundle", "service.settings"),
         ("service.client",),
         ("service.remote",),
-        ("service.atomic", "service.errors", "service.interrupt", "service.version"),
+        ("service.background",),
+        (
+            "service.atomic",
+            "service.errors",
+            "service.interrupt",
+            "service.signals",
+            "service.version",
+        ),
     ),
     "models": (
         ("models.__main__",),

@@ -103,8 +103,8 @@ SURFACES = (
         "service/observe/worker_metrics.py",
         "prometheus-client",
         "prometheus_client.values",
-        ("MultiProcessValue", "ValueClass"),
-        "names metric files by a worker's number, so that there are never more files than workers",
+        ("ValueClass",),
+        "keeps the values of workers in memory, where a full disk cannot kill the process",
     ),
     Surface(
         "service/core/index/faiss_layout.py",
