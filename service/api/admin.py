@@ -30,6 +30,7 @@ from service.errors import (
     PayloadTooLarge,
     RateLimited,
     ShuttingDown,
+    StateUnavailable,
     Unauthorized,
 )
 from service.gate.problems import responses
@@ -55,6 +56,7 @@ _ERRORS = (
     ModelUnknown,
     NoSuchBundle,
     BundleRefused,
+    StateUnavailable,
 )
 
 _NAME: Final = "$response.body#/models/0/name"
