@@ -80,7 +80,7 @@ SURFACES = (
         "uvicorn",
         "uvicorn:Server",
         (
-            *("capture_signals", "force_exit", "lifespan", "on_tick", "server_state", "servers"),
+            *("capture_signals", "force_exit", "lifespan", "server_state", "servers"),
             *("should_exit", "shutdown", "startup"),
         ),
         "drains on the first signal, and closes ports without hanging up on anybody",
