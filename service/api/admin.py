@@ -31,6 +31,7 @@ from service.errors import (
     PayloadTooLarge,
     RateLimited,
     ShuttingDown,
+    StateUnavailable,
     Unauthorized,
     UnsupportedMediaType,
 )
@@ -61,6 +62,7 @@ _ERRORS = (
     ModelUnknown,
     NoSuchBundle,
     BundleRefused,
+    StateUnavailable,
 )
 
 _NAME: Final = "$response.body#/models/0/name"

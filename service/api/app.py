@@ -41,7 +41,7 @@ def create_app(
     `clock` gives seconds; deadlines and latencies are measured by it.
     """
     serving = open_serving([engine, *more], settings, telemetry, clock)
-    follower = Follower(serving.deployments, settings)
+    follower = Follower(serving.deployments, settings, telemetry.background)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

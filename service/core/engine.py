@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.bundle.manifest import Golden, Manifest
+from service.bundle.open_files import OpenFiles
 from service.bundle.verify import resolve, verify
 from service.core.calibration import Calibration, RawScores, load_calibration
 from service.core.catalogue.label_rules import LabelRules, RuledLabels
@@ -55,7 +56,8 @@ precision is measured at sealing (`golden_drift`).
 class Engine:
     """The open parts of one bundle. Many threads may call it at once.
 
-    `rules` are the operator's label rules, None if there are none.
+    `files` watches the bundle's files. `rules` are the operator's label rules, None if there are
+    none.
     """
 
     manifest: Manifest
@@ -69,6 +71,7 @@ class Engine:
     variant: str
     folder: Path | None = None
     item_filter: ItemFilter | None = None
+    files: OpenFiles | None = None
     rules: RuledLabels | None = None
     clock: Callable[[], float] = time.perf_counter
 
@@ -94,7 +97,10 @@ class Engine:
         variant = manifest.encoder.served if variant is None else variant
         check_text(folder, manifest)
         encoder = open_encoder(folder, manifest, variant, device, intra_op_threads, gpu)
-        engine = cls._wire(folder, manifest, variant, encoder, max_batch_tokens)
+        files = OpenFiles(folder, manifest.files)
+        engine = replace(
+            cls._wire(folder, manifest, variant, encoder, max_batch_tokens), files=files
+        )
         try:
             engine.warm_up()
             engine.replay_golden()

@@ -49,6 +49,12 @@ class Settings(EdgeSettings, GpuSettings, ObservingSettings):
         description="Worker processes that share the port and, on the CPU with `intra_op_threads` "
         "1, one copy of the bundle. Queue limits hold for each of them.",
     )
+    worker_silence_s: float = Field(
+        15.0,
+        ge=2,
+        description="With several workers: one whose event loop has not turned for so long is "
+        "killed and replaced.",
+    )
     device: Literal["auto", "cuda", "tensorrt", "cpu"] = Field(
         "auto",
         description="Where the encoder runs. With `cuda` or `tensorrt` the service refuses to "

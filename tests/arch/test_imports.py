@@ -34,8 +34,10 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("service.bundle", "service.settings"),
         ("service.client",),
         ("service.remote",),
+        ("service.background",),
         (
-            *("service.atomic", "service.errors", "service.interrupt", "service.strict_json"),
+            *("service.atomic", "service.errors", "service.interrupt", "service.signals"),
+            "service.strict_json",
             "service.version",
         ),
     ),

@@ -86,7 +86,7 @@ SURFACES = (
         "uvicorn",
         "uvicorn:Server",
         (
-            *("capture_signals", "force_exit", "lifespan", "on_tick", "server_state", "servers"),
+            *("capture_signals", "force_exit", "lifespan", "server_state", "servers"),
             *("should_exit", "shutdown", "startup"),
         ),
         "drains on the first signal, and closes ports without hanging up on anybody",
@@ -109,8 +109,8 @@ SURFACES = (
         "service/observe/worker_metrics.py",
         "prometheus-client",
         "prometheus_client.values",
-        ("MultiProcessValue", "ValueClass"),
-        "names metric files by a worker's number, so that there are never more files than workers",
+        ("ValueClass",),
+        "keeps the values of workers in memory, where a full disk cannot kill the process",
     ),
     Surface(
         "service/core/index/faiss_layout.py",

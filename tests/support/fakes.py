@@ -126,6 +126,7 @@ def fake_engine(predict: FakePredict, **changes: Any) -> Any:
         calibration=SimpleNamespace(score_kind="probability"),
         encoder=SimpleNamespace(device="cpu"),
         folder=None,
+        files=None,
         rules=None,
         raw_score_kind="logit",
         catalogue_seq=0,
