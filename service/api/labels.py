@@ -15,6 +15,7 @@ from service.api.json_route import JsonRoute
 from service.api.openapi import link, links
 from service.api.schemas import LabelResponse
 from service.core.catalogue.changes import Change
+from service.core.labels.label_id import MAX_ID_CHARS
 from service.errors import (
     CatalogueCorrupt,
     CatalogueUnavailable,
@@ -34,7 +35,7 @@ from service.errors import (
 from service.gate.gate import begin_change
 from service.gate.problems import responses
 from service.serving.deployment import Deployment
-from service.serving.request_models import MAX_ID_CHARS, VISIBLE, JsonObject
+from service.serving.request_models import VISIBLE, JsonObject
 from service.serving.serving import Serving
 
 MAX_CHANGES = 2_000

@@ -10,14 +10,10 @@ A request nearly always arrives in one piece. Then all of this costs a few compa
 """
 
 import asyncio
-import functools
-import logging
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from http import HTTPStatus
 from typing import Any, Final
 
 import httptools
@@ -33,6 +29,12 @@ from service.edge.closing import (
     ClosingTransport,
     HeldFlow,
 )
+from service.edge.refusals import (
+    cached_refusal_bytes,
+    framing_error,
+    parse_error,
+    refusal_bytes,
+)
 from service.errors import (
     AstrolabeError,
     HeadersTooLarge,
@@ -42,12 +44,9 @@ from service.errors import (
 )
 from service.gate.cors import Cors, OriginHeaders
 from service.gate.exchange import REPLY, Reply
-from service.gate.problems import problem_body, problem_headers
 from service.overload.resting import LONGEST_S
 from service.overload.shedding import Shedding
 from service.overload.unread import UNREAD, unread_s
-
-log = logging.getLogger(__name__)
 
 MAX_HEADERS: Final = 200
 """A choice: several times as many as browsers and proxies send."""
@@ -66,7 +65,6 @@ choice: most answers come sooner, and without one more message."""
 N_PROBES: Final = 2
 """The kernel learns from the first that the client has gone, the service from the second."""
 
-_HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")  # RFC 3986, 3.2.2, and a port
 _CHECKED: Final = frozenset({b"host", b"transfer-encoding", b"expect"})
 _HOP_HEADERS: Final = frozenset({b"upgrade", b"http2-settings"})
 
@@ -128,7 +126,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._ignores_upgrade = False
         self._hosts: list[bytes] = []
         self._codings: list[bytes] = []
-        self._sound_hosts: list[bytes] = []
+        self._sound: tuple[str, list[bytes], list[bytes]] = ("", [], [])
         self._half_closed = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = self._due_s = math.inf
@@ -290,7 +288,7 @@ class BoundedConnection(HttpToolsProtocol):
         try:
             self._feed(data)
         except httptools.HttpParserError as exc:
-            self._stop_parsing(self._refusal or _parse_error(exc))
+            self._stop_parsing(self._refusal or parse_error(exc))
         self._is_parsing = False
         if (self._phase is _IDLE and not self._n_received) or self._phase is _ENDING:
             return
@@ -422,7 +420,7 @@ class BoundedConnection(HttpToolsProtocol):
         return self.cycle is None or self.cycle.response_complete
 
     def _head_error(self) -> AstrolabeError | None:
-        """Why this head is refused (RFC 9112, sections 2.3, 3.2 and 6.1); None if it is not."""
+        """Why this head is refused; None if it is not."""
         # The data may hold some of the body too, or not the whole head. So count the head exactly,
         # but only if it may be too big.
         may_be_large = not 0 < self._n_received <= self._limits.header_bytes
@@ -431,19 +429,14 @@ class BoundedConnection(HttpToolsProtocol):
         ):
             return self._too_large()
         version = self.parser.get_http_version()
-        hosts = self._hosts
-        if version != "1.1" and version != "1.0":
-            return MalformedRequest(f"the request is HTTP/{version}: send HTTP/1.1")
-        if len(hosts) != 1 and (hosts or version == "1.1"):
-            return MalformedRequest(f"the request has {len(hosts)} Host headers: send one")
-        if hosts != self._sound_hosts:  # a kept connection sends the same again and again
-            if hosts and not _HOST.fullmatch(hosts[0]):
-                return MalformedRequest("the Host header is no host name: send host or host:port")
-            self._sound_hosts = hosts
+        # A kept connection sends the same headers again and again.
+        if (version, self._hosts, self._codings) != self._sound:
+            error = framing_error(version, self._hosts, self._codings)
+            if error is not None:
+                return error
+            self._sound = (version, self._hosts, self._codings)
         if self.parser.should_upgrade() and self.parser.get_method() == b"CONNECT":
             return MalformedRequest("the service is no proxy: send another method than CONNECT")
-        if self._codings and self._codings != [b"chunked"]:
-            return MalformedRequest("a Transfer-Encoding other than chunked is not understood")
         return None
 
     def _exact_head_bytes(self) -> int:
@@ -467,7 +460,7 @@ class BoundedConnection(HttpToolsProtocol):
         assert error is not None
         request_id = self._limits.new_request_id().encode()
         placeholder = b"\x7f" * len(request_id)
-        answer = _cached_answer(error, keep_alive, placeholder, self._origin_headers())
+        answer = cached_refusal_bytes(error, keep_alive, placeholder, self._origin_headers())
         self.transport.write(answer.replace(placeholder, request_id))
         if keep_alive:
             self.on_response_complete()
@@ -501,7 +494,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def _write_refusal(self, error: AstrolabeError) -> None:
         request_id = self._limits.new_request_id().encode()
-        self.transport.write(_answer(error, False, request_id, self._origin_headers()))
+        self.transport.write(refusal_bytes(error, False, request_id, self._origin_headers()))
         self.transport.close()
 
     def _origin_headers(self) -> OriginHeaders:
@@ -509,39 +502,3 @@ class BoundedConnection(HttpToolsProtocol):
         if self._limits.cors is None:
             return ()
         return self._limits.cors.headers(dict(self.headers or ()).get(b"origin"))
-
-
-def _parse_error(exc: httptools.HttpParserError) -> MalformedRequest:
-    """What is wrong with bytes that the parser does not take, and what to send instead."""
-    cause = exc.__context__ if isinstance(exc, httptools.HttpParserCallbackError) else exc
-    if isinstance(cause, httptools.HttpParserInvalidURLError):
-        return MalformedRequest(
-            "the request's target holds a byte that no URL may hold: percent-encode it as UTF-8, "
-            "so that é becomes %C3%A9 and a blank %20"
-        )
-    if isinstance(cause, httptools.HttpParserInvalidMethodError):
-        return MalformedRequest("the request begins with no method of HTTP: send HTTP/1.1")
-    if cause is not exc:
-        log.error("unhandled exception", exc_info=cause)
-        return MalformedRequest("the request cannot be read")
-    return MalformedRequest(f"the request is not HTTP/1.1 ({exc}): send HTTP/1.1")
-
-
-def _answer(
-    error: AstrolabeError, keep_alive: bool, request_id: bytes, origin_headers: OriginHeaders
-) -> bytes:
-    """The bytes of a response that holds the error as a problem document (RFC 9457)."""
-    body = problem_body(error, request_id.decode())
-    phrase = HTTPStatus(error.status).phrase.encode()
-    head = b"HTTP/1.1 %d %s\r\n" % (error.status, phrase)
-    headers = dict(problem_headers(error, body)) | dict(origin_headers)
-    headers[b"x-request-id"] = request_id
-    if not keep_alive:
-        headers[b"connection"] = b"close"
-    lines = [b"%s: %s\r\n" % header for header in headers.items()]
-    return b"".join([head, *lines, b"\r\n", body])
-
-
-_cached_answer = functools.lru_cache(maxsize=16)(_answer)
-"""`Shedding` refuses many requests with one error, so their answers differ only in the request id:
-two kinds of refusal, kept connections and others, and a few origins make 16."""

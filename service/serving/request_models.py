@@ -20,6 +20,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from service.core.labels.label_id import MAX_ID_CHARS
+
 VISIBLE = "[^\\s\\u0000-\\u001f\\u007f-\\u009f\\u200b\\u2028\\u2029\\ufeff]"
 """A text must hold one character that `service.core.encoding.text.normalise` keeps."""
 
@@ -29,7 +31,6 @@ event loop for 0.4 s."""
 TOO_MANY_FIELDS: Final = "too_many_fields"
 """Type of the error of pydantic for an object with more fields."""
 
-MAX_ID_CHARS = 1024
 MAX_WHERE_FIELDS = 16
 MAX_MODEL_CHARS = 256
 # Choices, far above what real ids, filters and names need. They bound the work for one request.

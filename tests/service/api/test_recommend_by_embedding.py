@@ -31,7 +31,7 @@ VECTORS = {
     "zero": [0.0] * DIM,
     "negative zero": [-0.0] * DIM,
     "whole numbers": [10**6] + [0] * (DIM - 1),
-    "huge whole numbers": [10**300] * DIM,
+    "large whole numbers": [2**63 - 1] * DIM,
 }
 
 
