@@ -9,14 +9,17 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.errors import ConfigError
+from service.bundle.manifest import Width
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
+Entry = TypeVar("Entry")
+Grid = Annotated[list[Entry], Field(min_length=1)]
 Precision = Literal["fp32", "fp16", "int8"]
 
 
@@ -44,7 +47,7 @@ class ValidationConfig(_Section):
     alike (`models.data.splits`).
     """
 
-    points: Positive = 2000
+    points: Annotated[int, Field(ge=2)] = 2000
     group: Literal["series", "content", "none"] = "series"
 
 
@@ -57,12 +60,12 @@ class EncoderConfig(_Section):
 
     kind: Literal["bag", "transformer", "bag+transformer"] = "bag"
     source: str
-    dim: Positive = 384
+    dim: Width = 384
     pooling: Literal["mean", "cls"] = "mean"
     frozen: bool = True
     pair_buckets: Positive = 65536
     word_smoothing: Annotated[float, Field(gt=0)] = 1e-3
-    max_tokens: Annotated[int, Field(ge=4)] = 64
+    max_tokens: Annotated[Width, Field(ge=4)] = 64
     scratch_vocabulary: Positive = 16384
 
 
@@ -248,10 +251,10 @@ class MemoryConfig(_Section):
 
     kind: Literal["none", "auto", "queries"] = "none"
     values: Literal["one", "share"] = "one"
-    depth: Annotated[int, Field(ge=10)] = 30
-    weights: list[Annotated[float, Field(gt=0, lt=1)]] = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5]
-    temperatures: list[Annotated[float, Field(gt=0)]] = [0.02, 0.05, 0.1, 0.2]
-    neighbours: list[Positive] = [10, 30, 100]
+    depth: Annotated[Width, Field(ge=10)] = 30
+    weights: Grid[Annotated[float, Field(gt=0, lt=1)]] = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5]
+    temperatures: Grid[Annotated[float, Field(gt=0)]] = [0.02, 0.05, 0.1, 0.2]
+    neighbours: Grid[Width] = [10, 30, 100]
     recall_fast: Share = 0.85
     recall_balanced: Share = 0.95
     recall_thorough: Share = 0.99
@@ -271,8 +274,8 @@ class ReleaseConfig(_Section):
     both must be equal for `min_top1_agreement` of the texts.
     """
 
-    default_k: Positive = 10
-    golden_queries: Positive = 20
+    default_k: Width = 10
+    golden_queries: Annotated[int, Field(ge=1, le=10_000)] = 20
     max_parity_diff: Annotated[float, Field(gt=0)] = 1e-3
     min_top1_agreement: Annotated[float, Field(ge=0, le=1)] = 0.995
 
