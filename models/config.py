@@ -210,16 +210,16 @@ class ExportConfig(_Section):
 class IndexConfig(_Section):
     """The label index; each effort must reach its `recall_` (recall@10) on validation points.
 
-    `m` and `ef_construction` are for the graph. `ivf_lists` is the number of inverted lists (0
-    derives it from the label count), and each label lies in `ivf_copies` of them. `pq_dims`
-    dimensions share a 4-bit code. `tree_` keys are for label trees; a `tree_gamma` or
-    `tree_entropy` over 0 puts frequent labels nearer to the root.
+    `m` and `ef_construction` are for the graph; with an `m` of 1 FAISS would never end. `ivf_lists`
+    is the number of inverted lists (0 derives it from the label count), and each label lies in
+    `ivf_copies` of them. `pq_dims` dimensions share a 4-bit code. `tree_` keys are for label trees;
+    a `tree_gamma` or `tree_entropy` over 0 puts frequent labels nearer to the root.
     """
 
     kind: Literal[
         "hnsw", "flat", "sq8", "pq-fastscan", "ivf-flat", "ivf-pq", "label-tree", "learned-graph"
     ] = "hnsw"
-    m: Positive = 32
+    m: Annotated[int, Field(ge=2)] = 32
     ef_construction: Positive = 200
     ivf_lists: Annotated[int, Field(ge=0)] = 0
     ivf_copies: Literal[1, 2] = 1
@@ -356,7 +356,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     key.
     """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as exc:
         raise ConfigError(f"{path} cannot be read: {exc.strerror}") from exc
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:

@@ -3,7 +3,8 @@
 There are three layouts: the old single file of features and labels, the newer split files of one
 matrix each, and filter files of `row label` pairs. Rows and columns count from zero. Values are
 float64; the writer gives the fewest digits that read back as the same number. In the first two
-layouts a blank line is a row without entries, so the reader checks the header's number of rows.
+layouts a blank line is a row without entries, so the reader checks the header's number of rows;
+blank lines after so many are left out.
 """
 
 import math
@@ -31,7 +32,7 @@ def read_sparse(path: Path) -> csr_array:
     lines = read_lines(path, blank_rows=True)
     n_rows, n_columns = _read_header(path, lines, "rows cols")
     rows = _Rows(path, n_columns, "column")
-    for number, line in lines:
+    for number, line in _without_blank_end(lines, n_rows):
         rows.add_pairs(number, line)
     return rows.matrix(n_rows)
 
@@ -56,7 +57,7 @@ def read_bow(path: Path) -> tuple[csr_array, csr_array]:
     n_rows, n_features, n_labels = _read_header(path, lines, "num_points num_features num_labels")
     features = _Rows(path, n_features, "feature")
     labels = _Rows(path, n_labels, "label")
-    for number, line in lines:
+    for number, line in _without_blank_end(lines, n_rows):
         targets, _, pairs = line.partition(b" ")
         labels.add_list(number, targets)
         features.add_pairs(number, pairs)
@@ -113,6 +114,14 @@ def _read_header(path: Path, lines: Iterator[tuple[int, bytes]], names: str) -> 
     if len(sizes) != len(names.split()) or min(sizes) < 0:
         raise DataError(path, 1, f"a header of whole numbers, {names}", quote(line))
     return sizes
+
+
+def _without_blank_end(
+    lines: Iterator[tuple[int, bytes]], n_rows: int
+) -> Iterator[tuple[int, bytes]]:
+    for place, (number, line) in enumerate(lines):
+        if place < n_rows or line.strip():
+            yield number, line
 
 
 def _whole(token: bytes) -> int:

@@ -62,7 +62,7 @@ def load_config_with_data(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 def _data_advice(path: Path, folder: str) -> str:
     """The text after `Data:` in the file's first comment, where it names the folder; else empty."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
     head = [line.strip("# ") for line in takewhile(lambda line: line.startswith("#"), lines)]
     advice = " ".join(head).partition("Data: ")[2]
     return advice if folder in advice else ""

@@ -121,6 +121,7 @@ BROKEN_DATA = {
     "an answer of too many labels": (None, ["release.default_k=100000"], "release.default_k"),
     "a text of too many tokens": (None, ["encoder.max_tokens=100000"], "encoder.max_tokens"),
     "too many golden queries": (None, ["release.golden_queries=20000"], "release.golden_queries"),
+    "a graph without edges": (None, ["index.m=1"], "index.m"),
     "nothing to try": (None, ["memory.kind=queries", "memory.weights=[]"], "memory.weights"),
 }
 

@@ -513,3 +513,45 @@ def test_the_shipped_sample_has_the_counts_its_readme_states():
     readme = (SAMPLE / "README.md").read_text()
     for row in ("| trn | 37,380 | 2.262 | 12,476 |", "| tst | 7,682 | 2.197 | 5,414 |"):
         assert row in readme
+
+
+BOM = "\ufeff"
+NAMED = '{"uid": "a", "title": "A"}\n{"uid": "b", "title": "B"}\n'
+
+
+@pytest.mark.parametrize("ending", ["", "\n", " \r\n\r\n", "\t"])
+@pytest.mark.parametrize("start", ["", BOM])
+@pytest.mark.parametrize("name", ["file.txt", "file.txt.gz"])
+@pytest.mark.parametrize(
+    ("read", "text"),
+    [
+        (lambda path: read_labels(path).uids, NAMED),
+        (lambda path: read_points(path, 1).labels.toarray().tolist(), f"{GOOD_POINT}\n"),
+        (lambda path: read_filter(path, 3, 3).tolist(), "1 2\n0 0\n"),
+        (lambda path: read_sparse(path).toarray().tolist(), "3 2\n0:1\n\n1:2.5\n"),
+        (lambda path: read_sparse(path).toarray().tolist(), "2 2\n0:1\n\n"),
+        (lambda path: [each.toarray().tolist() for each in read_bow(path)], "1 2 2\n1 0:1\n"),
+    ],
+)
+def test_a_byte_order_mark_and_blank_lines_at_the_end_change_nothing(
+    tmp_path, read, text, name, start, ending
+):
+    def found(content):
+        path = tmp_path / name
+        raw = content.encode()
+        path.write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+        return read(path)
+
+    assert found(start + text + ending) == found(text)
+
+
+def test_a_blank_line_before_the_end_is_named_by_its_own_line(tmp_path):
+    path = tmp_path / "lbl.jsonl"
+    path.write_text(NAMED.replace("\n", "\n\n\n", 1))
+    broken(read_labels, path, 2, "a line of data", "a blank line")
+
+
+def test_a_text_of_another_encoding_is_named(tmp_path):
+    path = tmp_path / "lbl.jsonl"
+    path.write_bytes(NAMED.encode("utf-16"))
+    broken(read_labels, path, 1, "UTF-8 text")
