@@ -17,7 +17,7 @@ from models.errors import ConfigError
 from service.bundle.manifest import Width
 
 Share = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, lt=2**31)]
 Entry = TypeVar("Entry")
 Grid = Annotated[list[Entry], Field(min_length=1)]
 Precision = Literal["fp32", "fp16", "int8"]
@@ -261,10 +261,13 @@ class MemoryConfig(_Section):
 
 
 class MetricsConfig(_Section):
-    """A and B of the inverse propensities (Jain et al., KDD 2016)."""
+    """A and B of the inverse propensities (Jain et al., KDD 2016).
 
-    propensity_a: float = 0.55
-    propensity_b: float = 1.5
+    The upper bounds are choices that keep powers finite.
+    """
+
+    propensity_a: Annotated[float, Field(ge=0, le=10)] = 0.55
+    propensity_b: Annotated[float, Field(gt=0, le=1000)] = 1.5
 
 
 class ReleaseConfig(_Section):
@@ -284,7 +287,7 @@ class Config(_Section):
     """The whole tree; `name` names run and bundle folders (default: the file's own name)."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-    seed: int = 1
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     data: DataConfig
     validation: ValidationConfig = ValidationConfig()
     encoder: EncoderConfig

@@ -121,6 +121,9 @@ BROKEN_DATA = {
     "an answer of too many labels": (None, ["release.default_k=100000"], "release.default_k"),
     "a text of too many tokens": (None, ["encoder.max_tokens=100000"], "encoder.max_tokens"),
     "too many golden queries": (None, ["release.golden_queries=20000"], "release.golden_queries"),
+    "a seed below zero": (None, ["seed=-1"], "seed"),
+    "a number beyond 32 bits": (None, ["index.ef_construction=99999999999"], "ef_construction"),
+    "no propensity": (None, ["metrics.propensity_b=-1.0"], "metrics.propensity_b"),
     "a graph without edges": (None, ["index.m=1"], "index.m"),
     "nothing to try": (None, ["memory.kind=queries", "memory.weights=[]"], "memory.weights"),
 }

@@ -112,6 +112,12 @@ def test_a_point_may_have_no_uid(tmp_path):
     assert points.labels.toarray().tolist() == [[0, 0], [0, 1]]
 
 
+def test_a_title_may_speak_of_a_uid(tmp_path):
+    path = tmp_path / "trn.jsonl"
+    path.write_text(json.dumps({"uid": "p", "title": '"uid"', "x": {"uid": 1}, "target_ind": []}))
+    assert read_points(path, 1).titles == ['"uid"']
+
+
 def test_crlf_and_a_missing_last_newline_are_legal(tmp_path):
     path = tmp_path / "trn.jsonl"
     path.write_bytes(f"{GOOD_POINT}\r\n{GOOD_POINT}".encode())
@@ -150,6 +156,7 @@ def test_an_empty_file_has_no_points(tmp_path):
         (b'{"uid": null, "title": "", "target_ind": []}', 'a "uid"', "None"),
         (b'{"uid": true, "title": "", "target_ind": []}', 'a "uid"', "True"),
         (b'{"uid": 7, "title": "", "target_ind": []}', 'a "uid" that is text, in quotes', "7"),
+        (b'{"uid": "p", "uid": "q", "title": "", "target_ind": []}', 'one "uid"', '"q"'),
         (b'{"uid": 7.0, "title": "", "target_ind": []}', 'a "uid" that is text', "7.0"),
         (b'{"uid": "p", "title": ""}', "list of whole numbers", 'no "target_ind"'),
         (b'{"uid": "p", "title": "", "target_ind": 1}', "list of whole numbers", "1"),
