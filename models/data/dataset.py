@@ -105,6 +105,15 @@ def label_texts(labels: LabelCatalogue, fields: Fields) -> list[str]:
     return _join_fields(labels.titles, labels.contents, fields)
 
 
+def has_text(text: str) -> bool:
+    """Whether a reader sees something: a character that is neither blank nor for control.
+
+    >>> has_text("whale"), has_text(" \u00ad\u200b")
+    (True, False)
+    """
+    return any(char.isprintable() and char != " " for char in text)
+
+
 def _join_fields(titles: list[str], contents: list[str], fields: Fields) -> list[str]:
     if fields == "title":
         return list(titles)
@@ -135,7 +144,7 @@ def report(dataset: Dataset, fields: Fields) -> dict[str, Any]:
     test_texts = point_texts(dataset.test, fields) if dataset.test is not None else []
     names = label_texts(dataset.labels, fields)
     per_label = np.bincount(dataset.train.labels.indices, minlength=len(dataset.labels))
-    distinct_train_texts = {text for text in train_texts if text.strip()}
+    distinct_train_texts = {text for text in train_texts if has_text(text)}
     return {
         "name": dataset.name,
         "sha256": dataset.sha256,
@@ -189,12 +198,12 @@ def _mean(counts: NDArray[np.integer]) -> float:
 
 
 def _count_blank(texts: list[str]) -> int:
-    return sum(not text.strip() for text in texts)
+    return sum(not has_text(text) for text in texts)
 
 
 def _count_duplicates(texts: list[str]) -> int:
     """The number of copies after the first, without blank texts (see `_count_blank`)."""
-    texts = [text for text in texts if text.strip()]
+    texts = [text for text in texts if has_text(text)]
     return len(texts) - len(set(texts))
 
 

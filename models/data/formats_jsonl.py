@@ -8,6 +8,7 @@ uid, which is nobody's. Where a line names a label twice, as real data does, the
 counts it. Every other fault raises DataError.
 """
 
+import json
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -107,7 +108,16 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise DataError(path, number, "one JSON object", f"{quote(line)} ({exc})") from exc
         if not isinstance(record, dict):
             raise DataError(path, number, "one JSON object", quote(line))
+        if line.count(b'"uid"') > 1:
+            _check_one_uid(path, number, line)
         yield number, record
+
+
+def _check_one_uid(path: Path, number: int, line: bytes) -> None:
+    """Raise DataError where an object has two uids, of which parsers keep the last in silence."""
+    pairs = json.loads(line, object_pairs_hook=list)
+    if [name for name, _ in pairs].count("uid") > 1:
+        raise DataError(path, number, 'one "uid"', quote(line))
 
 
 def _check_utf8(path: Path, number: int, line: bytes) -> None:

@@ -15,6 +15,7 @@ from scipy.optimize import isotonic_regression
 from scipy.special import expit
 
 from models.data.filters import filtered_pairs
+from models.data.prepare import CALIBRATION_DEPTH
 from models.quality.metrics import expected_calibration_error, relevant
 from models.quality.ranking import EvaluationSet
 from service.atomic import write_text
@@ -22,8 +23,7 @@ from service.bundle.manifest import CalibrationInfo
 from service.core.calibration import PiecewiseLinear
 from service.core.types import Hits
 
-DEPTH = 50
-"""Labels of an answer that the map is fitted on. A choice: five times the default k of 10."""
+DEPTH = CALIBRATION_DEPTH
 _EVALUATED = 10
 """Labels of an answer that the error is measured on: the default k (`release.default_k`)."""
 

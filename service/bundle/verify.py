@@ -53,7 +53,7 @@ def resolve(path: Path) -> Path:
             "of bundles as `python -m models all` writes it"
         )
     try:
-        name = read_plain(pointer, _POINTER_BYTES).decode("utf-8", "replace").strip()
+        name = read_plain(pointer, _POINTER_BYTES).decode("utf-8-sig", "replace").strip()
     except (FileMissing, FileCorrupt) as exc:
         raise BundleNotFound(exc.detail) from exc
     if not _FILE_NAME.fullmatch(name):

@@ -152,7 +152,7 @@ class EdgeSettings(BaseSettings):
         try:
             if path.stat().st_size > MAX_KEYS_FILE_BYTES:
                 raise ValueError(f"api_keys_file: {path} has over {MAX_KEYS_FILE_BYTES} bytes")
-            return path.read_text(encoding="utf-8").splitlines()
+            return path.read_text(encoding="utf-8-sig").splitlines()
         except OSError as exc:
             raise ValueError(f"api_keys_file: {path} cannot be read: {exc.strerror}") from exc
         except UnicodeDecodeError as exc:

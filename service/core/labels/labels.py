@@ -76,12 +76,15 @@ class LabelStore:
         return (self._read(row) for row in range(len(self)))
 
     def scan_ids(self) -> Iterator[str]:
-        """The ids of all labels in row order, as fast as `scan_metadata`; raises BundleMismatch."""
+        """The ids of all labels in row order, about as fast as `scan_metadata`.
+
+        Raises BundleMismatch if a line is no label.
+        """
         for start, records in self._scan_records():
-            ids: list[Any] = [raw.get("id") for raw in records]
-            if set(map(type, ids)) != {str}:
-                ids = [self._read(start + i).label_id for i in range(len(records))]
-            yield from ids
+            for row, raw in enumerate(records, start):
+                if not _is_label(raw):
+                    self._read(row)  # which raises, and says what is wrong
+                yield raw["id"]
 
     def scan_metadata(self) -> Iterator[dict[str, Any]]:
         """The metadata of all labels in row order; raises BundleMismatch.
@@ -108,7 +111,10 @@ class LabelStore:
             if len(records) != len(ends) or set(map(type, records)) != {dict}:
                 # Something is wrong: parse line by line, so that the error names the row.
                 labels = [self._read(start + i) for i in range(len(offsets) - 1)]
-                records = [{"id": one.label_id, "metadata": one.metadata} for one in labels]
+                records = [
+                    {"id": one.label_id, "text": one.text, "metadata": one.metadata}
+                    for one in labels
+                ]
             yield start, records
 
     def _read(self, row: int) -> Label:
@@ -120,7 +126,17 @@ class LabelStore:
             raise BundleMismatch(f"{self.path}: row {row} is not a label: {exc}") from exc
         if not (isinstance(label.label_id, str) and isinstance(label.text, str)):
             raise BundleMismatch(f"{self.path}: row {row}: id and text must be texts")
+        if not isinstance(label.metadata, dict):
+            raise BundleMismatch(f"{self.path}: row {row}: metadata must be an object")
         return label
+
+
+def _is_label(raw: dict[str, Any]) -> bool:
+    return (
+        type(raw.get("id")) is str
+        and type(raw.get("text")) is str
+        and type(raw.get("metadata", {})) is dict
+    )
 
 
 def write_labels(folder: Path, labels: Iterable[Label]) -> list[str]:

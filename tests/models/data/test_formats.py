@@ -106,6 +106,12 @@ def test_a_point_may_have_no_uid(tmp_path):
     assert points.labels.toarray().tolist() == [[0, 0], [0, 1]]
 
 
+def test_a_title_may_speak_of_a_uid(tmp_path):
+    path = tmp_path / "trn.jsonl"
+    path.write_text(json.dumps({"uid": "p", "title": '"uid"', "x": {"uid": 1}, "target_ind": []}))
+    assert read_points(path, 1).titles == ['"uid"']
+
+
 def test_crlf_and_a_missing_last_newline_are_legal(tmp_path):
     path = tmp_path / "trn.jsonl"
     path.write_bytes(f"{GOOD_POINT}\r\n{GOOD_POINT}".encode())
@@ -144,6 +150,7 @@ def test_an_empty_file_has_no_points(tmp_path):
         (b'{"uid": null, "title": "", "target_ind": []}', 'a "uid"', "None"),
         (b'{"uid": true, "title": "", "target_ind": []}', 'a "uid"', "True"),
         (b'{"uid": 7, "title": "", "target_ind": []}', 'a "uid" that is text, in quotes', "7"),
+        (b'{"uid": "p", "uid": "q", "title": "", "target_ind": []}', 'one "uid"', '"q"'),
         (b'{"uid": 7.0, "title": "", "target_ind": []}', 'a "uid" that is text', "7.0"),
         (b'{"uid": "p", "title": ""}', "list of whole numbers", 'no "target_ind"'),
         (b'{"uid": "p", "title": "", "target_ind": 1}', "list of whole numbers", "1"),
@@ -419,3 +426,45 @@ def test_the_shipped_sample_has_the_counts_its_readme_states():
     readme = (SAMPLE / "README.md").read_text()
     for row in ("| trn | 37,380 | 2.262 | 12,476 |", "| tst | 7,682 | 2.197 | 5,414 |"):
         assert row in readme
+
+
+BOM = "\ufeff"
+NAMED = '{"uid": "a", "title": "A"}\n{"uid": "b", "title": "B"}\n'
+
+
+@pytest.mark.parametrize("ending", ["", "\n", " \r\n\r\n", "\t"])
+@pytest.mark.parametrize("start", ["", BOM])
+@pytest.mark.parametrize("name", ["file.txt", "file.txt.gz"])
+@pytest.mark.parametrize(
+    ("read", "text"),
+    [
+        (lambda path: read_labels(path).uids, NAMED),
+        (lambda path: read_points(path, 1).labels.toarray().tolist(), f"{GOOD_POINT}\n"),
+        (lambda path: read_filter(path, 3, 3).tolist(), "1 2\n0 0\n"),
+        (lambda path: read_sparse(path).toarray().tolist(), "3 2\n0:1\n\n1:2.5\n"),
+        (lambda path: read_sparse(path).toarray().tolist(), "2 2\n0:1\n\n"),
+        (lambda path: [each.toarray().tolist() for each in read_bow(path)], "1 2 2\n1 0:1\n"),
+    ],
+)
+def test_a_byte_order_mark_and_blank_lines_at_the_end_change_nothing(
+    tmp_path, read, text, name, start, ending
+):
+    def found(content):
+        path = tmp_path / name
+        raw = content.encode()
+        path.write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+        return read(path)
+
+    assert found(start + text + ending) == found(text)
+
+
+def test_a_blank_line_before_the_end_is_named_by_its_own_line(tmp_path):
+    path = tmp_path / "lbl.jsonl"
+    path.write_text(NAMED.replace("\n", "\n\n\n", 1))
+    broken(read_labels, path, 2, "a line of data", "a blank line")
+
+
+def test_a_text_of_another_encoding_is_named(tmp_path):
+    path = tmp_path / "lbl.jsonl"
+    path.write_bytes(NAMED.encode("utf-16"))
+    broken(read_labels, path, 1, "UTF-8 text")

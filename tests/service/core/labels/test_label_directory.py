@@ -53,6 +53,26 @@ def test_two_labels_of_one_id_are_refused_whatever_the_files_say(tmp_path, hashe
         LabelDirectory.open(tmp_path, LabelStore(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"id": 7, "text": "t"}',
+        '{"id": "a"}',
+        '{"id": "a", "text": null}',
+        '{"id": "a", "text": "t", "metadata": null}',
+        '{"id": "a", "text": "t", "metadata": [1]}',
+        '{"text": "t"}',
+        "[]",
+    ],
+)
+def test_a_line_that_is_no_label_is_refused_when_the_bundle_is_opened(tmp_path, line) -> None:
+    lines = [b'{"id": "first", "text": "t"}\n', line.encode() + b"\n"]
+    (tmp_path / "labels.jsonl").write_bytes(b"".join(lines))
+    np.save(tmp_path / "labels.offsets.npy", np.cumsum([0, *map(len, lines)]))
+    with pytest.raises(BundleMismatch, match="row 1"):
+        LabelDirectory.open(tmp_path, LabelStore(tmp_path))
+
+
 def test_a_row_that_stands_twice_is_refused(labels, tmp_path) -> None:
     write_directory(tmp_path, IDS)
     rows = np.load(tmp_path / HASH_ROWS_FILE)
