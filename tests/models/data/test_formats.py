@@ -441,9 +441,6 @@ NAMED = '{"uid": "a", "title": "A"}\n{"uid": "b", "title": "B"}\n'
         (lambda path: read_labels(path).uids, NAMED),
         (lambda path: read_points(path, 1).labels.toarray().tolist(), f"{GOOD_POINT}\n"),
         (lambda path: read_filter(path, 3, 3).tolist(), "1 2\n0 0\n"),
-        (lambda path: read_sparse(path).toarray().tolist(), "3 2\n0:1\n\n1:2.5\n"),
-        (lambda path: read_sparse(path).toarray().tolist(), "2 2\n0:1\n\n"),
-        (lambda path: [each.toarray().tolist() for each in read_bow(path)], "1 2 2\n1 0:1\n"),
     ],
 )
 def test_a_byte_order_mark_and_blank_lines_at_the_end_change_nothing(
