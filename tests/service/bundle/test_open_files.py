@@ -32,6 +32,8 @@ def test_a_changed_file_is_named_until_it_is_whole_again(copied: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content[:-1])
     for _ in range(2):
-        assert files.fault() == "labels.jsonl of the bundle was changed on disk: put the bundle back"
+        assert (
+            files.fault() == "labels.jsonl of the bundle was changed on disk: put the bundle back"
+        )
     path.write_bytes(content)
     assert files.fault() is None
