@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 import models
-import service
+import service.background
 from models.__main__ import main
 from service.api.app import create_app
 from service.edge.ports import bind
@@ -30,11 +30,19 @@ from tests.support.tiny_job import write_tiny_job
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-NOT_OF_A_JOURNEY = {"<module>", "on_tick"}
-"""Code that runs at an import, and the server's clock."""
+BACKGROUND = service.background.__file__
 
 CALLED_BACK = {"service/core/encoding/text.py"}
 """Files that a library calls from threads of its own, so that their place in the order varies."""
+
+
+def is_beside(frame: FrameType | None) -> bool:
+    """Whether a frame is called by the server's clock or a background task."""
+    while frame is not None:
+        if frame.f_code.co_name == "on_tick" or frame.f_code.co_filename == BACKGROUND:
+            return True
+        frame = frame.f_back
+    return False
 
 
 class Route:
@@ -46,10 +54,10 @@ class Route:
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
         code = frame.f_code
-        if event != "call" or code in self._known:
+        if event != "call" or code in self._known or is_beside(frame):
             return
         self._known.add(code)
-        if code.co_name not in NOT_OF_A_JOURNEY:
+        if code.co_name != "<module>":  # which runs at an import
             path = Path(code.co_filename)
             if path.is_relative_to(ROOT):
                 name = path.relative_to(ROOT).as_posix()
