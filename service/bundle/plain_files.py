@@ -5,11 +5,11 @@ process for ever, and a file that grows while it is read might never end. All th
 """
 
 import os
-import stat
 from pathlib import Path
 from typing import BinaryIO
 
 from service.errors import FileCorrupt, FileMissing
+from service.regular_files import NotRegular, open_regular, read_at_most
 
 
 def open_plain(path: Path) -> BinaryIO:
@@ -17,35 +17,25 @@ def open_plain(path: Path) -> BinaryIO:
 
     Raises FileMissing, and FileCorrupt if it is not a plain file or cannot be read.
     """
-    # O_NONBLOCK: opening a named pipe would otherwise wait for a writer.
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        descriptor = os.open(path, flags)
+        return open_regular(path, os.O_NOFOLLOW)
     except (FileNotFoundError, NotADirectoryError):
         raise FileMissing(f"{path} is not there") from None
     except OSError as exc:
         if path.is_symlink():
             raise _not_plain(path) from exc
         raise FileCorrupt(f"{path} cannot be read: {exc.strerror}") from exc
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise _not_plain(path)
-    return open(descriptor, "rb", buffering=0)
+    except NotRegular:
+        raise _not_plain(path) from None
 
 
 def read_plain(path: Path, max_bytes: int) -> bytes:
-    """Read a whole plain file; raises FileMissing, and FileCorrupt if it is over `max_bytes`.
-
-    It tries to read one byte too many and does not trust the size that the system reports.
-    """
+    """Read a whole plain file; raises FileMissing, and FileCorrupt if it is over `max_bytes`."""
     with open_plain(path) as file:
-        parts, budget = [], max_bytes + 1
-        while budget and (part := file.read(budget)):
-            parts.append(part)
-            budget -= len(part)
-    if not budget:
+        content = read_at_most(file, max_bytes)
+    if content is None:
         raise FileCorrupt(f"{path} has over {max_bytes} bytes")
-    return b"".join(parts)
+    return content
 
 
 def _not_plain(path: Path) -> FileCorrupt:

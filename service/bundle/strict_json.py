@@ -30,6 +30,11 @@ def read_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
         raise
     except FileCorrupt as exc:
         raise ManifestInvalid(exc.detail) from exc
+    return parse_object(path, raw)
+
+
+def parse_object(path: Path, raw: bytes) -> dict[str, Any]:
+    """Parse the JSON object that was read from `path`; raises ManifestInvalid."""
     try:
         value = parse(raw)
     except (ValueError, RecursionError) as exc:

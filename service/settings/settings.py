@@ -176,6 +176,13 @@ class Settings(EdgeSettings, GpuSettings, ObservingSettings):
         description="Paths of further bundles, each served under its own name; separated by "
         "commas in the variable.",
     )
+    bundle_keys: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (),
+        description="PEM files of Ed25519 public keys, separated by commas in the variable. With "
+        "them the service refuses every bundle that none of these keys signed: "
+        "docs/operations.md, Signed bundles. The service reads them at start and for every new "
+        "bundle. Not set: it does not look at signatures.",
+    )
     bundle_root: Path | None = Field(
         None,
         description="Folder with the bundles that admin requests may name. Not set: the folder "
@@ -215,14 +222,17 @@ class Settings(EdgeSettings, GpuSettings, ObservingSettings):
         description="After that: how long accepted requests may take to finish.",
     )
 
-    @field_validator("more_bundles", mode="before")
+    @field_validator("more_bundles", "bundle_keys", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         """Split `a,b`, whether it is one text or a list of texts."""
         parts = [value] if isinstance(value, str) else value
         if not all(isinstance(part, str) for part in parts):
             return value
-        return [name for part in parts for name in part.split(",") if name]
+        names = [name for part in parts for name in part.split(",") if name]
+        if any(parts) and not names:  # only commas: "no keys" would turn the check off
+            raise ValueError("it names no path: give one, or leave it out")
+        return names
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
