@@ -66,6 +66,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("loadtest.client",),
         ("loadtest.plan",),
         ("loadtest.target",),
+        ("loadtest.headers",),
         ("loadtest.errors", "loadtest.interrupt"),
     ),
 }
