@@ -39,9 +39,10 @@ serve: $(INSTALLED) ## serve the newest bundle of CONFIG on HOST:PORT
 
 # Arrays in tests are tiny, so a second thread would only wait, on a busy machine for long.
 test: export OMP_NUM_THREADS ?= 1
-# Two processes: most tests compute on one core. One that is free takes tests from the other.
+# Two processes: most tests compute on one core. Each takes whole files, in the order that
+# tests/conftest.py gives them, so that what the tests of a file share is made once.
 test: $(INSTALLED) ## run the whole test suite
-	$(BIN)/python -m pytest --numprocesses=2 --dist=worksteal
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 # Without torch, which has one wheel for each kind of device: the service must run on the oldest of
 # everything that it needs. Tests build their tiny bundle with onnx.

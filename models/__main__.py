@@ -227,10 +227,10 @@ def _refuse_processes(stage: str) -> None:
 
 
 def _make_debian(args: argparse.Namespace) -> None:
-    from models.data.dataset import report
+    from models.data.dataset import report_text
     from models.data.debian import make_dataset
 
-    print(report(make_dataset(args.out, args.limit_points), "title+content").as_text())
+    print(report_text(make_dataset(args.out, args.limit_points), "title+content"))
 
 
 def _compare(args: argparse.Namespace) -> None:

@@ -9,18 +9,21 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.errors import ConfigError
+from service.bundle.manifest import Width
 from service.regular_files import read_text
 
 MAX_BYTES = 1 << 20
 """Of a configuration file. A choice: those that ship have a few kilobytes."""
 
 Share = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, lt=2**31)]
+Entry = TypeVar("Entry")
+Grid = Annotated[list[Entry], Field(min_length=1)]
 Precision = Literal["fp32", "fp16", "int8"]
 
 
@@ -48,7 +51,7 @@ class ValidationConfig(_Section):
     alike (`models.data.splits`).
     """
 
-    points: Positive = 2000
+    points: Annotated[int, Field(ge=2)] = 2000
     group: Literal["series", "content", "none"] = "series"
 
 
@@ -61,12 +64,12 @@ class EncoderConfig(_Section):
 
     kind: Literal["bag", "transformer", "bag+transformer"] = "bag"
     source: str
-    dim: Positive = 384
+    dim: Width = 384
     pooling: Literal["mean", "cls"] = "mean"
     frozen: bool = True
     pair_buckets: Positive = 65536
     word_smoothing: Annotated[float, Field(gt=0)] = 1e-3
-    max_tokens: Annotated[int, Field(ge=4)] = 64
+    max_tokens: Annotated[Width, Field(ge=4)] = 64
     scratch_vocabulary: Positive = 16384
 
 
@@ -211,16 +214,16 @@ class ExportConfig(_Section):
 class IndexConfig(_Section):
     """The label index; each effort must reach its `recall_` (recall@10) on validation points.
 
-    `m` and `ef_construction` are for the graph. `ivf_lists` is the number of inverted lists (0
-    derives it from the label count), and each label lies in `ivf_copies` of them. `pq_dims`
-    dimensions share a 4-bit code. `tree_` keys are for label trees; a `tree_gamma` or
-    `tree_entropy` over 0 puts frequent labels nearer to the root.
+    `m` and `ef_construction` are for the graph; with an `m` of 1 FAISS would never end. `ivf_lists`
+    is the number of inverted lists (0 derives it from the label count), and each label lies in
+    `ivf_copies` of them. `pq_dims` dimensions share a 4-bit code. `tree_` keys are for label trees;
+    a `tree_gamma` or `tree_entropy` over 0 puts frequent labels nearer to the root.
     """
 
     kind: Literal[
         "hnsw", "flat", "sq8", "pq-fastscan", "ivf-flat", "ivf-pq", "label-tree", "learned-graph"
     ] = "hnsw"
-    m: Positive = 32
+    m: Annotated[int, Field(ge=2)] = 32
     ef_construction: Positive = 200
     ivf_lists: Annotated[int, Field(ge=0)] = 0
     ivf_copies: Literal[1, 2] = 1
@@ -252,20 +255,23 @@ class MemoryConfig(_Section):
 
     kind: Literal["none", "auto", "queries"] = "none"
     values: Literal["one", "share"] = "one"
-    depth: Annotated[int, Field(ge=10)] = 30
-    weights: list[Annotated[float, Field(gt=0, lt=1)]] = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5]
-    temperatures: list[Annotated[float, Field(gt=0)]] = [0.02, 0.05, 0.1, 0.2]
-    neighbours: list[Positive] = [10, 30, 100]
+    depth: Annotated[Width, Field(ge=10)] = 30
+    weights: Grid[Annotated[float, Field(gt=0, lt=1)]] = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5]
+    temperatures: Grid[Annotated[float, Field(gt=0)]] = [0.02, 0.05, 0.1, 0.2]
+    neighbours: Grid[Width] = [10, 30, 100]
     recall_fast: Share = 0.85
     recall_balanced: Share = 0.95
     recall_thorough: Share = 0.99
 
 
 class MetricsConfig(_Section):
-    """A and B of the inverse propensities (Jain et al., KDD 2016)."""
+    """A and B of the inverse propensities (Jain et al., KDD 2016).
 
-    propensity_a: float = 0.55
-    propensity_b: float = 1.5
+    The upper bounds are choices that keep powers finite.
+    """
+
+    propensity_a: Annotated[float, Field(ge=0, le=10)] = 0.55
+    propensity_b: Annotated[float, Field(gt=0, le=1000)] = 1.5
 
 
 class ReleaseConfig(_Section):
@@ -275,8 +281,8 @@ class ReleaseConfig(_Section):
     both must be equal for `min_top1_agreement` of the texts.
     """
 
-    default_k: Positive = 10
-    golden_queries: Positive = 20
+    default_k: Width = 10
+    golden_queries: Annotated[int, Field(ge=1, le=10_000)] = 20
     max_parity_diff: Annotated[float, Field(gt=0)] = 1e-3
     min_top1_agreement: Annotated[float, Field(ge=0, le=1)] = 0.995
 
@@ -285,7 +291,7 @@ class Config(_Section):
     """The whole tree; `name` names run and bundle folders (default: the file's own name)."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-    seed: int = 1
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     data: DataConfig
     validation: ValidationConfig = ValidationConfig()
     encoder: EncoderConfig

@@ -1,4 +1,4 @@
-"""Imports of packages that only an extra installs, such as peers and matplotlib."""
+"""Imports of packages that only an extra installs, such as peers."""
 
 import importlib
 from typing import Any

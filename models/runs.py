@@ -30,7 +30,7 @@ from typing import Any
 
 from models.config import Config
 from models.errors import RunError
-from service.atomic import write_atomic
+from service.atomic import write_text
 from service.version import __version__
 
 RUN_FILE = "run.json"
@@ -74,7 +74,7 @@ class Run:
         records = map(json.loads, path.read_text("utf-8").splitlines()) if path.is_file() else ()
         earlier = [old for old in records if _epoch_of(old) != _epoch_of(record)]
         text = "".join(json.dumps(line) + "\n" for line in [*earlier, record])
-        write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_text(path, text)
 
     def measured(self) -> dict[str, Any]:
         """The content of measured.json; empty before the first measurement."""
@@ -84,10 +84,7 @@ class Run:
     def record(self, **parts: Any) -> None:
         """Add parts to measured.json; a part of the same name is replaced."""
         merged = self.measured() | parts
-        write_atomic(
-            self.folder / MEASURED_FILE,
-            lambda path: path.write_text(json.dumps(merged, indent=1), encoding="utf-8"),
-        )
+        write_text(self.folder / MEASURED_FILE, json.dumps(merged, indent=1))
 
 
 def _epoch_of(record: dict[str, Any]) -> tuple[Any, Any]:
@@ -117,8 +114,7 @@ def open_run(root: Path, config: Config, data_sha256: str, split_sha256: str) ->
             "split_sha256": split_sha256,
             "code": {"version": __version__, "revision": code_revision()},
         }
-        text = json.dumps(about, indent=1)
-        write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_text(path, json.dumps(about, indent=1))
     return Run(folder, config, data_sha256)
 
 

@@ -17,7 +17,7 @@ import torch
 from scipy.sparse import csr_array
 
 from models.config import Config
-from models.data.dataset import Dataset, label_texts, point_texts, report
+from models.data.dataset import Dataset, label_texts, point_texts, report_text
 from models.data.filters import filtered_pairs
 from models.data.prepare import Corpus, Split, open_configured, split
 from models.data.tokens import TokenizedTexts
@@ -67,7 +67,7 @@ from models.tune.goal import Goal
 from models.tune.report import Report
 from models.tune.subject import Subject
 from models.tune.tuning import Request, scored_by_vectors, tune
-from service.atomic import write_atomic
+from service.atomic import write_text
 from service.bundle.manifest import EXACT, QualityInfo
 from service.bundle.verify import read_manifest, resolve
 from service.core.encoding.encoder import OnnxEncoder
@@ -144,7 +144,7 @@ def job_of_bundle(bundle: Path, var: Path) -> TrainingJob:
 
 def run_prepare(job: TrainingJob) -> str:
     """A report on the data and the split, as text."""
-    text = report(job.dataset, job.run.config.data.fields).as_text()
+    text = report_text(job.dataset, job.run.config.data.fields)
     parts = job.parts
     return (
         f"{text}\nsplit: {len(parts.train_rows):,} points to train on, "
@@ -174,15 +174,8 @@ def _train(job: TrainingJob, world: World) -> None:
     cpu_start = time.process_time()
     progress = train(model, rows, validation, run, rng)
     if world.leads:
-        run.record(
-            training={
-                "best_epoch": progress.best_epoch + 1,
-                "epochs": progress.epoch,
-                "validation_p_at_1": progress.best_p_at_1,
-                "seconds": round(progress.seconds, 1),
-                "cpu_seconds": round(time.process_time() - cpu_start, 1),
-            }
-        )
+        cpu_seconds = round(time.process_time() - cpu_start, 1)
+        run.record(training=progress.outcome() | {"cpu_seconds": cpu_seconds})
         # After the record: a kill between the two must resume the run, not train it anew.
         (run.folder / CHECKPOINT_FILE).unlink(missing_ok=True)
 
@@ -216,15 +209,11 @@ def _fresh_encoder(job: TrainingJob, world: World) -> TextEncoder:
     corpus += label_texts(job.dataset.labels, config.data.label_fields)
     encoder, tokenizer_json = build_encoder(config.encoder, corpus, config.seed)
     if world.leads:
-        _write_text(run.folder / TOKENIZER_FILE, tokenizer_json)
+        write_text(run.folder / TOKENIZER_FILE, tokenizer_json)
         if (transformer := transformer_of(encoder)) is not None:
-            _write_text(run.folder / ARCHITECTURE_FILE, architecture_of(transformer.backbone))
+            write_text(run.folder / ARCHITECTURE_FILE, architecture_of(transformer.backbone))
     world.wait()
     return encoder
-
-
-def _write_text(path: Path, text: str) -> None:
-    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _points(job: TrainingJob, encoder: TextEncoder, world: World) -> TrainingRows:
@@ -238,7 +227,9 @@ def _points(job: TrainingJob, encoder: TextEncoder, world: World) -> TrainingRow
         )
         labels = soft_targets(labels, probabilities, ignored, teacher.weight)
     texts = _texts(job, "train", encoder, world)
-    return TrainingRows(texts, labels, ignored, [train.uids[row] for row in points])
+    return TrainingRows(
+        texts, labels, ignored, [train.uids[row] or f"point {row}" for row in points]
+    )
 
 
 def _texts(

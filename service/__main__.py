@@ -8,12 +8,14 @@ wait for a 503. Kubernetes' startup probe covers that time.
 import os
 import signal
 
+from service.signals import ending_signals
+
 if __name__ == "__main__":
     # Until serving begins, a signal ends the process. We raise no exception, because Python drops
     # it in some places, such as a finaliser. We start no waiting thread (`service.interrupt`),
     # because threads do not survive a fork. We set a handler at all, because process 1 of a
     # container ignores SIGTERM without one.
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ending_signals():
         signal.signal(number, lambda *_: os._exit(0))
 
 import contextlib
@@ -29,7 +31,7 @@ log = logging.getLogger("service")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until SIGTERM or SIGINT; returns the exit code, 0 then and 1 for a failed start."""
+    """Serve until a signal; returns the exit code, 0 then and 1 for a failed start."""
     # Import late: --help must not wait for ONNX Runtime and FAISS.
     from service.errors import AstrolabeError
     from service.settings.settings import load_settings

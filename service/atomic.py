@@ -42,6 +42,11 @@ def is_running(pid: str) -> bool:
     return pid.isdigit() and int(pid) != os.getpid() and Path(f"/proc/{pid}").exists()
 
 
+def write_text(path: Path, text: str) -> None:
+    """A text in UTF-8, whole or not at all."""
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
 def write_array(path: Path, array: NDArray[Any]) -> None:
     """One array as .npy, whole or not at all."""
 

@@ -44,6 +44,7 @@ whether another try can help. `service.gate.problems` makes the answer from thes
     ├── CatalogueError              the service cannot store or read label changes
     │   ├── CatalogueUnavailable    503 no folder for them is set, or the disk or a lock refuses
     │   └── CatalogueCorrupt        503 their file is damaged, or belongs to something else
+    ├── StateUnavailable            503 a change of bundles cannot be recorded in the state folder
     ├── DeviceUnavailable           the requested execution provider does not work here
     ├── SettingsInvalid             a setting is wrong
     └── WorkersFailed               worker processes end again and again at their start
@@ -308,6 +309,13 @@ class CatalogueCorrupt(CatalogueError):
     """The file of changes is damaged, or belongs to another catalogue or program."""
 
     code, title, status = "catalogue_corrupt", "Catalogue corrupt", 503
+
+
+class StateUnavailable(AstrolabeError):
+    """The state folder cannot be written now, so a change of bundles was not made."""
+
+    code, title, status = "state_unavailable", "State unavailable", 503
+    retryable = True
 
 
 class DeviceUnavailable(AstrolabeError):

@@ -10,13 +10,24 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests.support.tiny_bundle import write_tiny_bundle
 
+# A busy machine takes its time for an example, and that is no fault.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--complete", action="store_true", help="fail where a test is left out")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start files that hold slow tests first, so that none of them is the last to end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -7,7 +7,6 @@ the record after each system, because a peer's library may crash the process.
 import hashlib
 import json
 import logging
-import tempfile
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +26,7 @@ from models.config import Config
 from models.errors import ComparisonError
 from models.quality.evaluate import evaluate
 from models.runs import Run, run_digest
+from service.atomic import staging_folder
 from service.bundle.manifest import Manifest, QualityInfo
 from service.bundle.verify import read_manifest, resolve
 from service.core.engine import Engine
@@ -59,9 +59,9 @@ class Bench:
         self._provenance = provenance
 
     def add_peer(self, name: str) -> None:
-        """Train a peer in a temporary folder and measure it. Raises ModelsError."""
-        with tempfile.TemporaryDirectory() as folder:
-            peer = make_peer(name, Path(folder))
+        """Train a peer in a folder of its own and measure it. Raises ModelsError."""
+        with staging_folder(self._var) as folder:
+            peer = make_peer(name, folder)
             settings = {"peer": peer.settings, "features": features.SETTINGS}
             digest = _digest([peer.version, settings])
             if not self._on_record(peer.title, digest):

@@ -1,15 +1,18 @@
 """Draws two charts of a comparison as SVG: P@1 against latency, and PSP@5 against P@5.
 
-The same rows give the same bytes. The extra `peers` installs matplotlib.
+The same rows give the same bytes.
 """
 
-import io
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from models.compare.record import OURS, Comparison, Row
-from models.extras import need
-from service.atomic import write_atomic
+from models.svg import svg_of
+from service.atomic import write_text
 
 LATENCY_CHART: Final = "p1-by-latency.svg"
 TAIL_CHART: Final = "psp5-by-p5.svg"
@@ -18,7 +21,7 @@ _BLUE, _GREY = "#0072b2", "#6b6b6b"
 
 
 def write_charts(comparison: Comparison, folder: Path) -> None:
-    """Write both charts into the folder. Raises PeerMissing where matplotlib is not installed."""
+    """Write both charts into the folder."""
     latency = [(row, row.query_ms_p50, row.metrics["p1"]) for row in comparison.rows]
     tail = [(row, row.metrics["p5"], row.metrics["psp5"]) for row in comparison.rows]
     charts = {
@@ -26,15 +29,11 @@ def write_charts(comparison: Comparison, folder: Path) -> None:
         TAIL_CHART: _chart(tail, "P@5", "PSP@5", log_x=False),
     }
     for name, svg in charts.items():
-        _write(folder / name, svg)
-
-
-def _write(path: Path, svg: str) -> None:
-    write_atomic(path, lambda temporary: temporary.write_text(svg, "utf-8"))
+        write_text(folder / name, svg)
 
 
 def _chart(points: list[tuple[Row, float, float]], x: str, y: str, *, log_x: bool) -> str:
-    figure = need("matplotlib.figure").Figure(figsize=(7.2, 4.2), layout="constrained")
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.add_subplot()
     axes.set_xlabel(x)
     axes.set_ylabel(y)
@@ -49,21 +48,11 @@ def _chart(points: list[tuple[Row, float, float]], x: str, y: str, *, log_x: boo
     if log_x:
         _log_scale(axes)
     axes.margins(0.2)
-    return _svg(figure)
+    return svg_of(figure)
 
 
-def _log_scale(axes: Any) -> None:
-    ticker = need("matplotlib.ticker")
+def _log_scale(axes: Axes) -> None:
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
-    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
-
-
-def _svg(figure: Any) -> str:
-    # Text stays text, which keeps the file small. A fixed salt makes the file's ids repeatable.
-    with need("matplotlib").rc_context({"svg.fonttype": "none", "svg.hashsalt": "astrolabe"}):
-        buffer = io.StringIO()
-        no_metadata = {"Creator": None, "Date": None, "Format": None, "Type": None}
-        figure.savefig(buffer, format="svg", metadata=no_metadata)
-    return buffer.getvalue()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())

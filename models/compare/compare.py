@@ -6,7 +6,6 @@ systems, and skips those that an earlier comparison has measured.
 
 import datetime
 import logging
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +22,9 @@ from models.data.filters import with_own_items
 from models.data.formats import open_dataset
 from models.data.prepare import load_config_with_data
 from models.errors import ComparisonError
-from models.extras import need
 from models.index.efforts import machine
 from models.runs import code_revision
+from service.atomic import staging_folder
 from service.bundle.verify import read_manifest, resolve
 
 log = logging.getLogger(__name__)
@@ -112,10 +111,9 @@ def _check_page_and_packages(request: Request, name: str) -> None:
     """Raise ModelsError where a page lacks markers or a package is not installed."""
     if request.into is not None:
         check_markers(request.into, name)
-    need("matplotlib")
     for peer in request.peers:
-        with tempfile.TemporaryDirectory() as folder:
-            make_peer(peer, Path(folder))
+        with staging_folder(request.var) as folder:
+            make_peer(peer, folder)
 
 
 def _check_same_data(request: Request, configs: Sequence[Config], exam: Exam, data: Path) -> None:

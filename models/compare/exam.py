@@ -17,7 +17,6 @@ from models.compare.record import ComparedData
 from models.data.dataset import Dataset, Fields, Points, point_texts
 from models.errors import ComparisonError
 from models.progress import track
-from models.quality.evaluate import flatten
 from models.quality.metrics import evaluate_ranking, remove_filtered
 from models.quality.ranking import spare
 
@@ -74,7 +73,7 @@ class Exam:
         return point_texts(self.test, self.fields)
 
     def score(self, rank: Callable[[slice, int], NDArray[np.int64]], what: str) -> dict[str, float]:
-        """Quality of a system on the test points, in percent, by the names that `flatten` gives.
+        """Quality of a system on the test points, in percent, by the names of `evaluate_ranking`.
 
         `rank(part, k)` returns the label rows (n, k) of a slice of the test points, best first; k
         is DEPTH and as many more as the filter may take out of one ranking. `what` names the system
@@ -90,7 +89,7 @@ class Exam:
         ranked = np.concatenate(parts)
         if filtered is not None:
             ranked = np.asarray(remove_filtered(ranked, filtered), np.int64)
-        quality = evaluate_ranking(
+        figures = evaluate_ranking(
             ranked[:, :DEPTH],
             self.test.labels,
             np.bincount(self.dataset.train.labels.indices, minlength=n_labels),
@@ -98,7 +97,7 @@ class Exam:
             self.propensity_a,
             self.propensity_b,
         )
-        return {name: round(value, 3) for name, value in flatten(quality).items()}
+        return {name: round(value, 3) for name, value in figures.items()}
 
     def time_queries(self, answer: Callable[[str, int], Sequence[str]]) -> tuple[float, float]:
         """Median and 99th percentile in ms of `answer(text, k)`, which returns k label ids.

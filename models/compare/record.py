@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from models.errors import ComparisonError
-from service.atomic import write_atomic
+from service.atomic import write_text
 
 COMPARISON_FILE: Final = "comparison.json"
 OURS: Final = "Astrolabe"
@@ -83,7 +83,7 @@ class Comparison:
     def save(self, folder: Path) -> None:
         """Write the record into the folder, whole or not at all."""
         text = json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
-        write_atomic(folder / COMPARISON_FILE, lambda path: path.write_text(text, "utf-8"))
+        write_text(folder / COMPARISON_FILE, text)
 
 
 def open_comparison(folder: Path, subject: ComparedData) -> Comparison:

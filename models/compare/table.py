@@ -8,7 +8,7 @@ from pathlib import Path
 
 from models.compare.record import Comparison, Provenance, Row
 from models.errors import ComparisonError
-from service.atomic import write_atomic
+from service.atomic import write_text
 
 TABLE_FILE = "comparison.md"
 _FIGURES = {
@@ -47,7 +47,7 @@ def as_markdown(comparison: Comparison) -> str:
 def write_table(comparison: Comparison, folder: Path) -> None:
     """Write the tables into a file in the folder."""
     text = as_markdown(comparison)
-    write_atomic(folder / TABLE_FILE, lambda path: path.write_text(text, "utf-8"))
+    write_text(folder / TABLE_FILE, text)
 
 
 def check_markers(page: Path, name: str) -> None:
@@ -62,7 +62,7 @@ def write_between_markers(comparison: Comparison, page: Path, name: str) -> None
     """
     before, after = _around(page, name)
     text = f"{before}\n{as_markdown(comparison)}{after}"
-    write_atomic(page, lambda path: path.write_text(text, "utf-8"))
+    write_text(page, text)
 
 
 def _around(page: Path, name: str) -> tuple[str, str]:

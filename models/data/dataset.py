@@ -7,7 +7,7 @@ serving.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -19,7 +19,7 @@ Fields = Literal["title", "title+content"]
 
 @dataclass(frozen=True, slots=True)
 class LabelCatalogue:
-    """The labels in the order of their rows; `uids` are the stable ids that a client sees."""
+    """The labels in the order of their rows; `uids` are the unique ids that a client sees."""
 
     uids: list[str]
     titles: list[str]
@@ -36,9 +36,9 @@ class LabelCatalogue:
 class Points:
     """Texts with their labels: row i of `labels` (n_points, n_labels) float32 belongs to text i.
 
-    A stored value is 1.0, or the relevance where the source gives one. `merged_targets` counts how
-    often a source repeated a label within one row; the reader merges repeats and keeps the larger
-    relevance. Raises ValueError where the lengths differ.
+    A stored value is 1.0, or the relevance where the source gives one. An empty uid is none.
+    `merged_targets` counts how often a source repeated a label within one row; the reader merges
+    repeats and keeps the larger relevance. Raises ValueError where the lengths differ.
     """
 
     uids: list[str]
@@ -105,6 +105,15 @@ def label_texts(labels: LabelCatalogue, fields: Fields) -> list[str]:
     return _join_fields(labels.titles, labels.contents, fields)
 
 
+def has_text(text: str) -> bool:
+    """Whether a reader sees something: a character that is neither blank nor for control.
+
+    >>> has_text("whale"), has_text(" \u00ad\u200b")
+    (True, False)
+    """
+    return any(char.isprintable() and char != " " for char in text)
+
+
 def _join_fields(titles: list[str], contents: list[str], fields: Fields) -> list[str]:
     if fields == "title":
         return list(titles)
@@ -124,99 +133,63 @@ def _check_lengths(what: str, uids: list[str], titles: list[str], contents: list
         )
 
 
-@dataclass(frozen=True, slots=True)
-class PointsReport:
-    """Counts over the training or the test points; duplicates are the copies after the first."""
+def report(dataset: Dataset, fields: Fields) -> dict[str, Any]:
+    """Counts to look at before training, by name: sizes, gaps and duplicates, as JSON types.
 
-    n_points: int
-    labels_per_point_mean: float
-    labels_per_point_min: int
-    labels_per_point_max: int
-    points_without_labels: int
-    points_without_text: int
-    duplicate_texts: int
-    duplicate_uids: int
-    merged_targets: int
-
-
-@dataclass(frozen=True, slots=True)
-class DataReport:
-    """Counts to look at before training. Points per label are training points, over all labels."""
-
-    name: str
-    sha256: str
-    fields: Fields
-    train: PointsReport
-    test: PointsReport | None
-    test_texts_in_train: int
-    n_labels: int
-    points_per_label_mean: float
-    points_per_label_median: float
-    points_per_label_max: int
-    labels_without_points: int
-    labels_without_text: int
-    duplicate_label_texts: int
-    duplicate_label_uids: int
-    train_filter_pairs: int
-    test_filter_pairs: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """The report as plain JSON types."""
-        return asdict(self)
-
-    def as_text(self) -> str:
-        """The report for a terminal, one count a line, with the values in one column."""
-        lines: list[tuple[str, object]] = []
-        for key, value in self.as_dict().items():
-            if isinstance(value, dict):
-                lines += [(f"{key} {name}", count) for name, count in value.items()]
-            elif value is not None:
-                lines.append((key, value))
-        width = max(len(name) for name, _ in lines)
-        return "\n".join(
-            f"{name.replace('_', ' '):<{width}}  {_format(value)}" for name, value in lines
-        )
-
-
-def report(dataset: Dataset, fields: Fields) -> DataReport:
-    """Count sizes, gaps and duplicates. Two texts are equal if the encoder reads the same text."""
+    Two texts are equal if the encoder reads the same text; duplicates are the copies after the
+    first. Points per label are training points, over all labels. `train` and `test` hold the counts
+    of these points; `test` is None where there are none.
+    """
     train_texts = point_texts(dataset.train, fields)
     test_texts = point_texts(dataset.test, fields) if dataset.test is not None else []
     names = label_texts(dataset.labels, fields)
     per_label = np.bincount(dataset.train.labels.indices, minlength=len(dataset.labels))
-    distinct_train_texts = {text for text in train_texts if text.strip()}
-    return DataReport(
-        name=dataset.name,
-        sha256=dataset.sha256,
-        fields=fields,
-        train=_report_points(dataset.train, train_texts),
-        test=_report_points(dataset.test, test_texts) if dataset.test is not None else None,
-        test_texts_in_train=sum(text in distinct_train_texts for text in test_texts),
-        n_labels=len(dataset.labels),
-        points_per_label_mean=_mean(per_label),
-        points_per_label_median=float(np.median(per_label)) if per_label.size else 0.0,
-        points_per_label_max=int(per_label.max(initial=0)),
-        labels_without_points=int((per_label == 0).sum()),
-        labels_without_text=_count_blank(names),
-        duplicate_label_texts=_count_duplicates(names),
-        duplicate_label_uids=_count_duplicates(dataset.labels.uids),
-        train_filter_pairs=0 if dataset.train_filter is None else len(dataset.train_filter),
-        test_filter_pairs=0 if dataset.test_filter is None else len(dataset.test_filter),
-    )
+    distinct_train_texts = {text for text in train_texts if has_text(text)}
+    return {
+        "name": dataset.name,
+        "sha256": dataset.sha256,
+        "fields": fields,
+        "train": _report_points(dataset.train, train_texts),
+        "test": _report_points(dataset.test, test_texts) if dataset.test is not None else None,
+        "test_texts_in_train": sum(text in distinct_train_texts for text in test_texts),
+        "n_labels": len(dataset.labels),
+        "points_per_label_mean": _mean(per_label),
+        "points_per_label_median": float(np.median(per_label)) if per_label.size else 0.0,
+        "points_per_label_max": int(per_label.max(initial=0)),
+        "labels_without_points": int((per_label == 0).sum()),
+        "labels_without_text": _count_blank(names),
+        "duplicate_label_texts": _count_duplicates(names),
+        "train_filter_pairs": 0 if dataset.train_filter is None else len(dataset.train_filter),
+        "test_filter_pairs": 0 if dataset.test_filter is None else len(dataset.test_filter),
+    }
 
 
-def _report_points(points: Points, texts: list[str]) -> PointsReport:
+def _report_points(points: Points, texts: list[str]) -> dict[str, Any]:
     per_point = np.diff(points.labels.indptr)
-    return PointsReport(
-        n_points=len(points),
-        labels_per_point_mean=_mean(per_point),
-        labels_per_point_min=int(per_point.min()) if per_point.size else 0,
-        labels_per_point_max=int(per_point.max(initial=0)),
-        points_without_labels=int((per_point == 0).sum()),
-        points_without_text=_count_blank(texts),
-        duplicate_texts=_count_duplicates(texts),
-        duplicate_uids=_count_duplicates(points.uids),
-        merged_targets=points.merged_targets,
+    return {
+        "n_points": len(points),
+        "labels_per_point_mean": _mean(per_point),
+        "labels_per_point_min": int(per_point.min()) if per_point.size else 0,
+        "labels_per_point_max": int(per_point.max(initial=0)),
+        "points_without_labels": int((per_point == 0).sum()),
+        "points_without_text": _count_blank(texts),
+        "duplicate_texts": _count_duplicates(texts),
+        "duplicate_uids": _count_duplicates(points.uids),
+        "merged_targets": points.merged_targets,
+    }
+
+
+def report_text(dataset: Dataset, fields: Fields) -> str:
+    """The report for a terminal, one count a line, with the values in one column."""
+    lines: list[tuple[str, object]] = []
+    for key, value in report(dataset, fields).items():
+        if isinstance(value, dict):
+            lines += [(f"{key} {name}", count) for name, count in value.items()]
+        elif value is not None:
+            lines.append((key, value))
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(
+        f"{name.replace('_', ' '):<{width}}  {_format(value)}" for name, value in lines
     )
 
 
@@ -225,12 +198,12 @@ def _mean(counts: NDArray[np.integer]) -> float:
 
 
 def _count_blank(texts: list[str]) -> int:
-    return sum(not text.strip() for text in texts)
+    return sum(not has_text(text) for text in texts)
 
 
 def _count_duplicates(texts: list[str]) -> int:
     """The number of copies after the first, without blank texts (see `_count_blank`)."""
-    texts = [text for text in texts if text.strip()]
+    texts = [text for text in texts if has_text(text)]
     return len(texts) - len(set(texts))
 
 

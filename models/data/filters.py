@@ -6,7 +6,6 @@ Extreme Classification Repository does the same with its item-to-item sets. In a
 knows that id and no row.
 """
 
-from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from models.data.dataset import Dataset, Points
+from models.data.formats import text_file
 from models.errors import DataError
 
 Pairs = NDArray[np.int64]  # (m, 2): row, label
@@ -36,9 +36,7 @@ def filtered_pairs(pairs: NDArray[np.integer] | None, n_rows: int, n_labels: int
 
 def with_own_items(dataset: Dataset) -> Dataset:
     """A copy of the data set whose filters also hold every point's own label, that of its uid."""
-    rows: defaultdict[str, list[int]] = defaultdict(list)
-    for row, uid in enumerate(dataset.labels.uids):
-        rows[uid].append(row)
+    rows = {uid: row for row, uid in enumerate(dataset.labels.uids)}
     test = dataset.test
     return replace(
         dataset,
@@ -55,41 +53,51 @@ def item_pairs(dataset: Dataset, own_item: bool) -> tuple[list[str], NDArray[np.
     """
     item_ids = list(dataset.labels.uids) if own_item else []
     rows = [np.arange(len(item_ids))]
-    for points, pairs in _parts(dataset):
+    for _, points, pairs in _parts(dataset):
         item_ids += [points.uids[row] for row in pairs[:, 0]]
         rows.append(pairs[:, 1])
     return item_ids, np.concatenate(rows)
 
 
 def check_item_ids(dataset: Dataset, folder: Path) -> None:
-    """Raise DataError where points with different titles share a uid that a filter names.
+    """Raise DataError where a point that a filter names has no uid, or another point's.
 
-    Serving filters by uid, so each of the points would lose the labels of the other.
+    Serving filters by uid, so each of two points would lose the labels of the other. Copies of one
+    point may share its uid.
     """
-    titles = {
-        points.uids[row]: points.titles[row]
-        for points, pairs in _parts(dataset)
-        for row in np.unique(pairs[:, 0])
-    }
-    for points in (dataset.train, dataset.test):
-        if points is None:
+    expected = "a uid of its own for every point, since the filters are kept by uid"
+    texts: dict[str, tuple[str, str]] = {}
+    for part, points, pairs in _parts(dataset):
+        for row in np.unique(pairs[:, 0]).tolist():
+            uid = points.uids[row]
+            if not uid:
+                path = text_file(folder, part)
+                raise DataError(path, row + 1, expected, f'no "uid" for {points.titles[row]!r}')
+            texts.setdefault(uid, (points.titles[row], points.contents[row]))
+    for part, several in (("trn", dataset.train), ("tst", dataset.test)):
+        if several is None:
             continue
-        for uid, title in zip(points.uids, points.titles, strict=True):
-            if titles.get(uid, title) != title:
-                raise DataError(
-                    folder,
-                    None,
-                    "a uid of its own for every point, since the filter files are kept by uid",
-                    f'"{uid}" for {titles[uid]!r} and for {title!r}',
-                )
+        for row, uid in enumerate(several.uids):
+            text = (several.titles[row], several.contents[row])
+            if texts.get(uid, text) != text:
+                differs = 0 if texts[uid][0] != text[0] else 1
+                found = f'"{uid}" for {texts[uid][differs]!r} and for {text[differs]!r}'
+                raise DataError(text_file(folder, part), row + 1, expected, found)
 
 
-def _parts(dataset: Dataset) -> list[tuple[Points, Pairs]]:
-    both = ((dataset.train, dataset.train_filter), (dataset.test, dataset.test_filter))
-    return [(points, pairs) for points, pairs in both if points is not None and pairs is not None]
+def _parts(dataset: Dataset) -> list[tuple[str, Points, Pairs]]:
+    both = (
+        ("trn", dataset.train, dataset.train_filter),
+        ("tst", dataset.test, dataset.test_filter),
+    )
+    return [
+        (part, points, pairs)
+        for part, points, pairs in both
+        if points is not None and pairs is not None
+    ]
 
 
-def _with_own(points: Points, pairs: Pairs | None, rows: dict[str, list[int]]) -> Pairs:
-    own = [(row, label) for row, uid in enumerate(points.uids) for label in rows.get(uid, ())]
+def _with_own(points: Points, pairs: Pairs | None, rows: dict[str, int]) -> Pairs:
+    own = [(row, rows[uid]) for row, uid in enumerate(points.uids) if uid in rows]
     own_pairs = np.array(own, np.int64).reshape(-1, 2)
     return own_pairs if pairs is None else np.unique(np.concatenate([pairs, own_pairs]), axis=0)

@@ -67,6 +67,11 @@ def write_dataset(folder: Path, dataset: Dataset) -> None:
         write_filter(folder / TEST_FILTER_NAMES[0], dataset.test_filter)
 
 
+def text_file(folder: Path, part: str) -> Path:
+    """The file of the part `trn`, `tst` or `lbl`; the folder where it has none."""
+    return _find(folder, _text_names(part)) or folder
+
+
 def _read_filter(path: Path | None, points: Points | None, labels: LabelCatalogue) -> Pairs | None:
     if path is None:
         return None

@@ -2,11 +2,13 @@
 
 This is the raw-text form of the Extreme Classification Repository. Each line is
 `{"uid", "title", "content", "target_ind", "target_rel"}`. `target_ind` holds 0-based line numbers
-of the label file. `content` may be absent or null. A point without a `uid` gets its 0-based row; a
-label must have a `uid`, because clients see it. Where a line names a label twice, as real data
-does, the reader merges and counts it. Every other fault raises DataError.
+of the label file. `content` may be absent or null. A `uid` is text and is kept as it stands. A
+label must have one of its own, because clients name it by that; a point without one has the empty
+uid, which is nobody's. Where a line names a label twice, as real data does, the reader merges and
+counts it. Every other fault raises DataError.
 """
 
+import json
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +22,7 @@ from scipy.sparse import csr_array
 from models.data.dataset import LabelCatalogue, Points
 from models.data.formats_lines import quote, read_lines, write_lines
 from models.errors import DataError
+from service.core.labels.label_id import fault_of_id
 
 # A relevance in this range is still finite and above zero as float32.
 MIN_RELEVANCE, MAX_RELEVANCE = 1e-37, 1e38
@@ -27,12 +30,19 @@ MIN_RELEVANCE, MAX_RELEVANCE = 1e-37, 1e38
 
 def read_labels(path: Path) -> LabelCatalogue:
     """Read the label catalogue, in the order of its lines. Raises DataError."""
-    uids, titles, contents = [], [], []
+    titles, contents = [], []
+    line_of: dict[str, int] = {}
     for number, record in _records(path):
-        uids.append(_uid(record, path, number, default=None))
+        uid = _uid(record, path, number, default=None)
+        if (fault := fault_of_id(uid)) is not None:
+            expected = 'a "uid" that a URL can carry, since clients name the label by it'
+            raise DataError(path, number, expected, f"{uid!r}: {fault}")
+        if (first := line_of.setdefault(uid, number)) != number:
+            expected = 'a "uid" of its own for every label'
+            raise DataError(path, number, expected, f"{uid!r} again, as in line {first}")
         titles.append(_text(record, "title", path, number))
         contents.append(_text(record, "content", path, number, default=""))
-    return LabelCatalogue(uids, titles, contents)
+    return LabelCatalogue(list(line_of), titles, contents)
 
 
 def read_points(path: Path, n_labels: int) -> Points:
@@ -43,7 +53,7 @@ def read_points(path: Path, n_labels: int) -> Points:
     uids, titles, contents = [], [], []
     targets = _Targets(path, n_labels)
     for number, record in _records(path):
-        uids.append(_uid(record, path, number, default=str(number - 1)))
+        uids.append(_uid(record, path, number, default=""))
         titles.append(_text(record, "title", path, number))
         contents.append(_text(record, "content", path, number, default=""))
         targets.add(number, record)
@@ -98,7 +108,16 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise DataError(path, number, "one JSON object", f"{quote(line)} ({exc})") from exc
         if not isinstance(record, dict):
             raise DataError(path, number, "one JSON object", quote(line))
+        if line.count(b'"uid"') > 1:
+            _check_one_uid(path, number, line)
         yield number, record
+
+
+def _check_one_uid(path: Path, number: int, line: bytes) -> None:
+    """Raise DataError where an object has two uids, of which parsers keep the last in silence."""
+    pairs = json.loads(line, object_pairs_hook=list)
+    if [name for name, _ in pairs].count("uid") > 1:
+        raise DataError(path, number, 'one "uid"', quote(line))
 
 
 def _check_utf8(path: Path, number: int, line: bytes) -> None:
@@ -112,9 +131,8 @@ def _uid(record: dict[str, Any], path: Path, number: int, default: str | None) -
     uid = record.get("uid", default)
     if isinstance(uid, str):
         return uid
-    if isinstance(uid, int | float) and not isinstance(uid, bool):
-        return str(uid)
-    raise DataError(path, number, 'a "uid" that is text or a number', _show(record, "uid"))
+    expected = 'a "uid" that is text, in quotes'
+    raise DataError(path, number, expected, _show(record, "uid"))
 
 
 def _text(

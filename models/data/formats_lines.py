@@ -5,6 +5,7 @@ writes whole files: it renames a temporary file, so that nobody reads half of on
 the lines.
 """
 
+import codecs
 import gzip
 import hashlib
 import zlib
@@ -18,18 +19,24 @@ from service.atomic import write_atomic
 COMPRESSION_LEVEL = 6  # gzip's own default; level 9 costs twice the time for about 1 % of the size
 
 
-def read_lines(path: Path, *, blank_rows: bool = False) -> Iterator[tuple[int, bytes]]:
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Yield (line number from 1, line without its ending).
 
-    CRLF endings and a last line without an ending are legal. The format checks for UTF-8. Raises
-    DataError for a file that cannot be read, and for a blank line unless `blank_rows` allows it.
+    CRLF endings and a last line without an ending are legal, and so is a byte order mark, which is
+    left out. The format checks for UTF-8. Blank lines at the end are left out too. Raises DataError
+    for a file that cannot be read, and for any other blank line.
     """
-    number = 0
+    number, blank = 0, 0
     try:
         with open_bytes(path) as file:
             for number, line in enumerate(file, start=1):
-                if not blank_rows and not line.strip():
-                    raise DataError(path, number, "a line of data", "a blank line")
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
+                if not line.strip():
+                    blank = blank or number
+                    continue
+                if blank:
+                    raise DataError(path, blank, "a line of data", "a blank line")
                 yield number, line.rstrip(b"\r\n")
     except (EOFError, zlib.error, gzip.BadGzipFile) as exc:
         raise DataError(path, number + 1, "a whole gzip file", f"damage ({exc})") from exc

@@ -14,15 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.config import Config, load_config
-from models.data.dataset import Dataset, label_texts, point_texts
-from models.data.filters import check_item_ids, with_own_items
-from models.data.formats import open_dataset
+from models.data.dataset import Dataset, Points, has_text, label_texts, point_texts
+from models.data.filters import check_item_ids, filtered_pairs, with_own_items
+from models.data.formats import open_dataset, text_file
 from models.data.splits import validation_split
 from models.data.tokens import TokenizedTexts, concatenate, tokenize_texts
 from models.errors import ConfigError, DataError
 from models.rng import Rng
 from models.runs import TOKENIZER_FILE, Run
 from service.core.encoding.tokenizer import Tokenizer
+
+CALIBRATION_DEPTH = 50
+"""Labels of an answer that the calibration is fitted on. A choice: five times the default k."""
+
+LEAST_VALIDATION_POINTS = 2
+"""The calibration is measured on each half of them, fitted on the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +62,7 @@ def load_config_with_data(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 def _data_advice(path: Path, folder: str) -> str:
     """The text after `Data:` in the file's first comment, where it names the folder; else empty."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
     head = [line.strip("# ") for line in takewhile(lambda line: line.startswith("#"), lines)]
     advice = " ".join(head).partition("Data: ")[2]
     return advice if folder in advice else ""
@@ -66,19 +72,21 @@ def open_configured(config: Config) -> Dataset:
     """Open the data set of a configuration; `data.own_item` adds filters. Raises DataError."""
     folder = Path(config.data.path)
     dataset = open_dataset(folder)
+    if config.data.own_item:
+        dataset = with_own_items(dataset)
     check_item_ids(dataset, folder)
-    return with_own_items(dataset) if config.data.own_item else dataset
+    return dataset
 
 
 def split(config: Config, dataset: Dataset) -> Split:
     """Cut the validation split. The same configuration and data give the same split.
 
-    Raises DataError where no point has a label, and ConfigError where `validation.points` is too
-    large or no point can leave training.
+    Raises DataError where a later stage could do nothing with the points of a part, and ConfigError
+    where `validation.points` is too large or too few points can leave training.
     """
-    if not dataset.train.labels.nnz:
-        expected = "training points of which some have labels"
-        raise DataError(Path(config.data.path), None, expected, "none that has one")
+    _check_points(config, "trn", "training points", dataset.train)
+    if dataset.test is not None:
+        _check_points(config, "tst", "test points", dataset.test)
     n_points = config.validation.points
     if n_points * 2 > len(dataset.train):
         raise ConfigError(
@@ -95,13 +103,40 @@ def split(config: Config, dataset: Dataset) -> Split:
         rng=Rng.from_seed(config.seed).numpy,
         group=config.validation.group,
     )
-    if not len(validation_rows):
+    if len(validation_rows) < LEAST_VALIDATION_POINTS:
         raise ConfigError(
-            f"validation.points is {n_points}, but no point can be set aside without taking a "
-            "label's last training point or cutting a series in two: set validation.group to none, "
-            "or give more points"
+            f"validation.points is {n_points}, but {len(validation_rows) or 'no'} point can be set "
+            "aside without taking a label's last training point or cutting a series in two: set "
+            "validation.group to none, or give more points"
         )
+    _check_validation_filter(config, dataset, validation_rows)
     return Split(train_rows, validation_rows)
+
+
+def _check_points(config: Config, part: str, what: str, points: Points) -> None:
+    """Raise DataError unless some point has a label and a text that can be seen."""
+    path = text_file(Path(config.data.path), part)
+    labelled = np.flatnonzero(np.diff(points.labels.indptr))
+    if not len(labelled):
+        raise DataError(path, None, f"{what} of which some have labels", "none that has one")
+    texts = point_texts(points, config.data.fields)
+    if not any(has_text(texts[row]) for row in labelled):
+        expected = f"{what} of which some with labels have a text under {config.data.fields}"
+        raise DataError(path, None, expected, "none that has one")
+
+
+def _check_validation_filter(config: Config, dataset: Dataset, rows: NDArray[np.int64]) -> None:
+    """Raise DataError where the filter may leave the calibration nothing to be fitted on.
+
+    It takes every second validation point's first answers in turn, without the filter pairs.
+    """
+    shape = dataset.train.labels.shape
+    n_filtered = np.diff(filtered_pairs(dataset.train_filter, *shape)[rows].indptr)
+    depth = min(CALIBRATION_DEPTH, shape[1])
+    if min(n_filtered[::2].min(), n_filtered[1::2].min()) >= depth:
+        found = f"at least {depth} of {shape[1]} left out for every second validation point"
+        expected = "a filter of training points that leaves labels to choose from"
+        raise DataError(Path(config.data.path), None, expected, found)
 
 
 class Corpus:

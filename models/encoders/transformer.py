@@ -6,6 +6,8 @@ words. It concatenates the embeddings of both.
 Both encoders take an optional `pooled`, rows that the backbone computed earlier. With a frozen
 backbone these come from a cache (models.encoders.frozen); then training runs and changes only the
 linear map and the bag. Mean pooling: Reimers and Gurevych, 2019 (Sentence-BERT).
+
+The functions that need transformers import it: it takes a second, and most jobs train a bag alone.
 """
 
 import json
@@ -14,8 +16,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig
-from transformers.utils import logging as library
 
 from models.encoders.bag import BagEncoder
 from models.encoders.source import CONFIG_FILE
@@ -108,6 +108,9 @@ def load_backbone(folder: Path) -> nn.Module:
             f"{folder / CONFIG_FILE} is not there: a transformer needs it, so name a source that "
             "has one"
         )
+    from transformers import AutoModel
+    from transformers.utils import logging as library
+
     library.disable_progress_bar()
     library.set_verbosity_error()
     try:
@@ -131,6 +134,8 @@ def load_backbone(folder: Path) -> nn.Module:
 
 def build_backbone(architecture: str) -> nn.Module:
     """Build an untrained backbone from the JSON that `architecture_of` gave, in fp32."""
+    from transformers import AutoConfig, AutoModel
+
     config = AutoConfig.for_model(**json.loads(architecture))
     model = AutoModel.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
     return _without_pooler(model)
@@ -138,6 +143,8 @@ def build_backbone(architecture: str) -> nn.Module:
 
 def architecture_of(backbone: nn.Module) -> str:
     """The backbone's configuration as JSON, for `build_backbone`."""
+    from transformers import PreTrainedConfig
+
     config = backbone.config
     assert isinstance(config, PreTrainedConfig)
     return str(config.to_json_string(use_diff=False))

@@ -6,8 +6,6 @@ every token has a scale and a floor of its own. Channels that are loud on a samp
 fp32 beside the rest (docs/decisions/0009). Mixed products: Dettmers et al., 2022 (LLM.int8()).
 """
 
-import tempfile
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -123,9 +121,7 @@ def largest_by_channel(
 def _run_on(
     model: onnx.ModelProto, values: list[str], sample: TokenizedTexts
 ) -> dict[str, NDArray[np.float32]]:
-    with tempfile.TemporaryDirectory() as folder:
-        onnx.save(model, path := Path(folder) / "sample.onnx")
-        session = open_session(path, "cpu", torch.get_num_threads())
+    session = open_session(model.SerializeToString(), "cpu", torch.get_num_threads())
     largest: dict[str, NDArray[np.float32]] = {}
     for rows in sample.batches_by_length(_BATCH_TOKENS):
         batch = sample.batch(rows)

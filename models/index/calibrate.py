@@ -12,19 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
-from scipy.sparse import csr_array
 from scipy.special import expit
 
 from models.data.filters import filtered_pairs
-from models.quality.metrics import expected_calibration_error
+from models.data.prepare import CALIBRATION_DEPTH
+from models.quality.metrics import expected_calibration_error, relevant
 from models.quality.ranking import EvaluationSet
-from service.atomic import write_atomic
+from service.atomic import write_text
 from service.bundle.manifest import CalibrationInfo
 from service.core.calibration import PiecewiseLinear
 from service.core.types import Hits
 
-DEPTH = 50
-"""Labels of an answer that the map is fitted on. A choice: five times the default k of 10."""
+DEPTH = CALIBRATION_DEPTH
 _EVALUATED = 10
 """Labels of an answer that the error is measured on: the default k (`release.default_k`)."""
 
@@ -79,18 +78,10 @@ def calibrate(
     return fit(scores[allowed], outcomes[allowed]), info
 
 
-def relevant(rows: NDArray[np.int64], truth: csr_array) -> NDArray[np.bool_]:
-    """A mask (n, k): whether each label of `rows` (n, k) is one of its query's true labels."""
-    n_labels = truth.shape[1]
-    true_rows = np.repeat(np.arange(truth.shape[0]), np.diff(truth.indptr))
-    keys = true_rows * n_labels + truth.indices
-    return np.isin(np.arange(len(rows))[:, None] * n_labels + rows, keys)
-
-
 def write_calibration(path: Path, curve: PiecewiseLinear) -> None:
     """Write calibration.json for `service.core.calibration`, atomically."""
     knots = {
         "scores": curve.scores.tolist(),
         "probabilities": curve.probabilities.tolist(),
     }
-    write_atomic(path, lambda temporary: temporary.write_text(json.dumps(knots)))
+    write_text(path, json.dumps(knots))

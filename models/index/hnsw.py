@@ -7,9 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.config import IndexConfig
-from models.index.kind import Material
+from models.index.kind import FaissKind
 from models.index.storage import centred, half_precision_codes, write_index
-from models.runs import INDEX_FILE
 
 GRID = [
     {"ef_search": width}
@@ -23,45 +22,32 @@ GRID = [
 """Search widths to choose from. A choice: each is a twentieth to a half above the one before."""
 
 
-class Hnsw:
+class Hnsw(FaissKind):
     """`index.kind = "hnsw"`."""
 
     name = "hnsw"
-    metric = "inner_product"
-    wants_points = False
+    settings = ("m", "ef_construction")
 
-    def build(self, material: Material, config: IndexConfig, folder: Path) -> list[str]:
-        """Build and write the graph; returns its file name."""
-        write_hnsw(material.vectors, config, folder / INDEX_FILE)
-        return [INDEX_FILE]
+    def _write(self, vectors: NDArray[np.float32], config: IndexConfig, path: Path) -> None:
+        """Write the raw vectors in half precision, with links by the cosine of *centred* ones.
 
-    def params(self, config: IndexConfig) -> dict[str, int | float | str]:
-        """The links of a node, and the search width while building."""
-        return {"m": config.m, "ef_construction": config.ef_construction}
+        Half precision makes searches faster and costs almost no recall (docs/decisions/0007).
+
+        All label vectors share a large direction, which lowers all scores alike. A graph with links
+        by the raw vectors has labels that no search reaches. Without the mean, all scores of a
+        query change by the same constant, so rankings stay (docs/decisions/0004).
+        """
+        directions = centred(vectors)
+        directions /= np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-12)
+        dim, half = vectors.shape[1], faiss.ScalarQuantizer.QT_fp16
+        index = faiss.IndexHNSWSQ(dim, half, config.m, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = config.ef_construction
+        index.train(directions)
+        index.add(directions)
+        codes = half_precision_codes(vectors)
+        faiss.copy_array_to_vector(codes.reshape(-1), faiss.downcast_index(index.storage).codes)
+        write_index(index, path)
 
     def grid(self, config: IndexConfig, n_labels: int) -> list[dict[str, int]]:
         """Search widths, smallest first."""
         return GRID
-
-
-def write_hnsw(vectors: NDArray[np.float32], config: IndexConfig, path: Path) -> None:
-    """Write a graph of `vectors` (n, dim): links by the cosine of *centred* vectors, raw vectors.
-
-    It stores half precision: that makes searches faster and costs almost no recall
-    (docs/decisions/0007).
-
-    All label vectors share a large direction, which lowers all scores alike. A graph with links by
-    the raw vectors has labels that no search reaches. Without the mean, all scores of a query
-    change by the same constant, so rankings stay (docs/decisions/0004).
-    """
-    faiss.omp_set_num_threads(1)  # so that the same vectors give the same bytes
-    directions = centred(vectors)
-    directions /= np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-12)
-    dim, half = vectors.shape[1], faiss.ScalarQuantizer.QT_fp16
-    index = faiss.IndexHNSWSQ(dim, half, config.m, faiss.METRIC_INNER_PRODUCT)
-    index.hnsw.efConstruction = config.ef_construction
-    index.train(directions)
-    index.add(directions)
-    codes = half_precision_codes(vectors)
-    faiss.copy_array_to_vector(codes.reshape(-1), faiss.downcast_index(index.storage).codes)
-    write_index(index, path)

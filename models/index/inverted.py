@@ -14,19 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.config import IndexConfig
-from models.index.kind import Material
+from models.index.kind import FaissKind
 from models.index.quantised import CODES, four_bit_codes
 from models.index.storage import (
     at_least,
     centred,
     code_width,
     half_precision,
-    half_precision_codes,
     rescored,
     write_index,
     write_rescored,
 )
-from models.runs import INDEX_FILE
 
 _ROUNDS = 8
 """Rounds of k-means. A choice: lists only group labels, so rough clusters are enough."""
@@ -43,19 +41,14 @@ _CENTRES_RESCORED = 2.0
 """Centres that a search compares exactly, for each list that it visits (docs/decisions/0012)."""
 
 
-class IvfFlat:
+class IvfFlat(FaissKind):
     """`index.kind = "ivf-flat"`."""
 
     name = "ivf-flat"
-    metric = "inner_product"
-    wants_points = False
+    settings = ("ivf_lists",)
 
-    def build(self, material: Material, config: IndexConfig, folder: Path) -> list[str]:
-        """Cluster the centred vectors, put the raw ones into the lists, and write the index.
-
-        Returns its file name.
-        """
-        vectors = material.vectors
+    def _write(self, vectors: NDArray[np.float32], config: IndexConfig, path: Path) -> None:
+        """Cluster the centred vectors (n, dim), put the raw ones into the lists, and write them."""
         n_lists = list_count(config, len(vectors))
         centres, assigned = _clusters(centred(vectors), n_lists)
         coarse = half_precision(centres)
@@ -68,42 +61,26 @@ class IvfFlat:
             False,  # no residuals: the lists hold the vectors themselves
         )
         lists.own_fields = False
-        order = np.argsort(assigned, kind="stable")
-        ends = np.cumsum(np.bincount(assigned, minlength=n_lists))
-        codes, start = half_precision_codes(vectors[order]), 0
-        for number, end in enumerate(ends.tolist()):
-            rows, list_codes = order[start:end], codes[start:end]
-            if len(rows):
-                lists.invlists.add_entries(
-                    number, len(rows), faiss.swig_ptr(rows), faiss.swig_ptr(list_codes)
-                )
-            start = end
-        lists.ntotal, lists.is_trained = len(vectors), True
-        write_index(lists, folder / INDEX_FILE)
-        return [INDEX_FILE]
-
-    def params(self, config: IndexConfig) -> dict[str, int | float | str]:
-        """The number of lists; 0 if the label count decides."""
-        return {"ivf_lists": config.ivf_lists}
+        lists.is_trained = True
+        # Not add(), which would search for the nearest centres again.
+        columns = (np.ascontiguousarray(vectors), np.arange(len(vectors)), assigned)
+        lists.add_core(len(vectors), *map(faiss.swig_ptr, columns))
+        write_index(lists, path)
 
     def grid(self, config: IndexConfig, n_labels: int) -> list[dict[str, int]]:
         """Numbers of lists to visit, smallest first."""
         return [{"nprobe": n} for n in _visits(list_count(config, n_labels))]
 
 
-class IvfPq:
+class IvfPq(FaissKind):
     """`index.kind = "ivf-pq"`."""
 
     name = "ivf-pq"
-    metric = "inner_product"
-    wants_points = False
+    settings = ("ivf_lists", "ivf_copies", "pq_dims")
 
-    def build(self, material: Material, config: IndexConfig, folder: Path) -> list[str]:
-        """Cluster and encode the centred vectors, and write them with the raw ones.
-
-        Returns the file name.
-        """
-        rows = centred(material.vectors)
+    def _write(self, vectors: NDArray[np.float32], config: IndexConfig, path: Path) -> None:
+        """Cluster and encode the centred vectors (n, dim), and write them with the raw ones."""
+        rows = centred(vectors)
         n_lists = list_count(config, len(rows))
         centres, assigned = _clusters(rows, n_lists)
         rows /= _length_along(rows, centres[assigned])
@@ -117,12 +94,7 @@ class IvfPq:
             coarse = rescored(codes, scanned)
             coarse.k_factor = _CENTRES_RESCORED
         lists.quantizer = coarse
-        write_rescored(lists, material.vectors, folder / INDEX_FILE)
-        return [INDEX_FILE]
-
-    def params(self, config: IndexConfig) -> dict[str, int | float | str]:
-        """The number of lists (0: by label count), lists of a label, dimensions of a code."""
-        return {key: getattr(config, key) for key in ("ivf_lists", "ivf_copies", "pq_dims")}
+        write_rescored(lists, vectors, path)
 
     def grid(self, config: IndexConfig, n_labels: int) -> list[dict[str, int]]:
         """Pairs of lists to visit and candidates to score again, by their cost."""
@@ -202,7 +174,6 @@ def _clusters(
     rows: NDArray[np.float32], n_lists: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Centres of unit norm (n_lists, dim) by k-means, and the nearest centre (n,) of each row."""
-    faiss.omp_set_num_threads(1)
     kmeans = faiss.Kmeans(
         rows.shape[1],
         n_lists,

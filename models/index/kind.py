@@ -3,15 +3,17 @@
 `service.core.index` opens and searches a built index.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
+import faiss
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from models.config import IndexConfig
+from models.runs import INDEX_FILE
 from models.training.label_graph import LabelGraph
 
 
@@ -33,32 +35,43 @@ class Material:
     """Clusters and edges to the labels; None if the method learns none."""
 
 
-class IndexKind(Protocol):
+class IndexKind(ABC):
     """A kind of label index: it builds the files, and lists the search parameters to try."""
 
-    @property
-    def name(self) -> str:
-        """The value of `index.kind` in the configuration and of `kind` in the manifest."""
-        ...
+    name: str
+    """The value of `index.kind` in the configuration and of `kind` in the manifest."""
+    metric = "inner_product"
+    """The meaning of raw scores: `inner_product`, or `probability` (in [0, 1])."""
+    wants_points = False
+    """Whether it also needs `Material.points` and `Material.labels`."""
+    settings: tuple[str, ...] = ()
+    """The keys of `IndexConfig` by which the index is built."""
 
-    @property
-    def metric(self) -> str:
-        """The meaning of raw scores: `inner_product`, or `probability` (in [0, 1])."""
-        ...
-
-    @property
-    def wants_points(self) -> bool:
-        """Whether it also needs `Material.points` and `Material.labels`."""
-        ...
-
+    @abstractmethod
     def build(self, material: Material, config: IndexConfig, folder: Path) -> list[str]:
         """Write the index into `folder`, atomically; returns its file names, the index first."""
-        ...
 
-    def params(self, config: IndexConfig) -> dict[str, int | float | str]:
-        """The settings of the build, for the manifest; the keys are those of `IndexConfig`."""
-        ...
-
+    @abstractmethod
     def grid(self, config: IndexConfig, n_labels: int) -> list[dict[str, int]]:
         """Search parameters for the efforts, cheapest first; `{}` is an exhaustive scan."""
-        ...
+
+    def params(self, config: IndexConfig) -> dict[str, int | float | str]:
+        """The values of `settings`, for the manifest."""
+        return {key: getattr(config, key) for key in self.settings}
+
+
+class FaissKind(IndexKind):
+    """A kind that is one FAISS file of the label vectors."""
+
+    def build(self, material: Material, config: IndexConfig, folder: Path) -> list[str]:
+        """Write the index of `material.vectors`; returns its file name."""
+        self.write(material.vectors, config, folder / INDEX_FILE)
+        return [INDEX_FILE]
+
+    def write(self, vectors: NDArray[np.float32], config: IndexConfig, path: Path) -> None:
+        """Write an index of `vectors` (n, dim), atomically."""
+        faiss.omp_set_num_threads(1)  # so that the same vectors give the same bytes
+        self._write(vectors, config, path)
+
+    @abstractmethod
+    def _write(self, vectors: NDArray[np.float32], config: IndexConfig, path: Path) -> None: ...

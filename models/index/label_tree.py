@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from models.config import IndexConfig
-from models.index.kind import Material
+from models.index.kind import IndexKind, Material
 from models.label_trees.classifiers import FitConfig
 from models.label_trees.shape import EntropySplit, MassBalance, Rule
 from models.methods.tree import TreeConfig, train_forest, write_forest
@@ -21,7 +21,7 @@ _BEAMS = (
 """Beams to choose from. A choice: from 4 on, each is a seventh to a third above the one before."""
 
 
-class LabelTree:
+class LabelTree(IndexKind):
     """`index.kind = "label-tree"`."""
 
     name = KIND

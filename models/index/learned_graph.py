@@ -7,8 +7,8 @@ from typing import Final
 import numpy as np
 
 from models.config import IndexConfig
-from models.index.kind import Material
-from service.atomic import write_array, write_atomic
+from models.index.kind import IndexKind, Material
+from service.atomic import write_array, write_text
 
 FILES: Final = (
     "graph.json",
@@ -25,12 +25,11 @@ _LABELS_A_CLUSTER = 120
 """A visit to a cluster takes about as long as scoring this many labels (docs/decisions/0013)."""
 
 
-class LearnedGraph:
-    """`index.kind = "learned-graph"`."""
+class LearnedGraph(IndexKind):
+    """`index.kind = "learned-graph"`: it has no settings, as those of `elias` decide."""
 
     name = "learned-graph"
     metric = "probability"
-    wants_points = False
 
     def build(self, material: Material, config: IndexConfig, folder: Path) -> list[str]:
         """Write the graph's arrays; returns the file names. Raises ValueError without a graph."""
@@ -41,15 +40,11 @@ class LearnedGraph:
             )
         about = json.dumps({"alpha": graph.alpha, "logit_bias": material.logit_bias})
         settings, *arrays = (folder / name for name in FILES)
-        write_atomic(settings, lambda temporary: temporary.write_text(about, encoding="utf-8"))
+        write_text(settings, about)
         parts = (graph.clusters, graph.bias, graph.edges, graph.weights, material.vectors)
         for path, part in zip(arrays, parts, strict=True):
             write_array(path, np.ascontiguousarray(part))
         return list(FILES)
-
-    def params(self, config: IndexConfig) -> dict[str, int | float | str]:
-        """Nothing: the `elias` settings decide, and the manifest holds the configuration."""
-        return {}
 
     def grid(self, config: IndexConfig, n_labels: int) -> list[dict[str, int]]:
         """Pairs of beam and shortlist by their cost, then a search of all edges."""

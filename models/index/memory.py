@@ -18,9 +18,10 @@ from scipy.sparse import csr_array
 
 from models.config import Config, IndexConfig
 from models.index.efforts import cheapest, exact_index, measure_points, named, recall_targets
-from models.index.flat import Flat, write_flat
+from models.index.flat import Flat
 from models.index.hnsw import GRID as GRAPH_GRID
-from models.index.hnsw import Hnsw, write_hnsw
+from models.index.hnsw import Hnsw
+from models.index.kind import FaissKind
 from models.quality.metrics import ndcg_of_each, precision_at_k, remove_filtered
 from models.quality.ranking import EmbeddedSet, EvaluationSet
 from models.runs import Run
@@ -48,7 +49,6 @@ MEMORY_VALUES_FILE = "memory.values.npy"
 MEMORY_FILES = (MEMORY_INDEX_FILE, MEMORY_OFFSETS_FILE, MEMORY_LABELS_FILE, MEMORY_VALUES_FILE)
 
 Values = Literal["one", "share"]
-FLAT = Flat.name
 _TOP = 5
 """The k of the nDCG@k that chooses the setting; `choose` says why."""
 _RECALL_TOP = 10
@@ -96,18 +96,14 @@ def remember(vectors: NDArray[np.float32], labels: csr_array, values: Values) ->
     )
 
 
-def index_kind(config: IndexConfig) -> str:
+def index_kind(config: IndexConfig) -> FaissKind:
     """The kind of the memory's own index: a scan if the label index is one, else a graph."""
-    return FLAT if config.kind == FLAT else Hnsw.name
+    return Flat() if config.kind == Flat.name else Hnsw()
 
 
 def write_memory(memory: Memory, config: IndexConfig, folder: Path) -> None:
     """Write MEMORY_FILES into `folder`, each atomically."""
-    path = folder / MEMORY_INDEX_FILE
-    if index_kind(config) == FLAT:
-        write_flat(memory.vectors, path)
-    else:
-        write_hnsw(memory.vectors, config, path)
+    index_kind(config).write(memory.vectors, config, folder / MEMORY_INDEX_FILE)
     write_array(folder / MEMORY_OFFSETS_FILE, memory.labels.offsets)
     write_array(folder / MEMORY_LABELS_FILE, memory.labels.labels)
     write_array(folder / MEMORY_VALUES_FILE, memory.labels.values)
@@ -169,10 +165,6 @@ class MemoryChoice:
     def used(self) -> bool:
         """Whether the bundle gets a memory."""
         return self.chosen.weight > 0
-
-    def as_dict(self) -> dict[str, Any]:
-        """The choice as plain JSON types."""
-        return asdict(self)
 
 
 def choose(
@@ -336,11 +328,11 @@ def build_memory(
         "kept" if choice.used else "left out",
     )
     if not choice.used:
-        return MemoryOutcome(choice.as_dict())
+        return MemoryOutcome(asdict(choice))
     write_memory(memory, run.config.index, run.folder)
     info = _describe(memory, choice.chosen, run.config, bias)
     points = measure(run.folder, label_index, memory, info, recall_targets(config), validation)
-    return MemoryOutcome(choice.as_dict() | {"info": info.model_dump()}, info, points)
+    return MemoryOutcome(asdict(choice) | {"info": info.model_dump()}, info, points)
 
 
 def _describe(
@@ -348,10 +340,10 @@ def _describe(
 ) -> MemoryInfo:
     kind = index_kind(config.index)
     return MemoryInfo(
-        kind=kind,
+        kind=kind.name,
         files=list(MEMORY_FILES),
         n_rows=len(memory.vectors),
-        params=Hnsw().params(config.index) if kind == Hnsw.name else {},
+        params=kind.params(config.index),
         neighbours=setting.neighbours,
         depth=config.memory.depth,
         weight=setting.weight,

@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.config import IndexConfig
-from models.index.kind import Material
+from models.index.kind import FaissKind
 from models.index.storage import at_least, centred, code_width, write_rescored
-from models.runs import INDEX_FILE
 
 CODES = 16
 """Number of values of a 4-bit code."""
@@ -23,51 +22,36 @@ _TRAINING_VECTORS = 1 << 16
 """Our choice: 4,096 vectors for each of the 16 values of a code."""
 
 
-class Sq8:
+class Sq8(FaissKind):
     """`index.kind = "sq8"`."""
 
     name = "sq8"
-    metric = "inner_product"
-    wants_points = False
 
-    def build(self, material: Material, config: IndexConfig, folder: Path) -> list[str]:
-        """Encode and write the vectors; returns the file name."""
-        faiss.omp_set_num_threads(1)
-        rows = centred(material.vectors)
+    def _write(self, vectors: NDArray[np.float32], config: IndexConfig, path: Path) -> None:
+        """Encode and write the vectors (n, dim)."""
+        rows = centred(vectors)
         codes = faiss.IndexScalarQuantizer(
             rows.shape[1], faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
         )
         codes.train(rows)
         codes.add(rows)
-        write_rescored(codes, material.vectors, folder / INDEX_FILE)
-        return [INDEX_FILE]
-
-    def params(self, config: IndexConfig) -> dict[str, int | float | str]:
-        """Nothing: the kind has no settings."""
-        return {}
+        write_rescored(codes, vectors, path)
 
     def grid(self, config: IndexConfig, n_labels: int) -> list[dict[str, int]]:
         """Numbers of candidates to score again."""
         return [{"rescored": n} for n in (20, 30, 40, 80, 160)]
 
 
-class PqFastScan:
+class PqFastScan(FaissKind):
     """`index.kind = "pq-fastscan"`."""
 
     name = "pq-fastscan"
-    metric = "inner_product"
-    wants_points = False
+    settings = ("pq_dims",)
 
-    def build(self, material: Material, config: IndexConfig, folder: Path) -> list[str]:
-        """Train the codes on up to 65,536 vectors, encode and write all; returns the file name."""
-        faiss.omp_set_num_threads(1)
-        codes = four_bit_codes(centred(material.vectors), config.pq_dims)
-        write_rescored(codes, material.vectors, folder / INDEX_FILE)
-        return [INDEX_FILE]
-
-    def params(self, config: IndexConfig) -> dict[str, int | float | str]:
-        """The dimensions of a code."""
-        return {"pq_dims": config.pq_dims}
+    def _write(self, vectors: NDArray[np.float32], config: IndexConfig, path: Path) -> None:
+        """Train the codes on up to 65,536 vectors (n, dim), encode and write all."""
+        codes = four_bit_codes(centred(vectors), config.pq_dims)
+        write_rescored(codes, vectors, path)
 
     def grid(self, config: IndexConfig, n_labels: int) -> list[dict[str, int]]:
         """Numbers of candidates to score again."""

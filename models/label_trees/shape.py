@@ -86,14 +86,6 @@ class TreeShape:
     depth: Ints
     labels: Ints
 
-    @property
-    def label_depths(self) -> Ints:
-        """Edges from the root to each label's leaf, (n_labels,) by label row."""
-        depths = np.empty(len(self.labels), np.int64)
-        sizes = (self.end - self.first)[self.leaf]
-        depths[self.labels] = np.repeat(self.depth[self.leaf], sizes)
-        return depths
-
 
 def label_vectors(points: Rows, labels: csr_array) -> Rows:
     """The mean of each label's points at unit norm (PIFA): (n_labels, dim), zero without points.

@@ -35,12 +35,12 @@ from torch.nn.functional import embedding, normalize
 
 from models.config import MethodConfig, TrainConfig
 from models.data.tokens import TokenizedTexts
-from models.encoders.build import TextEncoder, embed, encode_batch, parameter_groups
+from models.encoders.build import TextEncoder, embed, encode_batch
 from models.quality.ranking import top_products
 from models.rng import Rng
 from models.training.distributed import World
 from models.training.losses import Cells, full_bce, log_partition, sampled_bce, sampled_softmax
-from models.training.method import Phase, Ranking, Servable
+from models.training.method import Method, Phase, Ranking, Servable
 from models.training.negatives import (
     HardNegatives,
     allowed_in_pool,
@@ -54,24 +54,18 @@ from models.training.optimizers import LABELS
 from models.training.training_rows import TrainingRows, cells_of, with_label_rows
 
 
-class Astra(nn.Module):
+class Astra(Method):
     """The model and one training step of it; the loop owns optimisers, schedule and checkpoints."""
 
     def __init__(
         self, encoder: TextEncoder, labels: Tensor, config: MethodConfig, world: World | None = None
     ) -> None:
-        super().__init__()
-        self.world = world or World()
-        self.n_labels = len(labels)
-        self.shard = self.world.share(self.n_labels)
-        self.encoder = encoder
+        super().__init__(encoder, len(labels), world)
         self.labels = nn.Embedding.from_pretrained(
             labels[self.shard].clone(), freeze=False, sparse=True
         )
         self.config = config
         self.hard: HardNegatives | None = None
-        self.device = torch.device("cpu")
-        self.autocast: torch.dtype | None = None
         self.sparse_labels = config.kind != "full-bce"
 
     def place(self, device: torch.device, autocast: torch.dtype | None) -> None:
@@ -88,12 +82,9 @@ class Astra(nn.Module):
         """One phase; mining begins within it."""
         return [Phase("", config.epochs)]
 
-    def begin(self, phase: int, rows: TrainingRows, rng: Rng) -> None:
-        """Nothing to do: `build` has prepared the model."""
-
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The encoder's groups and the label vectors."""
-        return parameter_groups(self.encoder) | {LABELS: list(self.labels.parameters())}
+        return super().parameter_groups() | {LABELS: list(self.labels.parameters())}
 
     def transient(self) -> dict[str, Tensor]:
         """The hard negatives, empty before the first refresh."""

@@ -25,8 +25,6 @@ other's negatives.
 """
 
 import logging
-import math
-import time
 
 import numpy as np
 import torch
@@ -36,27 +34,17 @@ from torch import Tensor
 
 from models.config import Config, PretrainConfig, TrainConfig
 from models.data.tokens import TokenizedTexts
-from models.encoders.build import TextEncoder, embed, encode_batch, parameter_groups
-from models.errors import TrainingError
-from models.progress import track
+from models.encoders.build import TextEncoder, embed, encode_batch
 from models.quality.metrics import precision_at_k, recall_at_k
-from models.quality.ranking import exact_ranking
+from models.quality.ranking import top_products
 from models.rng import Rng
 from models.runs import PRETRAIN_CHECKPOINT_FILE, PRETRAINED_FILE, TENSORBOARD_FOLDER, Run
-from models.training.board import Board
-from models.training.checkpoint import (
-    Place,
-    Progress,
-    State,
-    load_checkpoint,
-    save_checkpoint,
-    write_tensors,
-)
+from models.training.checkpoint import State, write_tensors
 from models.training.clusters import clustered_order
-from models.training.loop import AUTOCAST, Validation
+from models.training.loop import AUTOCAST, Loop, Validation, rank
 from models.training.losses import contrastive_hinge, info_nce
+from models.training.method import Phase, Ranking, Trainable
 from models.training.negatives import allowed_in_pool
-from models.training.optimizers import Optimizers, scheduled_share
 from models.training.training_rows import TrainingRows, cells_of
 
 log = logging.getLogger(__name__)
@@ -73,7 +61,7 @@ _OWN_KEYS = {
 """Keys of `pretrain` that override the same keys of `train`."""
 
 
-class Contrastive:
+class Contrastive(Trainable):
     """The encoder with its training data, and one training step, on the encoder's device."""
 
     def __init__(
@@ -84,13 +72,22 @@ class Contrastive:
         config: PretrainConfig,
         autocast: torch.dtype | None = None,
     ) -> None:
-        self.encoder, self.points, self.label_texts = encoder, points, label_texts
-        self.config, self.autocast = config, autocast
+        super().__init__(encoder, len(label_texts))
+        self.place(next(encoder.parameters()).device, autocast)
+        self.points, self.label_texts, self.config = points, label_texts, config
         # A query without a label has no positive.
         self.usable = np.flatnonzero(np.diff(points.labels.indptr))
         self._cumulative_targets = np.concatenate(
             [[0.0], np.cumsum(points.labels.data, dtype=np.float64)]
         )
+
+    def phases(self, config: TrainConfig) -> list[Phase]:
+        """One phase."""
+        return [Phase("pretrain", config.epochs)]
+
+    def best(self, queries: NDArray[np.float32], k: int) -> Ranking:
+        """The k labels whose texts are nearest to embeddings `queries` (n, dim), with cosines."""
+        return Ranking(*top_products(queries, embed(self.encoder, self.label_texts), k))
 
     def cluster_size(self, epoch: int) -> int:
         """Queries in a cluster in this epoch; never more than in a batch."""
@@ -124,15 +121,16 @@ class Contrastive:
         places = np.searchsorted(self._cumulative_targets, at, side="right") - 1
         return labels.indices[np.clip(places, firsts, ends - 1)].astype(np.int64)
 
-    def train_step(self, batch: NDArray[np.int64], rng: Rng) -> Tensor:
+    def train_step(self, rows: TrainingRows, batch: NDArray[np.int64], rng: Rng) -> Tensor:
         """The loss of the rows `batch` (n,) among each other, ready for `backward`."""
-        config, device = self.config, next(self.encoder.parameters()).device
+        config = self.config
         labels, columns = np.unique(self.draw_positives(batch, rng), return_inverse=True)
-        queries = encode_batch(self.encoder, self.points.texts, batch, self.autocast)
+        queries = encode_batch(self.encoder, rows.texts, batch, self.autocast)
         names = encode_batch(self.encoder, self.label_texts, labels, self.autocast)
         scores = queries @ names.T  # (n, m)
-        positives = torch.from_numpy(columns).to(device)
-        allowed = self._negatives(batch, torch.from_numpy(labels)).to(device)
+        positives = torch.from_numpy(columns).to(self.device)
+        known = cells_of(rows.known, batch)
+        allowed = allowed_in_pool(torch.from_numpy(labels), known, len(batch)).to(self.device)
         if config.loss == "infonce":
             return info_nce(scores, positives, allowed, temperature=config.temperature)
         return contrastive_hinge(
@@ -143,10 +141,6 @@ class Contrastive:
             hardest=config.hard_negatives,
             temperature=config.temperature,
         )
-
-    def _negatives(self, batch: NDArray[np.int64], labels: Tensor) -> Tensor:
-        """A mask (n, m): which of the `labels` (m,) are negatives of each query."""
-        return allowed_in_pool(labels, cells_of(self.points.known, batch), len(batch))
 
 
 def pretrain(
@@ -170,128 +164,63 @@ def pretrain(
         training = _training_of(config)
         autocast = AUTOCAST[training.precision]
         model = Contrastive(encoder, points, label_texts, config.pretrain, autocast)
-        _Loop(model, training, validation, run).run_to_end()
+        rng = Rng.from_seed(config.seed)
+        _Loop(model, points, validation, run, rng, training).run_to_end()
     (run.folder / PRETRAIN_CHECKPOINT_FILE).unlink(missing_ok=True)
     encoder.load_state_dict(load_file(str(run.require(PRETRAINED_FILE, "train"))))
 
 
 def _training_of(config: Config) -> TrainConfig:
-    """`train`, with the keys that `pretrain` overrides."""
-    return config.train.model_copy(update=config.pretrain.model_dump(include=_OWN_KEYS))
+    """`train`, with the keys that `pretrain` overrides; a batch is never split."""
+    own = config.pretrain.model_dump(include=_OWN_KEYS)
+    return config.train.model_copy(update=own | {"accumulate": 1})
 
 
-class _Loop:
-    """A pre-training: its model, optimisers and progress."""
+class _Loop(Loop):
+    """Pre-training: rows in clusters, and the best epoch by P@1 of the label texts."""
 
-    def __init__(
-        self, model: Contrastive, config: TrainConfig, validation: Validation, run: Run
-    ) -> None:
-        self.model, self.config, self.validation, self.run = model, config, validation, run
-        self.rng = Rng.from_seed(run.config.seed)
-        groups = parameter_groups(model.encoder)
-        self.optimizers = Optimizers(groups, config, sparse_labels=False)
-        device = next(model.encoder.parameters()).device
-        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-        self.progress = Progress()
-        self.order: NDArray[np.int64] = np.empty(0, np.int64)
-        self.steps_per_epoch = math.ceil(len(model.usable) / config.batch_size)
-        self._checkpoint = run.folder / PRETRAIN_CHECKPOINT_FILE
-        self._saved_at = time.monotonic()
+    model: Contrastive
+    title = "pre-training "
+    checkpoint_file = PRETRAIN_CHECKPOINT_FILE
+    # Its own folder: the method's loop counts steps anew, and would void curves beside its own.
+    board_folder = f"{TENSORBOARD_FOLDER}/pretrain"
+    rate_keys = "pretrain.encoder_lr"
 
     def run_to_end(self) -> None:
         """Train from the checkpoint or the start, to the last epoch or an early stop."""
-        resumes = self._resume()
-        # Its own folder: the method's loop counts steps anew, and would void curves beside its own.
-        folder = self.run.folder / TENSORBOARD_FOLDER / "pretrain"
-        self.board = Board(folder, self.progress.step)
-        try:
-            if not resumes:
-                # Epoch 0 is the untrained encoder. Only an epoch with a better P@1 replaces it.
-                self._measure({"epoch": 0})
-                self._save()
-            while self.progress.epoch < self.config.epochs and not self._out_of_patience:
-                self._epoch()
-        finally:
-            self.board.close()
-        self.run.record(
-            pretraining={
-                "best_epoch": self.progress.best_epoch + 1,
-                "epochs": self.progress.epoch,
-                "validation_p_at_1": self.progress.best_p_at_1,
-                "seconds": round(self.progress.seconds, 1),
-            }
-        )
+        super().run_to_end()
+        self.run.record(pretraining=self.progress.outcome())
+
+    def begin_phase(self, number: int) -> None:
+        """Measure the untrained encoder as epoch 0; only a better epoch replaces it."""
+        super().begin_phase(number)
+        self._measure({"epoch": 0})
+        self._save()
 
     @property
     def _state(self) -> State:
         return State(self.model.encoder, self.optimizers, self.rng)
 
-    @property
-    def _out_of_patience(self) -> bool:
-        return self.progress.epoch - 1 - self.progress.best_epoch >= self.config.patience
+    def _next_order(self) -> NDArray[np.int64]:
+        return self.model.regroup(self.progress.epoch, self.order, self.rng)
 
-    def _resume(self) -> bool:
-        if not self._checkpoint.is_file():
-            return False
-        place = load_checkpoint(self._checkpoint, self._state)
-        self.progress, self.order = place.progress, place.order
-        at = self.progress
-        log.info("resuming pre-training in epoch %d at step %d", at.epoch + 1, at.step_in_epoch)
-        return True
-
-    def _epoch(self) -> None:
-        started = time.monotonic()
-        progress, size = self.progress, self.config.batch_size
-        if progress.step_in_epoch == 0:
-            self.order = self.model.regroup(progress.epoch, self.order, self.rng)
-            progress.loss_sum = 0.0
-        firsts = range(progress.step_in_epoch * size, len(self.order), size)
-        for first in track(firsts, len(firsts), f"pre-training epoch {progress.epoch + 1}"):
-            self._step(self.order[first : first + size])
-        seconds = time.monotonic() - started
-        progress.seconds += seconds
+    def _finish_epoch(self, seconds: float) -> None:
+        progress = self.progress
         progress.epoch += 1
         progress.step_in_epoch = 0
         loss = progress.loss_sum / self.steps_per_epoch
         self._measure({"epoch": progress.epoch, "loss": loss, "seconds": round(seconds, 2)})
         self._save()
 
-    def _step(self, batch: NDArray[np.int64]) -> None:
-        progress = self.progress
-        self.optimizers.zero_grad()
-        loss = self.model.train_step(batch, self.rng)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            uids = [self.model.points.uids[row] for row in batch[:5]]
-            raise TrainingError(
-                f"the pre-training loss is {value} at step {progress.step} (epoch "
-                f"{progress.epoch + 1}), rows {', '.join(uids)} and {len(batch) - len(uids)} "
-                "more: lower pretrain.encoder_lr"
-            )
-        self.scaler.scale(loss).backward()
-        total = self.steps_per_epoch * self.config.epochs
-        rate = scheduled_share(self.config, progress.step, total)
-        self.optimizers.step(rate, self.scaler)
-        self.board.add_scalar("train/loss", value, progress.step)
-        self.board.add_scalar("train/rate", rate, progress.step)
-        progress.loss_sum += value
-        progress.step += 1
-        progress.step_in_epoch += 1
-        if time.monotonic() - self._saved_at >= self.config.checkpoint_seconds:
-            self._save()
-
     def _measure(self, record: dict[str, float]) -> None:
         """Rank label texts for validation texts, log figures, save the encoder if P@1 is best."""
-        encoder, progress, truth = self.model.encoder, self.progress, self.validation.truth
-        vectors = embed(encoder, self.model.label_texts)
-        queries = embed(encoder, self.validation.queries)
-        ranked = exact_ranking(self.validation.of(queries), vectors, 10)
+        progress, truth = self.progress, self.validation.truth
+        ranked = rank(self.model, self.validation, 10)
         p_at_1 = 100 * precision_at_k(ranked, truth, 1)
         record |= {
             "validation_p_at_1": p_at_1,
             "validation_r_at_10": 100 * recall_at_k(ranked, truth, 10),
         }
-        self.run.log({"stage": "pretrain", **record})
         log.info(
             "pre-training epoch %d: validation P@1 %.2f, R@10 %.2f%s",
             record["epoch"],
@@ -301,14 +230,7 @@ class _Loop:
                 f", {name} {record[name]:.3f}" for name in ("loss", "seconds") if name in record
             ),
         )
-        for name, value in record.items():
-            if name != "epoch":
-                self.board.add_scalar(f"epoch/{name}", value, int(record["epoch"]))
-        self.board.flush()
+        self._publish({"stage": self.phase.name, **record})
         if p_at_1 > progress.best_p_at_1:
             progress.best_p_at_1, progress.best_epoch = p_at_1, int(record["epoch"]) - 1
-            write_tensors(self.run.folder / PRETRAINED_FILE, encoder.state_dict())
-
-    def _save(self) -> None:
-        save_checkpoint(self._checkpoint, self._state, Place(self.progress, self.order))
-        self._saved_at = time.monotonic()
+            write_tensors(self.run.folder / PRETRAINED_FILE, self.model.encoder.state_dict())

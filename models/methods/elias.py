@@ -24,8 +24,6 @@ It trains in one process. Label logits come from one product with all label vect
 is cheaper than gathering a vector for each place of the shortlist.
 """
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -34,9 +32,8 @@ from torch.nn.functional import embedding, normalize
 
 from models.config import EliasConfig, MethodConfig, TrainConfig
 from models.data.tokens import TokenizedTexts
-from models.encoders.build import TextEncoder, embed, encode_batch, parameter_groups
+from models.encoders.build import TextEncoder, embed, encode_batch
 from models.rng import Rng
-from models.training.distributed import World
 from models.training.label_graph import (
     LabelGraph,
     balanced_clusters,
@@ -46,7 +43,7 @@ from models.training.label_graph import (
     usual_clusters,
 )
 from models.training.losses import path_bce
-from models.training.method import Phase, Ranking, Servable
+from models.training.method import Method, Phase, Ranking, Servable
 from models.training.optimizers import LABELS
 from models.training.path_scores import all_paths, cluster_scores, edge_weights, shortlist
 from models.training.training_rows import TrainingRows, cells_of, targets_at, with_label_rows
@@ -68,7 +65,7 @@ _AHEAD = 1e3
 """Added to a candidate's log score, it ranks every candidate before any number in [0, 1]."""
 
 
-class Elias(nn.Module):
+class Elias(Method):
     """The model and one training step of it; the loop owns optimisers, schedule and checkpoints."""
 
     edges: Tensor
@@ -83,10 +80,8 @@ class Elias(nn.Module):
         elias: EliasConfig,
         label_texts: TokenizedTexts | None = None,
     ) -> None:
-        super().__init__()
-        self.world = World()
-        self.n_labels, self.shard = n_labels, slice(0, n_labels)
-        self.encoder, self.config, self.elias = encoder, config, elias
+        super().__init__(encoder, n_labels)
+        self.config, self.elias = config, elias
         self.dense = n_labels <= _GATHER_BEYOND * elias.shortlist
         self.sparse_labels = not self.dense
         target = min(elias.clusters or usual_clusters(n_labels), n_labels)
@@ -98,15 +93,8 @@ class Elias(nn.Module):
         self.register_buffer("edges", torch.full((n_clusters, width), n_labels))
         self.register_buffer("parents", torch.full((n_labels,), -1))
         self.register_buffer("learned", torch.tensor(False))
-        self.device = torch.device("cpu")
-        self.autocast: torch.dtype | None = None
         self._label_texts = label_texts
         self._untrained = _trained_parts(encoder) if elias.initial_epochs else {}
-
-    def place(self, device: torch.device, autocast: torch.dtype | None) -> None:
-        """Move the model to `device`; the encoder computes in type `autocast`, None for fp32."""
-        self.device, self.autocast = device, autocast
-        self.to(device)
 
     def phases(self, config: TrainConfig) -> list[Phase]:
         """Those of `_phase_names`; the last has `train.epochs`."""
@@ -144,18 +132,11 @@ class Elias(nn.Module):
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The encoder's groups, the label vectors, the clusters and the edges."""
-        return parameter_groups(self.encoder) | {
+        return super().parameter_groups() | {
             LABELS: list(self.labels.parameters()),
             "clusters": list(self.clusters.parameters()),
             "edges": [self.theta],
         }
-
-    def transient(self) -> dict[str, Tensor]:
-        """Nothing: the weights are the whole state."""
-        return {}
-
-    def restore(self, transient: Mapping[str, Tensor]) -> None:
-        """Nothing to set."""
 
     def wants_refresh(self, epoch: int) -> bool:
         """Whether edges are learnt: then parents change, so each epoch computes them anew."""

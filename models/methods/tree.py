@@ -40,7 +40,7 @@ from models.label_trees.shape import (
     label_vectors,
     merge_levels,
 )
-from service.atomic import write_array, write_atomic
+from service.atomic import write_array, write_text
 from service.core.index.label_tree import (
     ABOUT_FILE,
     BIAS_FILE,
@@ -173,10 +173,9 @@ def write_forest(forest: DenseForest, folder: Path) -> list[str]:
         "path_weight": forest.beam.path_weight,
         "roots": tree.roots.tolist(),
     }
-    text = json.dumps(about)
     write_array(folder / CHILDREN_FILE, np.stack([tree.first, tree.end], axis=1).astype(np.int32))
     write_array(folder / LABELS_FILE, tree.labels.astype(np.int32))
     write_array(folder / WEIGHTS_FILE, forest.weights)
     write_array(folder / BIAS_FILE, forest.bias)
-    write_atomic(folder / ABOUT_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(folder / ABOUT_FILE, json.dumps(about))
     return list(FILES)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from models.data.dataset import Dataset, Fields, Points, point_texts
 from models.progress import track
-from models.quality.metrics import Quality, evaluate_ranking, remove_filtered
+from models.quality.metrics import evaluate_ranking, remove_filtered
 from models.quality.ranking import spare
 from service.bundle.manifest import EXACT, QualityInfo
 from service.core.engine import Engine
@@ -44,33 +44,17 @@ def evaluate(
             ranked = _rank(engine, texts, k, effort, filtered)
         else:
             ranked = _rank_items(engine, texts, points.uids, k, effort)
-        quality = evaluate_ranking(ranked, points.labels, counts, len(dataset.train), a, b)
-        flat = flatten(quality)
-        figures |= flat if not figures else {n: v for n, v in flat.items() if n.endswith("r100")}
+        found = evaluate_ranking(ranked, points.labels, counts, len(dataset.train), a, b)
+        figures |= found if not figures else {n: v for n, v in found.items() if n.endswith("r100")}
     figures["index_recall10"] = 100 * _recall_against_exact(engine, texts[:_RECALL_TEXTS])
     return QualityInfo(
         split=split,
-        n_queries=quality.n_queries,
+        n_queries=int(np.count_nonzero(np.diff(points.labels.indptr))),  # others are skipped
         effort=effort,
         propensity_a=a,
         propensity_b=b,
         metrics={name: round(value, 3) for name, value in figures.items()},
     )
-
-
-def flatten(quality: Quality) -> dict[str, float]:
-    """Figures by name; those of a band start with its name, such as `tail_p1`."""
-    figures: dict[str, float] = {}
-    for name, value in quality.as_dict().items():
-        if isinstance(value, dict):
-            figures |= {
-                f"{name}_{part}": float(figure)
-                for part, figure in value.items()
-                if not part.startswith("n_")
-            }
-        elif value is not None and name not in ("n_queries", "a", "b"):
-            figures[name] = float(value)
-    return figures
 
 
 def _part(dataset: Dataset, split: str) -> tuple[Points, NDArray[np.int64] | None]:

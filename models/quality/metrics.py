@@ -7,8 +7,8 @@ follow the Extreme Classification Repository. Each function returns a fraction, 
 arguments. A wrong shape or value raises ValueError.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -118,6 +118,14 @@ def label_bands(train_label_counts: ArrayLike) -> NDArray[np.int8]:
     return bands
 
 
+def relevant(rows: NDArray[np.int64], truth: csr_array) -> NDArray[np.bool_]:
+    """A mask (n, k): whether each label of `rows` (n, k) is one of its query's true labels."""
+    n_labels = truth.shape[1]
+    true_rows = np.repeat(np.arange(truth.shape[0]), np.diff(truth.indptr))
+    keys = true_rows * n_labels + truth.indices
+    return np.isin(np.arange(len(rows))[:, None] * n_labels + rows, keys)
+
+
 def remove_filtered(ranked: LabelRows, pairs: NDArray[np.integer]) -> LabelRows:
     """The rankings without the pairs (row, label) (m, 2); the rest moves up, and -1 fills the end.
 
@@ -170,50 +178,6 @@ def expected_calibration_error(
     return float(np.abs(np.bincount(bins, weights=stated - observed)).sum() / len(stated))
 
 
-@dataclass(frozen=True, slots=True)
-class BandQuality:
-    """Quality on a band of labels, in percent; queries without a label of the band are skipped."""
-
-    n_labels: int
-    n_queries: int
-    p1: float
-    p3: float
-    p5: float
-    ndcg5: float
-    r10: float
-    r100: float
-
-
-@dataclass(frozen=True, slots=True)
-class Quality:
-    """Quality of a ranking, in percent, with the propensity constants `a` and `b`.
-
-    A band is None if no query has a label of it.
-    """
-
-    n_queries: int
-    p1: float
-    p3: float
-    p5: float
-    ndcg1: float
-    ndcg3: float
-    ndcg5: float
-    psp1: float
-    psp3: float
-    psp5: float
-    r10: float
-    r100: float
-    a: float
-    b: float
-    head: BandQuality | None
-    torso: BandQuality | None
-    tail: BandQuality | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """The figures as plain JSON types."""
-        return asdict(self)
-
-
 def evaluate_ranking(
     ranked: LabelRows,
     truth: csr_array,
@@ -221,12 +185,13 @@ def evaluate_ranking(
     n_train: int,
     a: float = 0.55,
     b: float = 1.5,
-) -> Quality:
-    """All figures at once, overall and for the head, torso and tail of `label_bands`.
+) -> dict[str, float]:
+    """All figures by name (`p1`, `ndcg3`, `psp5`, `r100`, ...), in percent.
 
-    For a band, the truth is restricted to its labels, and the ranking is not. So a head label above
-    a tail label takes a place from the tail's precision. `ranked` needs 100 columns, or
-    as many as there are labels.
+    `a` and `b` are the propensity constants. Figures of a band of `label_bands` start with its
+    name, such as `tail_p1`; a band has none where no query has a label of it. For a band, the truth
+    is restricted to its labels, and the ranking is not. So a head label above a tail label takes a
+    place from the tail's precision. `ranked` needs 100 columns, or as many as there are labels.
     """
     marks = _Marks.of(ranked, truth)
     counts = np.asarray(train_label_counts)
@@ -235,44 +200,18 @@ def evaluate_ranking(
             f"train_label_counts has shape {counts.shape} and truth {truth.shape[1]} labels; "
             "give one count per label"
         )
-    weights = inverse_propensity(counts, n_train, a, b)
-    bands = label_bands(counts)
-    head, torso, tail = (_evaluate_band(marks, bands == band) for band in range(3))
-    return Quality(
-        n_queries=marks.n_queries,
-        p1=100 * marks.precision(1),
-        p3=100 * marks.precision(3),
-        p5=100 * marks.precision(5),
-        ndcg1=100 * marks.ndcg(1),
-        ndcg3=100 * marks.ndcg(3),
-        ndcg5=100 * marks.ndcg(5),
-        psp1=100 * marks.psp(weights, 1),
-        psp3=100 * marks.psp(weights, 3),
-        psp5=100 * marks.psp(weights, 5),
-        r10=100 * marks.recall(10),
-        r100=100 * marks.recall(100),
-        a=a,
-        b=b,
-        head=head,
-        torso=torso,
-        tail=tail,
-    )
-
-
-def _evaluate_band(marks: "_Marks", in_band: NDArray[np.bool_]) -> BandQuality | None:
-    band = marks.restrict(in_band)
-    if not band.n_queries:
-        return None
-    return BandQuality(
-        n_labels=int(in_band.sum()),
-        n_queries=band.n_queries,
-        p1=100 * band.precision(1),
-        p3=100 * band.precision(3),
-        p5=100 * band.precision(5),
-        ndcg5=100 * band.ndcg(5),
-        r10=100 * band.recall(10),
-        r100=100 * band.recall(100),
-    )
+    weights, bands = inverse_propensity(counts, n_train, a, b), label_bands(counts)
+    shares = {f"p{k}": marks.precision(k) for k in (1, 3, 5)}
+    shares |= {f"ndcg{k}": marks.ndcg(k) for k in (1, 3, 5)}
+    shares |= {f"psp{k}": marks.psp(weights, k) for k in (1, 3, 5)}
+    shares |= {f"r{k}": marks.recall(k) for k in (10, 100)}
+    for number, name in enumerate(("head", "torso", "tail")):
+        band = marks.restrict(bands == number)
+        if band.n_queries:
+            shares |= {f"{name}_p{k}": band.precision(k) for k in (1, 3, 5)}
+            shares[f"{name}_ndcg5"] = band.ndcg(5)
+            shares |= {f"{name}_r{k}": band.recall(k) for k in (10, 100)}
+    return {name: 100 * share for name, share in shares.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,14 +75,6 @@ def top_products(
     return rows, torch.cat([part.values for part in parts]).numpy()
 
 
-def exact_ranking(
-    validation: EmbeddedSet, vectors: NDArray[np.float32], k: int
-) -> NDArray[np.int64]:
-    """The top k labels (n, k) by inner product with `vectors` (m, dim), without filter pairs."""
-    ranked, _ = top_products(validation.queries, vectors, k + validation.spare)
-    return validation.first(ranked, k)
-
-
 def spare(filtered: NDArray[np.int64] | None) -> int:
     """The most filter pairs (m, 2) of one query: the number of labels to rank beyond k."""
     return int(np.bincount(filtered[:, 0]).max()) if filtered is not None and len(filtered) else 0

@@ -9,7 +9,7 @@ import json
 import os
 from pathlib import Path
 
-from service.atomic import sync, write_atomic
+from service.atomic import sync, write_text
 from service.bundle.manifest import MANIFEST, POINTER, Manifest, bundle_id_of
 from service.bundle.verify import hash_file
 
@@ -21,10 +21,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     }
     body = manifest.model_copy(update={"files": files}).model_dump(mode="json")
     body["bundle_id"] = bundle_id_of(body)
-    write_atomic(
-        folder / MANIFEST,
-        lambda path: path.write_text(json.dumps(body, indent=1, ensure_ascii=False), "utf-8"),
-    )
+    write_text(folder / MANIFEST, json.dumps(body, indent=1, ensure_ascii=False))
     return Manifest.model_validate(body)
 
 
@@ -40,5 +37,5 @@ def publish(folder: Path, bundle_id: str) -> Path:
     target = parent / bundle_id
     if not target.exists():  # else a bundle with the same content is there already
         os.rename(folder, target)
-    write_atomic(parent / POINTER, lambda path: path.write_text(f"{bundle_id}\n", "utf-8"))
+    write_text(parent / POINTER, f"{bundle_id}\n")
     return target

@@ -60,6 +60,15 @@ class Progress:
     first_epoch: int = 0
     first_step: int = 0
 
+    def outcome(self) -> dict[str, float]:
+        """What measured.json says of a finished training; epochs count from 1 there."""
+        return {
+            "best_epoch": self.best_epoch + 1,
+            "epochs": self.epoch,
+            "validation_p_at_1": self.best_p_at_1,
+            "seconds": round(self.seconds, 1),
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class State:

@@ -39,10 +39,10 @@ from models.training.checkpoint import (
     weights_of,
     write_tensors,
 )
-from models.training.method import Method, Phase
+from models.training.method import Method, Phase, Trainable
 from models.training.optimizers import Optimizers, scheduled_share
 from models.training.training_rows import TrainingRows
-from service.atomic import write_atomic
+from service.atomic import write_text
 
 log = logging.getLogger(__name__)
 
@@ -68,13 +68,8 @@ def train(
             "train.precision is fp16, which scales its loss for each process apart: use bf16"
         )
     model.place(device_for(config), AUTOCAST[config.precision])
-    loop = _Loop(model, rows, validation, run, rng)
-    if not loop.resume():
-        loop.begin_phase(0)
-    try:
-        loop.run_to_end()
-    finally:
-        loop.close()
+    loop = Loop(model, rows, validation, run, rng)
+    loop.run_to_end()
     return loop.progress
 
 
@@ -86,20 +81,31 @@ def device_for(config: TrainConfig) -> torch.device:
     return torch.device("cuda" if has_cuda and config.device != "cpu" else "cpu")
 
 
-class _Loop:
-    """A training run: its model, data, optimisers and progress."""
+class Loop:
+    """A training run: its model, data, optimisers and progress.
+
+    Pre-training is one too (`models.methods.contrastive`), with `title`, files and keys of its own.
+    """
+
+    title = ""
+    """Stands before "epoch" and "loss" in what the user reads."""
+    checkpoint_file = CHECKPOINT_FILE
+    board_folder = TENSORBOARD_FOLDER
+    rate_keys = "train.encoder_lr or train.label_lr"
+    """The keys to lower where a loss is no number."""
 
     def __init__(
         self,
-        model: Method,
+        model: Trainable,
         rows: TrainingRows,
         validation: Validation,
         run: Run,
         rng: Rng,
+        config: TrainConfig | None = None,
     ) -> None:
         self.model, self.rows, self.validation = model, rows, validation
         self.run, self.rng = run, rng
-        self.config: TrainConfig = run.config.train
+        self.config = config or run.config.train
         self.phases = model.phases(self.config)
         self.optimizers = self._fresh_optimizers(0)
         self.progress = Progress()
@@ -112,7 +118,7 @@ class _Loop:
             model.device.type, enabled=self.config.precision == "fp16"
         )
         self.board: Board | None = None
-        self._checkpoint = run.folder / CHECKPOINT_FILE
+        self._checkpoint = run.folder / self.checkpoint_file
         self._saved_at = time.monotonic()
 
     @property
@@ -132,6 +138,7 @@ class _Loop:
 
     @property
     def out_of_patience(self) -> bool:
+        """Whether the last phase has had too many epochs without a better one."""
         progress = self.progress
         since = progress.epoch - 1 - progress.best_epoch
         return self.in_last_phase and since >= self.config.patience
@@ -145,7 +152,8 @@ class _Loop:
         self.progress, self.order = place.progress, place.order
         self.model.restore(place.transient)
         progress = self.progress
-        log.info("resuming in epoch %d at step %d", progress.epoch + 1, progress.step_in_epoch)
+        at = progress.epoch + 1, progress.step_in_epoch
+        log.info("resuming %sin epoch %d at step %d", self.title, *at)
         return True
 
     def begin_phase(self, number: int) -> None:
@@ -162,9 +170,19 @@ class _Loop:
         self.optimizers = self._fresh_optimizers(number)
 
     def run_to_end(self) -> None:
-        """Run the remaining phases and epochs, fewer after an early stop."""
+        """Run the phases and epochs that the checkpoint leaves, fewer after an early stop."""
+        resumes = self.resume()
         if self.leads:
-            self.board = Board(self.run.folder / TENSORBOARD_FOLDER, self.progress.step)
+            self.board = Board(self.run.folder / self.board_folder, self.progress.step)
+        try:
+            if not resumes:
+                self.begin_phase(0)
+            self._run_phases()
+        finally:
+            if self.board is not None:
+                self.board.close()
+
+    def _run_phases(self) -> None:
         while True:
             last_epoch = self.progress.first_epoch + self.phase.epochs
             while self.progress.epoch < last_epoch and not self.out_of_patience:
@@ -178,16 +196,20 @@ class _Loop:
         started = time.monotonic()
         progress = self.progress
         if progress.step_in_epoch == 0:
-            if self.model.wants_refresh(progress.epoch - progress.first_epoch):
-                self.model.refresh(self.rows)
-            self.order = self.rng.numpy.permutation(self.usable)
+            self.order = self._next_order()
             progress.loss_sum = 0.0
         steps = self.steps_per_epoch - progress.step_in_epoch
-        for batch in track(self._batches(), steps, f"epoch {progress.epoch + 1}"):
+        for batch in track(self._batches(), steps, f"{self.title}epoch {progress.epoch + 1}"):
             self._step(batch)
         seconds = time.monotonic() - started
         progress.seconds += seconds
         self._finish_epoch(seconds)
+
+    def _next_order(self) -> NDArray[np.int64]:
+        """This epoch's order (n,) of the usable rows."""
+        if self.model.wants_refresh(self.progress.epoch - self.progress.first_epoch):
+            self.model.refresh(self.rows)
+        return self.rng.numpy.permutation(self.usable)
 
     def _fresh_optimizers(self, phase: int) -> Optimizers:
         model = self.model
@@ -197,11 +219,6 @@ class _Loop:
             sparse_labels=model.sparse_labels,
             rates=self.phases[phase].rates,
         )
-
-    def close(self) -> None:
-        """Close the curves; to call after training, also after an error."""
-        if self.board is not None:
-            self.board.close()
 
     def _batches(self) -> Iterator[NDArray[np.int64]]:
         size = self.config.batch_size
@@ -244,18 +261,19 @@ class _Loop:
         report = self.run.folder / FAILED_BATCH_FILE
         about = {"step": self.progress.step, "epoch": self.progress.epoch + 1, "rows": uids}
         if self.leads:
-            write_atomic(report, lambda path: path.write_text(json.dumps(about), "utf-8"))
+            write_text(report, json.dumps(about))
         more = f" and {len(uids) - 5} more" if len(uids) > 5 else ""
         raise TrainingError(
-            f"the loss is {value} at step {self.progress.step} (epoch {self.progress.epoch + 1}), "
-            f"rows {', '.join(uids[:5])}{more} (all in {report}): {self._way_out()}"
+            f"the {self.title}loss is {value} at step {self.progress.step} "
+            f"(epoch {self.progress.epoch + 1}), rows {', '.join(uids[:5])}{more} "
+            f"(all in {report}): {self._way_out()}"
         )
 
     def _way_out(self) -> str:
         checkpoint = "there was no checkpoint yet"
         if self._checkpoint.is_file():
             checkpoint = f"{self._checkpoint} holds the last good checkpoint"
-        return f"lower train.encoder_lr or train.label_lr; {checkpoint}"
+        return f"lower {self.rate_keys}; {checkpoint}"
 
     def _finish_epoch(self, seconds: float) -> None:
         progress = self.progress
@@ -290,12 +308,16 @@ class _Loop:
         self._save()
 
     def _announce(self, record: dict[str, Any]) -> None:
-        self.run.log(record)
         log.info(
             "epoch %(epoch)d: loss %(loss).3f, validation P@1 %(validation_p_at_1).2f, "
             "P@5 %(validation_p_at_5).2f, %(seconds).1f s",
             record,
         )
+        self._publish(record)
+
+    def _publish(self, record: dict[str, Any]) -> None:
+        """Add an epoch's figures to metrics.jsonl and to the curves."""
+        self.run.log(record)
         assert self.board is not None
         for name, value in record.items():
             if name not in ("epoch", "stage"):
@@ -324,7 +346,7 @@ class _Loop:
         log.debug("checkpoint: %s", asdict(self.progress))
 
 
-def rank(model: Method, validation: Validation, k: int) -> NDArray[np.int64]:
+def rank(model: Trainable, validation: Validation, k: int) -> NDArray[np.int64]:
     """The top k labels (n, k) that the method gives each text, without the filter pairs."""
     embeddings = embed(model.encoder, validation.queries)
     return validation.first(model.best(embeddings, k + validation.spare).labels, k)

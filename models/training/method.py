@@ -1,13 +1,13 @@
-"""The interface of a method, for the training loop, export, index and distillation.
+"""What a method is to the training loop, export, index and distillation.
 
 A method is an nn.Module. It holds the encoder, the label vectors and everything else that it
 learns. It trains in phases, one after the other. Each phase has its own optimisers and schedule,
 and the last phase makes the final model. `models.trained` builds the method of a configuration.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.config import TrainConfig
-from models.encoders.build import TextEncoder
+from models.encoders.build import TextEncoder, parameter_groups
 from models.rng import Rng
 from models.training.distributed import World
 from models.training.label_graph import LabelGraph
@@ -55,72 +55,67 @@ class Servable:
     graph: LabelGraph | None = None
 
 
-class Method(Protocol):
-    """A model that trains, ranks labels, and saves and restores its state.
+class Trainable(nn.Module, ABC):
+    """A model that the loop trains, and that saves and restores its state.
 
-    `shard` are the label rows of this rank, of `n_labels` in all.
+    `shard` are the label rows of this rank, of `n_labels` in all. The encoder computes in type
+    `autocast`, None for fp32.
     """
 
     encoder: TextEncoder
-    world: World
-    n_labels: int
-    shard: slice
-    device: torch.device
-    sparse_labels: bool
+    sparse_labels = False
     """Whether a step moves only the label vectors that it reads."""
+
+    def __init__(self, encoder: TextEncoder, n_labels: int, world: World | None = None) -> None:
+        super().__init__()
+        self.encoder, self.n_labels = encoder, n_labels
+        self.world = world or World()
+        self.shard = self.world.share(n_labels)
+        self.device = torch.device("cpu")
+        self.autocast: torch.dtype | None = None
 
     def place(self, device: torch.device, autocast: torch.dtype | None) -> None:
         """Move the model to `device`; the encoder computes in type `autocast`, None for fp32."""
-        ...
+        self.device, self.autocast = device, autocast
+        self.to(device)
 
+    @abstractmethod
     def phases(self, config: TrainConfig) -> Sequence[Phase]:
         """The phases of training in their order, at least one."""
-        ...
 
     def begin(self, phase: int, rows: TrainingRows, rng: Rng) -> None:
         """Prepare the model for a phase; it still holds the weights of the phase before."""
-        ...
 
     def wants_refresh(self, epoch: int) -> bool:
         """Whether `refresh` is due before this epoch of the phase, counted from 0."""
-        ...
+        return False
 
     def refresh(self, rows: TrainingRows) -> None:
         """Compute anew what steps derive from the whole model, such as hard negatives."""
-        ...
 
+    @abstractmethod
     def train_step(self, rows: TrainingRows, batch: NDArray[np.int64], rng: Rng) -> Tensor:
         """This rank's part of the loss of the rows `batch` (n,), ready for `backward`."""
-        ...
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The trainable parameters, by optimiser group."""
-        ...
+        """The trainable parameters, by optimiser group: those of the encoder."""
+        return parameter_groups(self.encoder)
 
+    @abstractmethod
     def best(self, queries: NDArray[np.float32], k: int) -> Ranking:
-        """The k best labels of embeddings `queries` (n, dim), as a served model ranks them."""
-        ...
-
-    def servable(self) -> Servable:
-        """The trained parts for export and index."""
-        ...
+        """The k best labels of embeddings `queries` (n, dim)."""
 
     def transient(self) -> dict[str, Tensor]:
         """The state beside the weights that a checkpoint needs."""
-        ...
+        return {}
 
     def restore(self, transient: Mapping[str, Tensor]) -> None:
         """Set the state that `transient` returned."""
-        ...
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """As of nn.Module."""
-        ...
 
-    def state_dict(self) -> dict[str, Any]:
-        """As of nn.Module."""
-        ...
+class Method(Trainable):
+    """A model that is served; `best` ranks as the served model does."""
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
-        """As of nn.Module."""
-        ...
+    @abstractmethod
+    def servable(self) -> Servable:
+        """The trained parts for export and index."""

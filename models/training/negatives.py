@@ -17,6 +17,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from models.config import MethodConfig
+from models.quality.metrics import relevant
 from models.training.losses import Cells
 
 _QUERIES_AT_ONCE = 4096
@@ -158,7 +159,7 @@ def mine(
         stop = min(start + _QUERIES_AT_ONCE, len(queries))
         nearest_scores, nearest = index.search(queries[start:stop], k)
         nearest_scores += shift[start:stop, None]
-        unusable = _is_positive(nearest, positives[start:stop]) | (nearest < 0)
+        unusable = relevant(nearest, positives[start:stop]) | (nearest < 0)
         # Stable, so that the usable labels stay in the order of their scores.
         order = np.argsort(unusable, axis=1, kind="stable")[:, :pool]
         usable = ~np.take_along_axis(unusable, order, axis=1)
@@ -207,10 +208,3 @@ def hard_negatives(labels: Tensor, scores: Tensor, scale: float, bias: float) ->
     gradient = torch.where(present, torch.sigmoid(logits), 0.0)
     total = gradient.sum(dim=1, keepdim=True)
     return HardNegatives(labels, gradient / total.clamp(min=1e-30))
-
-
-def _is_positive(labels: NDArray[np.int64], positives: csr_array) -> NDArray[np.bool_]:
-    n_labels = positives.shape[1]
-    rows = np.repeat(np.arange(positives.shape[0]), np.diff(positives.indptr))
-    keys = rows * n_labels + positives.indices
-    return np.isin(np.arange(len(labels))[:, None] * n_labels + labels, keys)

@@ -12,7 +12,7 @@ from typing import Self
 
 from models.errors import TuneError
 from models.tune.candidate import Candidate, Measurement
-from service.atomic import write_atomic
+from service.atomic import write_text
 
 LEDGER_FILE = "measurements.jsonl"
 
@@ -37,7 +37,7 @@ class Ledger:
         text = path.read_text(encoding="utf-8")
         whole, newline, torn = text.rpartition("\n")
         if torn:
-            write_atomic(path, lambda temporary: temporary.write_text(whole + newline, "utf-8"))
+            write_text(path, whole + newline)
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 raw = json.loads(line)

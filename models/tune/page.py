@@ -5,6 +5,7 @@ stays on white; kinds are told apart by shape too. The table has the figures of 
 a keyboard can scroll it.
 """
 
+import re
 from html import escape
 from pathlib import Path
 from typing import Final
@@ -17,7 +18,7 @@ from models.svg import svg_of
 from models.tune.candidate import Measurement
 from models.tune.goal import P99_MARGIN
 from models.tune.report import HEADS, Report, cells
-from service.atomic import write_atomic
+from service.atomic import write_text
 
 PAGE_FILE: Final = "tune.html"
 _FEWEST_MISSED = 1e-4  # the scale of recall ends at 0.9999
@@ -71,7 +72,7 @@ def write_page(report: Report, folder: Path) -> Path:
         "<main>\n" + "\n".join(parts) + "\n</main></body></html>\n"
     )
     path = folder / PAGE_FILE
-    write_atomic(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    write_text(path, page)
     return path
 
 
@@ -157,6 +158,8 @@ def _accessible(svg: str, report: Report, said: dict[str, str]) -> str:
         f"{len(report.last)} index settings by 99th percentile of search time and recall at 10; "
         f"{len(report.front)} of them form the Pareto front. The table below has every figure."
     )
+    # HTML allows no XML prolog inside a page and needs no namespace addresses.
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg[svg.index("<svg") :])
     for name, words in said.items():
         group = f'<g id="{name}">'
         svg = svg.replace(group, f"{group}<title>{escape(words)}</title>")

@@ -9,7 +9,7 @@ from typing import Final
 from models.tune.candidate import Measurement
 from models.tune.front import front_of
 from models.tune.goal import P99_MARGIN, Goal
-from service.atomic import write_atomic
+from service.atomic import write_text
 
 REPORT_FILE: Final = "tune.json"
 
@@ -53,8 +53,7 @@ class Report:
             "measured": [each.as_json() for each in (*self.last, *self.earlier)],
         }
         path = folder / REPORT_FILE
-        text = json.dumps(record, indent=1) + "\n"
-        write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_text(path, json.dumps(record, indent=1) + "\n")
         return path
 
 

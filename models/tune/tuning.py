@@ -22,7 +22,6 @@ from models.tune.builds import thinned, variants
 from models.tune.candidate import Build, Candidate, Measurement
 from models.tune.goal import Goal, choose, nearest
 from models.tune.halving import halve
-from models.tune.page import write_page
 from models.tune.report import Report, last_of_each
 from models.tune.subject import Subject
 from models.tune.workbench import Workbench
@@ -56,6 +55,8 @@ def tune(subject: Subject, run: Run, request: Request) -> tuple[Report, Indexed 
     Returns the report and the index to seal. The latter is None where no candidate meets the goal
     both in the search and when it is measured again.
     """
+    from models.tune.page import write_page  # with matplotlib, which takes a second
+
     bench = Workbench(subject, again=request.again)
     goal = request.goal
     builds = _build_all(bench, run.config, request.kinds)

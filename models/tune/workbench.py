@@ -20,7 +20,7 @@ from models.progress import track
 from models.tune.candidate import Build, Candidate, Measurement
 from models.tune.ledger import LEDGER_FILE, Ledger
 from models.tune.subject import Judge, Searched, Subject, has_own_scores, size_of
-from service.atomic import write_atomic
+from service.atomic import write_text
 from service.bundle.manifest import EXACT, IndexInfo
 from service.core.index.protocol import LabelIndex
 
@@ -71,8 +71,7 @@ class Workbench:
             started = time.perf_counter()
             info = build_label_index(self.subject.material, config, folder)
             log.info("built %s in %.1f s", build, time.perf_counter() - started)
-            text = info.model_dump_json(indent=1)
-            write_atomic(built, lambda path: path.write_text(text, encoding="utf-8"))
+            write_text(built, info.model_dump_json(indent=1))
         self.infos[build] = IndexInfo.model_validate_json(built.read_bytes())
         self._grids[build] = kind.grid(config, self.infos[build].n_rows)
         return build

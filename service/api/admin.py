@@ -9,7 +9,7 @@ import re
 from typing import Annotated, Any, Final
 
 from fastapi import FastAPI, Path, Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from service.api.openapi import link, links
 from service.api.reports import models_report
@@ -19,6 +19,7 @@ from service.bundle.verify import resolve
 from service.errors import (
     BundleNotFound,
     BundleRefused,
+    DeadlineExceeded,
     Forbidden,
     InternalError,
     InvalidValue,
@@ -30,10 +31,14 @@ from service.errors import (
     PayloadTooLarge,
     RateLimited,
     ShuttingDown,
+    StateUnavailable,
     Unauthorized,
+    UnsupportedMediaType,
 )
+from service.gate.gate import begin_change
 from service.gate.problems import responses
 from service.serving.follow import Follower
+from service.serving.request_models import JsonObject
 from service.serving.serving import Serving
 from service.settings.settings import Settings
 
@@ -49,12 +54,15 @@ _ERRORS = (
     ShuttingDown,
     PayloadTooLarge,
     MalformedRequest,
+    UnsupportedMediaType,
     InvalidValue,
     InternalError,
+    DeadlineExceeded,
     NotFound,
     ModelUnknown,
     NoSuchBundle,
     BundleRefused,
+    StateUnavailable,
 )
 
 _NAME: Final = "$response.body#/models/0/name"
@@ -77,20 +85,16 @@ BundlePath = Annotated[
 ]
 
 
-class ActivateBody(BaseModel):
+class ActivateBody(JsonObject):
     """The bundle that becomes the current one of its model."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     bundle: BundlePath = Field(
         examples=["20261122-1f0c", "gutenberg-bag/20261122-1f0c", "gutenberg-best/20261122-1f0c"]
     )
 
 
-class CanaryBody(BaseModel):
+class CanaryBody(JsonObject):
     """The bundle that becomes the canary of its model, and its share of the requests."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     bundle: BundlePath = Field(examples=["gutenberg-bag/20261122-1f0c"])
     percent: float = Field(
@@ -98,10 +102,8 @@ class CanaryBody(BaseModel):
     )
 
 
-class RollbackBody(BaseModel):
+class RollbackBody(JsonObject):
     """The model that goes back to its previous bundle."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str | None = Field(None, description="Name of the model; the default one if null.")
 
@@ -123,28 +125,28 @@ def add_admin(app: FastAPI, serving: Serving, follower: Follower) -> None:
     @app.post("/admin/bundles/activate", **_with(options, _ACTIVATED))
     async def activate(body: ActivateBody) -> ModelsResponse:
         """Make a bundle the current one of its model; a canary is promoted this way."""
-        async with follower.changing():
+        async with follower.changing(begin_change):
             await deployments.activate(locate(settings, body.bundle))
         return models_report(deployments)
 
     @app.post("/admin/bundles/rollback", **options)
     async def rollback(body: RollbackBody) -> ModelsResponse:
         """Make the previous bundle of a model the current one again."""
-        async with follower.changing():
+        async with follower.changing(begin_change):
             await deployments.rollback(body.model or deployments.default.name)
         return models_report(deployments)
 
     @app.post("/admin/bundles/canary", **_with(options, _CANARY))
     async def canary(body: CanaryBody) -> ModelsResponse:
         """Let a bundle answer a share of its model's requests; call again to change the share."""
-        async with follower.changing():
+        async with follower.changing(begin_change):
             await deployments.canary(locate(settings, body.bundle), body.percent)
         return models_report(deployments)
 
     @app.delete("/admin/bundles/canary", **options)
     async def end_canary(model: Model = None) -> ModelsResponse:
         """End the canary: the current bundle answers all requests of the model again."""
-        async with follower.changing():
+        async with follower.changing(begin_change):
             await deployments.end_canary(model or deployments.default.name)
         return models_report(deployments)
 
@@ -153,7 +155,7 @@ def add_admin(app: FastAPI, serving: Serving, follower: Follower) -> None:
         name: Annotated[str, Path(examples=["gutenberg-best"])],
     ) -> ModelsResponse:
         """Stop serving a model; the default model cannot be removed."""
-        async with follower.changing():
+        async with follower.changing(begin_change):
             await deployments.remove(name)
         return models_report(deployments)
 

@@ -14,9 +14,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
+from service.api.json_route import JsonRoute
 from service.api.routes import add_routes
 from service.core.engine import Engine
-from service.errors import AstrolabeError, InvalidValue, MethodNotAllowed, NotFound
+from service.errors import AstrolabeError, MethodNotAllowed, NotFound, RequestError
+from service.gate.bodies import refusal
 from service.gate.exchange import EXCHANGE
 from service.gate.gate import Gate, answer_error, request_ids
 from service.gate.problems import Problem, as_error
@@ -39,7 +41,7 @@ def create_app(
     `clock` gives seconds; deadlines and latencies are measured by it.
     """
     serving = open_serving([engine, *more], settings, telemetry, clock)
-    follower = Follower(serving.deployments, settings)
+    follower = Follower(serving.deployments, settings, telemetry.background)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -62,6 +64,7 @@ def create_app(
             for kind in (AstrolabeError, HTTPException, RequestValidationError, Exception)
         },
     )
+    app.router.route_class = JsonRoute
     bare = add_routes(app, serving, follower)
     app.openapi = _with_problem(app)  # type: ignore[method-assign]
     return Gate(app, bare, serving, request_ids().__next__)
@@ -72,7 +75,7 @@ async def _answer(request: Request, exc: Exception) -> Response:
     error, extra = as_error(exc), {}
     path = request.url.path
     if isinstance(exc, RequestValidationError):
-        error = InvalidValue("; ".join(str(fault["msg"]) for fault in exc.errors()))
+        error = _refusal(exc)
     elif isinstance(exc, HTTPException) and exc.status_code == NotFound.status:
         error = NotFound(f"there is no route {path[:200]!r}: /docs lists them")
     elif isinstance(exc, HTTPException) and exc.status_code == MethodNotAllowed.status:
@@ -85,6 +88,15 @@ async def _answer(request: Request, exc: Exception) -> Response:
     response = Response(body, status, extra)
     response.raw_headers = headers + [h for h in response.raw_headers if h[0] == b"allow"]
     return response
+
+
+def _refusal(exc: RequestValidationError) -> RequestError:
+    """The error of the first part of the request that has one: its path, query string or body."""
+    part = exc.errors()[0]["loc"][0]
+    faults = [
+        fault | {"loc": fault["loc"][1:]} for fault in exc.errors() if fault["loc"][0] == part
+    ]
+    return refusal(faults, exc.body if part == "body" else {})
 
 
 def _methods(request: Request) -> list[str]:

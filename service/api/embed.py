@@ -16,6 +16,8 @@ from service.serving.request_models import EmbedRequest
 class Embed(Endpoint[EmbedRequest]):
     """POST /v1/embed."""
 
+    texts = "input"
+
     def queries(
         self, exchange: Exchange, deployment: Deployment, value: Any
     ) -> tuple[EmbedRequest, list[Query]]:

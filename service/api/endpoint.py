@@ -8,7 +8,7 @@ plain ASGI applications: FastAPI describes them in OpenAPI and takes no part in 
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, ClassVar, Final, Generic, TypeVar
 
 import orjson
 from starlette.types import Receive, Scope, Send
@@ -16,9 +16,9 @@ from starlette.types import Receive, Scope, Send
 from service.core.batching.job import Answer
 from service.core.live_recall import LiveRecall
 from service.core.types import Query
-from service.errors import DeadlineExceeded
-from service.gate.bodies import check_json, parse, read_body
+from service.gate.bodies import check_json, invisible, parse, read_body
 from service.gate.exchange import EXCHANGE, Exchange
+from service.gate.gate import too_late
 from service.gate.problems import Headers
 from service.serving.answer_cache import WholeAnswer
 from service.serving.deployment import Deployment
@@ -32,19 +32,24 @@ Request = TypeVar("Request")
 
 
 class Endpoint(ABC, Generic[Request]):
-    """One route that computes, bound to the open bundles."""
+    """One route that computes, bound to the open bundles.
+
+    `texts` names the field or tensor of its texts, for errors.
+    """
+
+    texts: ClassVar[str] = "query"
 
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
 
     def check(self, headers: Mapping[bytes, bytes]) -> None:
         """Check the headers before the body is read; raises UnsupportedMediaType."""
-        check_json(headers.get(b"content-type", b""))
+        check_json(headers)
 
     async def read(self, scope: Scope, receive: Receive) -> tuple[bytes, Any]:
         """The request's bytes, by which the cache knows it, and the JSON value in them.
 
-        Raises Abandoned, MalformedRequest, InvalidValue.
+        Raises Abandoned, MalformedRequest, PayloadTooLarge.
         """
         body = await read_body(receive)
         return body, parse(body)
@@ -90,11 +95,9 @@ class Endpoint(ABC, Generic[Request]):
                     catalogue_seq = deployment.engine.catalogue_seq
                     future = deployment.batcher.submit(queries, exchange.deadline_s, exchange.bulk)
                     answer = await exchange.wait(future)
+                    self._check_tokens(answer)
         except TimeoutError:
-            raise DeadlineExceeded(
-                f"no answer within {exchange.timeout_s * 1000:.0f} ms: try again, or allow more "
-                "with X-Request-Timeout-Ms"
-            ) from None
+            raise too_late(exchange) from None
         if whole is None:
             effort = answer.queries[0].effort
             headers, body = await self.write(deployment, request, answer)
@@ -118,6 +121,13 @@ class Endpoint(ABC, Generic[Request]):
         only = self._serving.deployments.only
         if only is not None and only.cache is None:
             only.batcher.check_room(exchange.deadline_s, exchange.bulk)
+
+    def _check_tokens(self, answer: Answer) -> None:
+        """Raise InvalidValue if a text left no token, which only the tokenizer can tell."""
+        for position, item in enumerate(answer.predictions):
+            if item.tokenless:
+                where = self.texts if len(answer.queries) == 1 else f"{self.texts}[{position}]"
+                raise invisible(where)
 
     def _look_up(self, deployment: Deployment, key: bytes) -> WholeAnswer | None:
         """The cached answer to these bytes at this endpoint."""

@@ -5,17 +5,21 @@ Changes need the admin key, which the gate checks; looking up does not.
 """
 
 import asyncio
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, Query
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, FastAPI, Query
+from pydantic import BaseModel, Field
 
+from service.api.json_route import JsonRoute
 from service.api.openapi import link, links
 from service.api.schemas import LabelResponse
 from service.core.catalogue.changes import Change
+from service.core.labels.label_id import MAX_ID_CHARS
 from service.errors import (
     CatalogueCorrupt,
     CatalogueUnavailable,
+    DeadlineExceeded,
     Forbidden,
     InternalError,
     InvalidValue,
@@ -26,20 +30,27 @@ from service.errors import (
     PayloadTooLarge,
     RateLimited,
     Unauthorized,
+    UnsupportedMediaType,
 )
+from service.gate.gate import begin_change
 from service.gate.problems import responses
 from service.serving.deployment import Deployment
-from service.serving.request_models import MAX_ID_CHARS, VISIBLE
+from service.serving.request_models import VISIBLE, JsonObject
 from service.serving.serving import Serving
 
-MAX_CHANGES = 100_000
-"""Most changes in one call. A choice; the setting `max_changes_bytes` bounds a call as well."""
+MAX_CHANGES = 2_000
+"""Most changes in one call. Other answers wait while they are parsed and validated
+(docs/lab/serving.md)."""
 
-_ANY = (Unauthorized, PayloadTooLarge, InvalidValue, InternalError, ModelUnknown, RateLimited)
+_ANY = (
+    *(Unauthorized, PayloadTooLarge, InvalidValue, InternalError, ModelUnknown, RateLimited),
+    DeadlineExceeded,
+)
 _CHANGING = (
     *_ANY,
     Forbidden,
     MalformedRequest,
+    UnsupportedMediaType,
     LabelUnknown,
     LabelExists,
     CatalogueUnavailable,
@@ -66,11 +77,7 @@ LabelId = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS, pattern=VI
 Text = Annotated[str, Field(min_length=1, max_length=65536, pattern=VISIBLE)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class NewLabel(_Strict):
+class NewLabel(JsonObject):
     """A label to add."""
 
     id: LabelId
@@ -78,13 +85,13 @@ class NewLabel(_Strict):
     metadata: dict[str, Any] = Field(default_factory=dict)
 
 
-class AddBody(_Strict):
+class AddBody(JsonObject):
     """Labels to add; if one cannot be added, none is."""
 
-    labels: Annotated[list[NewLabel], Field(min_length=1, max_length=MAX_CHANGES)]
+    labels: Annotated[list[NewLabel], Field(min_length=1, max_length=MAX_CHANGES, fail_fast=True)]
 
 
-class UpdateBody(_Strict):
+class UpdateBody(JsonObject):
     """The new text and metadata of a label; a field that is left out does not change."""
 
     text: Text | None = None
@@ -104,7 +111,7 @@ class Update(UpdateBody):
     id: LabelId
 
 
-class Removal(_Strict):
+class Removal(JsonObject):
     """Remove a label."""
 
     op: Literal["remove"]
@@ -114,10 +121,16 @@ class Removal(_Strict):
 LabelChange = Annotated[Addition | Update | Removal, Field(discriminator="op")]
 
 
-class ChangesBody(_Strict):
+Entry = NewLabel | Update | Removal | Change
+"""A change as a body has it (an `Addition` is a `NewLabel`), or as the catalogue takes it."""
+
+
+class ChangesBody(JsonObject):
     """Changes to make one after the other; if one cannot be made, none is."""
 
-    changes: Annotated[list[LabelChange], Field(min_length=1, max_length=MAX_CHANGES)]
+    changes: Annotated[
+        list[LabelChange], Field(min_length=1, max_length=MAX_CHANGES, fail_fast=True)
+    ]
 
 
 class ChangedResponse(BaseModel):
@@ -135,29 +148,40 @@ def add_labels(app: FastAPI, serving: Serving) -> None:
     """Add the routes under /v1/labels."""
     tags: dict[str, Any] = {"tags": ["labels"]}
 
-    @app.post("/v1/labels", **tags, responses=responses(*_CHANGING) | _ADDED)
+    class InTurn(JsonRoute):
+        """Changes wait for each other here, and not in the threads that look-ups need too."""
+
+        turn = asyncio.Lock()
+
+    router = APIRouter(route_class=InTurn)
+
+    async def apply(model: str | None, entries: Sequence[Entry]) -> ChangedResponse:
+        """Make changes in a thread, because encoding texts and writing to disk take long."""
+        catalogue, check = _deployment(serving, model).engine.catalogue, begin_change()
+        state = await asyncio.to_thread(lambda: catalogue.apply(list(map(_change, entries)), check))
+        return ChangedResponse(applied=len(entries), sequence=state.seq, labels=state.n_labels)
+
+    @router.post("/v1/labels", **tags, responses=responses(*_CHANGING) | _ADDED)
     async def add(body: AddBody, model: Model = None) -> ChangedResponse:
         """Add labels by their texts, without training; if one cannot be added, none is."""
-        changes = [Change("add", label.id, label.text, label.metadata) for label in body.labels]
-        return await _apply(serving, model, changes)
+        return await apply(model, body.labels)
 
-    @app.post("/v1/label-changes", **tags, responses=responses(*_CHANGING))
+    @router.post("/v1/label-changes", **tags, responses=responses(*_CHANGING))
     async def change(body: ChangesBody, model: Model = None) -> ChangedResponse:
         """Add, update and remove labels one after the other; if one change fails, none is made."""
-        return await _apply(serving, model, [_change(entry) for entry in body.changes])
+        return await apply(model, body.changes)
 
-    @app.put("/v1/labels/{label_id:path}", **tags, responses=responses(*_CHANGING) | _CHANGED)
+    @router.put("/v1/labels/{label_id:path}", **tags, responses=responses(*_CHANGING) | _CHANGED)
     async def update(label_id: str, body: UpdateBody, model: Model = None) -> ChangedResponse:
         """Change the text or the metadata of a label; a new text gives the label a new vector."""
-        change = Change("update", label_id, body.text, body.metadata)
-        return await _apply(serving, model, [change])
+        return await apply(model, [Change("update", label_id, body.text, body.metadata)])
 
-    @app.delete("/v1/labels/{label_id:path}", **tags, responses=responses(*_CHANGING))
+    @router.delete("/v1/labels/{label_id:path}", **tags, responses=responses(*_CHANGING))
     async def remove(label_id: str, model: Model = None) -> ChangedResponse:
         """Remove a label: later answers do not contain it."""
-        return await _apply(serving, model, [Change("remove", label_id)])
+        return await apply(model, [Change("remove", label_id)])
 
-    @app.get("/v1/labels/{label_id:path}", **tags, responses=responses(*_ANY, LabelUnknown))
+    @router.get("/v1/labels/{label_id:path}", **tags, responses=responses(*_ANY, LabelUnknown))
     async def label(label_id: str, model: Model = None) -> LabelResponse:
         """Look one label up by its id."""
         deployment = _deployment(serving, model)
@@ -173,20 +197,18 @@ def add_labels(app: FastAPI, serving: Serving) -> None:
             bundle_id=deployment.bundle_id,
         )
 
+    app.include_router(router)
 
-def _change(change: Addition | Update | Removal) -> Change:
-    if isinstance(change, Removal):
-        return Change("remove", change.id)
-    return Change(change.op, change.id, change.text, change.metadata)
+
+def _change(entry: Entry) -> Change:
+    if isinstance(entry, Change):
+        return entry
+    if isinstance(entry, Removal):
+        return Change("remove", entry.id)
+    op = entry.op if isinstance(entry, Update) else "add"
+    return Change(op, entry.id, entry.text, entry.metadata)
 
 
 def _deployment(serving: Serving, model: str | None) -> Deployment:
     deployments = serving.deployments
     return deployments.default if model is None else deployments.slot(model).current
-
-
-async def _apply(serving: Serving, model: str | None, changes: list[Change]) -> ChangedResponse:
-    """Make changes in a thread, because encoding texts and writing to disk take long."""
-    deployment = _deployment(serving, model)
-    state = await asyncio.to_thread(deployment.engine.catalogue.apply, changes)
-    return ChangedResponse(applied=len(changes), sequence=state.seq, labels=state.n_labels)

@@ -8,7 +8,7 @@ import base64
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import FastAPI, Path
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from starlette.types import ASGIApp
 
 from service.api.embed import encode_only
@@ -23,18 +23,17 @@ from service.gate.bodies import check_texts, validate
 from service.gate.exchange import Exchange
 from service.gate.problems import Headers, OpenAIError, envelope_responses
 from service.serving.deployment import Deployment
+from service.serving.request_models import JsonObject
 from service.serving.serving import Serving
 
 EMBEDDINGS: Final = "/v1/embeddings"
 ERRORS: Final = envelope_responses(OpenAIError)
 
 
-class EmbeddingsRequest(BaseModel):
+class EmbeddingsRequest(JsonObject):
     """The body of POST /v1/embeddings."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    input: str | list[str] = Field(
+    input: str | Annotated[list[str], Field(fail_fast=True)] = Field(
         description="One text, or a list of texts; no token arrays.",
         examples=["moby dick", ["moby dick", "a history of rome"]],
     )
@@ -74,6 +73,8 @@ class EmbeddingsResponse(BaseModel):
 
 class Embeddings(Endpoint[EmbeddingsRequest]):
     """POST /v1/embeddings."""
+
+    texts = "input"
 
     def queries(
         self, exchange: Exchange, deployment: Deployment, value: Any

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope
 
 from service.api.endpoint import NO_STORE, Endpoint, as_json, as_list
 from service.core.batching.job import Answer
+from service.core.index.protocol import MAX_QUERY_LENGTH
 from service.core.labels.labels import Label
 from service.core.types import FilterPlan, LabelFilter, Prediction, Query
 from service.errors import InvalidValue
@@ -61,6 +62,8 @@ class Recommend(Endpoint[LabelsRequest]):
 
 class RecommendOne(Recommend):
     """GET /v1/recommend: one text in the query string."""
+
+    texts = "q"
 
     def check(self, headers: Mapping[bytes, bytes]) -> None:
         """A query string needs no content type."""
@@ -128,12 +131,17 @@ def _queries(request: RecommendRequest, texts: list[str]) -> list[Query]:
 
 
 def _vectors(embedding: Sequence[float] | Sequence[Sequence[float]]) -> NDArray[np.float32]:
-    """One vector or several, as rows (n, dim); raises InvalidValue."""
+    """One vector or several, as rows (n, dim); raises InvalidValue for one that is too long."""
+    rows = np.atleast_2d(np.asarray(embedding, np.float64))
     with np.errstate(over="ignore"):
-        vectors = np.atleast_2d(np.asarray(embedding, np.float64)).astype(np.float32)
-    if not np.isfinite(vectors).all():
-        raise InvalidValue("embedding holds a number that is too large for 32 bits: scale it")
-    return vectors
+        lengths = np.linalg.norm(rows, axis=1)
+    for position in np.flatnonzero(~(lengths <= MAX_QUERY_LENGTH)).tolist():
+        where = "embedding" if len(rows) == 1 else f"embedding[{position}]"
+        raise InvalidValue(
+            f"{where} has the length {lengths[position]:.3g}, the limit is {MAX_QUERY_LENGTH:g}: "
+            "scale it, since the encoder's own vectors have about length 1"
+        )
+    return rows.astype(np.float32)
 
 
 def _result(

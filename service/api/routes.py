@@ -54,7 +54,7 @@ from service.serving.serving import Serving
 ASSETS_PATH: Final = "/docs/assets"
 
 # Any route may answer with these errors: the gate checks key, deadline and size before the route.
-_ANY = (Unauthorized, PayloadTooLarge, InvalidValue, InternalError)
+_ANY = (Unauthorized, PayloadTooLarge, InvalidValue, InternalError, DeadlineExceeded)
 _RECOMMEND = (
     *_ANY,
     MalformedRequest,
@@ -64,7 +64,6 @@ _RECOMMEND = (
     PredictFailed,
     NotReady,
     ShuttingDown,
-    DeadlineExceeded,
     ModelUnknown,
     NoSuchBundle,
 )
@@ -170,7 +169,7 @@ def _add_probes(app: FastAPI, serving: Serving) -> None:
         """Liveness: the process runs. It says nothing about the bundle."""
         return Status(status="alive")
 
-    unready = (NotReady, ShuttingDown, QueueFull, DeadlineUnreachable, DeadlineExceeded)
+    unready = (NotReady, ShuttingDown, QueueFull, DeadlineUnreachable)
 
     @app.get("/readyz", tags=["probes"], responses=responses(*_ANY, *unready, PredictFailed))
     async def readyz(

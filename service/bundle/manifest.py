@@ -4,65 +4,12 @@
 `models.seal.bundle_writer` writes one.
 """
 
+import datetime
 import hashlib
 import json
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-
-class Part(BaseModel):
-    """Base of all parts: frozen, strict about types, and without unknown fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class FoldedInfo(Part):
-    """The changes of catalogue `name` up to `seq`, which a fold put into this bundle.
-
-    `base` is the id of the bundle before the fold. This bundle has its `quality`, `calibration` and
-    `parity`; operating points and golden queries are new. The counts are of this fold. The vector
-    of an added label is `scale` times the embedding of its text, in later folds too.
-    """
-
-    name: str
-    seq: Annotated[int, Field(ge=0)]
-    base: str
-    scale: Annotated[float, Field(gt=0)]
-    n_added: int
-    n_removed: int
-    n_updated: int
-    n_added_in_all: int
-    """Labels that got the vector of their text in any fold so far; some may be removed since."""
-
-
-class HistogramInfo(Part):
-    """Counts of values in bins: up to and with each bound, which rise, and above the last one."""
-
-    bounds: Annotated[list[float], Field(min_length=1, max_length=256)]
-    counts: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=257)]
-
-    @model_validator(mode="after")
-    def _check_fit(self) -> Self:
-        if len(self.counts) != len(self.bounds) + 1:
-            raise ValueError(
-                f"{len(self.counts)} counts for {len(self.bounds)} bounds: one more is needed"
-            )
-        return self
-
-
-class ReferenceInfo(Part):
-    """What answers at the defaults looked like at sealing; the service measures drift against it.
-
-    `top_score` counts the best served score of each query, `query_tokens` the tokens of each query
-    after truncation.
-    """
-
-    split: str
-    n_queries: Annotated[int, Field(ge=1, lt=2**31)]
-    top_score: HistogramInfo
-    query_tokens: HistogramInfo
-
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 SCHEMA_VERSION: Final = 1
 
@@ -91,26 +38,106 @@ Name = Annotated[str, Field(min_length=1, max_length=128)]
 FileNames = Annotated[list[Name], Field(min_length=1, max_length=64)]
 
 
+def _check_moment(text: str) -> str:
+    """Refuse what is no moment of RFC 3339, or none that a computer's clock can count."""
+    moment = datetime.datetime.fromisoformat(text)  # raises ValueError
+    if moment.tzinfo is None or not 1970 <= moment.year <= 9998:
+        raise ValueError("it needs a zone, such as Z, and a year from 1970 on")
+    return text
+
+
+Moment = Annotated[str, Field(max_length=64), AfterValidator(_check_moment)]
+"""A date with time and zone, as RFC 3339 writes it."""
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+NotNegative = Annotated[float, Field(ge=0)]
+"""Times, percents and differences; percents have no upper bound, because sums of them round up."""
+
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+"""A model's name: part of paths, URLs and metrics."""
+
+Text = Annotated[str, Field(max_length=1024)]
+"""A short text that people read, such as a kind or a machine. The bound is a choice."""
+
+
+Metric = Annotated[str, Field(pattern="^(inner_product|probability)$")]
+"""What the raw scores of an index are."""
+
+
+class Part(BaseModel):
+    """Base of all parts: frozen, strict about types, and without unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class FoldedInfo(Part):
+    """The changes of catalogue `name` up to `seq`, which a fold put into this bundle.
+
+    `base` is the id of the bundle before the fold. This bundle has its `quality`, `calibration` and
+    `parity`; operating points and golden queries are new. The counts are of this fold. The vector
+    of an added label is `scale` times the embedding of its text, in later folds too.
+    """
+
+    name: ModelName
+    seq: Annotated[int, Field(ge=0)]
+    base: Text
+    scale: Annotated[float, Field(gt=0)]
+    n_added: Count
+    n_removed: Count
+    n_updated: Count
+    n_added_in_all: Count
+    """Labels that got the vector of their text in any fold so far; some may be removed since."""
+
+
+class HistogramInfo(Part):
+    """Counts of values in bins: up to and with each bound, which rise, and above the last one."""
+
+    bounds: Annotated[list[float], Field(min_length=1, max_length=256)]
+    counts: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=257)]
+
+    @model_validator(mode="after")
+    def _check_fit(self) -> Self:
+        if len(self.counts) != len(self.bounds) + 1:
+            raise ValueError(
+                f"{len(self.counts)} counts for {len(self.bounds)} bounds: one more is needed"
+            )
+        return self
+
+
+class ReferenceInfo(Part):
+    """What answers at the defaults looked like at sealing; the service measures drift against it.
+
+    `top_score` counts the best served score of each query, `query_tokens` the tokens of each query
+    after truncation.
+    """
+
+    split: Text
+    n_queries: Annotated[int, Field(ge=1, lt=2**31)]
+    top_score: HistogramInfo
+    query_tokens: HistogramInfo
+
+
 class CodeInfo(Part):
     """The version and revision of the Astrolabe that wrote the bundle."""
 
-    version: str
-    revision: str
+    version: Text
+    revision: Text
 
 
 class DataInfo(Part):
     """The data that the bundle was trained on."""
 
-    name: str
-    sha256: str
-    counts: dict[str, int]
+    name: Text
+    sha256: Text
+    counts: dict[str, Annotated[int, Field(ge=0)]]
 
 
 class TextInfo(Part):
     """The text cleaning that the tokenizer expects."""
 
-    normaliser: str
-    version: int
+    normaliser: Text
+    version: Count
 
 
 class TokenizerInfo(Part):
@@ -130,12 +157,12 @@ class VariantInfo(Part):
     """
 
     bytes: Bytes
-    max_abs_diff: float
-    top1_agreement: float
-    p_at_1: float
+    max_abs_diff: NotNegative
+    top1_agreement: Share
+    p_at_1: NotNegative
     p_at_1_change: float
-    encode_us_p50: float
-    golden_drift: float | None = None
+    encode_us_p50: NotNegative
+    golden_drift: NotNegative | None = None
 
 
 class EncoderInfo(Part):
@@ -147,8 +174,8 @@ class EncoderInfo(Part):
     file: str
     variants: Annotated[dict[Name, str], Field(min_length=1, max_length=16)]
     dim: Width
-    inputs: list[str]
-    opset: int
+    inputs: list[Name]
+    opset: Count
     measured: dict[str, VariantInfo] = Field(default_factory=dict)
 
     @property
@@ -160,9 +187,9 @@ class EncoderInfo(Part):
 class IndexInfo(Part):
     """The label index; `metric` is what its raw scores are: `inner_product` or `probability`."""
 
-    kind: str
+    kind: Text
     files: FileNames
-    metric: str
+    metric: Metric
     params: dict[str, int | float | str]
     n_rows: Annotated[Count, Field(ge=1)]
 
@@ -175,8 +202,8 @@ class MemoryInfo(Part):
     `service.core.index.augmented`; `logit_bias` None means that label scores are probabilities.
     """
 
-    kind: str
-    files: Annotated[list[str], Field(min_length=4, max_length=4)]
+    kind: Text
+    files: Annotated[list[Name], Field(min_length=4, max_length=4)]
     n_rows: Annotated[Count, Field(ge=1)]
     params: dict[str, int | float | str]
     neighbours: Width
@@ -212,9 +239,9 @@ class CalibrationInfo(Part):
     """
 
     file: str | None
-    kind: str
-    ece_before: float | None
-    ece_after: float | None
+    kind: Text
+    ece_before: Share | None
+    ece_after: Share | None
 
 
 class Defaults(Part):
@@ -232,12 +259,12 @@ class OperatingPoint(Part):
 
     name: Name
     params: dict[str, Count]
-    recall_at_10: float
-    p_at_1: float
-    p_at_5: float
-    search_us_p50: float
-    search_us_p99: float
-    machine: str
+    recall_at_10: Share
+    p_at_1: NotNegative
+    p_at_5: NotNegative
+    search_us_p50: NotNegative
+    search_us_p99: NotNegative
+    machine: Text
 
 
 class GoalInfo(Part):
@@ -260,9 +287,9 @@ class QualityInfo(Part):
     `propensity_a` and `propensity_b` are the constants of the propensity model (Jain et al., 2016).
     """
 
-    split: str
-    n_queries: int
-    effort: str
+    split: Text
+    n_queries: Count
+    effort: Text
     propensity_a: float
     propensity_b: float
     metrics: dict[str, float]
@@ -271,9 +298,9 @@ class QualityInfo(Part):
 class ParityInfo(Part):
     """How the ONNX graph agrees with torch on the same inputs; the agreement is in [0, 1]."""
 
-    max_abs_diff: float
-    top1_agreement: float
-    n_queries: int
+    max_abs_diff: NotNegative
+    top1_agreement: Share
+    n_queries: Count
 
 
 class Golden(Part):
@@ -294,10 +321,10 @@ class FileEntry(Part):
 class Manifest(Part):
     """The whole of manifest.json."""
 
-    schema_version: int
+    schema_version: Literal[1]
     bundle_id: str
-    name: str
-    created: str
+    name: ModelName
+    created: Moment
     code: CodeInfo
     data: DataInfo
     config: dict[str, Any]

@@ -23,9 +23,8 @@ from service.bundle.manifest import (
     Manifest,
     bundle_id_of,
 )
-from service.bundle.plain_files import open_plain, read_plain
+from service.bundle.plain_files import MAX_JSON_BYTES, open_plain, parse_object, read_plain
 from service.bundle.signatures import BundleKeys, check_signature
-from service.bundle.strict_json import MAX_JSON_BYTES, parse_object
 from service.errors import (
     BundleNotFound,
     FileCorrupt,
@@ -57,7 +56,7 @@ def resolve(path: Path) -> Path:
             "of bundles as `python -m models all` writes it"
         )
     try:
-        name = read_plain(pointer, _POINTER_BYTES).decode("utf-8", "replace").strip()
+        name = read_plain(pointer, _POINTER_BYTES).decode("utf-8-sig", "replace").strip()
     except (FileMissing, FileCorrupt) as exc:
         raise BundleNotFound(exc.detail) from exc
     if not _FILE_NAME.fullmatch(name):

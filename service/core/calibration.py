@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from service.bundle.strict_json import read_object
+from service.bundle.plain_files import read_object
 from service.core.types import Float32Rows
 from service.errors import ManifestInvalid
 
@@ -59,10 +59,14 @@ def load_calibration(path: Path) -> PiecewiseLinear:
     """Read calibration.json; raises ManifestInvalid if it is not a monotone map into [0, 1]."""
     raw = read_object(path)
     try:
-        scores = np.asarray(raw["scores"], np.float64)
-        probabilities = np.asarray(raw["probabilities"], np.float64)
+        scores, probabilities = (
+            np.asarray(raw[name], np.float64) for name in ("scores", "probabilities")
+        )
+        numbers = {int, float}.issuperset(map(type, raw["scores"] + raw["probabilities"]))
     except (ValueError, KeyError, TypeError) as exc:
         raise ManifestInvalid(f"{path}: expected scores and probabilities: {exc}") from exc
+    if not numbers:
+        raise ManifestInvalid(f"{path}: scores and probabilities must be numbers")
     if scores.ndim != 1 or scores.shape != probabilities.shape or len(scores) == 0:
         raise ManifestInvalid(f"{path}: expected two lists of the same length, at least one long")
     monotone = np.all(np.diff(scores) > 0) and np.all(np.diff(probabilities) >= 0)

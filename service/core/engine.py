@@ -5,6 +5,7 @@ an engine. The service, the evaluation and the release gate all call `predict`, 
 code that serves. The queue of requests is in `service.core.batching.batcher`.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.bundle.manifest import Golden, Manifest
+from service.bundle.open_files import OpenFiles
 from service.bundle.signatures import BundleKeys
 from service.bundle.verify import resolve, verify
 from service.core.calibration import Calibration, RawScores, load_calibration
@@ -28,6 +30,7 @@ from service.core.index.augmented import AugmentedIndex
 from service.core.index.protocol import LabelIndex
 from service.core.labels.filtered_search import resolve_filter, search_filtered
 from service.core.labels.item_filter import NO_ROWS, ItemFilter
+from service.core.labels.label_directory import LabelDirectory
 from service.core.labels.labels import Label, LabelStore
 from service.core.parts import check_text, open_index, open_item_filter, raw_score_kind
 from service.core.types import (
@@ -54,7 +57,8 @@ precision is measured at sealing (`golden_drift`).
 class Engine:
     """The open parts of one bundle. Many threads may call it at once.
 
-    `rules` are the operator's label rules, None if there are none.
+    `files` watches the bundle's files. `rules` are the operator's label rules, None if there are
+    none.
     """
 
     manifest: Manifest
@@ -68,6 +72,7 @@ class Engine:
     variant: str
     folder: Path | None = None
     item_filter: ItemFilter | None = None
+    files: OpenFiles | None = None
     rules: RuledLabels | None = None
     clock: Callable[[], float] = time.perf_counter
 
@@ -95,7 +100,10 @@ class Engine:
         variant = manifest.encoder.served if variant is None else variant
         check_text(folder, manifest)
         encoder = open_encoder(folder, manifest, variant, device, intra_op_threads, gpu)
-        engine = cls._wire(folder, manifest, variant, encoder, max_batch_tokens)
+        files = OpenFiles(folder, manifest.files)
+        engine = replace(
+            cls._wire(folder, manifest, variant, encoder, max_batch_tokens), files=files
+        )
         try:
             engine.warm_up()
             engine.replay_golden()
@@ -122,10 +130,10 @@ class Engine:
         if self.folder is None or self.rules is not None:
             raise ValueError("changes need a folder, and come before rules")
         catalogue = LiveCatalogue.of(
-            self.folder,
             self.manifest,
             self.index,
             self.labels,
+            self.catalogue.directory,
             self.tokenizer,
             self.encoder,
             variant=self.variant,
@@ -165,10 +173,10 @@ class Engine:
             encoder=encoder,
             index=index,
             catalogue=LiveCatalogue.of(
-                folder,
                 manifest,
                 index,
                 labels,
+                LabelDirectory.open(folder, labels),
                 tokenizer,
                 encoder,
                 variant=variant,
@@ -246,7 +254,7 @@ class Engine:
         RuntimeError if the tokenizer or the encoder fails.
         """
         start_s = self.clock()
-        embeddings = np.empty((len(queries), self.encoder.dim), np.float32)
+        embeddings = np.zeros((len(queries), self.encoder.dim), np.float32)
         truncated = np.zeros(len(queries), np.bool_)
         texts: list[int] | range = range(len(queries))
         if any([query.vector is not None for query in queries]):
@@ -349,6 +357,7 @@ class Engine:
                     raw,
                     plan,
                     n_tokens.get(position, 0),
+                    n_tokens.get(position, math.inf) <= self.tokenizer.n_special,
                 )
         return [prediction for prediction in predictions if prediction is not None]
 

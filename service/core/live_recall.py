@@ -18,6 +18,7 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from service.background import Background
 from service.bundle.manifest import EXACT
 from service.core.types import Float32Rows, Hits
 
@@ -81,11 +82,16 @@ class LiveRecall:
         seed: int = 0,
         window: int = WINDOW_SAMPLES,
         queue_size: int = QUEUE_SIZE,
+        background: Background | None = None,
     ) -> None:
-        """Measure the share `share`, in [0, 1], of the answers; `search` must know `exact`."""
+        """Measure the share `share`, in [0, 1], of the answers; `search` must know `exact`.
+
+        `background` starts the thread.
+        """
         self._search = search
         self._share = share
         self._observer = observer
+        self._background = background or Background()
         self._random = random.Random(seed)
         self._window = window
         self._queue: Queue[_Sample | None] = Queue(queue_size)
@@ -115,8 +121,7 @@ class LiveRecall:
         if self._random.random() >= self._share or effort == EXACT:
             return
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="live-recall", daemon=True)
-            self._thread.start()
+            self._thread = self._background.thread("live-recall", self._run)
         try:
             self._queue.put_nowait(_Sample(embedding, rows, effort, k))
         except Full:

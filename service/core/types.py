@@ -102,7 +102,8 @@ class Prediction:
 
     `raw_scores` (k,) are the index's, before calibration. `embedding` is (dim,). `plan` is set if
     the query had a filter. `n_tokens` is the text's length after truncation, with special tokens;
-    it is 0 for a query by vector.
+    it is 0 for a query by vector. `tokenless` says that the text left no token of its own, so that
+    the answer means nothing.
     """
 
     rows: NDArray[np.int64]
@@ -112,6 +113,7 @@ class Prediction:
     raw_scores: NDArray[np.float32] | None = None
     plan: FilterPlan | None = None
     n_tokens: int = 0
+    tokenless: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
 """Runs uvicorn, and drains the service on a signal before it ends with exit code 0.
 
-At the first signal /readyz turns red. Requests are still answered for `drain_delay_s`, in which
-load balancers turn to other replicas. Then the service accepts no more requests and answers those
-that it has accepted. A second signal ends the delay. A third one fails the requests that still
-wait.
+All signals of `service.signals` do the same. At the first one /readyz turns red. Requests are still
+answered for `drain_delay_s`, in which load balancers turn to other replicas. Then the service
+accepts no more requests and answers those that it has accepted. A second signal ends the delay. A
+third one fails the requests that still wait.
 """
 
 import asyncio
@@ -20,15 +20,17 @@ from typing import Any, Final
 import uvicorn
 from fastapi import FastAPI
 
+from service.background import end
 from service.edge.connection import BoundedConnection, ConnectionLimits
+from service.edge.descriptors import LOOK_S, DescriptorWatch
 from service.edge.ports import accept_all, hold_new_connections
 from service.errors import SettingsInvalid
 from service.gate.gate import Gate
 from service.settings.edge import EdgeSettings
+from service.signals import ending_signals
 
 log = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ANSWER_GRACE_S = 1.0
 """Time to send the last answers after the batcher has settled every request. A choice: a client
 that reads slowly may delay the end by this long."""
@@ -48,9 +50,12 @@ LAST_REQUESTS_S = 0.1
 """Time for requests to arrive on connections that were opened just before the port closed. A choice
 like the one above; both lengthen every stop."""
 
-TICKS_BETWEEN_REFRESHES = 5
-"""uvicorn ticks ten times a second, so other workers' scrapes are at most half a second behind. A
-choice: a refresh takes time from requests."""
+REFRESH_S = 0.5
+"""Other workers' scrapes are at most so far behind. A choice: a refresh takes time of requests."""
+
+BEAT_S = 1.0
+"""How often a worker tells its master that its event loop turns. A choice: a small part of
+`worker_silence_s`."""
 
 GC_THRESHOLDS = (50_000, 10, 100)
 """Thresholds of Python's garbage collector for its three generations (see `gc.set_threshold`). They
@@ -65,18 +70,19 @@ def run(
     listeners: Sequence[socket.socket],
     lifeline: int | None = None,
     all_stop: Callable[[], bool] = lambda: True,
+    beat: Callable[[], None] | None = None,
 ) -> None:
     """Serve on bound sockets until a signal comes, or until `lifeline` can be read.
 
     `lifeline` is a worker's file descriptor, which reaches its end when the master dies. On a stop
     the server calls `all_stop`, which says whether all other processes that serve these sockets
-    stop too.
+    stop too. It calls `beat` once a second as long as its event loop turns.
     """
     # Objects that exist now live until the end, so the collector need not walk them under load.
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
-    DrainingServer(app, lifeline, all_stop).run(sockets=list(listeners))
+    DrainingServer(app, lifeline, all_stop, beat).run(sockets=list(listeners))
 
 
 def preload() -> None:
@@ -92,6 +98,7 @@ class DrainingServer(uvicorn.Server):
         app: Gate,
         lifeline: int | None = None,
         all_stop: Callable[[], bool] = lambda: True,
+        beat: Callable[[], None] | None = None,
     ) -> None:
         settings = app.serving.settings
         super().__init__(
@@ -111,15 +118,17 @@ class DrainingServer(uvicorn.Server):
         self._serving = app.serving
         self._lifeline = lifeline
         self._all_stop = all_stop
+        self._beat = beat
         self._log_messages = {
             settings.admin_port: "serving admin",
             settings.metrics_port: "serving metrics",
         }
         self._signals_seen = 0
-        self._forced_drain: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and log the URL of each port."""
+        self._start_tasks()
         await super().startup(sockets)
         for listener in sockets or []:
             host, port = listener.getsockname()[:2]
@@ -127,12 +136,25 @@ class DrainingServer(uvicorn.Server):
             message = self._log_messages.get(port, "serving")
             log.info(message, extra={"fields": {"url": f"{scheme}://{host}:{port}"}})
 
+    def _start_tasks(self) -> None:
+        telemetry = self._serving.telemetry
+        background = telemetry.background
+        background.guard_loop(asyncio.get_running_loop())
+        descriptors = DescriptorWatch(telemetry.no_descriptor)
+        self._tasks = [
+            background.repeat("show-metrics", lambda: telemetry.tick(), REFRESH_S),
+            background.repeat("descriptors", descriptors.look, LOOK_S),
+        ]
+        if self._beat is not None:
+            self._beat()
+            self._tasks.append(background.repeat("heartbeat", self._beat, BEAT_S))
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Handle signals on the loop. uvicorn would raise them again, and so exit non-zero."""
         loop = asyncio.get_running_loop()
-        old_handlers = {number: signal.getsignal(number) for number in SIGNALS}
-        for number in SIGNALS:
+        old_handlers = {number: signal.getsignal(number) for number in ending_signals()}
+        for number in old_handlers:
             loop.add_signal_handler(number, self.on_signal)
         if self._lifeline is not None:
             loop.add_reader(self._lifeline, self._on_master_gone, loop, self._lifeline)
@@ -157,13 +179,8 @@ class DrainingServer(uvicorn.Server):
             self._stop()
         else:
             self.force_exit = True
-            self._forced_drain = asyncio.create_task(self._serving.deployments.drain(0.0))
-
-    async def on_tick(self, counter: int) -> bool:
-        """Refresh the metrics for other workers' scrapes. uvicorn calls this ten times a second."""
-        if counter % TICKS_BETWEEN_REFRESHES == 0:
-            self._serving.telemetry.tick()
-        return await super().on_tick(counter)
+            drain = functools.partial(self._serving.deployments.drain, 0.0)
+            self._serving.telemetry.background.once("forced-drain", drain, tries=1)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the ports, and drain the batchers while uvicorn sends the last answers."""
@@ -171,6 +188,7 @@ class DrainingServer(uvicorn.Server):
         drain = asyncio.create_task(self._serving.drain())
         await super().shutdown(sockets)
         await drain
+        await end(self._tasks)
 
     async def _close_ports(self, listeners: Sequence[socket.socket]) -> None:
         """Stop listening, and lose no request of a connection that is already open.

@@ -9,7 +9,7 @@ from starlette.types import Message, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from service.core.batching.job import Answer
-from service.errors import Abandoned
+from service.errors import Abandoned, AstrolabeError
 from service.gate.problems import Headers
 from service.observe.tracing import RequestTrace
 from service.serving.serving import Serving
@@ -41,6 +41,17 @@ class Reply:
 
     cycle: RequestResponseCycle
     pending: "asyncio.Future[Answer] | None" = None
+    fault: AstrolabeError | None = None
+
+    @property
+    def body_is_unread(self) -> bool:
+        """Whether some of the request's body is still to come."""
+        return self.cycle.more_body
+
+    def fail(self, error: AstrolabeError) -> None:
+        """Let the route raise this error: the rest of its body cannot be read."""
+        self.fault = error
+        self.cycle.message_event.set()
 
     def hang_up(self) -> None:
         """Give up the answer that is being computed, because the client has left."""
@@ -85,6 +96,7 @@ class Exchange:
     """
 
     request_id: str
+    method: str
     path: str
     started_s: float
     headers: dict[bytes, bytes]
@@ -152,6 +164,8 @@ class Exchange:
     def _add_common(self, headers: Headers) -> None:
         headers.append((b"x-request-id", self.request_id.encode()))
         headers += self.origin_headers
-        if self.serving.draining:
-            # A connection that stays open would tie its client to a replica that is going away.
+        reply = self.reply
+        # A connection that stays open would tie its client to a replica that is going away. One
+        # whose body nobody reads cannot take another request.
+        if self.serving.draining or (reply is not None and reply.body_is_unread):
             headers.append((b"connection", b"close"))

@@ -5,11 +5,13 @@ size and deadline, and calls its route. It answers an exception of the route wit
 document. It counts and logs each request exactly once. It never reads a body.
 """
 
+import asyncio
 import itertools
 import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -19,12 +21,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.errors import (
     Abandoned,
     AstrolabeError,
+    DeadlineExceeded,
     InvalidValue,
     PayloadTooLarge,
     RateLimited,
 )
 from service.gate.cors import Cors
-from service.gate.exchange import EXCHANGE, REPLY, Exchange
+from service.gate.exchange import EXCHANGE, REPLY, Exchange, Reply
 from service.gate.guard import Guard, needs_admin
 from service.gate.problems import Headers, as_error, envelope
 from service.observe.logs import request_id_of_task, trace_id_of_task
@@ -43,6 +46,8 @@ PREFLIGHT: Final = "preflight"
 
 PRIORITY_NAMES: Final = ("interactive", "bulk")
 PRIORITIES: Final = frozenset(name.encode() for name in PRIORITY_NAMES)
+
+_limit_of_task: ContextVar[tuple[Exchange, asyncio.Timeout]] = ContextVar("limit_of_task")
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
@@ -81,6 +86,9 @@ class Gate:
             return
         telemetry = self.serving.telemetry
         exchange = self._begin(scope)
+        if scope["method"] == "HEAD":
+            # Routes answer it as GET, and the connection leaves the body out (RFC 9110, 9.3.2).
+            scope = {**scope, "method": "GET"}
         telemetry.in_flight += 1
         try:
             preflight = self.cors and self.cors.preflight(scope, exchange.headers)
@@ -103,6 +111,7 @@ class Gate:
         request_id = _id_in(headers) or self.new_request_id()
         exchange = scope[EXCHANGE] = Exchange(
             request_id,
+            scope["method"],
             scope["path"],
             serving.clock() - scope.pop(UNREAD, 0.0),
             headers,
@@ -122,19 +131,36 @@ class Gate:
         """Check the caller, the deadline and the size, and call the route."""
         settings, headers = self.serving.settings, exchange.headers
         endpoint = self.bare.get((scope["method"], scope["path"]))
-        changing = endpoint is None and needs_admin(scope["method"], scope["path"])
-        if changing or not self.guard.idle:
+        needs_key = endpoint is None and needs_admin(scope["method"], scope["path"])
+        if needs_key or not self.guard.idle:
             exchange.key = self.guard.name_of(headers.get(b"authorization", b""))
             self.guard.admit(scope, exchange.key)
-        max_bytes = settings.max_changes_bytes if changing else settings.max_body_bytes
-        _check(exchange, settings, max_bytes)
-        if b"transfer-encoding" in headers:
-            receive = _capped(receive, max_bytes)
+        _check(exchange, settings)
+        reply = exchange.reply
+        if b"transfer-encoding" in headers or (reply is not None and reply.body_is_unread):
+            receive = _bounded(receive, settings.max_body_bytes, reply)
+            if reply is not None and reply.fault is not None:  # not every route reads its body
+                raise reply.fault
         if endpoint is not None:
             exchange.route = scope["path"]
             await endpoint(scope, receive, send)
         else:
-            await self.app(scope, receive, exchange.naming(send))
+            await self._call_app(scope, receive, exchange.naming(send), exchange)
+
+    async def _call_app(
+        self, scope: Scope, receive: Receive, send: Send, exchange: Exchange
+    ) -> None:
+        """Call a route of FastAPI, at most until the deadline that the request itself names."""
+        left_s = exchange.left_s if TIMEOUT in exchange.headers else None
+        limit = asyncio.timeout(left_s)
+        _limit_of_task.set((exchange, limit))
+        try:
+            async with limit:
+                await self.app(scope, receive, send)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise too_late(exchange) from None
 
     def _record(self, scope: Scope, exchange: Exchange) -> None:
         """Count and log the request; the only place that does."""
@@ -145,7 +171,7 @@ class Gate:
         route = exchange.route or getattr(scope.get("route"), "path", UNMATCHED)
         telemetry.request_finished(route, status, seconds)
         if exchange.trace is not None and telemetry.tracer is not None:
-            telemetry.tracer.finish(exchange.trace, scope["method"], route, status, exchange.answer)
+            telemetry.tracer.finish(exchange.trace, exchange.method, route, status, exchange.answer)
         if exchange.key:
             telemetry.key_used(exchange.key)
         if exchange.code == RateLimited.code:
@@ -163,7 +189,7 @@ class Gate:
             if unlogged < 0:
                 return
         fields: dict[str, Any] = {
-            "method": scope["method"],
+            "method": exchange.method,
             "path": scope["path"],
             "status": status,
             "seconds": round(seconds, 6),
@@ -185,6 +211,31 @@ def answer_error(error: AstrolabeError, exchange: Exchange) -> tuple[int, Header
     return envelope(error, exchange.path, exchange.request_id)
 
 
+def too_late(exchange: Exchange) -> DeadlineExceeded:
+    """The error of a request whose deadline has passed."""
+    return DeadlineExceeded(
+        f"no answer within {exchange.timeout_s * 1000:.0f} ms: try again, or allow more with "
+        "X-Request-Timeout-Ms"
+    )
+
+
+def begin_change() -> Callable[[], None]:
+    """Let the change that a route now begins run to its end, past the deadline of its request.
+
+    Returns a function for the time in which the change can still be given up: it raises
+    DeadlineExceeded once the deadline that the request names has passed.
+    """
+    exchange, limit = _limit_of_task.get()
+    timed = limit.when() is not None
+    limit.reschedule(None)
+
+    def check() -> None:
+        if timed and exchange.left_s <= 0:
+            raise too_late(exchange)
+
+    return check
+
+
 async def _answer_failure(exchange: Exchange, exc: Exception, send: Send) -> None:
     error = as_error(exc)
     if error is not exc:
@@ -197,7 +248,7 @@ async def _answer_failure(exchange: Exchange, exc: Exception, send: Send) -> Non
     await exchange.respond(send, status, headers, body)
 
 
-def _check(exchange: Exchange, settings: Settings, max_bytes: int) -> None:
+def _check(exchange: Exchange, settings: Settings) -> None:
     """Read deadline and priority, and refuse a body that is too long; raises RequestError."""
     headers = exchange.headers
     if (timeout_ms := headers.get(TIMEOUT)) is not None:
@@ -207,9 +258,9 @@ def _check(exchange: Exchange, settings: Settings, max_bytes: int) -> None:
     # The server enforces that the body has this length; only chunked bodies must be counted.
     length = headers.get(b"content-length")
     if length is not None and not (
-        length.isdigit() and len(length) < 16 and int(length) <= max_bytes
+        length.isdigit() and len(length) < 16 and int(length) <= settings.max_body_bytes
     ):
-        raise _too_large(max_bytes)
+        raise _too_large(settings.max_body_bytes)
 
 
 def request_ids() -> Iterator[str]:
@@ -242,19 +293,21 @@ def _is_bulk(priority: bytes) -> bool:
 
 
 def _too_large(limit: int) -> PayloadTooLarge:
-    return PayloadTooLarge(f"the body is over {limit} bytes: send fewer or shorter texts")
+    return PayloadTooLarge(f"the body is over {limit} bytes: send less at once")
 
 
-def _capped(receive: Receive, limit: int) -> Receive:
-    """A `receive` that refuses a chunked body as soon as it is over the limit."""
+def _bounded(receive: Receive, limit: int, reply: Reply | None) -> Receive:
+    """A `receive` that refuses a body as soon as it is over the limit or turns out to be broken."""
     received = 0
 
-    async def receive_capped() -> Message:
+    async def receive_bounded() -> Message:
         nonlocal received
         message = await receive()
+        if reply is not None and reply.fault is not None:
+            raise reply.fault
         received += len(message.get("body", b""))
         if received > limit:
             raise _too_large(limit)
         return message
 
-    return receive_capped
+    return receive_bounded

@@ -4,12 +4,11 @@ Each `Telemetry` owns a registry, so two services can live in one process and te
 own counts. Its methods are for the event loop's thread, unless their docstrings say otherwise. It
 keeps the children of labelled metrics, because a look-up for each request would cost time.
 
-Where several worker processes serve, each writes its metrics to files of one folder
+Where several worker processes serve, each keeps its metrics in memory that all share
 (`service.observe.worker_metrics`). A scrape of any worker adds up the metrics of all.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from prometheus_client import (
@@ -20,13 +19,14 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from service.background import Background
 from service.core.live_recall import Window
 from service.core.types import Prediction, StageTimings
 from service.observe.answer_shapes import Shapes
 from service.observe.exposition import Exposition
+from service.observe.worker_metrics import SharedMetrics
 
 if TYPE_CHECKING:
     from service.observe.tracing import RequestTracer
@@ -50,9 +50,9 @@ FLUSH_AT: Final = 64
 work and on cold processor caches, they took a seventh of the service's CPU at one connection. A
 scrape records all that wait before it reads the metrics."""
 
-GaugeMode = Literal["livesum", "livemax"]
-"""How a scrape combines the gauges of several workers: by sum or by maximum. Both leave out the
-gauges of dead workers."""
+GaugeMode = Literal["livesum", "livemax", "livemin"]
+"""How a scrape combines the gauges of several workers: by sum, maximum or minimum. All leave out
+the gauges of dead workers."""
 
 WATCHED: Final[Mapping[str, tuple[str, GaugeMode]]] = {
     "queue_tokens": ("Estimated tokens that wait for a lane.", "livesum"),
@@ -69,13 +69,11 @@ combined."""
 class Telemetry:
     """The metrics of one service. The batcher, the gate and the routes report to it."""
 
-    def __init__(self, shared: Path | None = None) -> None:
-        """`shared` is the folder that `share_metrics` got; None where this process serves alone."""
+    def __init__(self, shared: SharedMetrics | None = None) -> None:
+        """`shared` holds the metrics of all workers; None where this process serves alone."""
         self._shared = shared
         self._own = CollectorRegistry()
-        self._exposition = Exposition(
-            self._own if shared is None else MultiProcessCollector(None, path=str(shared))
-        )
+        self._exposition = Exposition(self._own if shared is None else shared.collector())
         self.registry = CollectorRegistry()
         self.registry.register(self._exposition)
         self.in_flight = 0
@@ -120,6 +118,7 @@ class Telemetry:
         self._cache = self._counter("cache", "Look-ups in the cache of answers.", "result")
         self._swaps = self._counter("bundle_swap", "Changes of bundles, by result.", "result")
         self._make_quality_metrics()
+        self._make_background_metrics()
         if shared is None:
             ProcessCollector(registry=self._own)
 
@@ -144,6 +143,23 @@ class Telemetry:
             "internal_recall", "Sums over samples.", "livesum", ["point", "what"]
         )
         self.shapes = Shapes(self._own)
+
+    def _make_background_metrics(self) -> None:
+        errors = self._counter(
+            "background_errors", "Errors of work beside the requests, by task.", "task"
+        )
+        self._background_healthy = self._gauge(
+            "background_healthy",
+            "1 for a background task that works, 0 for one that fails or does not come back.",
+            "livemin",
+            ["task"],
+        )
+        self._no_descriptor = Counter(
+            "astrolabe_no_descriptor",
+            "Looks, four a second, that found no free file descriptor.",
+            registry=self._own,
+        )
+        self.background = Background(lambda task: errors.labels(task).inc())
 
     def _describe_bundles(self) -> Gauge:
         return self._gauge(
@@ -213,6 +229,10 @@ class Telemetry:
             (self._batch_padding_ratio.observe, padding / max(1, timings.n_padded_tokens)),
         )
 
+    def no_descriptor(self) -> None:
+        """Count one look that found no free file descriptor."""
+        self._no_descriptor.inc()
+
     def dropped(self, reason: str) -> None:
         """Count a job dropped before compute: expired, evicted, abandoned or shutting_down."""
         self._dropped.labels(reason).inc()
@@ -272,6 +292,8 @@ class Telemetry:
         self.shapes.show_drift()
         for gauge, read in self._watched.items():
             gauge.set(read())
+        for task, healthy in self.background.healthy().items():
+            self._background_healthy.labels(task).set(healthy)
 
     def _observe(self, *observations: tuple[Callable[[float], None], float]) -> None:
         self._pending += observations
@@ -284,7 +306,7 @@ class Telemetry:
             record(value)
 
     def _watch(self, gauge: Gauge, read: Callable[[], float]) -> None:
-        # Not `set_function`: metrics that live in files cannot call functions.
+        # Not `set_function`: metrics in shared memory cannot call functions.
         self._watched[gauge] = read
 
     def _gauge(

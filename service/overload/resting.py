@@ -81,7 +81,12 @@ class Resting:
             self._resting.pop()[1].resume_reading()
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
-        now = loop.time()
+        try:
+            self._wake(loop.time())
+        finally:  # whatever one connection raised, the others must not rest for ever
+            self._timer = loop.call_later(TICK_S, self._tick, loop) if self._resting else None
+
+    def _wake(self, now: float) -> None:
         self._refill(now)
         resting = self._resting
         if self._queue_is_short():
@@ -92,7 +97,6 @@ class Resting:
         while resting and (n_due > 0 or now - resting[0][0] >= LONGEST_S):
             resting.popleft()[1].resume_reading()
             n_due -= 1
-        self._timer = loop.call_later(TICK_S, self._tick, loop) if resting else None
 
     def _refill(self, now: float) -> None:
         gained = REFUSALS_PER_S * (now - self._refilled_s)

@@ -11,7 +11,6 @@ import mmap
 import os
 import socket
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -25,7 +24,7 @@ from service.observe.gpu_metrics import open_gpu_metrics
 from service.observe.logs import configure_logging
 from service.observe.telemetry import Telemetry
 from service.observe.tracing import check_tracing, open_tracer
-from service.observe.worker_metrics import MasterTelemetry, forget_worker, share_metrics
+from service.observe.worker_metrics import MasterTelemetry, SharedMetrics
 from service.process.supervisor import Supervisor
 from service.process.usage import group_usage, n_threads, started_s
 from service.serving.deployment import check_label_rules, open_engine, with_changes
@@ -63,17 +62,26 @@ def serve_with_workers(settings: Settings, listeners: Sequence[socket.socket]) -
         # The master drops this application. But workers now share what it imported and cached,
         # which saves each of them 4 MB.
         create_app(engines[0], settings, Telemetry(), more=engines[1:])
-    with tempfile.TemporaryDirectory(prefix="astrolabe-metrics-") as folder:
-        metrics = Path(folder)
-        stop_flag = mmap.mmap(-1, 1)  # the workers see this byte; the master sets it when it stops
+    metrics = SharedMetrics(settings.workers)
+    stop_flag = mmap.mmap(-1, 1)  # the workers see this byte; the master sets it when it stops
 
-        def work(number: int, lifeline: int) -> None:
-            _work(number, lifeline, engines, settings, listeners, metrics, stop_flag)
+    def work(number: int, lifeline: int, beat: Callable[[], None]) -> None:
+        def serve(app: Gate) -> None:
+            run(app, listeners, lifeline, lambda: stop_flag[0] != 0, beat)
 
-        kill_after_s = settings.drain_delay_s + settings.drain_timeout_s
-        kill_after_s += ANSWER_GRACE_S + KILL_GRACE_S
-        watcher = MasterWatcher(metrics, listeners, stop_flag)
-        Supervisor(settings.workers, work, watcher, kill_after_s).run()
+        _work(number, engines, settings, metrics, serve)
+
+    kill_after_s = settings.drain_delay_s + settings.drain_timeout_s
+    kill_after_s += ANSWER_GRACE_S + KILL_GRACE_S
+    watcher = MasterWatcher(metrics, listeners, stop_flag)
+    Supervisor(
+        settings.workers,
+        work,
+        watcher,
+        kill_after_s,
+        settings.worker_silence_s,
+        watcher.telemetry.background,
+    ).run()
 
 
 def open_engines(settings: Settings) -> list[Engine]:
@@ -91,27 +99,31 @@ class MasterWatcher:
     """Records the master's metrics, and removes the gauges of dead workers."""
 
     def __init__(
-        self, folder: Path, listeners: Sequence[socket.socket], stop_flag: mmap.mmap
+        self, metrics: SharedMetrics, listeners: Sequence[socket.socket], stop_flag: mmap.mmap
     ) -> None:
         """`stop_flag` is one byte of memory that the master shares with the workers."""
-        self._folder = folder
+        self._metrics = metrics
         self._listeners = listeners
         self._stop_flag = stop_flag
-        self._telemetry = MasterTelemetry(folder, started_s(os.getpid()))
+        self.telemetry = MasterTelemetry(metrics, started_s(os.getpid()))
 
     def on_running(self, pids: list[int]) -> None:
         """Record how many workers run, and what they and the master use together."""
-        self._telemetry.record_workers(len(pids))
+        self.telemetry.record_workers(len(pids))
         usage = group_usage(os.getpid(), pids)
-        self._telemetry.record_usage(usage.cpu_s, usage.memory_bytes, usage.open_fds)
+        self.telemetry.record_usage(usage.cpu_s, usage.memory_bytes, usage.open_fds)
 
     def on_died(self, number: int) -> None:
         """Leave a dead worker's gauges out of the sums."""
-        forget_worker(self._folder, str(number))
+        self._metrics.forget(str(number))
 
     def on_replaced(self, number: int) -> None:
         """Count a worker that replaces a dead one."""
-        self._telemetry.count_restart()
+        self.telemetry.count_restart()
+
+    def on_silent(self, number: int) -> None:
+        """Count a worker that no longer answered."""
+        self.telemetry.count_hang()
 
     def on_stopping(self) -> None:
         """Close the master's listening sockets, and tell the workers that all of them end.
@@ -126,25 +138,17 @@ class MasterWatcher:
 
 def _work(
     number: int,
-    lifeline: int,
     engines: list[Engine],
     settings: Settings,
-    listeners: Sequence[socket.socket],
-    metrics: Path,
-    stop_flag: mmap.mmap,
+    metrics: SharedMetrics,
+    serve: Callable[[Gate], None],
 ) -> None:
-    """Serve as worker `number`, in its own process, until `lifeline` or a signal ends it."""
+    """Call `serve` as worker `number`, in its own process."""
     configure_logging(settings.log_level, settings.log_format, worker=number)
-    share_metrics(metrics, str(number))
+    metrics.share(str(number))
     try:
         first, *more = engines or open_engines(settings)
-        _run(
-            first,
-            more,
-            settings,
-            Telemetry(metrics),
-            lambda app: run(app, listeners, lifeline, lambda: stop_flag[0] != 0),
-        )
+        _run(first, more, settings, Telemetry(metrics), serve)
     except AstrolabeError as exc:
         log.error("cannot serve: %s", exc.detail)
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""Supervisor: a master that forks workers, replaces dead ones, and ends them all on a signal.
+"""Supervisor: a master that forks workers, replaces dead or silent ones, and ends all on a signal.
 
 The master has one thread and answers no requests. Its caller loads what the workers share before
 the first fork; the workers then share those memory pages without a copy. This module knows nothing
@@ -9,6 +9,7 @@ manager serves here.
 import gc
 import logging
 import math
+import mmap
 import os
 import signal
 import sys
@@ -18,12 +19,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NoReturn, Protocol
 
+from service.background import Background
 from service.errors import WorkersFailed
+from service.signals import ending_signals
 
 log = logging.getLogger(__name__)
-
-FORWARDED_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-AWAITED_SIGNALS: Final = (*FORWARDED_SIGNALS, signal.SIGCHLD)
 
 FAST_S: Final = 10.0
 """A worker that lives shorter than this counts as one that failed at its start. A choice: it should
@@ -43,6 +43,16 @@ REPORT_EVERY_S: Final = 10.0
 CPU time in the metrics are up to this old."""
 
 
+START_S: Final = 600.0
+"""A worker must have told its master once within this time. A choice: where each worker opens the
+bundle itself, the largest one is open by then."""
+
+LATE_S: Final = 1.0
+"""Where the master itself wakes up later than planned by more than this, the whole machine or
+container may have stood still, so every worker gets its full time again. A choice: an ordinary
+delay is far shorter."""
+
+
 class Watcher(Protocol):
     """Hears from a supervisor what happens to its workers."""
 
@@ -59,6 +69,10 @@ class Watcher(Protocol):
 
     def on_replaced(self, number: int) -> None:
         """The supervisor has started a worker in place of the dead one of this number."""
+        ...
+
+    def on_silent(self, number: int) -> None:
+        """The supervisor kills the worker of this number, which no longer answers."""
         ...
 
     def on_stopping(self) -> None:
@@ -81,29 +95,67 @@ class Lifeline:
     writer: int
 
 
+class Heartbeats:
+    """The moment at which each worker last told its master that it is alive.
+
+    They lie in memory that all share, so that a worker needs one store to tell, and no system call
+    that could block. Moments are seconds of `time.monotonic`, which all processes of a machine
+    share; 0 stands for a worker that has not told yet.
+    """
+
+    def __init__(self, n_workers: int) -> None:
+        self._moments_s = memoryview(mmap.mmap(-1, 8 * n_workers)).cast("d")
+
+    def beat(self, number: int) -> None:
+        """The worker of this number is alive now."""
+        self._moments_s[number] = time.monotonic()
+
+    def last_s(self, number: int) -> float:
+        """When the worker of this number last told."""
+        return self._moments_s[number]
+
+    def reset(self, number: int) -> None:
+        """A new worker of this number has not told yet."""
+        self._moments_s[number] = 0.0
+
+
 @dataclass(slots=True)
 class _Worker:
     number: int
     started_s: float
+    killed: bool = False
 
 
 class Supervisor:
-    """Runs `work(number, lifeline)` in `n_workers` forked processes until SIGTERM or SIGINT."""
+    """Runs `work(number, lifeline, beat)` in `n_workers` forked processes until a signal."""
 
     def __init__(
         self,
         n_workers: int,
-        work: Callable[[int, int], None],
+        work: Callable[[int, int, Callable[[], None]], None],
         watcher: Watcher,
         kill_after_s: float,
+        silence_s: float = math.inf,
+        background: Background | None = None,
     ) -> None:
         """`work` must return on SIGTERM, and once `lifeline` (a file descriptor) can be read.
 
-        The supervisor kills a worker that still runs `kill_after_s` seconds after the first signal.
+        The supervisor kills a worker that still runs `kill_after_s` seconds after the first signal,
+        and replaces one that has not called `beat` for `silence_s` seconds. Errors of the
+        supervisor's own go to `background`.
         """
         self._work = work
         self._watcher = watcher
         self._kill_after_s = kill_after_s
+        self._silence_s = silence_s
+        self._heartbeats = Heartbeats(n_workers)
+        background = background or Background()
+        self._resort = background.last_resort("supervise")
+        self._watching = background.last_resort("watch-workers")
+        self._awaited = (*ending_signals(), signal.SIGCHLD)
+        self._awake_since_s = 0.0
+        self._report_at_s = 0.0
+        self._pause_s = 0.0
         self._workers: dict[int, _Worker] = {}
         self._start_at_s: dict[int, float] = dict.fromkeys(range(n_workers), 0.0)
         self._ever_started: set[int] = set()
@@ -120,14 +172,16 @@ class Supervisor:
         # Frozen objects are left out of it.
         gc.collect()
         gc.freeze()
-        old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED_SIGNALS)
+        old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._awaited)
         try:
             while self._start_at_s or self._workers:
-                self._start_due(old_mask)
-                self._watcher.on_running(list(self._workers))
-                self._on_signal(signal.sigtimedwait(AWAITED_SIGNALS, self._sleep_s()))
-                self._reap()
-                self._kill_late()
+                try:
+                    self._turn(old_mask)
+                except Exception as exc:  # no error of the master may end the workers
+                    self._pause_s = self._resort.failed(exc)
+                else:
+                    self._pause_s = 0.0
+                    self._resort.worked()
         finally:
             self._send_to_all(signal.SIGKILL)  # after an error some workers still run
             signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
@@ -139,16 +193,41 @@ class Supervisor:
                 "see their log lines for the cause"
             )
 
+    def _turn(self, mask: set[int | signal.Signals]) -> None:
+        began_s, planned_s = time.monotonic(), self._pause_s or self._sleep_s()
+        self._on_signal(signal.sigtimedwait(self._awaited, planned_s))
+        self._reap()
+        self._kill_late()
+        self._start_due(mask)
+        now = time.monotonic()
+        if now - began_s > planned_s + LATE_S:
+            self._awake_since_s = now
+        self._kill_silent(now)
+        if now >= self._report_at_s:
+            self._report_at_s = now + REPORT_EVERY_S
+            self._tell(lambda: self._watcher.on_running(list(self._workers)))
+
+    def _tell(self, what: Callable[[], None]) -> None:
+        """Tell the watcher; its errors must not keep the supervisor from its work."""
+        try:
+            what()
+        except Exception as exc:
+            self._watching.failed(exc)
+        else:
+            self._watching.worked()
+
     def _start_due(self, mask: set[int | signal.Signals]) -> None:
         now = time.monotonic()
         for number in [number for number, due_s in self._start_at_s.items() if due_s <= now]:
-            del self._start_at_s[number]
-            pid = os.fork()
+            self._heartbeats.reset(number)
+            pid = os.fork()  # where it raises, the number stays due
             if pid == 0:
                 self._be_worker(number, mask)
+            del self._start_at_s[number]
             self._workers[pid] = _Worker(number, now)
+            self._report_at_s = now
             if number in self._ever_started:
-                self._watcher.on_replaced(number)
+                self._tell(lambda number=number: self._watcher.on_replaced(number))  # type: ignore[misc]
             self._ever_started.add(number)
 
     def _be_worker(self, number: int, mask: set[int | signal.Signals]) -> NoReturn:
@@ -157,10 +236,10 @@ class Supervisor:
         try:
             os.close(self._lifeline.writer)
             os.setpgid(0, 0)  # Ctrl-C then reaches only the master, which forwards it once
-            for which in FORWARDED_SIGNALS:
+            for which in ending_signals():
                 signal.signal(which, lambda *_: os._exit(0))  # until `work` sets its own handlers
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            self._work(number, self._lifeline.reader)
+            self._work(number, self._lifeline.reader, lambda: self._heartbeats.beat(number))
             code = 0
         except SystemExit as exc:
             code = exc.code if isinstance(exc.code, int) else 1
@@ -180,7 +259,7 @@ class Supervisor:
         """Send SIGTERM to the workers; `DrainingServer.on_signal` says what each one does."""
         if self._stopping_since_s is None:
             self._stopping_since_s = time.monotonic()
-            self._watcher.on_stopping()
+            self._tell(lambda: self._watcher.on_stopping())
         self._start_at_s.clear()
         self._send_to_all(signal.SIGTERM)
 
@@ -195,7 +274,8 @@ class Supervisor:
                 return
             worker = self._workers.pop(pid, None)
             if worker is not None:
-                self._watcher.on_died(worker.number)
+                self._report_at_s = 0.0
+                self._tell(lambda number=worker.number: self._watcher.on_died(number))  # type: ignore[misc]
                 if self._stopping_since_s is None:
                     self._replace(worker, pid, os.waitstatus_to_exitcode(status))
 
@@ -221,9 +301,27 @@ class Supervisor:
             self._send_to_all(signal.SIGKILL)
             self._kill_after_s = math.inf
 
+    def _kill_silent(self, now: float) -> None:
+        for pid, worker in self._workers.items():
+            if now < self._silent_at_s(worker) or worker.killed:
+                continue
+            worker.killed = True
+            fields = {"number": worker.number, "pid": pid, "silence_s": self._silence_s}
+            log.error("a worker does not answer: killed", extra={"fields": fields})
+            os.kill(pid, signal.SIGKILL)
+            self._tell(lambda number=worker.number: self._watcher.on_silent(number))  # type: ignore[misc]
+
+    def _silent_at_s(self, worker: _Worker) -> float:
+        """When a worker counts as silent, unless it tells before."""
+        last_s = self._heartbeats.last_s(worker.number)
+        since_s = max(last_s or worker.started_s, self._awake_since_s)
+        return since_s + (self._silence_s if last_s else max(START_S, self._silence_s))
+
     def _sleep_s(self) -> float:
         """Seconds until the next thing to do where no signal comes."""
         now, moments_s = time.monotonic(), list(self._start_at_s.values())
+        moments_s += [self._silent_at_s(w) for w in self._workers.values() if not w.killed]
+        moments_s.append(self._report_at_s)
         if self._stopping_since_s is not None:
             moments_s.append(self._stopping_since_s + self._kill_after_s)
-        return min([REPORT_EVERY_S, *(max(0.01, moment_s - now) for moment_s in moments_s)])
+        return min([REPORT_EVERY_S, *(max(0.0, moment_s - now) for moment_s in moments_s)])

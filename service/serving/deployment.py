@@ -9,7 +9,6 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from threading import Thread
 
 from service.bundle.manifest import EXACT, Manifest
 from service.bundle.signatures import read_bundle_keys
@@ -30,6 +29,10 @@ from service.settings.settings import PREFIX, Settings
 
 log = logging.getLogger(__name__)
 
+FIELDS_TRIES = 3
+"""How often the index of metadata is tried beside the requests. A choice: after that a request with
+a filter tries, and gets the error."""
+
 GPU_LANES = 2
 """With two lanes, the CPU tokenises and searches one batch while the GPU encodes the other."""
 
@@ -41,6 +44,7 @@ class Deployment:
     """
 
     __slots__ = (
+        "_background",
         "batcher",
         "bundle_id",
         "cache",
@@ -60,6 +64,7 @@ class Deployment:
         clock: Callable[[], float],
     ) -> None:
         manifest = engine.manifest
+        self._background = telemetry.background
         self.engine = engine
         self.folder = engine.folder
         self.name = manifest.name
@@ -77,7 +82,7 @@ class Deployment:
         self.batcher.start()
         catalogue = self.engine.catalogue
         # Otherwise the first request with a filter would wait: 2 s for 1,000,000 labels.
-        Thread(target=lambda: catalogue.fields, name="fields", daemon=True).start()
+        self._background.thread("fields", lambda: catalogue.fields, FIELDS_TRIES)
 
     async def drain(self, timeout_s: float) -> None:
         """Stop intake, and answer or fail all accepted requests within `timeout_s`.
@@ -200,7 +205,7 @@ def open_live_recall(engine: Engine, settings: Settings, telemetry: Telemetry) -
     if EXACT not in engine.efforts:
         log.warning("live recall is off: this bundle has no operating point %s", EXACT)
         return None
-    return LiveRecall(engine.search, share, telemetry)
+    return LiveRecall(engine.search, share, telemetry, background=telemetry.background)
 
 
 def open_effort(engine: Engine, settings: Settings, clock: Callable[[], float]) -> AdaptiveEffort:

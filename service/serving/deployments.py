@@ -2,31 +2,36 @@
 
 Each name has one current bundle, and at times a canary that gets a share of the requests. To
 replace a bundle, the process opens the new one beside the old one and runs every check. If they
-pass, the event loop switches one reference. The old bundle then answers the requests that it has
-accepted, and is closed. Why: docs/decisions/0023.
+pass, the change is recorded, and then the event loop switches one reference. The old bundle then
+answers the requests that it has accepted, and is closed. Why: docs/decisions/0023.
 """
 
 import asyncio
+import contextlib
 import ctypes
 import gc
 import logging
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from service.bundle.verify import read_manifest
 from service.core.engine import Engine
 from service.errors import (
     BundleError,
+    BundleNotFound,
     BundleRefused,
     CatalogueError,
+    CatalogueUnavailable,
     DeviceUnavailable,
     InvalidValue,
     ModelUnknown,
     NoSuchBundle,
     SettingsInvalid,
+    StateUnavailable,
 )
 from service.observe.telemetry import Telemetry
 from service.serving.deployment import Deployment, open_changed_engine
@@ -40,8 +45,12 @@ CANARY: Final = "canary"
 X_BUNDLE: Final = re.compile("(current|canary|[0-9a-f]{8,64})")
 """What the header X-Bundle may hold: a word, or the first 8 to 64 characters of a bundle's id."""
 
+RETIRE_TRIES: Final = 3
+"""How often closing a bundle is tried. A choice: what has failed so often stays open until the
+process ends, and holds memory only."""
 
-@dataclass(slots=True)
+
+@dataclass(frozen=True, slots=True)
 class Slot:
     """The deployments of one model name.
 
@@ -53,6 +62,13 @@ class Slot:
     canary: Deployment | None = None
     canary_percent: float = 0.0
     previous: Path | None = None
+
+
+Slots = Mapping[str, Slot]
+"""Every model's slot by its name, the default model first."""
+
+Record = Callable[[Slots], Awaitable[None]]
+"""Stores the slots that are about to be in force; raises StateUnavailable where it cannot."""
 
 
 class Deployments:
@@ -71,12 +87,13 @@ class Deployments:
         open_: Callable[[Path, Settings], Engine] = open_changed_engine,
     ) -> None:
         first, *more = (Deployment(engine, settings, telemetry, clock) for engine in engines)
-        self.slots = {first.name: Slot(first)}
-        self._default = self.slots[first.name]
+        self.slots: Slots = {first.name: Slot(first)}
+        self._default_name = first.name
         self._settings = settings
         self._telemetry = telemetry
         self._clock = clock
         self._open = open_
+        self._record: Record | None = None
         self._lock = asyncio.Lock()
         self._retirements: set[asyncio.Task[None]] = set()
         for other in more:
@@ -85,7 +102,8 @@ class Deployments:
                     f"two bundles are of model {other.name}: name one, and give the other a share "
                     "as a canary"
                 )
-            self.slots[other.name] = Slot(other)
+            self.slots = {**self.slots, other.name: Slot(other)}
+        self._default = self.slots[first.name]
         for deployment in self:
             self._describe(deployment, serving=True)
 
@@ -136,84 +154,93 @@ class Deployments:
         for deployment in self:
             deployment.start()
 
+    @contextlib.contextmanager
+    def recorded_by(self, record: Record) -> Iterator[None]:
+        """Within this block no change is in force before `record` has stored it."""
+        self._record = record
+        try:
+            yield
+        finally:
+            self._record = None
+
     async def activate(self, path: Path) -> Deployment:
         """Make the bundle at a path the current one of its model.
 
         If the bundle is the canary, its deployment becomes the current one as it is. Raises
-        BundleRefused where the bundle fails a check; the old bundle then goes on serving.
+        BundleRefused where the bundle fails a check, StateUnavailable where the change cannot be
+        recorded; the old bundle then goes on serving.
         """
-        async with self._lock:
-            deployment = await self._open_or_reuse(path)
+        async with self._lock, self._opened(path) as deployment:
             slot = self.slots.get(deployment.name)
             if slot is None:
-                self.slots[deployment.name] = Slot(deployment)
-                return self._report_change(deployment, "activated")
-            old, canary = slot.current, slot.canary
-            if deployment is old:
+                after = Slot(deployment)
+            elif deployment is slot.current:
                 return deployment
-            slot.current, slot.previous = deployment, old.folder
-            slot.canary, slot.canary_percent = None, 0.0
-            self._retire(old)
-            if canary is not None and canary is not deployment:
-                self._retire(canary)
+            else:
+                after = Slot(deployment, previous=slot.current.folder)
+            await self._change({**self.slots, deployment.name: after})
             return self._report_change(deployment, "activated")
 
     async def rollback(self, name: str) -> Deployment:
         """Make the previous bundle the current one again.
 
-        Raises ModelUnknown, NoSuchBundle, BundleRefused.
+        Raises ModelUnknown, NoSuchBundle, BundleRefused, StateUnavailable.
         """
         async with self._lock:
             slot = self.slot(name)
             if slot.previous is None:
                 raise NoSuchBundle(f"model {name} has no earlier bundle to go back to")
-            back = await self._open_or_reuse(slot.previous)
-            if back is slot.canary:
-                slot.canary, slot.canary_percent = None, 0.0
-            old, slot.current, slot.previous = slot.current, back, slot.current.folder
-            self._retire(old)
-            return self._report_change(back, "rolled_back")
+            async with self._opened(slot.previous) as back:
+                after = replace(slot, current=back, previous=slot.current.folder)
+                if back is slot.canary:
+                    after = replace(after, canary=None, canary_percent=0.0)
+                await self._change({**self.slots, name: after})
+                return self._report_change(back, "rolled_back")
 
     async def canary(self, path: Path, percent: float) -> Deployment:
         """Make the bundle at a path the canary of its model, with `percent` of the requests.
 
         If it is the canary already, only its share changes. Raises BundleRefused where the bundle
-        fails a check, where its model has no current bundle, or where it is the current one.
+        fails a check, where its model has no current bundle, or where it is the current one, and
+        StateUnavailable where the change cannot be recorded.
         """
-        async with self._lock:
-            deployment = await self._open_or_reuse(path)
+        async with self._lock, self._opened(path) as deployment:
             slot = self.slots.get(deployment.name)
             if slot is None or deployment is slot.current:
-                if slot is None:
-                    self._retire(deployment)
                 raise BundleRefused(
                     f"{path.name} is of model {deployment.name}, which "
                     + ("nothing serves: activate it" if slot is None else "it serves already")
                 )
-            old, slot.canary, slot.canary_percent = slot.canary, deployment, percent
-            if old is not None and old is not deployment:
-                self._retire(old)
+            after = replace(slot, canary=deployment, canary_percent=percent)
+            await self._change({**self.slots, deployment.name: after})
             return self._report_change(deployment, "canary")
 
     async def end_canary(self, name: str) -> None:
-        """Send every request to the current bundle again; raises ModelUnknown, NoSuchBundle."""
+        """Send every request to the current bundle again.
+
+        Raises ModelUnknown, NoSuchBundle, StateUnavailable.
+        """
         async with self._lock:
             slot = self.slot(name)
             if slot.canary is None:
                 raise NoSuchBundle(f"model {name} has no canary")
-            old, slot.canary, slot.canary_percent = slot.canary, None, 0.0
-            self._retire(old)
+            after = replace(slot, canary=None, canary_percent=0.0)
+            await self._change({**self.slots, name: after})
 
     async def remove(self, name: str) -> None:
-        """Stop serving a model; raises ModelUnknown, and InvalidValue for the default model."""
+        """Stop serving a model.
+
+        Raises ModelUnknown, InvalidValue for the default model, StateUnavailable.
+        """
         async with self._lock:
-            slot = self.slot(name)
-            if slot is self._default:
+            self.slot(name)
+            if name == self._default_name:
                 raise InvalidValue(f"{name} is the default model: it can be replaced, not removed")
-            del self.slots[name]
-            for deployment in (slot.current, slot.canary):
-                if deployment is not None:
-                    self._retire(deployment)
+            await self._change({other: s for other, s in self.slots.items() if other != name})
+
+    def set_previous(self, name: str, previous: Path | None) -> None:
+        """Say which bundle folder `rollback` opens; raises ModelUnknown."""
+        self._put_in_force({**self.slots, name: replace(self.slot(name), previous=previous)})
 
     def health(self) -> str | None:
         """None while every deployment works, else a sentence on the first that does not."""
@@ -225,14 +252,44 @@ class Deployments:
         drains = [deployment.drain(timeout_s) for deployment in self]
         await asyncio.gather(*drains, *self._retirements)
 
+    async def _change(self, after: Slots) -> None:
+        """Record the slots, put them in force, and close what they no longer have."""
+        if self._record is not None:
+            await self._record(after)
+        before = list(self)
+        self._put_in_force(after)
+        still_open = list(self)
+        for deployment in before:
+            if deployment not in still_open:
+                self._retire(deployment)
+
+    def _put_in_force(self, slots: Slots) -> None:
+        self.slots, self._default = slots, slots[self._default_name]
+
+    @contextlib.asynccontextmanager
+    async def _opened(self, path: Path) -> AsyncIterator[Deployment]:
+        """The started deployment of the bundle at a path; closed again if no slot has it then."""
+        deployment = await self._open_or_reuse(path)
+        try:
+            yield deployment
+        finally:
+            if deployment not in list(self):
+                self._retire(deployment)
+
     async def _open_or_reuse(self, path: Path) -> Deployment:
         """Return the deployment of the bundle at a path; if it is not open, open and start it."""
         path = path.resolve()
-        for deployment in self:
-            if deployment.folder == path:
-                return deployment
         try:
+            for deployment in self:
+                if deployment.folder == path:
+                    # What lies there now counts: the folder may hold another bundle since.
+                    lies_there = await asyncio.to_thread(_bundle_id_at, path)
+                    if lies_there in (None, deployment.bundle_id):
+                        return deployment
             engine = await asyncio.to_thread(self._open, path, self._settings)
+        except CatalogueUnavailable as exc:
+            self._telemetry.count_swap("failed")
+            raise StateUnavailable(f"{exc.detail}; nothing has changed") from exc
         except (BundleError, CatalogueError, DeviceUnavailable, SettingsInvalid) as exc:
             self._telemetry.count_swap("failed")
             log.error("bundle refused", extra={"fields": {"path": str(path), "code": exc.code}})
@@ -268,13 +325,15 @@ class Deployments:
     def _retire(self, deployment: Deployment) -> None:
         """Close a deployment that gets no more requests, and free its memory."""
         self._describe(deployment, serving=False)
-        task = asyncio.create_task(self._close(deployment), name="retire")
+        closing = [deployment]
+        task = self._telemetry.background.once("retire", lambda: self._close(closing), RETIRE_TRIES)
         self._retirements.add(task)
         task.add_done_callback(self._retirements.discard)
 
-    async def _close(self, deployment: Deployment) -> None:
-        await deployment.drain(self._settings.drain_timeout_s)
-        del deployment
+    async def _close(self, closing: list[Deployment]) -> None:
+        if closing:
+            await closing[0].drain(self._settings.drain_timeout_s)
+        closing.clear()  # nothing else refers to it, so its memory can be freed
         # In a thread, because this takes a tenth of a second and requests should not wait for it.
         await asyncio.to_thread(_give_back_memory)
 
@@ -300,6 +359,14 @@ def _named_by(x_bundle: bytes, slot: Slot) -> Deployment:
 def _goes_to_canary(request_id: str, percent: float) -> bool:
     # CRC-32 spreads ids evenly enough, and every worker computes the same.
     return zlib.crc32(request_id.encode()) % 10_000 < percent * 100
+
+
+def _bundle_id_at(folder: Path) -> str | None:
+    """The id of the bundle that lies in a folder now; None without a manifest."""
+    try:
+        return read_manifest(folder).bundle_id
+    except BundleNotFound:
+        return None
 
 
 def _give_back_memory() -> None:

@@ -7,13 +7,16 @@ counts (docs/decisions/0023).
 """
 
 import json
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 from service.atomic import write_atomic
-from service.errors import SettingsInvalid
+from service.errors import SettingsInvalid, StateUnavailable
 from service.regular_files import read_text
+
+log = logging.getLogger(__name__)
 
 FILE: Final = "serving.json"
 MAX_BYTES: Final = 16 << 20
@@ -55,19 +58,33 @@ def read_desired(folder: Path) -> Desired | None:
 
 
 def write_desired(folder: Path, desired: Desired) -> None:
-    """Replace the file atomically; it is on disk when this returns. Raises SettingsInvalid."""
+    """Replace the file atomically; it is on disk when this returns. Raises StateUnavailable."""
     path, text = folder / FILE, json.dumps(asdict(desired), indent=1, sort_keys=True)
     try:
         write_atomic(path, lambda temporary: temporary.write_text(text, "utf-8"))
     except OSError as exc:
-        raise SettingsInvalid(
-            f"{path} cannot be written ({exc.strerror}), so a restart would not serve what is "
-            "served now: look at the folder, its free space and rights"
+        if _is_in_place(folder, desired):
+            # Only the flush failed. The other workers read this file already, so it counts.
+            log.warning("%s is written, but may not survive a power cut: %s", path, exc.strerror)
+            return
+        raise StateUnavailable(
+            f"{path} cannot be written ({exc.strerror}), so nothing has changed: look at the "
+            "folder, its free space and rights"
         ) from exc
 
 
+def _is_in_place(folder: Path, desired: Desired) -> bool:
+    try:
+        return read_desired(folder) == desired
+    except SettingsInvalid:
+        return False
+
+
 def stamp(folder: Path) -> tuple[int, int] | None:
-    """The file's change time (ns) and inode, which a replacement changes; None without a file."""
+    """The file's change time (ns) and inode, which a replacement changes; None without a file.
+
+    Raises OSError where the folder cannot be read.
+    """
     try:
         info = (folder / FILE).stat()
     except FileNotFoundError:

@@ -3,20 +3,23 @@
 It looks at three places, again and again. The file of `service.serving.desired` holds the bundles
 that another worker was told to serve. The catalogue holds the labels that another worker changed.
 The pointer CURRENT names the bundle that a training job has sealed last. If a bundle is refused,
-the old one goes on serving. The follower tries again only when the file or the pointer changes.
+the old one goes on serving, and the follower tries again after pauses that double: the files may
+still be on their way. A new file or pointer is tried at the next look.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Final
 
-from service.bundle.verify import resolve
+from service.background import Background, end
+from service.bundle.manifest import POINTER
+from service.bundle.verify import read_manifest, resolve
 from service.errors import AstrolabeError, BundleNotFound
 from service.serving.deployment import Deployment
-from service.serving.deployments import Deployments, Slot
+from service.serving.deployments import Deployments, Slot, Slots
 from service.serving.desired import Desired, DesiredModel, read_desired, stamp, write_desired
 from service.settings.settings import Settings
 
@@ -26,120 +29,170 @@ LOOK_S: Final = 0.25
 """How often a worker looks at the file and the catalogue. A choice: for this long workers may serve
 different bundles after a change, and each look costs a `stat`."""
 
+CHOICE: Final = "follow-choice"
+LABELS: Final = "follow-labels"
+THE_POINTER: Final = "follow-pointer"
+
 
 class Follower:
     """Follows from tasks on the event loop. Call `start` and `stop` inside the loop."""
 
-    def __init__(self, deployments: Deployments, settings: Settings) -> None:
+    def __init__(
+        self, deployments: Deployments, settings: Settings, background: Background
+    ) -> None:
         self._deployments = deployments
         self._settings = settings
+        self._background = background
         self._folder = settings.state_dir
         self._stamp: tuple[int, int] | None = None
-        self._configured = _configured_bundle(settings.bundle)
+        first = deployments.default
+        # What was opened counts, not what the pointer names now: it may have moved since.
+        self._configured = first.folder
+        self._followed = (first.folder, first.bundle_id)
+        self._pointer_was_missing = False
         self._tasks: list[asyncio.Task[None]] = []
         self._lock = asyncio.Lock()
 
     async def start(self) -> None:
         """Serve the bundles that the file names, then keep looking for changes."""
-        if self._folder is not None:
-            await self._run_logged(self._catch_up)
-            self._tasks.append(asyncio.create_task(self._repeat(self._catch_up, LOOK_S)))
-        if self._settings.watch_s:
+        background, folder = self._background, self._folder
+        if folder is not None:
+            for name, look in ((CHOICE, self._follow_choice), (LABELS, self._follow_labels)):
+                await background.run(name, look)
+            self._tasks += [
+                background.repeat(CHOICE, self._follow_choice, LOOK_S, lambda: stamp(folder)),
+                background.repeat(LABELS, self._follow_labels, LOOK_S),
+            ]
+        if every_s := self._settings.watch_s:
+            pointer = self._settings.bundle / POINTER
             self._tasks.append(
-                asyncio.create_task(self._repeat(self._follow_pointer, self._settings.watch_s))
+                background.repeat(
+                    THE_POINTER, self._follow_pointer, every_s, lambda: _stamp_of(pointer)
+                )
             )
 
     async def stop(self) -> None:
         """Stop looking for changes."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
 
     @contextlib.asynccontextmanager
-    async def changing(self) -> AsyncIterator[None]:
+    async def changing(self, begin: Callable[[], object] = lambda: None) -> AsyncIterator[None]:
         """Surround a change of bundles with this.
 
-        First applies the changes of other workers. Writes the file afterwards, unless the change
-        raised.
+        Calls `begin` when the turn of the change has come, then applies the changes of other
+        workers. Within it, a change is written to the file before it is in force, and is not made
+        where that fails.
         """
         async with self._lock:
-            if self._folder is not None:
-                await self._follow_file()
-            yield
-            await self._write()
+            begin()
+            # What the file says may be the very thing that the change is to mend.
+            await self._background.run(CHOICE, self._follow_file)
+            with self._deployments.recorded_by(self._record):
+                yield
 
-    async def _repeat(self, look: Callable[[], Awaitable[None]], every_s: float) -> None:
-        while True:
-            await asyncio.sleep(every_s)
-            await self._run_logged(look)
-
-    @staticmethod
-    async def _run_logged(look: Callable[[], Awaitable[None]]) -> None:
-        """Log an error instead of raising it, so that the open bundles go on serving."""
-        try:
-            await look()
-        except AstrolabeError as exc:
-            log.error("cannot follow", extra={"fields": {"code": exc.code, "why": exc.detail}})
-
-    async def _catch_up(self) -> None:
+    async def _follow_choice(self) -> None:
         async with self._lock:
             await self._follow_file()
-        for deployment in list(self._deployments):
-            await asyncio.to_thread(deployment.engine.catalogue.poll)
 
-    async def _follow_file(self) -> None:
-        assert self._folder is not None
-        file_stamp = stamp(self._folder)
-        if file_stamp is None or file_stamp == self._stamp:
-            return
-        self._stamp = file_stamp
+    async def _follow_labels(self) -> None:
+        errors: list[Exception] = []
+        for deployment in list(self._deployments):
+            try:
+                await asyncio.to_thread(deployment.engine.catalogue.poll)
+            except Exception as exc:  # the other models' labels are followed all the same
+                errors.append(exc)
+        if errors:
+            raise errors[0]
+
+    async def _follow_file(self) -> bool:
+        """Serve what the file names if it is new; returns whether it was and counts."""
+        file_stamp = stamp(self._folder) if self._folder is not None else None
+        if self._folder is None or file_stamp is None or file_stamp == self._stamp:
+            return False
         desired = await asyncio.to_thread(read_desired, self._folder)
         if desired is None:
-            return
+            return False
         if desired.configured != str(self._configured):
             log.info("the settings name another bundle now: ignoring the earlier choice of bundles")
-            return
+            self._stamp = file_stamp
+            return False
+        errors: list[AstrolabeError] = []
         for name, model in desired.models.items():
-            await self._converge(name, model)
+            try:
+                await self._converge(name, model)
+            except AstrolabeError as exc:  # the other models are followed all the same
+                errors.append(exc)
         for name in set(self._deployments.slots) - set(desired.models):
             if name != self._deployments.default.name:
                 await self._deployments.remove(name)
+        if errors:
+            raise errors[0]
+        self._stamp = file_stamp
+        return True
 
     async def _converge(self, name: str, model: DesiredModel) -> None:
         deployments = self._deployments
         slot = deployments.slots.get(name)
         if slot is None or _folder_of(slot.current) != model.bundle:
             await deployments.activate(Path(model.bundle))
+        deployments.set_previous(name, Path(model.previous) if model.previous else None)
         slot = deployments.slot(name)
-        slot.previous = Path(model.previous) if model.previous else None
-        if model.canary is not None:
-            await deployments.canary(Path(model.canary), model.percent)
-        elif slot.canary is not None:
+        canary = None if slot.canary is None else _folder_of(slot.canary)
+        if model.canary is None and canary is not None:
             await deployments.end_canary(name)
+        elif model.canary is not None and (canary, slot.canary_percent) != (
+            model.canary,
+            model.percent,
+        ):
+            await deployments.canary(Path(model.canary), model.percent)
 
     async def _follow_pointer(self) -> None:
-        bundle = await asyncio.to_thread(_configured_bundle, self._settings.bundle)
-        if bundle is None or bundle == self._configured:
+        """Serve the bundle that the pointer names, unless it was followed already."""
+        try:
+            target = await asyncio.to_thread(_target, self._settings.bundle)
+        except BundleNotFound:
+            # At first it is no fault: the training job may just be moving the pointer.
+            if self._pointer_was_missing:
+                raise
+            self._pointer_was_missing = True
             return
-        self._configured = bundle
-        async with self.changing():
-            await self._deployments.activate(bundle)
+        self._pointer_was_missing = False
+        if target == self._followed:
+            return
+        async with self._lock:
+            before, self._configured, self._stamp = self._configured, target[0], None
+            try:
+                # Another worker may have followed the pointer already, and been told more since.
+                if not await self._follow_file():
+                    with self._deployments.recorded_by(self._record):
+                        await self._deployments.activate(target[0])
+            except BaseException:
+                self._configured, self._stamp = before, None
+                raise
+            self._followed = target
 
-    async def _write(self) -> None:
+    async def _record(self, slots: Slots) -> None:
         if self._folder is None:
             return
-        models = {name: _desired_model(slot) for name, slot in self._deployments.slots.items()}
+        models = {name: _desired_model(slot) for name, slot in slots.items()}
         desired = Desired(str(self._configured), models)
         await asyncio.to_thread(write_desired, self._folder, desired)
-        self._stamp = stamp(self._folder)
+        with contextlib.suppress(OSError):  # the next look then reads the file
+            self._stamp = stamp(self._folder)
 
 
-def _configured_bundle(path: Path) -> Path | None:
-    """The bundle folder that a path means, directly or by its pointer; None where it is missing."""
-    try:
-        return resolve(path).resolve()
-    except BundleNotFound:
-        return None  # the training job is just moving the pointer, or has not sealed a bundle yet
+def _target(path: Path) -> tuple[Path, str]:
+    """The bundle folder that a path means, directly or by its pointer, and the bundle's id.
+
+    Raises BundleError.
+    """
+    folder = resolve(path).resolve()
+    return folder, read_manifest(folder).bundle_id
+
+
+def _stamp_of(path: Path) -> tuple[int, int]:
+    info = path.stat()
+    return info.st_mtime_ns, info.st_ino
 
 
 def _folder_of(deployment: Deployment) -> str | None:

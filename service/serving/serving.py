@@ -4,6 +4,7 @@ All routes answer from this object. It knows nothing of HTTP.
 """
 
 import asyncio
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,12 +12,14 @@ from typing import Final
 
 from service.core.engine import Engine
 from service.core.types import Query
-from service.errors import AstrolabeError, NotReady, OverloadError, ShuttingDown
+from service.errors import AstrolabeError, BundleError, NotReady, OverloadError, ShuttingDown
 from service.observe.telemetry import Telemetry
 from service.overload.shedding import PATH, Shedding
 from service.serving.deployment import Deployment
 from service.serving.deployments import Deployments
 from service.settings.settings import Settings
+
+log = logging.getLogger(__name__)
 
 DEEP_TIMEOUT_S: Final = 2.0
 """How long a deep probe waits for an answer: as long as a request by default, whose timeout
@@ -60,23 +63,43 @@ class Serving:
             raise NotReady(fault, retry_after_s=1.0)
 
     async def check_answers(self) -> None:
-        """Send a text through the default model; raises NotReady or OverloadError where that fails.
+        """Have every open bundle answer a text; raises NotReady or OverloadError where one fails.
 
-        The text takes the queue, encoder and index that every request takes. Does nothing if it
-        succeeded within the last second, because probes need no key.
+        First it looks whether a file of the bundle was changed on disk. The text then takes the
+        queue, encoder and index that every request takes, and its labels are read. Does nothing if
+        all succeeded within the last second, because probes need no key.
         """
         self.check_ready()
         if self.clock() - self._last_answer_s < DEEP_EVERY_S:
             return
-        deployment, deadline_s = self.default, self.clock() + DEEP_TIMEOUT_S
-        query = Query("ready", 1, deployment.engine.manifest.defaults.effort)
-        try:
-            async with asyncio.timeout(DEEP_TIMEOUT_S):
-                await deployment.batcher.submit([query], deadline_s)
-        except TimeoutError:
-            detail = f"no answer to a text within {DEEP_TIMEOUT_S:g} s"
-            raise NotReady(detail, retry_after_s=1.0) from None
+        for deployment in list(self.deployments):
+            try:
+                async with asyncio.timeout(DEEP_TIMEOUT_S):
+                    await self._check_answer(deployment)
+            except TimeoutError:
+                detail = f"model {deployment.name}: no answer to a text within {DEEP_TIMEOUT_S:g} s"
+                raise NotReady(detail, retry_after_s=1.0) from None
         self._last_answer_s = self.clock()
+
+    async def _check_answer(self, deployment: Deployment) -> None:
+        name, engine = deployment.name, deployment.engine
+        # The files come first: to read a part that was cut off kills the process.
+        files = engine.files
+        if files is not None and (fault := await asyncio.to_thread(files.fault)):
+            raise NotReady(f"model {name}: {fault}", retry_after_s=1.0)
+        defaults = engine.manifest.defaults
+        query = Query("ready", defaults.k, defaults.effort)
+        answer = await deployment.batcher.submit([query], self.clock() + DEEP_TIMEOUT_S)
+        try:
+            for row in answer.predictions[0].rows:
+                engine.catalogue.label(int(row))
+        except BundleError as exc:
+            log.error(
+                "a label cannot be read", extra={"fields": {"model": name, "why": exc.detail}}
+            )
+            raise NotReady(
+                f"model {name}: a label of the bundle cannot be read", retry_after_s=1.0
+            ) from exc
 
     async def drain(self) -> None:
         """Stop intake and settle all accepted requests; a second call waits for the first."""

@@ -56,6 +56,12 @@ class Settings(EdgeSettings, GpuSettings, ObservingSettings):
         description="Worker processes that share the port and, on the CPU with `intra_op_threads` "
         "1, one copy of the bundle. Queue limits hold for each of them.",
     )
+    worker_silence_s: float = Field(
+        15.0,
+        ge=2,
+        description="With several workers: one whose event loop has not turned for so long is "
+        "killed and replaced.",
+    )
     device: Literal["auto", "cuda", "tensorrt", "cpu"] = Field(
         "auto",
         description="Where the encoder runs. With `cuda` or `tensorrt` the service refuses to "
@@ -154,10 +160,10 @@ class Settings(EdgeSettings, GpuSettings, ObservingSettings):
         30000, ge=1, description="Longest deadline that X-Request-Timeout-Ms may name."
     )
     max_body_bytes: int = Field(
-        1 << 20, ge=1, description="Largest request body; a larger one gets 413."
-    )
-    max_changes_bytes: int = Field(
-        32 << 20, ge=1, description="Largest body of a request to an admin route."
+        1 << 20,
+        ge=1,
+        description="Largest request body; a larger one gets 413. Other answers wait while a body "
+        "is parsed: up to 25 ms for each MiB.",
     )
     max_queries: int = Field(64, ge=1, description="Most texts in one request; more get 413.")
     max_text_chars: int = Field(8192, ge=1, description="Longest text; a longer one gets 413.")

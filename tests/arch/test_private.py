@@ -22,12 +22,9 @@ EXCEPTIONS: dict[str, tuple[int, str]] = {
     "models/index/test_memory.py": (1, "a slow twin of one term, which only a whole choice shows"),
     "models/methods/test_astra.py": (3, "dropout of queries, which only a mean over steps shows"),
     "models/methods/test_contrastive.py": (3, "that a pretraining is not done twice"),
-    "models/methods/test_elias.py": (
-        7,
-        "a kill between two phases; terms of the loss by a slow twin",
-    ),
+    "models/methods/test_elias.py": (5, "terms of the loss by a slow twin"),
     "models/test_teacher.py": (1, "that nothing is computed twice"),
-    "models/training/test_loop.py": (9, "which rows a step takes, and that none is taken again"),
+    "models/training/test_loop.py": (3, "which rows a step takes, and that none is taken again"),
     "models/training/test_negatives.py": (1, "a low bound, so that few labels are many"),
     "models/training/test_path_scores.py": (1, "a small block, so that few rows make several"),
     "models/tune/test_tuning_efforts.py": (1, "the second measurement, without a whole tuning"),
@@ -46,7 +43,7 @@ EXCEPTIONS: dict[str, tuple[int, str]] = {
     "service/core/encoding/test_encoder.py": (2, "ONNX Runtime tells its fallback nowhere else"),
     "service/core/index/test_learned_graph.py": (1, "a small block, so that few rows make several"),
     "service/observe/test_telemetry.py": (1, "the bound on what is kept back in memory"),
-    "support/killing.py": (3, "a training that dies at one step, which no input can bring about"),
+    "support/killing.py": (2, "a training that dies at one step, which no input can bring about"),
 }
 
 

@@ -42,7 +42,7 @@ def main() -> int:
         tempfile.TemporaryDirectory(prefix="astrolabe-fuzz-") as name,
         fuzzed_service(Path(name), options.filtered) as url,
     ):
-        report = fuzz(url, config, Path(name), options.examples, options.rounds)
+        report = fuzz(url, config, Path(name), options.examples, rounds=options.rounds)
     show(report)
     print(f"{time.monotonic() - started_s:.0f} s")
     faults = list(report.faults)

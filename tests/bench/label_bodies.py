@@ -4,7 +4,8 @@
 
 Starts the service, asks `/v1/recommend` every 5 ms on a connection of its own, sends one body at a
 time on another, and prints the longest time that an answer took meanwhile, beside the longest of
-the same time without a body. Bodies of labels are as large as `max_changes_bytes` lets them be.
+the same time without a body. Bodies are as large as `max_body_bytes` lets them be. `ten adds` sends
+ten at once, and looks a label up meanwhile.
 """
 
 import argparse
@@ -17,20 +18,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-MAX_CHANGES_BYTES = 32 << 20
 MAX_BODY_BYTES = 1 << 20
-"""Defaults of the settings of these names."""
-MAX_CHANGES = 100_000
+"""Default of the setting of this name."""
+MAX_CHANGES = 2_000
+MAX_PARTS = 20_000
+"""`service.api.labels.MAX_CHANGES` and `service.gate.bodies.MAX_PARTS`."""
 PROBE_EVERY_S = 0.005
 READY_TIMEOUT_S = 120.0
 ANSWER_TIMEOUT_S = 600.0
 ADMIN = {"Authorization": "Bearer admin", "Content-Type": "application/json"}
-SMALL = MAX_BODY_BYTES - 4096
-LARGE = MAX_CHANGES_BYTES - 4096
+LARGE = MAX_BODY_BYTES - 4096
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,12 @@ class Case:
     verb: str
     path: str
     make: Callable[[], bytes]
+    at_once: int = 1
 
 
 def _labels(prefix: str, op: dict[str, str]) -> list[dict[str, object]]:
     """As many labels as a call takes, together nearly as large as a body may be."""
-    text = "a history of whales and of those who sailed after them, in letters and " * 3
+    text = "a history of whales and of those who sailed after them, in letters and " * 5
     return [
         {**op, "id": f"{prefix}{i}", "text": f"{i} {text}", "metadata": {"shelf": i, "lang": "en"}}
         for i in range(MAX_CHANGES)
@@ -57,15 +60,19 @@ def _one_list(fill: str, size: int) -> str:
 
 def _body(field: str, entries: list[dict[str, object]]) -> bytes:
     body = json.dumps({field: entries}).encode()
-    if len(body) > MAX_CHANGES_BYTES:
-        raise SystemExit(f"the body has {len(body)} bytes, the limit is {MAX_CHANGES_BYTES}")
+    if len(body) > MAX_BODY_BYTES:
+        raise SystemExit(f"the body has {len(body)} bytes, the limit is {MAX_BODY_BYTES}")
     return body
 
 
-def _metadata(fill: str) -> bytes:
+def _metadata(fill: str, size: int = LARGE) -> bytes:
     """One label, all of whose body is a list in its metadata."""
     label = '{"labels": [{"id": "M", "text": "m", "metadata": {"of": %s}}]}'
-    return (label % _one_list(fill, LARGE)).encode()
+    return (label % _one_list(fill, size)).encode()
+
+
+def _labels_of(fill: str) -> bytes:
+    return b'{"labels": %s}' % _one_list(fill, min(LARGE, 3 * (MAX_PARTS - 10))).encode()
 
 
 CASES = {
@@ -73,20 +80,26 @@ CASES = {
     "changes": Case(
         "POST", "/v1/label-changes", lambda: _body("changes", _labels("C", {"op": "add"}))
     ),
-    "faulty labels": Case(
-        "POST", "/v1/labels", lambda: b'{"labels": %s}' % _one_list("{}", 3 * MAX_CHANGES).encode()
-    ),
+    "ten adds": Case("POST", "/v1/labels", lambda: _body("labels", _labels("T", {})), at_once=10),
+    "empty labels": Case("POST", "/v1/labels", lambda: _labels_of("{}")),
+    "numbers for labels": Case("POST", "/v1/labels", lambda: _labels_of("0")),
     "unknown fields": Case(
         "POST",
         "/v1/labels",
-        lambda: json.dumps({"labels": [{f"f{i}": 1 for i in range(2_000_000)}]}).encode(),
+        lambda: json.dumps({"labels": [{f"f{i}": 1 for i in range(MAX_PARTS - 5)}]}).encode(),
+    ),
+    "names, one twice": Case(
+        "POST",
+        "/v1/labels",
+        lambda: b'{"a": 1, %s, "a": 1}' % b",".join(b'"f%d":{}' % i for i in range(9_900)),
     ),
     "not JSON": Case("POST", "/v1/labels", lambda: b'{"labels": [' + b"[" * LARGE),
     "texts in metadata": Case("POST", "/v1/labels", lambda: _metadata('"x"')),
-    "lists in metadata": Case("POST", "/v1/labels", lambda: _metadata("[]")),
+    "lists in metadata": Case("POST", "/v1/labels", lambda: _metadata("[]", 3 * (MAX_PARTS - 10))),
+    "too many lists": Case("POST", "/v1/labels", lambda: _metadata("[]")),
     "put": Case("PUT", "/v1/labels/A1", lambda: b'{"metadata": {"a": %s}}' % _few()),
-    "put, too large": Case("PUT", "/v1/labels/A1", lambda: b'{"text": "%s"}' % (b"x" * LARGE)),
-    "delete": Case("DELETE", "/v1/labels/A2", lambda: b"x" * SMALL),
+    "put, one text": Case("PUT", "/v1/labels/A1", lambda: b'{"text": "%s"}' % (b"x" * LARGE)),
+    "delete": Case("DELETE", "/v1/labels/A2", lambda: b"x" * LARGE),
     "activate": Case("POST", "/admin/bundles/activate", lambda: b'{"bundle": %s}' % _few()),
     "recommend": Case(
         "POST",
@@ -98,8 +111,8 @@ CASES = {
 
 
 def _few() -> bytes:
-    """A list of lists as large as a request without the admin key may be."""
-    return _one_list("[]", SMALL).encode()
+    """As many lists as a body may hold."""
+    return _one_list("[]", 3 * (MAX_PARTS - 10)).encode()
 
 
 def main() -> int:
@@ -112,7 +125,7 @@ def main() -> int:
             quiet = _longest_s(port, lambda: time.sleep(arguments.seconds))
             began = time.monotonic()
             answer: list[str] = []
-            longest = _longest_s(port, lambda: answer.append(_send(port, case, body)))  # noqa: B023
+            longest = _longest_s(port, lambda: answer.append(_send_all(port, case, body)))  # noqa: B023
             took = time.monotonic() - began
             print(
                 f"{name:18} {len(body) / 1e6:5.1f} MB: longest answer {longest * 1e3:6.0f} ms, "
@@ -190,6 +203,22 @@ while not (n > 20 and select.select([sys.stdin], [], [], every)[0]):
         longest = max(longest, time.perf_counter() - began)
 print(longest)
 """
+
+
+def _send_all(port: int, case: Case, body: bytes) -> str:
+    """Send a body as often as the case says; between them a label is looked up again and again."""
+    if case.at_once == 1:
+        return _send(port, case, body)
+    looked_up_s = [0.0]
+    with ThreadPoolExecutor(case.at_once) as pool:
+        bodies = [body.replace(b'"id": "T', b'"id": "T%d-' % i) for i in range(case.at_once)]
+        answers = [pool.submit(_send, port, case, each) for each in bodies]
+        while not all(answer.done() for answer in answers):
+            began = time.monotonic()
+            _send(port, Case("GET", "/v1/labels/A1", lambda: b""), b"")
+            looked_up_s.append(time.monotonic() - began)
+            time.sleep(PROBE_EVERY_S)
+    return f"{answers[0].result()}, look-ups took up to {max(looked_up_s) * 1e3:.0f} ms"
 
 
 def _send(port: int, case: Case, body: bytes) -> str:

@@ -21,6 +21,7 @@ SCRIPTS = sorted(
 
 SMALL = {
     "fuzz_files": "--count 1 --only labels.jsonl",
+    "fuzz_http": "--count 60 --hang-s 60",
     "fuzz_manifest": "--count 50",
     "kill_nine": "--rounds 1 --labels 500",
 }

@@ -25,7 +25,7 @@ from service.core.catalogue.snapshot import Snapshot
 from service.core.index.augmented import open_augmented
 from service.core.index.faiss_index import FaissIndex
 from service.core.index.opening import open_label_index
-from service.core.index.protocol import LabelIndex
+from service.core.index.protocol import MAX_QUERY_LENGTH, LabelIndex
 from service.core.labels.labels import Label, LabelStore, write_labels
 from service.core.types import Hits
 
@@ -294,6 +294,15 @@ def test_a_zero_query_gets_an_answer_of_its_own(opened: Opened) -> None:
         np.testing.assert_array_equal(alone.rows[0], hits.rows[2])
         others = opened.index.search(QUERIES[:5], 10, effort)
         np.testing.assert_array_equal(np.delete(others.rows, 2, 0), np.delete(hits.rows, 2, 0))
+
+
+@pytest.mark.parametrize("length", [1e-44, 1e-20, MAX_QUERY_LENGTH])
+def test_a_query_of_any_length_in_bounds_gets_finite_scores(opened: Opened, length: float) -> None:
+    queries = (QUERIES[:40].astype(np.float64) * length).astype(np.float32)
+    for hits in each_effort(opened, queries, 10):
+        assert all(len(set(rows)) == 10 for rows in hits.rows.tolist())
+        assert ((hits.rows >= 0) & (hits.rows < N_LABELS)).all()
+        assert np.isfinite(hits.scores).all()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -1,10 +1,12 @@
 """Docs that can be wrong are tested: settings, metrics, error codes and routes."""
 
+import ast
 from pathlib import Path
 
 import pytest
 
 from service.api.app import create_app
+from service.background import EVENT_LOOP
 from service.gate.problems import problem_kinds
 from service.observe.gpu_metrics import FAMILIES
 from service.observe.telemetry import Telemetry
@@ -24,6 +26,7 @@ def metric_names() -> list[str]:
     families = telemetry.registry.collect()
     names = [family.name + suffix.get(family.type, "") for family in families]
     of_the_master = ["astrolabe_workers", "astrolabe_worker_restarts_total"]
+    of_the_master.append("astrolabe_worker_hangs_total")
     of_the_master += [f"astrolabe_{name}" for name in FAMILIES]  # and of a GPU
     return [name for name in names if name.startswith("astrolabe_")] + of_the_master
 
@@ -65,3 +68,41 @@ def test_every_route_is_documented() -> None:
     page = HTTP_API.read_text(encoding="utf-8")
     for route in routes():
         assert f"`{route}`" in page, route
+
+
+STARTERS = frozenset({"repeat", "once", "thread", "run", "last_resort"})
+"""Methods of `Background` that take the task's name first."""
+
+
+def background_tasks() -> set[str]:
+    """The names of all background tasks in the code: literals, or constants of their module."""
+    names = {EVENT_LOOP}
+    for path in (DOCS.parent / "service").rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        constants = {
+            target.id: node.value.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.AnnAssign)
+            and isinstance(target := node.target, ast.Name)
+            and isinstance(node.value, ast.Constant)
+        }
+        for node in ast.walk(tree):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            owner = ast.unparse(node.func.value)
+            if node.func.attr in STARTERS and owner.endswith("background") and node.args:
+                first = node.args[0]
+                name = first.value if isinstance(first, ast.Constant) else None
+                if isinstance(first, ast.Name):
+                    name = constants.get(first.id)
+                names |= {name} if isinstance(name, str) else set()
+    return names
+
+
+def test_every_background_task_is_in_the_runbook_and_no_other() -> None:
+    page = (DOCS / "operations.md").read_text(encoding="utf-8")
+    section = page.partition("## Background tasks")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    assert {row.split("`")[1] for row in rows} == background_tasks()
+    assert len(rows) == len(background_tasks()) >= 13
+    assert all(cell.strip() for row in rows for cell in row.split("|")[1:4])

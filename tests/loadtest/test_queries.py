@@ -25,7 +25,7 @@ def test_plain_lines_skip_blank_ones(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["q.jsonl", "q.jsonl.gz"])
 def test_json_lines_give_their_titles(tmp_path: Path, name: str):
-    data = b'{"title": "one", "labels": [1]}\n{"title": "zw\xc3\xb6lf"}\n'
+    data = b'\xef\xbb\xbf{"title": "one", "labels": [1]}\n{"title": "zw\xc3\xb6lf"}\n\n \r\n'
     path = tmp_path / name
     path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
     assert load_queries(str(path)) == ["one", "zwölf"]

@@ -22,3 +22,12 @@ def sealed(tiny_job):
 def bert(tmp_path_factory):
     """A source folder with a tiny random transformer; never write into it."""
     return write_tiny_bert(tmp_path_factory.mktemp("source") / "bert")
+
+
+@pytest.fixture(scope="module")
+def brief_timing():
+    """Tunings time each search once, and sweep no caches: for tests that compare no times."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"PASSES": 1, "CAREFUL_PASSES": 1, "SWEPT_BYTES": 8}.items():
+            patch.setattr(f"models.tune.timing.{name}", value)
+        yield

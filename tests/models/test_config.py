@@ -22,6 +22,14 @@ def test_name_is_the_file_name_unless_given(path):
     assert load_config(path, ["name=other"]).name == "other"
 
 
+def test_a_byte_order_mark_is_left_out_and_another_encoding_named(path):
+    path.write_text(MINIMAL, encoding="utf-8-sig")
+    assert load_config(path).seed == 3
+    path.write_text(MINIMAL, encoding="utf-16")
+    with pytest.raises(ConfigError, match="is not UTF-8: invalid start byte"):
+        load_config(path)
+
+
 def test_overrides_win_and_keep_their_types(path):
     config = load_config(path, ["train.epochs=7", "train.label_lr=0.5", "method.label_rows=false"])
     assert (config.train.epochs, config.train.label_lr) == (7, 0.5)

@@ -84,6 +84,61 @@ def test_data_in_which_no_point_has_a_label_is_refused(tmp_path, capsys):
         assert "training points of which some have labels, found none" in one_sentence(capsys)
 
 
+def of(part, **changes):
+    """A change of one part of the data set: each named list becomes the value for every row."""
+
+    def change(dataset):
+        points = getattr(dataset, part)
+        lists = {name: [value] * len(points) for name, value in changes.items()}
+        return replace(dataset, **{part: replace(points, **lists)})
+
+    return change
+
+
+def all_filtered(dataset):
+    return replace(dataset, train_filter=np.argwhere(np.ones(dataset.train.labels.shape)))
+
+
+TITLE = "have a text under title, found none"
+BROKEN_DATA = {
+    "no test label": (
+        lambda d: replace(d, test=without_labels(d.test, np.arange(200))),
+        [],
+        "tst.jsonl.gz: expected test points of which some have labels, found none that has one",
+    ),
+    "no test point": (
+        lambda d: replace(d, test=d.test.take([])),
+        [],
+        "expected test points of which some have labels, found none",
+    ),
+    "blank training texts": (of("train", titles=" "), [], TITLE),
+    "invisible training texts": (of("train", titles="\u00ad\u200b"), [], TITLE),
+    "blank test texts": (of("test", titles=""), [], TITLE),
+    "contents alone": (of("train", titles="", contents="whale"), [], TITLE),
+    "everything filtered": (all_filtered, [], "a filter of training points that leaves labels"),
+    "one point": (lambda d: replace(d, train=d.train.take([0])), [], "lower it to less than half"),
+    "one point to validate on": (None, ["validation.points=1"], "validation.points"),
+    "an answer of too many labels": (None, ["release.default_k=100000"], "release.default_k"),
+    "a text of too many tokens": (None, ["encoder.max_tokens=100000"], "encoder.max_tokens"),
+    "too many golden queries": (None, ["release.golden_queries=20000"], "release.golden_queries"),
+    "a seed below zero": (None, ["seed=-1"], "seed"),
+    "a number beyond 32 bits": (None, ["index.ef_construction=99999999999"], "ef_construction"),
+    "no propensity": (None, ["metrics.propensity_b=-1.0"], "metrics.propensity_b"),
+    "a graph without edges": (None, ["index.m=1"], "index.m"),
+    "nothing to try": (None, ["memory.kind=queries", "memory.weights=[]"], "memory.weights"),
+}
+
+
+@pytest.mark.parametrize(("change", "settings", "says"), BROKEN_DATA.values(), ids=BROKEN_DATA)
+def test_what_a_later_stage_would_trip_over_is_found_by_prepare(
+    tmp_path, capsys, change, settings, says
+):
+    path = write_job(tmp_path, change or (lambda dataset: dataset))
+    assert run("prepare", path, *settings) == 1
+    assert says in one_sentence(capsys)
+    assert not (tmp_path / "var" / "runs").exists()
+
+
 def test_points_without_labels_are_counted_and_the_others_trained_on(tmp_path, capsys):
     path = write_job(
         tmp_path, lambda d: replace(d, train=without_labels(d.train, np.arange(0, 900, 3)))

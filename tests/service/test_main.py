@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import socket
 import threading
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.faults import frozen
 from tests.support.processes import START_S, run_service, service_process
 
 BODY = json.dumps({"query": "the white whale", "k": 3})
@@ -150,6 +152,37 @@ def test_two_workers_count_together_replace_a_dead_one_and_end_together(tiny_bun
         assert not [name for name in seen if "internal" in name]
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(START_S) == 0
+
+
+def no_byte_to_any_file() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+
+@pytest.mark.slow
+def test_workers_need_no_disk(tiny_bundle: Path) -> None:
+    arguments = ("--workers", "2", "--device", "cpu", "--drain-delay-s", "0")
+    with service_process(tiny_bundle, *arguments, preexec_fn=no_byte_to_any_file) as service:
+        for _ in range(20):
+            assert service.ask("POST", "/v1/recommend", BODY) == 200
+        answered = 'astrolabe_effort_total{point="balanced"}'
+        while service.scrape().get(answered, 0.0) < 20:
+            pass
+        service.process.send_signal(signal.SIGHUP)
+        assert service.process.wait(START_S) == 0
+
+
+@pytest.mark.slow
+def test_a_frozen_worker_is_replaced_and_counted(tiny_bundle: Path) -> None:
+    arguments = ("--workers", "2", "--device", "cpu", "--drain-delay-s", "0")
+    with service_process(tiny_bundle, *arguments, "--worker-silence-s", "3") as service:
+        service.wait_for("serving")
+        with frozen(children(service.process.pid)[0]):
+            service.wait_for("a worker does not answer: killed")
+            service.wait_for("serving")
+        assert service.ask("POST", "/v1/recommend", BODY) == 200
+        seen = service.scrape()
+        assert seen["astrolabe_worker_hangs_total"] == 1
+        assert seen["astrolabe_worker_restarts_total"] == 1
 
 
 @pytest.mark.slow

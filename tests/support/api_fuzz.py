@@ -24,6 +24,8 @@ from tests.support.live import live_service
 from tests.support.tiny_bundle import seal, write_filtered_bundle, write_tiny_bundle
 
 ADMIN = "admin"
+HOOKS = "tests.support.fuzz_hooks"
+ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 1800
 ADD = "POST /v1/labels"
 AFTER_ADD = {f"{verb} /v1/labels/{{label_id}}" for verb in ("GET", "PUT", "DELETE")}
@@ -41,7 +43,7 @@ max-examples = EXAMPLES
 
 [phases.stateful]
 max-steps = 10
-generation.max-examples = 400
+generation.max-examples = CHAINS
 
 [checks]
 not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", "504"]
@@ -150,14 +152,17 @@ def fuzzed_service(folder: Path, filtered: bool) -> Iterator[str]:
         yield address
 
 
-def fuzz(url: str, config: str, folder: Path, examples: int, rounds: int = 1) -> FuzzReport:
+def fuzz(
+    url: str, config: str, folder: Path, examples: int, chains: int = 400, rounds: int = 1
+) -> FuzzReport:
     """Run every phase over every operation, with at most so many examples for each.
 
-    Stateful testing ends by itself where it finds nothing new to try, so it may be run in several
-    rounds, each with another seed. What Schemathesis complains of ends in `faults`, with the end of
-    its output.
+    Stateful testing tries at most so many chains of requests. It ends by itself where it finds
+    nothing new to try, so it may be run in several rounds, each with another seed. What
+    Schemathesis complains of ends in `faults`, with the end of its output.
     """
-    (folder / "st.toml").write_text(config.replace("EXAMPLES", str(examples)))
+    config = config.replace("EXAMPLES", str(examples)).replace("CHAINS", str(chains))
+    (folder / "st.toml").write_text(config)
     report = FuzzReport(_operations(url))
     for seed in range(1, rounds + 1):
         _round(url, folder, PHASES if seed == 1 else PHASES[-1:], seed, report)
@@ -169,12 +174,13 @@ def _round(url: str, folder: Path, phases: Sequence[str], seed: int, report: Fuz
     command = [sys.executable, "-m", "schemathesis.cli", "--config-file", "st.toml", "run"]
     command += [f"{url}/openapi.json", "--wait-for-schema", str(SAFETY_S), "--checks", "all"]
     command += ["--header", f"Authorization: Bearer {ADMIN}", "--phases", ",".join(phases)]
-    command += ["--seed", str(seed), "--no-color"]
+    # How fast examples are made says something of this machine, and nothing of the service.
+    command += ["--seed", str(seed), "--no-color", "--suppress-health-check", "too_slow"]
     command += ["--report", "ndjson", "--report-ndjson-path", "report.ndjson"]
     done = subprocess.run(
         command,
         cwd=folder,
-        env={**os.environ, "SCHEMATHESIS_HOOKS": ""},
+        env={**os.environ, "SCHEMATHESIS_HOOKS": HOOKS, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,

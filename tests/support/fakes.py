@@ -126,6 +126,7 @@ def fake_engine(predict: FakePredict, **changes: Any) -> Any:
         calibration=SimpleNamespace(score_kind="probability"),
         encoder=SimpleNamespace(device="cpu"),
         folder=None,
+        files=None,
         rules=None,
         raw_score_kind="logit",
         catalogue_seq=0,
@@ -142,9 +143,10 @@ def fake_engine(predict: FakePredict, **changes: Any) -> Any:
 
 
 def fake_settings(**changes: Any) -> Settings:
-    """Settings for tests: one lane, no drain delay."""
+    """Settings for tests: one lane, no drain delay, and deadlines that a busy machine meets."""
     values: dict[str, Any] = {"bundle": "unused", "lanes": 1, "drain_delay_s": 0.0}
-    return Settings(**(values | {"drain_timeout_s": 5.0} | changes))
+    values |= {"drain_timeout_s": 5.0, "request_timeout_ms": 30_000}
+    return Settings(**(values | changes))
 
 
 class Running:

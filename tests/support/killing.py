@@ -14,7 +14,7 @@ class Killed(BaseException):
 
 
 @contextmanager
-def killed_at(step: int, loop_class: Any = loop._Loop) -> Iterator[None]:
+def killed_at(step: int, loop_class: Any = loop.Loop) -> Iterator[None]:
     """Whatever trains in this block dies before it takes this step; fails if nothing does."""
     take_step = loop_class._step
 

@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -71,12 +71,18 @@ class ServiceProcess:
 
 
 @contextmanager
-def service_process(bundle: Path, *arguments: str) -> Iterator[ServiceProcess]:
-    """Serve a bundle on a free port in a process; it is killed at the end."""
+def service_process(
+    bundle: Path, *arguments: str, preexec_fn: Callable[[], None] | None = None
+) -> Iterator[ServiceProcess]:
+    """Serve a bundle on a free port in a process; it is killed at the end.
+
+    `preexec_fn` runs in the process before the service starts.
+    """
     process = subprocess.Popen(
         command("--bundle", str(bundle), "--port", "0", *arguments),
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=preexec_fn,
     )
     try:
         yield ServiceProcess(process)

@@ -8,9 +8,17 @@ from numpy.typing import NDArray
 from models.label_trees.shape import TreeShape
 
 
+def label_depths(shape: TreeShape) -> NDArray[np.int64]:
+    """Edges from the root to each label's leaf, (n_labels,) by label row."""
+    depths = np.empty(len(shape.labels), np.int64)
+    sizes = (shape.end - shape.first)[shape.leaf]
+    depths[shape.labels] = np.repeat(shape.depth[shape.leaf], sizes)
+    return depths
+
+
 def expected_depth(shape: TreeShape, counts: NDArray[np.integer]) -> float:
     """D(T): depth of a label's leaf, averaged over label occurrences. The paper's latency proxy."""
-    return float(counts @ shape.label_depths / counts.sum())
+    return float(counts @ label_depths(shape) / counts.sum())
 
 
 def entropy(counts: NDArray[np.integer]) -> float:

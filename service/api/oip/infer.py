@@ -37,8 +37,8 @@ from service.api.openapi import document
 from service.core.batching.job import Answer
 from service.core.labels.labels import Label
 from service.core.types import Query
-from service.errors import InvalidValue, MalformedRequest, UnsupportedMediaType
-from service.gate.bodies import check_texts, parse, read_body, validate
+from service.errors import InvalidValue, MalformedRequest
+from service.gate.bodies import check_encoding, check_texts, parse, read_body, validate
 from service.gate.exchange import EXCHANGE, Exchange
 from service.gate.problems import Headers
 from service.serving.deployment import Deployment
@@ -65,13 +65,11 @@ class Inference:
 class Infer(Endpoint[Inference]):
     """POST /v2/models/{name}[/versions/{version}]/infer."""
 
+    texts = "text"
+
     def check(self, headers: Mapping[bytes, bytes]) -> None:
         """Refuse a compressed body; raises UnsupportedMediaType."""
-        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-            raise UnsupportedMediaType(
-                "the body is compressed, and this service reads no compressed body: send it "
-                "uncompressed (tritonclient: request_compression_algorithm=None)"
-            )
+        check_encoding(headers)
 
     async def read(self, scope: Scope, receive: Receive) -> tuple[bytes, Any]:
         """The bytes for the cache, and the pair of the body's JSON value and binary data.

@@ -12,14 +12,15 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from service.errors import InvalidValue
+from service.serving.request_models import JsonObject
 
 LENGTH: Final = struct.Struct("<I")
 """The length of one element of a BYTES tensor in binary data."""
@@ -29,36 +30,47 @@ UNSUPPORTED: Final = ("shared_memory_region", "classification")
 offer."""
 
 
-class InputTensor(BaseModel):
+def _without_null(parameters: Any) -> Any:
+    if not isinstance(parameters, dict):
+        return parameters
+    return {name: value for name, value in parameters.items() if value is not None}
+
+
+Parameters = Annotated[dict[str, Any], BeforeValidator(_without_null)]
+"""Parameters by name; like a field, one that is null was left out."""
+
+
+class InputTensor(JsonObject):
     """One tensor of a request; its values are in `data`, or in the bytes after the JSON."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(extra="ignore")
 
     name: str
-    shape: list[int] = Field(max_length=8)
+    shape: list[int] = Field(max_length=8, fail_fast=True)
     datatype: str
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters: Parameters = Field(default_factory=dict)
     data: list[Any] | None = None
 
 
-class RequestedOutput(BaseModel):
+class RequestedOutput(JsonObject):
     """The name of one output; its parameter `binary_data` chooses between binary form and JSON."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(extra="ignore")
 
     name: str
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters: Parameters = Field(default_factory=dict)
 
 
-class InferRequest(BaseModel):
+class InferRequest(JsonObject):
     """The JSON of an inference request."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(extra="ignore")
 
     id: str | None = None
     inputs: list[InputTensor] = Field(
         min_length=1,
         max_length=8,
+        fail_fast=True,
         examples=[
             [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["moby dick"]}],
             [
@@ -67,8 +79,8 @@ class InferRequest(BaseModel):
             ],
         ],
     )
-    outputs: list[RequestedOutput] | None = Field(None, max_length=8)
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    outputs: list[RequestedOutput] | None = Field(None, max_length=8, fail_fast=True)
+    parameters: Parameters = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

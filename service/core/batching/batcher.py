@@ -258,9 +258,9 @@ class MicroBatcher:
                 continue
             lane = self._free.pop()
             lane.jobs, lane.since_s = jobs, now
+            lane.inbox.put([query for job in jobs for query in job.queries])
             for job in jobs:
                 self._observer.queued(now - job.submitted_s)
-            lane.inbox.put([query for job in jobs for query in job.queries])
         self._settle_if_idle()
 
     def _wait_for_more_s(self) -> float:

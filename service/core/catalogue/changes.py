@@ -5,16 +5,21 @@ A label is *live* if the bundle holds it or a change added it, and no later chan
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import orjson
 
 from service.core.encoding.text import normalise
+from service.core.labels.label_id import fault_of_id
 from service.core.labels.labels import Label
-from service.errors import InvalidValue, LabelExists, LabelUnknown
+from service.errors import InvalidValue, LabelExists, LabelUnknown, PayloadTooLarge
 
 Op = Literal["add", "update", "remove"]
 LabelOf = Callable[[str], Label | None]
+
+MAX_METADATA_BYTES: Final = 64 << 10
+"""Longest metadata of a label, as JSON. A choice: as much as the longest text. An index holds each
+of its values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,8 @@ class Applied:
 def resolve(changes: Sequence[Change], live: LabelOf) -> list[Label | None]:
     """The label after each change, None for a removal; `live` finds labels before the first one.
 
-    Raises LabelExists, LabelUnknown or InvalidValue; the error names the change by its place.
+    Raises LabelExists, LabelUnknown, InvalidValue or PayloadTooLarge; the error names the change by
+    its place.
     """
     current: dict[str, Label | None] = {}
     results = []
@@ -76,7 +82,11 @@ def _resolve_one(where: str, change: Change, before: Label | None) -> Label | No
     if change.op == "add":
         if before is not None:
             raise LabelExists(f"{where}: label {name!r} exists: update it, or choose another id")
-        _check_text(f"{where}.label_id", name)
+        if (fault := fault_of_id(name)) is not None:
+            raise InvalidValue(
+                f"{where}.id is {name[:80]!r}, which has {fault}: its route could not name the "
+                "label, so choose another id"
+            )
     elif before is None:
         raise LabelUnknown(f"{where}: no label {name!r} to {change.op}: add it, or check the id")
     if change.op == "remove":
@@ -100,6 +110,10 @@ def _check_text(where: str, text: str | None) -> None:
 
 def _check_metadata(where: str, metadata: dict[str, Any]) -> None:
     try:
-        orjson.dumps(metadata)
+        n_bytes = len(orjson.dumps(metadata))
     except TypeError as exc:  # orjson's own error is a TypeError
         raise InvalidValue(f"{where} is no JSON object: {exc}") from exc
+    if n_bytes > MAX_METADATA_BYTES:
+        raise PayloadTooLarge(
+            f"{where} has {n_bytes} bytes, the limit is {MAX_METADATA_BYTES}: keep less there"
+        )

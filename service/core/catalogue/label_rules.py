@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError, model_validator
 
-from service.bundle.strict_json import read_object
+from service.bundle.plain_files import read_object
 from service.core.catalogue.fields import meets
 from service.core.catalogue.live import LiveCatalogue
 from service.core.catalogue.snapshot import Snapshot

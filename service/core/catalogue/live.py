@@ -8,7 +8,7 @@ change, `search` costs one attribute test more than the bundle's own index.
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
-from pathlib import Path
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -28,12 +28,16 @@ from service.core.index.protocol import LabelIndex
 from service.core.labels.label_directory import LabelDirectory
 from service.core.labels.labels import Label, LabelStore
 from service.core.types import Float32Rows, Hits
-from service.errors import CatalogueUnavailable
+from service.errors import CatalogueUnavailable, InvalidValue
 
 NO_STORE: Final = (
     "changes to the catalogue cannot be kept: set ASTROLABE_STATE_DIR to a folder on a disk that "
     "outlives the service, and start it again"
 )
+
+
+ENCODED_AT_ONCE: Final = 256
+"""Texts between two looks at the deadline: some tenths of a second of encoding. A choice."""
 
 
 class LiveCatalogue:
@@ -43,8 +47,9 @@ class LiveCatalogue:
         self,
         base: LabelIndex,
         labels: LabelStore,
-        directory: Callable[[], LabelDirectory],
+        directory: LabelDirectory,
         embed: Embed,
+        tokenless: Callable[[Sequence[str]], list[int]],
         place: Callable[[], Placement],
         *,
         store: ChangeStore | None = None,
@@ -53,16 +58,18 @@ class LiveCatalogue:
     ) -> None:
         """Load the changes in `store`; raises CatalogueError.
 
-        `directory` and `place` are called once, at first need. `encoder_key` identifies the
-        encoder behind `embed`, under which the store keeps embeddings. `folded_seq` is the last
-        change that is folded into the bundle.
+        `directory` finds the bundle's own labels by id. `tokenless` gives the positions of texts
+        that leave no token, which no new label may have. `place` is called once, at first need.
+        `encoder_key` identifies the encoder behind `embed`, under which the store keeps embeddings.
+        `folded_seq` is the last change that is folded into the bundle.
         """
         self.kind = base.kind
         self.dim = base.dim
         self._base = base
         self._labels = labels
-        self._open_directory = directory
+        self.directory = directory
         self._embed = embed
+        self._tokenless = tokenless
         self._place = place
         self._store = store
         self._encoder_key = encoder_key
@@ -76,10 +83,10 @@ class LiveCatalogue:
     @classmethod
     def of(
         cls,
-        folder: Path,
         manifest: Manifest,
         index: LabelIndex,
         labels: LabelStore,
+        directory: LabelDirectory,
         tokenizer: Tokenizer,
         encoder: Encoder,
         *,
@@ -93,8 +100,9 @@ class LiveCatalogue:
         return cls(
             index,
             labels,
-            partial(LabelDirectory.open, folder, labels),
+            directory,
             embed,
+            tokenizer.without_tokens,
             lambda: measure_placement(manifest, index, labels, embed),
             store=store,
             encoder_key=_encoder_key(manifest, variant),
@@ -186,29 +194,28 @@ class LiveCatalogue:
         return np.union1d(rows[of_base], candidates[snapshot.lives(candidates)])
 
     @cached_property
-    def directory(self) -> LabelDirectory:
-        """Finds the rows of the bundle's own labels by id."""
-        return self._open_directory()
-
-    @cached_property
     def fields(self) -> FieldIndex:
         """Index of the metadata of the bundle's own labels; the first use reads all of them."""
         return FieldIndex(self._labels.scan_metadata())
 
-    def apply(self, changes: Sequence[Change]) -> Applied:
+    def apply(self, changes: Sequence[Change], check: Callable[[], None] = lambda: None) -> Applied:
         """Store the changes, all or none; every later search sees them.
 
-        It blocks while it encodes the new texts and then writes. Raises LabelExists, LabelUnknown,
-        InvalidValue, CatalogueUnavailable, CatalogueCorrupt.
+        It blocks while it encodes the new texts and then writes. It calls `check` again and again
+        until it writes; what that raises ends the call, and nothing has changed. Raises
+        LabelExists, LabelUnknown, InvalidValue, PayloadTooLarge, CatalogueUnavailable,
+        CatalogueCorrupt.
         """
         store = self._store
         if store is None:
             raise CatalogueUnavailable(NO_STORE)
         with self._writing:
+            check()
             self._catch_up(store, {})
             base, after = self._base_label, self._folded_seq
             labels = store.resolve(changes, base, after)
-            embeddings = self._encode(dict(enumerate(labels)))
+            self._check_tokens(labels)
+            embeddings = self._encode(dict(enumerate(labels)), check)
             stored = store.append(changes, base, after, self._encoder_key, embeddings)
             self._catch_up(store, {stored[place].seq: row for place, row in embeddings.items()})
             ops = [change.op for change in stored]
@@ -237,14 +244,34 @@ class LiveCatalogue:
         row = self.directory.row_of(label_id)
         return None if row is None else self._labels[row]
 
-    def _encode(self, labels: Mapping[int, Label | None]) -> dict[int, NDArray[np.float32]]:
-        """Encode the texts of the labels that need a vector; returns embeddings by key."""
-        texts = {
+    def _check_tokens(self, labels: Sequence[Label | None]) -> None:
+        """Raise InvalidValue if a text that needs a vector leaves no token."""
+        texts = self._new_texts(dict(enumerate(labels)))
+        for position in self._tokenless(list(texts.values())):
+            where = f"changes[{list(texts)[position]}].text"
+            raise InvalidValue(f"{where} holds no visible character: give a text")
+
+    def _new_texts(self, labels: Mapping[int, Label | None]) -> dict[int, str]:
+        """The texts of the labels that need a vector, by key."""
+        return {
             key: label.text
             for key, label in labels.items()
             if label is not None and self._state.needs_vector(label)
         }
-        return dict(zip(texts, self._embed(list(texts.values())), strict=True)) if texts else {}
+
+    def _encode(
+        self, labels: Mapping[int, Label | None], check: Callable[[], None] = lambda: None
+    ) -> dict[int, NDArray[np.float32]]:
+        """Encode the texts of the labels that need a vector; returns embeddings by key.
+
+        Calls `check` before each part.
+        """
+        embeddings: dict[int, NDArray[np.float32]] = {}
+        rest = iter(self._new_texts(labels).items())
+        while part := dict(islice(rest, ENCODED_AT_ONCE)):
+            check()
+            embeddings |= zip(part, self._embed(list(part.values())), strict=True)
+        return embeddings
 
     def _catch_up(self, store: ChangeStore, own: Vectors) -> bool:
         """Publish all changes after the last seen one; `own` has embeddings by seq."""

@@ -128,7 +128,10 @@ class CatalogueState:
             return
         # Labels before vectors, so that a reader who sees a row always finds its label.
         self._added.extend(label for label, _ in fresh)
-        first = self._delta.append(np.stack([vector for _, vector in fresh]))
+        vectors = np.empty((len(fresh), len(fresh[0][1])), np.float32)
+        for place, (_, vector) in enumerate(fresh):
+            vectors[place] = vector  # `np.stack` lets no other thread run until all are copied
+        first = self._delta.append(vectors)
         for row, (label, _) in enumerate(fresh, first):
             self.fields.add(row, label)
             self.rows[label.label_id] = row

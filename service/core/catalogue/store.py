@@ -4,7 +4,8 @@ Each call is one transaction. It stores all of its changes or none, and it reach
 the call returns, so a killed process loses nothing that it acknowledged. The store checks the rules
 inside the transaction, while no other process can write. Changes belong to a catalogue (a bundle's
 name): a newer bundle of that name takes over the changes that are not folded into it. The file also
-holds the embeddings of changed texts by encoder, so a restart need not encode them again.
+holds the embeddings of changed texts by encoder, so a restart need not encode them again. A store
+whose file was replaced, removed or cut refuses to write (`StoreFiles`); it can be read on.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from service.atomic import sync
 from service.core.catalogue.changes import Change, LabelOf, StoredChange, resolve
+from service.core.catalogue.store_files import StoreFiles
 from service.core.labels.labels import Label
 from service.errors import CatalogueCorrupt, CatalogueUnavailable
 
@@ -32,6 +34,7 @@ VERSION: Final = 1
 BUSY_SECONDS: Final = 10.0
 """How long to wait for another process's write lock. A choice: a write takes milliseconds, so a
 longer wait means that something is wrong."""
+_RESTORE: Final = "stop the service and restore it from a backup, as docs/catalogue.md says"
 _TABLES: Final = (
     "CREATE TABLE IF NOT EXISTS catalogue (name TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS changes (seq INTEGER PRIMARY KEY, label_id TEXT NOT NULL,"
@@ -65,6 +68,7 @@ class ChangeStore:
         self._lock = threading.Lock()
         self._db: sqlite3.Connection | None = None
         self._closed = False
+        self._files = StoreFiles(path)
         with self._translate_errors():
             path.parent.mkdir(parents=True, exist_ok=True)
             new = not path.exists()
@@ -170,6 +174,7 @@ class ChangeStore:
         try:
             prepare(db)
             db.execute("PRAGMA synchronous = FULL")
+            self._files.opened()
         except BaseException:
             db.close()
             raise
@@ -205,7 +210,7 @@ class ChangeStore:
         self._check_name(db)
         damage = db.execute("PRAGMA quick_check(1)").fetchone()[0]
         if damage != "ok":
-            raise CatalogueCorrupt(f"{self.path} is damaged ({damage}): restore it from a backup")
+            raise CatalogueCorrupt(f"{self.path} is damaged ({damage}): {_RESTORE}")
 
     def _check_name(self, db: sqlite3.Connection) -> None:
         name = db.execute("SELECT name FROM catalogue").fetchone()[0]
@@ -230,8 +235,11 @@ class ChangeStore:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._reading() as db, _all_or_nothing(db):
-            yield db
+        with self._reading() as db:
+            with _all_or_nothing(db):
+                self._files.check(db)
+                yield db
+            self._files.check_written()
 
     @contextlib.contextmanager
     def _translate_errors(self) -> Iterator[None]:
@@ -244,7 +252,7 @@ class ChangeStore:
                 "and at other processes that hold the file"
             ) from exc
         except sqlite3.DatabaseError as exc:
-            raise CatalogueCorrupt(f"{self.path}: {exc}: restore it from a backup") from exc
+            raise CatalogueCorrupt(f"{self.path}: {exc}: {_RESTORE}") from exc
 
 
 def _live(db: sqlite3.Connection, name: str, base: LabelOf, after: int) -> Label | None:

@@ -12,12 +12,12 @@ from service.core.types import Float32Rows
 def embed_texts(
     tokenizer: Tokenizer, encoder: Encoder, texts: Sequence[str], max_batch_tokens: int
 ) -> Float32Rows:
-    """Encode n texts to (n, dim) float32, row i for text i.
+    """Encode n texts to (n, dim) float32, row i for text i; zeros where a text has no token.
 
     An encoder call gets at most `max_batch_tokens` padded tokens, unless a single text has more.
     """
     encodings = tokenizer.tokenize(texts)
-    rows = np.empty((len(texts), encoder.dim), np.float32)
+    rows = np.zeros((len(texts), encoder.dim), np.float32)
     for chunk in length_sorted_chunks([len(each) for each in encodings], max_batch_tokens):
         rows[chunk] = encoder.encode(pad([encodings[place] for place in chunk]))
     return rows

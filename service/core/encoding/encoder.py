@@ -135,9 +135,12 @@ def open_encoder(
 
 
 def open_session(
-    path: Path, device: str, threads: int, gpu: GpuOptions = DEFAULT_GPU
+    graph: Path | bytes, device: str, threads: int, gpu: GpuOptions = DEFAULT_GPU
 ) -> "ort.InferenceSession":
-    """Open a graph in ONNX Runtime; raises DeviceUnavailable, ManifestInvalid."""
+    """Open a graph, a file or its bytes, in ONNX Runtime.
+
+    Raises DeviceUnavailable, ManifestInvalid.
+    """
     # Since 1.29 ONNX Runtime reports usage to its maker, unless this is set before the import.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime as ort
@@ -166,13 +169,11 @@ def open_session(
     for providers in candidates:
         try:
             # The library's own fallback would try the CPU and print that to standard output.
-            session = ort.InferenceSession(
-                str(path), options, providers=providers, enable_fallback=0
-            )
+            session = ort.InferenceSession(graph, options, providers=providers, enable_fallback=0)
         except Exception as exc:  # ONNX Runtime's exceptions share no public base class
             if providers[0][0] == CPU:
                 raise ManifestInvalid(
-                    f"{path} is not a graph ONNX Runtime can open: {exc}"
+                    f"{graph!s:.1000} is not a graph ONNX Runtime can open: {exc}"
                 ) from exc
             log.log(level, "provider %s failed: %s", providers[0][0], exc)
             continue

@@ -26,7 +26,8 @@ MAX_FILE_BYTES: Final = 64 << 20
 class Tokenizer:
     """A `tokenizer.json`; it adds special tokens and cuts texts at `max_tokens`.
 
-    Threads may share it.
+    `n_special` is the number of special tokens that it adds: a text of no more tokens has none of
+    its own. Threads may share it.
     """
 
     def __init__(self, path: Path, max_tokens: int) -> None:
@@ -40,6 +41,12 @@ class Tokenizer:
         # The library raises plain Exception, and a panic of Rust is a BaseException only.
         except BaseException as exc:
             raise ManifestInvalid(f"{path} is not a tokenizer.json: {exc}") from exc
+        self.n_special = int(self._fast.num_special_tokens_to_add(False))
+        if max_tokens <= self.n_special:
+            raise ManifestInvalid(
+                f"{path} adds {self.n_special} special tokens, and max_tokens is {max_tokens}: no "
+                "text would leave a token"
+            )
         self._fast.no_padding()
         self._fast.enable_truncation(max_tokens)
         self.max_tokens = max_tokens
@@ -47,7 +54,8 @@ class Tokenizer:
     def tokenize(self, texts: Sequence[str]) -> list[Encoding]:
         """Clean the texts and split them into tokens; raises RuntimeError if the library panics.
 
-        Special tokens are added, so no result is empty.
+        Special tokens are added. A result is empty only if the tokenizer has none, and the text no
+        token.
         """
         try:
             return self._fast.encode_batch_fast([normalise(text) for text in texts])
@@ -55,6 +63,11 @@ class Tokenizer:
             if isinstance(exc, Exception | KeyboardInterrupt | SystemExit):
                 raise
             raise RuntimeError(f"the tokenizer broke: {exc}") from exc  # a panic of Rust
+
+    def without_tokens(self, texts: Sequence[str]) -> list[int]:
+        """The positions of the texts that leave no token, such as one of soft hyphens only."""
+        encodings = self.tokenize(texts)
+        return [i for i, encoding in enumerate(encodings) if len(encoding) <= self.n_special]
 
 
 def pad(encodings: Sequence[Encoding]) -> TokenBatch:
@@ -78,13 +91,15 @@ def length_sorted_chunks(lengths: Sequence[int], max_tokens: int) -> Iterator[li
     """Split positions, in order of length, so that count x longest stays within `max_tokens`.
 
     A padded batch costs count x longest, so texts of similar length go together. A text longer than
-    the budget goes alone.
+    the budget goes alone, and one without any token is in no chunk.
 
     >>> list(length_sorted_chunks([9, 2, 3, 2], max_tokens=9))
     [[1, 3, 2], [0]]
     """
     chunk: list[int] = []
-    for position in sorted(range(len(lengths)), key=lengths.__getitem__):
+    for position in sorted(
+        filter(lengths.__getitem__, range(len(lengths))), key=lengths.__getitem__
+    ):
         if chunk and (len(chunk) + 1) * lengths[position] > max_tokens:
             yield chunk
             chunk = []

@@ -24,7 +24,6 @@ from service.core.index.faiss_index import FaissIndex, open_faiss
 from service.core.index.memory_labels import MemoryLabels, open_memory_labels
 from service.core.index.protocol import LabelIndex, check_queries
 from service.core.types import Float32Rows, Hits
-from service.errors import BundleMismatch
 
 MEMORY_EF_SEARCH: Final = "memory_ef_search"
 """Effort parameter: the memory's `ef_search`. An effort without it scans the whole memory."""
@@ -183,11 +182,7 @@ def open_memory(
 ) -> tuple[FaissIndex, MemoryLabels]:
     """The index over the memory's queries, and their labels; raises BundleMismatch."""
     index_file, *array_files = info.files
-    index = open_faiss(folder / index_file, dim, info.n_rows, efforts)
-    if index.kind != info.kind:
-        raise BundleMismatch(
-            f"{folder / index_file} is of kind {index.kind}, the manifest says memory.kind "
-            f"{info.kind}"
-        )
+    kind = "memory.kind", info.kind
+    index = open_faiss(folder / index_file, dim, info.n_rows, efforts, kind)
     paths = [folder / name for name in array_files]
     return index, open_memory_labels(paths, info.n_rows, n_labels)

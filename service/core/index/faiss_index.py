@@ -238,9 +238,16 @@ _BASES = {
 
 
 def open_faiss(
-    path: Path, dim: int, n_rows: int, efforts: Mapping[str, Mapping[str, int]]
+    path: Path,
+    dim: int,
+    n_rows: int,
+    efforts: Mapping[str, Mapping[str, int]],
+    kind: tuple[str, str] | None = None,
 ) -> FaissIndex:
-    """Memory-map an index file; raises BundleMismatch if it differs from the manifest."""
+    """Memory-map an index file; raises BundleMismatch if it differs from the manifest.
+
+    `kind` is a field of the manifest and the kind that it names; None takes every kind.
+    """
     raw = read_faiss(path, dim, n_rows)
     try:
         index = FaissIndex(raw, efforts)
@@ -250,5 +257,9 @@ def open_faiss(
         raise BundleMismatch(
             f"{path} holds {index.n_rows} vectors of {index.dim}, the manifest says "
             f"{n_rows} of {dim}"
+        )
+    if kind is not None and index.kind != kind[1]:
+        raise BundleMismatch(
+            f"{path} is of kind {index.kind}, the manifest says {kind[0]} {kind[1]}"
         )
     return index

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.bundle.manifest import IndexInfo
-from service.bundle.strict_json import read_object
+from service.bundle.plain_files import read_object
 from service.core.arrays import open_array
 from service.core.index.protocol import check_queries
 from service.core.index.tree_beam import (

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.bundle.manifest import IndexInfo
-from service.bundle.strict_json import read_object
+from service.bundle.plain_files import read_object
 from service.core.arrays import open_array
 from service.core.index.protocol import check_queries
 from service.core.types import Float32Rows, Hits
@@ -85,10 +85,7 @@ class LearnedGraphIndex:
             self._keys(queries[start : start + at_once], k, params)
             for start in range(0, len(queries), at_once)
         ]
-        best_keys = np.concatenate([np.empty((0, k), np.int64), *keys])[:, ::-1]
-        return Hits(
-            np.ascontiguousarray(self._rows(best_keys)), np.ascontiguousarray(_high(best_keys))
-        )
+        return self._hits(np.concatenate([np.empty((0, k), np.int64), *keys]))
 
     def search_among(self, queries: Float32Rows, rows: NDArray[np.int64], k: int) -> Hits:
         """Top k of `rows`, which rise, by probability over all clusters."""
@@ -102,10 +99,12 @@ class LearnedGraphIndex:
             keys = self._keys(queries[start : start + at_once], self.n_rows, {})
             eligible = np.isin(self._rows(keys), rows)
             parts.append(keys[eligible].reshape(len(keys), -1)[:, len(rows) - k :])
-        best_keys = np.concatenate(parts)[:, ::-1]
-        return Hits(
-            np.ascontiguousarray(self._rows(best_keys)), np.ascontiguousarray(_high(best_keys))
-        )
+        return self._hits(np.concatenate(parts))
+
+    def _hits(self, keys: NDArray[np.int64]) -> Hits:
+        """The answer of keys (n, k) that rise."""
+        keys = keys[:, ::-1]
+        return Hits(np.ascontiguousarray(self._rows(keys)), np.ascontiguousarray(_high(keys)))
 
     def _cells_a_query(self, params: Mapping[str, int]) -> int:
         if not params:

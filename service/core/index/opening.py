@@ -17,13 +17,8 @@ Opener = Callable[[Path, IndexInfo, int, Efforts], LabelIndex]
 
 
 def _open_by_faiss(folder: Path, info: IndexInfo, dim: int, efforts: Efforts) -> LabelIndex:
-    path = folder / info.files[0]
-    index = open_faiss(path, dim, info.n_rows, efforts)
-    if index.kind != info.kind:
-        raise BundleMismatch(
-            f"{path} is of kind {index.kind}, the manifest says index.kind {info.kind}"
-        )
-    return index
+    path, kind = folder / info.files[0], ("index.kind", info.kind)
+    return open_faiss(path, dim, info.n_rows, efforts, kind)
 
 
 OPENERS: Final[Mapping[str, Opener]] = {

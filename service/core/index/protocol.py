@@ -1,11 +1,17 @@
 """LabelIndex: the interface between label search and the rest of the service."""
 
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.core.types import Float32Rows, Hits
+
+MAX_QUERY_LENGTH: Final = 1e6
+"""The longest query vector that every kind of index answers with finite scores.
+
+A choice: encoders give vectors of length 1, and label vectors that 16 bits can hold leave inner
+products far within the range of 32 bits."""
 
 
 class LabelIndex(Protocol):

@@ -5,7 +5,7 @@ one catalogue of 370,000 (the birthday bound), so a caller must handle the colli
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 
 def hash_id(text: str) -> np.uint64:
     """The 64-bit BLAKE2b digest (RFC 7693) of an id's UTF-8 bytes."""
-    digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
-    return np.uint64(int.from_bytes(digest, "little"))
+    return np.uint64(int.from_bytes(_digest(text), "little"))
 
 
-def hash_ids(texts: Sequence[str]) -> NDArray[np.uint64]:
+def hash_ids(texts: Iterable[str]) -> NDArray[np.uint64]:
     """The hash of each id, (n,)."""
-    return np.fromiter(map(hash_id, texts), np.uint64, len(texts))
+    return np.frombuffer(b"".join(map(_digest, texts)), "<u8").astype(np.uint64)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()

@@ -2,7 +2,8 @@
 
 `labels.hashes.npy` and `labels.hash_rows.npy` lie beside labels.jsonl and are memory-mapped. A
 look-up is a binary search. Because two ids may share a hash, it then reads the label and compares
-the id. If a bundle lacks the files, the directory computes them in memory.
+the id. If a bundle lacks the files, the directory computes them in memory. A directory of labels
+that share an id, or of other labels, is refused: a rule or a removal would miss one of the two.
 """
 
 from collections.abc import Sequence
@@ -33,12 +34,17 @@ class LabelDirectory:
 
     @classmethod
     def of(cls, labels: LabelStore) -> "LabelDirectory":
-        """A directory in memory; hashing takes about 3 us a label."""
-        return cls(labels, *_sorted([label.label_id for label in labels.scan()]))
+        """A directory in memory, in about 3 us a label; raises BundleMismatch."""
+        hashes, rows = _sorted(hash_ids(labels.scan_ids()))
+        _check_unique(labels, hashes, rows)
+        return cls(labels, hashes, rows)
 
     @classmethod
     def open(cls, folder: Path, labels: LabelStore) -> "LabelDirectory":
-        """Map a bundle's files, or call `of` if it has none; raises BundleMismatch."""
+        """Map a bundle's files, or call `of` if it has none; raises BundleMismatch.
+
+        Either way it reads every label once.
+        """
         path = folder / HASHES_FILE
         if not path.is_file():
             return cls.of(labels)
@@ -51,10 +57,13 @@ class LabelDirectory:
             )
         if (hashes[1:] < hashes[:-1]).any() or rows.min() < 0 or rows.max() >= len(labels):
             raise BundleMismatch(f"{path} does not rise, or {HASH_ROWS_FILE} names no row")
+        if not np.array_equal(hash_ids(labels.scan_ids())[rows], hashes):
+            raise BundleMismatch(f"{path} and {HASH_ROWS_FILE} are of other labels")
+        _check_unique(labels, hashes, rows)
         return cls(labels, hashes, rows)
 
     def row_of(self, label_id: str) -> int | None:
-        """The row of an id, the first if several rows have it; None if no row has it."""
+        """The row of an id; None if no row has it."""
         hashed = hash_id(label_id)
         place = int(self._hashes.searchsorted(hashed))
         while place < len(self._hashes) and self._hashes[place] == hashed:
@@ -67,13 +76,31 @@ class LabelDirectory:
 
 def write_directory(folder: Path, label_ids: Sequence[str]) -> list[str]:
     """Write both files into `folder`; returns their names."""
-    hashes, rows = _sorted(label_ids)
+    hashes, rows = _sorted(hash_ids(label_ids))
     np.save(folder / HASHES_FILE, hashes, allow_pickle=False)
     np.save(folder / HASH_ROWS_FILE, rows, allow_pickle=False)
     return [HASHES_FILE, HASH_ROWS_FILE]
 
 
-def _sorted(label_ids: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    hashes = hash_ids(label_ids)
+def _sorted(hashes: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     order = np.argsort(hashes, kind="stable")
     return hashes[order], order.astype(np.int64)
+
+
+def _check_unique(labels: LabelStore, hashes: NDArray[np.uint64], rows: NDArray[np.int64]) -> None:
+    """Raise BundleMismatch if two rows have one id, or if a row is missing from `rows`.
+
+    It reads only the labels whose hashes are equal.
+    """
+    shared = np.flatnonzero(hashes[1:] == hashes[:-1])
+    row_of: dict[str, int] = {}
+    for row in np.unique(np.concatenate([rows[shared], rows[shared + 1]])).tolist():
+        label_id = labels[row].label_id
+        if label_id in row_of:
+            raise BundleMismatch(
+                f"{labels.path}: rows {row_of[label_id]} and {row} have one id, {label_id[:80]!r}: "
+                "give every label an id of its own, and seal the bundle again"
+            )
+        row_of[label_id] = row
+    if len(np.unique(rows)) < len(labels):
+        raise BundleMismatch(f"{labels.path}: {HASH_ROWS_FILE} names a row twice")

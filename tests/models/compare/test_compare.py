@@ -1,5 +1,6 @@
 """Comparing: one table over peers and bundles on the same data, measured once, checked first."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -215,10 +216,14 @@ def test_no_data_and_no_configuration_is_an_error():
 
 
 def test_a_peer_that_is_not_installed_is_an_error_before_anything_is_measured(tiny, monkeypatch):
-    def fail(name):
-        raise ModuleNotFoundError(f"No module named {name!r}")
+    found = importlib.import_module
 
-    monkeypatch.setattr("models.extras.importlib.import_module", fail)
+    def without_omikuji(name):
+        if name == "omikuji":
+            raise ModuleNotFoundError(f"No module named {name!r}")
+        return found(name)
+
+    monkeypatch.setattr(importlib, "import_module", without_omikuji)
     with pytest.raises(PeerMissing, match=r"pip install 'astrolabe\[peers\]'"):
         compare(Request(**tiny, peers=("frequent", "parabel")))
     assert FakePeer.fitted == 0
@@ -242,11 +247,11 @@ def test_the_command_says_which_peers_there_are(capsys):
     assert error.startswith("error: --peers: 'elias' is not known; there are parabel, bonsai")
 
 
-def test_a_peer_leaves_nothing_behind(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    (tmp_path / "temporary").mkdir()
+def test_a_peer_leaves_nothing_behind_and_removes_what_a_killed_comparison_left(tiny):
+    left_over = tiny["var"] / ".staging-killed"
+    left_over.mkdir(parents=True)
     compare(Request(**tiny | {"configs": ()}, data=data_of(tiny), peers=("frequent",)))
-    assert list((tmp_path / "temporary").iterdir()) == []
+    assert not list(tiny["var"].glob(".staging-*"))
 
 
 def data_of(tiny):

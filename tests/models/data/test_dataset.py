@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from models.data.dataset import Dataset, LabelCatalogue, Points, label_texts, point_texts, report
+from models.data.dataset import (
+    Dataset,
+    LabelCatalogue,
+    Points,
+    label_texts,
+    point_texts,
+    report,
+    report_text,
+)
 
 
 def make_points(titles, contents=None, labels=None, n_labels=3, uids=None):
@@ -88,37 +96,38 @@ def test_report_counts_gaps_and_duplicates():
     labels = LabelCatalogue(["a", "b", "b"], ["A", "", "A"], ["", "", ""])
     test = make_points(["y", "new", ""])
     found = report(make_dataset(train, test, labels), "title")
-    assert found.train.n_points == 5
-    assert found.train.labels_per_point_mean == 1.0
-    assert (found.train.labels_per_point_min, found.train.labels_per_point_max) == (0, 2)
-    assert found.train.points_without_labels == 1
-    assert found.train.points_without_text == 1
-    assert found.train.duplicate_texts == 2
-    assert found.train.duplicate_uids == 1
-    assert found.points_per_label_mean == pytest.approx(5 / 3)
-    assert found.points_per_label_median == 1.0
-    assert found.points_per_label_max == 4
-    assert found.labels_without_points == 1
-    assert found.labels_without_text == 1
-    assert found.duplicate_label_texts == 1
-    assert found.duplicate_label_uids == 1
-    assert found.test_texts_in_train == 1
+    assert found["train"]["n_points"] == 5
+    assert found["train"]["labels_per_point_mean"] == 1.0
+    assert found["train"]["labels_per_point_min"] == 0
+    assert found["train"]["labels_per_point_max"] == 2
+    assert found["train"]["points_without_labels"] == 1
+    assert found["train"]["points_without_text"] == 1
+    assert found["train"]["duplicate_texts"] == 2
+    assert found["train"]["duplicate_uids"] == 1
+    assert found["points_per_label_mean"] == pytest.approx(5 / 3)
+    assert found["points_per_label_median"] == 1.0
+    assert found["points_per_label_max"] == 4
+    assert found["labels_without_points"] == 1
+    assert found["labels_without_text"] == 1
+    assert found["duplicate_label_texts"] == 1
+    assert found["test_texts_in_train"] == 1
 
 
 def test_report_reads_the_text_the_model_would_read():
     train = make_points(["x", "x"], ["one", "two"])
-    assert report(make_dataset(train), "title").train.duplicate_texts == 1
-    assert report(make_dataset(train), "title+content").train.duplicate_texts == 0
+    assert report(make_dataset(train), "title")["train"]["duplicate_texts"] == 1
+    assert report(make_dataset(train), "title+content")["train"]["duplicate_texts"] == 0
 
 
 def test_report_without_test_points_is_plain_json_and_plain_text():
-    found = report(make_dataset(make_points(["x"] * 1200)), "title")
-    assert json.loads(json.dumps(found.as_dict()))["test"] is None
-    lines = found.as_text().splitlines()
+    dataset = make_dataset(make_points(["x"] * 1200))
+    found = report(dataset, "title")
+    assert json.loads(json.dumps(found))["test"] is None
+    lines = report_text(dataset, "title").splitlines()
     assert any(line.split() == ["train", "n", "points", "1,200"] for line in lines)
     assert not any(line.startswith("test labels") for line in lines)
 
 
 def test_report_of_an_empty_test_part_divides_by_nothing():
     found = report(make_dataset(make_points(["x"]), test=make_points([])), "title")
-    assert found.test.labels_per_point_mean == 0.0
+    assert found["test"]["labels_per_point_mean"] == 0.0

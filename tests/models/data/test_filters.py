@@ -1,6 +1,5 @@
 """Pairs to leave out: an item itself and reciprocal pairs, by row and by item id."""
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,9 +54,9 @@ def test_own_items_join_the_pairs_of_the_filter_files(dataset):
     assert with_own_items(given).train_filter.tolist() == [[0, 2], [1, 2], [2, 0]]
 
 
-def test_a_label_uid_that_stands_twice_is_left_out_twice(dataset):
-    twice = replace(dataset, labels=catalogue("a", "c", "c"))
-    assert with_own_items(twice).train_filter.tolist() == [[0, 1], [0, 2], [2, 0]]
+def test_a_point_without_a_uid_has_no_label_of_its_own(dataset):
+    unnamed = replace(dataset, train=points("", "x", "a"))
+    assert with_own_items(unnamed).train_filter.tolist() == [[2, 0]]
 
 
 def test_a_data_set_without_test_points_has_no_test_filter(dataset):
@@ -80,14 +79,29 @@ def test_nothing_to_leave_out_is_no_item(dataset):
     assert (ids, rows.tolist()) == ([], [])
 
 
-def test_a_filtered_uid_that_names_two_points_is_refused(dataset):
-    """As where no point has a uid: both splits then count from 0."""
+def test_a_filtered_uid_that_names_two_points_is_refused(dataset, tmp_path):
+    (tmp_path / "trn.jsonl").touch()
     both = replace(
         dataset,
         train=points("0", "1", titles=["whale", "ship"]),
         test=points("0", "1", titles=["rome", "ship"]),
         test_filter=np.array([[1, 0]]),
     )
-    check_item_ids(both, Path("data"))
-    with pytest.raises(DataError, match=re.escape("""found "0" for 'rome' and for 'whale'""")):
-        check_item_ids(replace(both, test_filter=np.array([[0, 0]])), Path("data"))
+    check_item_ids(both, tmp_path)
+    wanted = rf"""{tmp_path / "trn.jsonl"}, line 1: .*found "0" for 'rome' and for 'whale'"""
+    with pytest.raises(DataError, match=wanted):
+        check_item_ids(replace(both, test_filter=np.array([[0, 0]])), tmp_path)
+
+
+def test_copies_of_a_point_share_its_uid_and_points_of_other_content_do_not(dataset):
+    twice = replace(dataset, train=points("c", "c", "a"), train_filter=np.array([[0, 1]]))
+    check_item_ids(twice, Path("data"))
+    train = replace(twice.train, contents=["", "another", ""])
+    with pytest.raises(DataError, match=r"""line 2: .*found "c" for '' and for 'another'"""):
+        check_item_ids(replace(twice, train=train), Path("data"))
+
+
+def test_a_filtered_point_needs_a_uid(dataset):
+    unnamed = replace(dataset, test=points("b", ""), test_filter=np.array([[1, 1]]))
+    with pytest.raises(DataError, match=r"line 2: .*found no"):
+        check_item_ids(unnamed, Path("data"))

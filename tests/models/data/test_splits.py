@@ -58,7 +58,7 @@ series_points = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(rows=series_points, seed=st.integers(0, 3), data=st.data())
 def test_split_keeps_its_promises(rows, seed, data):
     texts, labels = [row[0] for row in rows], [row[1] for row in rows]

@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from models.config import EncoderConfig
-from models.encoders.bag import BagEncoder, build_bag, hash_pairs
+from models.encoders.bag import (
+    MAX_WORD_CHARS,
+    BagEncoder,
+    build_bag,
+    hash_pairs,
+    train_tokenizer,
+)
 from models.errors import SourceError
 from service.core.encoding.tokenizer import Tokenizer
 
@@ -111,3 +117,18 @@ def test_a_tokenizer_that_is_none_is_refused(bert, tmp_path):
     (tmp_path / "model.safetensors").write_bytes((bert / "model.safetensors").read_bytes())
     with pytest.raises(SourceError, match=r"tokenizer\.json is not a tokenizer\.json"):
         build_bag(EncoderConfig(source=str(tmp_path), dim=24), [], seed=1)
+
+
+@pytest.mark.parametrize("word", ["ab" * 50_000, "\u0e01\u0e32" * 50_000, "\U0001f40b" * 100_000])
+def test_an_endless_word_is_learnt_in_pieces(word: str) -> None:
+    """In one piece it would take the trainer's time squared, and become a token of its own."""
+    tokenizer = train_tokenizer([*TEXTS, word], 2000)
+    longest = max(map(len, tokenizer.get_vocab()))
+    assert longest <= MAX_WORD_CHARS
+    assert tokenizer.encode(word[:1000]).ids
+
+
+def test_pieces_of_a_long_word_lose_no_character() -> None:
+    words = ["x" * MAX_WORD_CHARS, "x" * MAX_WORD_CHARS + "yz", "y" * 3 * MAX_WORD_CHARS]
+    vocabulary = train_tokenizer(words, 2000).get_vocab()
+    assert {"x" * MAX_WORD_CHARS, "y" * MAX_WORD_CHARS, "yz"} <= vocabulary.keys()

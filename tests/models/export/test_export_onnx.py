@@ -1,5 +1,6 @@
 """Every encoder in every precision computes what torch computes, for any batch and length."""
 
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -33,14 +34,26 @@ def make_encoder(kind):
     return transformer if kind == "transformer" else BagTransformer(bag, transformer)
 
 
+@cache
+def encoder_and_trace(kind):
+    """Kept, because pytest makes a fixture anew each time that its parameter comes up again."""
+    encoder = make_encoder(kind)
+    return encoder, trace(encoder)
+
+
 @pytest.fixture(scope="module", params=KINDS)
-def encoder(request):
-    return make_encoder(request.param)
+def kind(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def traced(encoder):
-    return trace(encoder)
+def encoder(kind):
+    return encoder_and_trace(kind)[0]
+
+
+@pytest.fixture(scope="module")
+def traced(kind):
+    return encoder_and_trace(kind)[1]
 
 
 @pytest.fixture(scope="module", params=TOLERANCES)

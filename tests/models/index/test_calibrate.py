@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from models.index.calibrate import calibrate, fit, relevant, write_calibration
+from models.index.calibrate import calibrate, fit, write_calibration
 from models.quality.ranking import EvaluationSet
 from service.core.calibration import load_calibration
 from service.core.types import Hits
@@ -24,11 +24,6 @@ def test_the_map_is_monotone_and_a_probability(pairs):
     assert served.min() >= 0
     assert served.max() <= 1
     assert (np.diff(fitted.scores) > 0).all()
-
-
-def test_relevant_marks_true_labels_in_their_place():
-    truth = csr_array(np.array([[0, 1, 1], [0, 0, 0]], np.float32))
-    assert relevant(np.array([[1, 0], [2, 1]]), truth).tolist() == [[True, False], [False, False]]
 
 
 def test_error_falls_where_logits_are_overconfident():

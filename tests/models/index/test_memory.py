@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import product
 
 import numpy as np
@@ -197,7 +197,7 @@ def test_choosing_leaves_its_inputs_untouched_and_its_report_is_plain(helpful):
     found, recalled = helpful.found(), helpful.recalled()
     arrays = (found.rows, found.scores, recalled.rows, recalled.scores, memory.labels.values)
     before = [array.copy() for array in arrays]
-    report = choose(found, recalled, memory.labels, helpful.validation, BIAS, SMALL).as_dict()
+    report = asdict(choose(found, recalled, memory.labels, helpful.validation, BIAS, SMALL))
     for array, copy in zip(arrays, before, strict=True):
         np.testing.assert_array_equal(array, copy)
     assert type(report["gain"]) is type(report["chosen"]["p_at_1"]) is float

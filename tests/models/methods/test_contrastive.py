@@ -17,6 +17,7 @@ from models.methods import astra, contrastive
 from models.methods.contrastive import Contrastive
 from models.rng import Rng
 from models.runs import (
+    FAILED_BATCH_FILE,
     METRICS_FILE,
     MODEL_FILE,
     PRETRAIN_CHECKPOINT_FILE,
@@ -162,7 +163,7 @@ def test_no_other_label_of_a_query_is_ever_its_negative(model, monkeypatch, loss
     monkeypatch.setattr(model, "draw_positives", lambda picked, _: drawn[: len(picked)])
     drawn = np.array([3, 0, 6, 0, 1, 4, 2, 2])
     picked = np.array([0, 3, 1, 6, 9, 12, 2, 4])
-    model.train_step(picked, Rng.from_seed(1))
+    model.train_step(model.points, picked, Rng.from_seed(1))
     [(positives, allowed)] = seen
     labels = np.unique(drawn)  # drawn twice, compared once
     assert labels[positives].tolist() == drawn.tolist()
@@ -329,6 +330,8 @@ def test_a_loss_that_is_not_a_number_names_the_step(tmp_path, monkeypatch):
     monkeypatch.setattr(contrastive, "contrastive_hinge", lambda *_, **__: torch.tensor(np.nan))
     with pytest.raises(TrainingError, match=r"pre-training loss is nan at step 0 .*encoder_lr"):
         stages.run_train(job)
+    report = json.loads((job.run.folder / FAILED_BATCH_FILE).read_text())
+    assert (report["step"], report["epoch"], len(report["rows"])) == (0, 1, 64)
 
 
 def test_a_broken_checkpoint_is_an_error_not_a_fresh_start(tmp_path):

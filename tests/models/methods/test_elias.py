@@ -113,9 +113,9 @@ def test_killed_between_two_phases_it_goes_on_alike(tmp_path, trained, monkeypat
     def dying(self, number):
         raise Killed
 
-    begin = loop._Loop.begin_phase
+    begin = loop.Loop.begin_phase
     monkeypatch.setattr(
-        loop._Loop,
+        loop.Loop,
         "begin_phase",
         lambda self, number: dying(self, number) if number == 2 else begin(self, number),
     )

@@ -150,12 +150,12 @@ DYING = """
 import os, signal, sys
 from models.training import loop
 from models.__main__ import main
-step = loop._Loop._step
+step = loop.Loop._step
 def dying(self, picked):
     if self.progress.step == 13 and not self.leads:
         os.kill(os.getpid(), signal.SIGKILL)
     step(self, picked)
-loop._Loop._step = dying
+loop.Loop._step = dying
 sys.exit(main())
 """
 

@@ -62,14 +62,14 @@ def same_weights(first, second):
 
 def kill_in(monkeypatch, method, when):
     """Let the loop die on entering `method` when `when(loop)` holds."""
-    whole = getattr(loop._Loop, method)
+    whole = getattr(loop.Loop, method)
 
     def dying(self, *arguments):
         if when(self):
             raise Killed
         return whole(self, *arguments)
 
-    monkeypatch.setattr(loop._Loop, method, dying)
+    monkeypatch.setattr(loop.Loop, method, dying)
 
 
 def test_same_seed_gives_the_same_losses_and_weights(tmp_path):
@@ -158,7 +158,7 @@ def test_killed_before_the_result_is_recorded_nothing_is_trained_again(tmp_path,
         patched.setattr("models.runs.Run.record", dying)
         with pytest.raises(Killed):
             stages.run_train(job)
-    monkeypatch.setattr(loop._Loop, "_step", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(loop.Loop, "_step", lambda *_: pytest.fail("trained again"))
     stages.run_train(job)
     assert job.run.measured()["training"]["epochs"] == 4
     assert not (job.run.folder / CHECKPOINT_FILE).exists()
@@ -167,7 +167,7 @@ def test_killed_before_the_result_is_recorded_nothing_is_trained_again(tmp_path,
 def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
     job = job_in(tmp_path)
     stages.run_train(job)
-    monkeypatch.setattr(loop._Loop, "epoch", lambda self: pytest.fail("trained again"))
+    monkeypatch.setattr(loop.Loop, "epoch", lambda self: pytest.fail("trained again"))
     stages.run_train(job)
 
 
@@ -431,13 +431,13 @@ def test_points_without_labels_are_left_out_of_training(tmp_path, monkeypatch):
     labels.data[labels.indptr[empty] : labels.indptr[empty + 1]] = 0.0
     labels.eliminate_zeros()
     seen = set()
-    step = loop._Loop._step
+    step = loop.Loop._step
 
     def watching_step(self, picked):
         seen.update(picked.tolist())
         step(self, picked)
 
-    monkeypatch.setattr(loop._Loop, "_step", watching_step)
+    monkeypatch.setattr(loop.Loop, "_step", watching_step)
     stages.run_train(job)
     assert seen == set(range(1, len(job.parts.train_rows)))
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from models.training.losses import contrastive_hinge, info_nce
@@ -59,7 +59,6 @@ def hinge(scores, positives, allowed):
     )
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 5), st.integers(1, 8))
 def test_hinge_and_its_gradient_match_the_naive_twin(seed, n, m):
     scores, positives, allowed = drawn(seed, n, m)
@@ -86,7 +85,6 @@ def test_a_query_without_negatives_gives_nothing():
     assert scores.grad.tolist() == [[0.0, 0.0]]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 5), st.integers(1, 8))
 def test_info_nce_matches_the_naive_twin(seed, n, m):
     scores, positives, allowed = drawn(seed, n, m)

@@ -1,7 +1,7 @@
 """The front is never dominated, and whoever is not on it is."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -18,7 +18,6 @@ def dominates(one, other):
     )
 
 
-@settings(deadline=None)
 @given(COSTS)
 def test_layers_are_what_peeling_one_by_one_gives(costs):
     left = set(range(len(costs)))
@@ -31,7 +30,6 @@ def test_layers_are_what_peeling_one_by_one_gives(costs):
         layer += 1
 
 
-@settings(deadline=None)
 @given(COSTS)
 def test_the_front_does_not_depend_on_the_order(costs):
     order = np.random.default_rng(0).permutation(len(costs))

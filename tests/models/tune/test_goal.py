@@ -1,7 +1,7 @@
 """Constraints, margins and the sentence about what is missed."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from models.tune.goal import P99_MARGIN, Goal, choose, nearest
@@ -25,7 +25,6 @@ GOALS = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(GOALS, MEASUREMENTS)
 def test_the_distance_is_zero_exactly_where_nothing_is_missed(goal, found):
     for safely in (False, True):
@@ -34,14 +33,12 @@ def test_the_distance_is_zero_exactly_where_nothing_is_missed(goal, found):
         assert all(miss.distance > 0 for miss in misses)
 
 
-@settings(deadline=None)
 @given(GOALS, MEASUREMENTS)
 def test_what_holds_safely_holds_plainly(goal, found):
     if not goal.misses(found, safely=True):
         assert not goal.misses(found, safely=False)
 
 
-@settings(deadline=None)
 @given(GOALS, st.lists(MEASUREMENTS, min_size=1, max_size=8))
 def test_the_choice_holds_all_and_none_that_holds_is_cheaper(goal, found):
     chosen = choose(goal, found)

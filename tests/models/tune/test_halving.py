@@ -41,7 +41,7 @@ def run(world, n_queries, goal, noise=lambda: 0.0):
     return halve(list(of), n_queries, goal, measure), counts, list(of.values())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(WORLDS, st.integers(50, 3000), st.floats(10, 1000), st.floats(0.5, 0.999))
 def test_the_best_that_holds_the_goal_survives(world, n_queries, p99_us, recall):
     goal = Goal(p99_us=p99_us, recall=recall)
@@ -52,7 +52,7 @@ def test_the_best_that_holds_the_goal_survives(world, n_queries, p99_us, recall)
         assert goal.cost(got[0]) == goal.cost(wanted[0])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(WORLDS, st.integers(1, 5000))
 def test_rungs_double_and_candidates_halve(world, n_queries):
     _, counts, _ = run(world, n_queries, Goal(recall=0.9))

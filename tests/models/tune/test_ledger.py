@@ -43,7 +43,7 @@ def test_again_forgets_nothing_on_disk_and_the_newest_counts(tmp_path):
     assert len((tmp_path / "measurements.jsonl").read_text().splitlines()) == 2
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 400))
 def test_a_line_that_a_kill_cut_off_is_dropped(tmp_path_factory, cut):
     folder = tmp_path_factory.mktemp("ledger")

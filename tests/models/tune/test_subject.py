@@ -94,7 +94,7 @@ def test_the_digest_is_of_the_model_not_of_the_folder(subject, tmp_path):
     assert subject.digest() == moved.digest() != other.digest()
 
 
-def test_a_run_with_a_memory_is_tuned_with_it(tmp_path):
+def test_a_run_with_a_memory_is_tuned_with_it(tmp_path, brief_timing):
     job = stages.TrainingJob.open(
         write_tiny_job(tmp_path, 'memory.kind="queries"'), tmp_path / "var"
     )

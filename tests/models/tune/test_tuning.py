@@ -27,7 +27,7 @@ def job(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def report(job):
+def report(job, brief_timing):
     return stages.run_tune(job, Request(EASY, kinds=("hnsw", "flat")))
 
 

@@ -1,18 +1,21 @@
 """Labels looked up, added, changed and removed over HTTP: searched at once, and after a restart."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
 
 from service.api.app import create_app
+from service.core.labels.label_id import MAX_ID_CHARS
 from service.observe.telemetry import Telemetry
 from service.serving.deployment import open_changed_engine
 from tests.support.fakes import FakePredict, Running, fake_settings
+from tests.support.live import live_service
 
 pytestmark = pytest.mark.anyio
 ADMIN = {"Authorization": "Bearer admin"}
@@ -111,17 +114,6 @@ async def test_a_batch_of_changes_is_kept_whole_or_not_at_all(
         assert (await service.client.get("/v1/labels/B0")).status_code == 200
 
 
-async def test_a_call_with_many_labels_may_be_larger_than_a_question(
-    tiny_bundle: Path, tmp_path: Path
-) -> None:
-    labels = [{"id": f"B{i}", "text": f"star {i}"} for i in range(200)]
-    async with served(tiny_bundle, tmp_path, max_body_bytes=2000) as service:
-        assert (await change(service, "POST", "", {"labels": labels})).status_code == 200
-        assert (await service.recommend({"query": "x" * 3000})).status_code == 413
-    async with served(tiny_bundle, tmp_path, max_changes_bytes=2000) as service:
-        assert (await change(service, "POST", "", {"labels": labels})).status_code == 413
-
-
 async def test_workers_see_each_other_s_changes(tiny_bundle: Path, tmp_path: Path) -> None:
     async with served(tiny_bundle, tmp_path) as one, served(tiny_bundle, tmp_path) as other:
         await change(one, "POST", "", {"labels": [NEW]})
@@ -192,3 +184,92 @@ async def test_metrics_say_how_much_waits_for_a_fold(tiny_bundle: Path, tmp_path
         scraped = (await service.client.get("/metrics")).text
         assert "astrolabe_delta_labels 3.0" in scraped
         assert "astrolabe_tombstones 2.0" in scraped
+
+
+ADDRESSABLE = (
+    "a/b",
+    "/a",
+    "a//b/",
+    "a b ",
+    " a",
+    "%",
+    "%2F",
+    "%2e%2e",
+    "...",
+    ".hidden",
+    "a?b=c#d",
+    "a+b&c;d",
+    "a\\b",
+    "\u00e9t\u00e9",
+    "e\u0301te\u0301",
+    "\u202e\u00ad",
+    "\U0001f40b" * 1024,
+    "x" * 1024,
+    "X" * 1024,
+    "\u00a0n",
+)
+UNSPEAKABLE = (
+    "",
+    " ",
+    "\t",
+    "\u200b",
+    ".",
+    "..",
+    "../a",
+    "a/./b",
+    "a/..",
+    "a\nb",
+    "a\r",
+    "\x00",
+    "a\x7f",
+    "a\x85",
+    "a\u2028b",
+    "x" * 1025,
+)
+
+
+@pytest.fixture(scope="module")
+def shop(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    state = tmp_path_factory.mktemp("state")
+    with (
+        live_service(tiny_bundle, admin_key="admin", state_dir=state) as url,
+        httpx.Client(base_url=url, headers=ADMIN, timeout=30) as client,
+    ):
+        yield client
+
+
+@pytest.mark.parametrize("label_id", ADDRESSABLE, ids=ascii)
+def test_what_can_be_added_can_be_addressed_by_every_route(
+    shop: httpx.Client, label_id: str
+) -> None:
+    path = f"/v1/labels/{quote(label_id, safe='')}"
+    added = shop.post("/v1/labels", json={"labels": [{"id": label_id, "text": "whale"}]})
+    assert added.status_code == 200, added.text
+    assert shop.get(path).json()["id"] == label_id
+    assert shop.put(path, json={"text": "whale opera"}).status_code == 200
+    ask = {"query": "whale opera", "k": 1, "effort": "exact"}
+    for filters, expected in (
+        ({}, True),
+        ({"allow": [label_id]}, True),
+        ({"deny": [label_id]}, False),
+    ):
+        [result] = shop.post("/v1/recommend", json=ask | filters).json()["results"]
+        assert ([label["id"] for label in result["labels"]] == [label_id]) is expected
+    update = {"op": "update", "id": label_id, "metadata": {"shelf": 1}}
+    assert shop.post("/v1/label-changes", json={"changes": [update]}).status_code == 200
+    assert shop.get(path).json()["metadata"] == {"shelf": 1}
+    assert shop.delete(path).status_code == 200
+    assert shop.get(path).status_code == 404
+
+
+@pytest.mark.parametrize("label_id", UNSPEAKABLE, ids=ascii)
+def test_what_no_route_can_address_cannot_be_added(shop: httpx.Client, label_id: str) -> None:
+    label = {"id": label_id, "text": "whale"}
+    for path, body in (
+        ("/v1/labels", {"labels": [label]}),
+        ("/v1/label-changes", {"changes": [{"op": "add", **label}]}),
+    ):
+        refused = shop.post(path, json=body)
+        length = len(label_id)
+        expected = (413, "payload_too_large") if length > MAX_ID_CHARS else (422, "invalid_value")
+        assert (refused.status_code, refused.json()["code"]) == expected

@@ -49,6 +49,8 @@ def test_without_calibration_scores_stay() -> None:
         {"scores": [0.0]},
         {"scores": [], "probabilities": []},
         {"scores": ["a"], "probabilities": [0.5]},
+        {"scores": ["1"], "probabilities": [0.5]},
+        {"scores": [0.0], "probabilities": [True]},
         {"scores": [0.0, 1.0], "probabilities": [0.5]},
         {"scores": [1.0, 0.0], "probabilities": [0.1, 0.2]},
         {"scores": [0.0, 0.0], "probabilities": [0.1, 0.2]},

@@ -30,6 +30,37 @@ async def test_sigterm_turns_readiness_red_then_finishes_what_is_in_flight() -> 
         await run.ended
 
 
+ENDING = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+@pytest.mark.parametrize("which", ENDING)
+async def test_every_signal_that_would_end_the_process_drains_it(which: signal.Signals) -> None:
+    async with served() as run:
+        run.predict.hold()
+        in_flight = run.ask()
+        await run.predict.wait_entered()
+        os.kill(os.getpid(), which)
+        while (await run.client.get("/readyz")).status_code == 200:
+            pass
+        run.predict.release()
+        assert (await in_flight).status_code == 200
+        await run.ended
+
+
+async def test_metrics_that_break_end_neither_the_server_nor_an_answer() -> None:
+    async with served() as run:
+
+        def broken() -> None:
+            raise OSError(28, "No space left on device")
+
+        run.app.serving.telemetry.watch(queue_tokens=broken)
+        run.app.serving.telemetry.tick = broken  # type: ignore[method-assign]
+        healthy = run.app.serving.telemetry.background.healthy
+        while healthy()["show-metrics"]:
+            assert (await run.ask()).status_code == 200
+        assert (await run.client.get("/readyz")).status_code == 200
+
+
 async def test_a_signal_does_again_what_it_did_before_once_the_drain_is_over() -> None:
     def end(*_: object) -> None: ...
 

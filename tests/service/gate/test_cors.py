@@ -50,7 +50,7 @@ async def test_a_preflight_of_a_listed_origin_needs_no_key() -> None:
     [
         ({}, "POST", "/v1/recommend", JSON, 200),
         ({}, "GET", "/v1/info", {}, 200),
-        ({}, "HEAD", "/v1/recommend", {}, 405),
+        ({}, "PUT", "/v1/recommend", {}, 405),
         ({}, "GET", "/none", {}, 404),
         ({}, "POST", "/v1/recommend", {}, 415),
         ({}, "POST", "/v2/models/tiny/infer", JSON, 400),

@@ -10,7 +10,7 @@ from service.overload.shedding import ARMED_S, PATH, Shedding
 from tests.support.fakes import SAFETY_S, FakeClock
 from tests.support.live import served
 from tests.support.overload import SMALL, hears_refusal, overload
-from tests.support.raw_http import raw, recommend
+from tests.support.raw_http import RECOMMEND, raw, recommend
 
 pytestmark = pytest.mark.anyio
 
@@ -122,3 +122,17 @@ async def test_a_request_shed_leaves_the_connection_usable() -> None:
         assert (await client.hears())[0] == 200
         await client.says(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
         assert (await client.hears())[0] == 200
+
+
+@pytest.mark.parametrize("expect", [b"", b"expect: 100-continue\r\n"])
+@pytest.mark.parametrize("framing", [b"content-length: 14\r\n", b"transfer-encoding: chunked\r\n"])
+async def test_a_request_whose_body_does_not_come_is_shed_at_once(
+    framing: bytes, expect: bytes
+) -> None:
+    async with served(**SMALL) as run, raw(run) as client:
+        waiting = await overload(run)
+        await client.says(RECOMMEND + framing + expect + b"\r\n1")
+        await hears_refusal(client)
+        client.writer.close()
+        run.predict.release()
+        await asyncio.gather(*waiting)

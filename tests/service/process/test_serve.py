@@ -73,36 +73,35 @@ def test_the_master_opens_what_survives_a_fork_and_workers_the_rest(
 # The metrics of a master are its whole process's, so it is made in one of its own.
 MASTER = """
 import mmap, os, socket, sys
-from pathlib import Path
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+from service.observe.worker_metrics import SharedMetrics
 from service.process.serve import MasterWatcher
 
-folder, all_end = Path(sys.argv[1]), mmap.mmap(-1, 1)
+metrics, all_end = SharedMetrics(2), mmap.mmap(-1, 1)
 listener = socket.create_server(("127.0.0.1", 0))
-watcher = MasterWatcher(folder, [listener], all_end)
+watcher = MasterWatcher(metrics, [listener], all_end)
 watcher.on_running([os.getpid()] * 3)
 watcher.on_replaced(1)
 watcher.on_replaced(0)
+watcher.on_silent(0)
 print(all_end[0], listener.fileno() >= 0, file=sys.stderr)
 watcher.on_stopping()
 print(all_end[0], listener.fileno() >= 0, file=sys.stderr)
 registry = CollectorRegistry()
-MultiProcessCollector(registry, path=str(folder))
+registry.register(metrics.collector())
 sys.stdout.write(generate_latest(registry).decode())
 """
 
 
-def test_the_master_counts_its_workers_and_lets_go_of_the_ports_when_it_stops(
-    tmp_path: Path,
-) -> None:
+def test_the_master_counts_its_workers_and_lets_go_of_the_ports_when_it_stops() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", MASTER, str(tmp_path)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", MASTER], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines() == ["0 True", "1 False"]
     page = samples(done.stdout)
     assert page["astrolabe_workers"] == 3
     assert page["astrolabe_worker_restarts_total"] == 2
+    assert page["astrolabe_worker_hangs_total"] == 1
     assert page["process_start_time_seconds"] > 1e9
     assert page["process_resident_memory_bytes"] > 1 << 20

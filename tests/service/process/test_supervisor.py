@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.faults import frozen
+
 SAFETY_S = 30.0
 
 SCRIPT = """
-import os, select, signal, sys
+import errno, os, select, signal, sys, time
 from service.process import supervisor
 from service.errors import WorkersFailed
 
@@ -25,6 +27,7 @@ class Watcher:
     def on_running(self, pids): say("running", *pids)
     def on_died(self, number): say("died", number)
     def on_replaced(self, number): say("replaced", number)
+    def on_silent(self, number): say("silent", number)
     def on_stopping(self): say("stopping")
 
 def bell():
@@ -34,13 +37,13 @@ def bell():
     signal.set_wakeup_fd(writer)
     return reader
 
-def serve(number, lifeline):
+def serve(number, lifeline, beat):
     told = bell()
     say("up", number)
     select.select([lifeline, told], [], [])
     say("orphan", number)
 
-def stubborn(number, lifeline):
+def stubborn(number, lifeline, beat):
     seen = []
     def note(*_):
         seen.append(1)
@@ -53,30 +56,66 @@ def stubborn(number, lifeline):
     while True:
         os.read(told, 1)
 
-def deaf(number, lifeline):
+def deaf(number, lifeline, beat):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     say("up", number)
     while True:
         signal.pause()
 
-def broken(number, lifeline):
+def broken(number, lifeline, beat):
     raise ValueError("cannot serve")
 
+def beating(number, lifeline, beat):
+    told = bell()
+    beat()
+    say("up", number, os.getpid())
+    while not select.select([lifeline, told], [], [], 0.02)[0]:
+        beat()
+
+def hanging(number, lifeline, beat):
+    # The first worker 0 hangs, as a loop does in a call that does not return.
+    beat()
+    say("up", number)
+    if number == 0 and not os.path.exists(sys.argv[5]):
+        open(sys.argv[5], "w").close()
+        time.sleep(60)
+    beating(number, lifeline, beat)
+
+class Broken(Watcher):
+    def __getattribute__(self, name):
+        raise RuntimeError("a bug")
+
+def no_forks(fork=os.fork, left=[3]):
+    left[0] -= 1
+    if left[0] >= 0:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+    return fork()
+
 n, work, kill_after_s = int(sys.argv[1]), globals()[sys.argv[2]], float(sys.argv[3])
+silence_s, extra = float(sys.argv[4]), sys.argv[5]
 supervisor.FIRST_PAUSE_S = 0.001
+supervisor.FAST_S = 0.0 if silence_s < 60 else 10.0
+if extra == "no forks":
+    os.fork = no_forks
+counted = []
+background = supervisor.Background(counted.append)
+watcher = Broken() if extra == "broken watcher" else Watcher()
 try:
-    supervisor.Supervisor(n, work, Watcher(), kill_after_s).run()
+    supervisor.Supervisor(n, work, watcher, kill_after_s, silence_s, background).run()
 except WorkersFailed as exc:
     say("failed", exc.detail)
     sys.exit(1)
 say("ended")
+say("counted", *sorted(set(counted)))
 """
 
 
 @contextmanager
-def supervised(n: int, work: str, kill_after_s: float = 60.0) -> Iterator["subprocess.Popen[str]"]:
+def supervised(
+    n: int, work: str, kill_after_s: float = 60.0, silence_s: float = 600.0, extra: str = ""
+) -> Iterator["subprocess.Popen[str]"]:
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(n), work, str(kill_after_s)],
+        [sys.executable, "-c", SCRIPT, str(n), work, str(kill_after_s), str(silence_s), extra],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -104,6 +143,16 @@ def read_until(process: "subprocess.Popen[str]", *wanted: str) -> list[str]:
     raise AssertionError(f"{missing} never said: {lines}")
 
 
+def pids_of_two(master: "subprocess.Popen[str]") -> dict[str, int]:
+    """The process ids of two beating workers by their numbers, once both are up."""
+    pids: dict[str, int] = {}
+    assert master.stdout is not None
+    while len(pids) < 2:
+        words = master.stdout.readline().split()
+        pids |= {words[1]: int(words[2])} if words[0] == "up" else {}
+    return pids
+
+
 def children(process: "subprocess.Popen[str]") -> set[str]:
     return set(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
 
@@ -120,7 +169,13 @@ def test_killed_worker_is_replaced_and_the_others_are_left_alone() -> None:
         assert not {"died 1", "died 2"} & set(lines)
 
 
-@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
+ENDING = (
+    *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP),
+    *(signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2),
+)
+
+
+@pytest.mark.parametrize("which", ENDING)
 def test_signal_to_the_master_ends_all_workers_and_none_is_replaced(which: signal.Signals) -> None:
     with supervised(2, "serve") as master:
         read_until(master, "up 0", "up 1")
@@ -162,3 +217,62 @@ def test_workers_notice_that_their_master_was_killed() -> None:
         read_until(master, "up 0", "up 1")
         master.send_signal(signal.SIGKILL)
         read_until(master, "orphan 0", "orphan 1")
+
+
+def test_a_frozen_worker_is_replaced_and_the_others_are_left_alone() -> None:
+    with supervised(2, "beating", silence_s=2.0) as master:
+        with frozen(pids_of_two(master)["0"]):
+            lines = read_until(master, "silent 0", "died 0", "replaced 0")
+        assert not {"silent 1", "died 1"} & set(lines)
+        master.send_signal(signal.SIGTERM)
+        assert master.wait(SAFETY_S) == 0
+
+
+def test_a_worker_whose_loop_does_not_turn_is_replaced(tmp_path: Path) -> None:
+    with supervised(1, "hanging", silence_s=1.0, extra=str(tmp_path / "hung")) as master:
+        read_until(master, "up 0", "silent 0", "died 0", "replaced 0", "up 0")
+        master.send_signal(signal.SIGTERM)
+        assert master.wait(SAFETY_S) == 0
+
+
+@pytest.mark.slow
+def test_a_stop_of_the_whole_service_costs_no_worker() -> None:
+    with supervised(2, "beating", silence_s=4.0) as master:
+        pids = pids_of_two(master)
+        with frozen(master.pid), frozen(pids["0"]), frozen(pids["1"]):
+            threading.Event().wait(6.0)  # the time that passes is what is tested
+        master.send_signal(signal.SIGTERM)
+        assert not [line for line in read_until(master, "ended") if line.startswith("silent")]
+
+
+FAULTS_OF_THE_MASTER = {"broken watcher": "watch-workers", "no forks": "supervise"}
+
+
+@pytest.mark.parametrize("fault", FAULTS_OF_THE_MASTER)
+def test_no_error_of_the_master_ends_its_workers(fault: str) -> None:
+    with supervised(2, "beating", extra=fault) as master:
+        assert master.stdout is not None
+        while len(children(master)) < 2:
+            assert master.poll() is None
+        for line in master.stdout:
+            if line.startswith("up 1"):
+                break
+        master.send_signal(signal.SIGTERM)
+        assert "ended" in read_until(master, f"counted {FAULTS_OF_THE_MASTER[fault]}")
+        assert master.wait(SAFETY_S) == 0
+
+
+def test_a_hang_up_that_nohup_keeps_away_stays_away() -> None:
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a child inherits it
+    try:
+        with supervised(1, "beating") as master:
+            assert master.stdout is not None
+            for line in master.stdout:
+                if line.startswith("up"):
+                    break
+            master.send_signal(signal.SIGHUP)
+            threading.Event().wait(0.2)  # a signal that does nothing cannot be waited for
+            assert master.poll() is None
+            assert len(children(master)) == 1
+    finally:
+        signal.signal(signal.SIGHUP, ignored)

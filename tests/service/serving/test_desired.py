@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.errors import SettingsInvalid
+from service.errors import SettingsInvalid, StateUnavailable
 from service.serving.desired import (
     FILE,
     Desired,
@@ -76,5 +76,5 @@ def test_a_folder_in_its_place_is_a_broken_file(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SettingsInvalid, match=rf"gone/{FILE} cannot be written \(No such file"):
+    with pytest.raises(StateUnavailable, match=rf"gone/{FILE} cannot be written \(No such file"):
         write_desired(tmp_path / "gone", PLAIN)

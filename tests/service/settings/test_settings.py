@@ -131,6 +131,11 @@ def test_keys_come_from_all_three_settings_by_name(tmp_path: Path) -> None:
     assert settings.named_keys() == keys
 
 
+def test_a_byte_order_mark_is_no_part_of_a_key_file(tmp_path: Path) -> None:
+    settings = fake_settings(api_keys_file=keys_file(tmp_path, "\ufeffweb=one\n\n"))
+    assert settings.named_keys() == {"web": "one"}
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [

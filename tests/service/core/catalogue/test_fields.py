@@ -24,7 +24,7 @@ FIRST_KINDS = [
 ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     labels=st.lists(METADATA, max_size=30),
     kind=st.none() | st.sampled_from(FIRST_KINDS),

@@ -20,7 +20,13 @@ from service.core.catalogue.store import ChangeStore, store_path
 from service.core.engine import Engine
 from service.core.index.faiss_index import FaissIndex
 from service.core.types import Hits
-from service.errors import CatalogueUnavailable, LabelExists, LabelUnknown
+from service.errors import (
+    CatalogueUnavailable,
+    DeadlineExceeded,
+    LabelExists,
+    LabelUnknown,
+    PayloadTooLarge,
+)
 from tests.support.shop import add, answer, catalogue_of, embed, ids_of, opened
 from tests.support.tiny_bundle import N_LABELS, WORDS, write_tiny_bundle
 
@@ -311,6 +317,36 @@ def test_what_could_not_be_taken_over_is_tried_again(flat, tmp_path, monkeypatch
                 two.poll()
         assert two.poll()
         assert ids_of(engine, two, "rome empire")[0] == "a"
+
+
+def test_a_call_that_is_ended_before_it_writes_changes_nothing(flat, tmp_path, monkeypatch):
+    monkeypatch.setattr("service.core.catalogue.live.ENCODED_AT_ONCE", 10)
+    n_checks = 0
+
+    def check() -> None:
+        nonlocal n_checks
+        n_checks += 1
+        if n_checks == 4:  # one at the start, then one before each ten texts
+            raise DeadlineExceeded("too late")
+
+    with opened(flat, tmp_path) as (_, catalogue):
+        changes = [add(f"n{i}", f"rome {i}") for i in range(40)]
+        with pytest.raises(DeadlineExceeded):
+            catalogue.apply(changes, check)
+        assert (catalogue.n_rows, catalogue.seq) == (N_LABELS, 0)
+        assert catalogue.apply(changes, lambda: None).n_labels == N_LABELS + 40
+    with opened(flat, tmp_path) as (_, catalogue):
+        assert (catalogue.n_rows, catalogue.seq) == (N_LABELS + 40, 40)
+
+
+def test_metadata_of_one_label_is_bounded(flat, tmp_path):
+    with opened(flat, tmp_path) as (_, catalogue):
+        fits = Change("add", "fits", "rome", {"of": ["x"] * 16_000})
+        catalogue.apply([fits])
+        too_long = Change("add", "long", "rome", {"of": ["x"] * 17_000})
+        with pytest.raises(PayloadTooLarge, match=r"changes\[1\]\.metadata has 68008 bytes"):
+            catalogue.apply([Change("remove", "fits"), too_long])
+        assert catalogue.row_of("fits") is not None
 
 
 def test_a_restart_encodes_nothing_again(flat, tmp_path, monkeypatch):

@@ -58,6 +58,11 @@ def test_text_is_normalised_before_it_is_split(tokenizer: Tokenizer) -> None:
     assert first.ids == second.ids
 
 
+def test_a_limit_that_leaves_room_for_special_tokens_only_is_refused(tiny_bundle: Path) -> None:
+    with pytest.raises(ManifestInvalid, match="no text would leave a token"):
+        Tokenizer(tiny_bundle / "tokenizer.json", 1)
+
+
 def test_unreadable_file_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text("{}")
@@ -65,10 +70,11 @@ def test_unreadable_file_is_refused_by_name(tmp_path: Path) -> None:
         Tokenizer(path, 8)
 
 
-@given(st.lists(st.integers(1, 64), max_size=40), st.integers(1, 256))
+@given(st.lists(st.integers(0, 64), max_size=40), st.integers(1, 256))
 def test_chunks_hold_each_text_once_within_the_budget(lengths: list[int], budget: int) -> None:
     chunks = list(length_sorted_chunks(lengths, budget))
-    assert sorted(i for chunk in chunks for i in chunk) == list(range(len(lengths)))
+    filled = [i for i, length in enumerate(lengths) if length]
+    assert sorted(i for chunk in chunks for i in chunk) == filled
     for chunk in chunks:
         longest = max(lengths[i] for i in chunk)
         assert len(chunk) == 1 or len(chunk) * longest <= budget

@@ -26,7 +26,7 @@ from tests.support.trees import plain_search, ragged_forest
     path_weight=st.sampled_from([0.0, 0.5, 1.0]),
     coarse=st.booleans(),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_batch_finds_what_a_plain_search_finds(
     seed, n_labels, n_trees, beam, transform, path_weight, coarse
 ):

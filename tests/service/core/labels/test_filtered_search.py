@@ -44,7 +44,7 @@ def _queries(n: int, seed: int) -> NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal((n, DIM)).astype(np.float32)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     allowed=st.none() | st.sets(st.integers(0, N_LABELS - 1)),
     denied=st.sets(st.integers(0, N_LABELS - 1)),

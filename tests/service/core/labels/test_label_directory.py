@@ -43,6 +43,47 @@ def test_ids_that_share_a_hash_are_told_apart(labels, tmp_path, monkeypatch) -> 
     assert directory.row_of("id/5000") is None
 
 
+@pytest.mark.parametrize("hashes_of", [IDS, [*IDS[:-1], "id/3"], None])
+def test_two_labels_of_one_id_are_refused_whatever_the_files_say(tmp_path, hashes_of) -> None:
+    write_labels(tmp_path, [Label(name, "text") for name in [*IDS[:-1], "id/3"]])
+    if hashes_of is not None:
+        write_directory(tmp_path, hashes_of)
+    says = "are of other labels" if hashes_of is IDS else "rows 3 and 499 have one id, 'id/3'"
+    with pytest.raises(BundleMismatch, match=says):
+        LabelDirectory.open(tmp_path, LabelStore(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"id": 7, "text": "t"}',
+        '{"id": "a"}',
+        '{"id": "a", "text": null}',
+        '{"id": "a", "text": "t", "metadata": null}',
+        '{"id": "a", "text": "t", "metadata": [1]}',
+        '{"text": "t"}',
+        "[]",
+    ],
+)
+def test_a_line_that_is_no_label_is_refused_when_the_bundle_is_opened(tmp_path, line) -> None:
+    lines = [b'{"id": "first", "text": "t"}\n', line.encode() + b"\n"]
+    (tmp_path / "labels.jsonl").write_bytes(b"".join(lines))
+    np.save(tmp_path / "labels.offsets.npy", np.cumsum([0, *map(len, lines)]))
+    with pytest.raises(BundleMismatch, match="row 1"):
+        LabelDirectory.open(tmp_path, LabelStore(tmp_path))
+
+
+def test_a_row_that_stands_twice_is_refused(labels, tmp_path) -> None:
+    write_directory(tmp_path, IDS)
+    rows = np.load(tmp_path / HASH_ROWS_FILE)
+    hashes = np.load(tmp_path / HASHES_FILE)
+    rows[1], hashes[1] = rows[0], hashes[0]
+    np.save(tmp_path / HASH_ROWS_FILE, rows)
+    np.save(tmp_path / HASHES_FILE, hashes)
+    with pytest.raises(BundleMismatch, match="names a row twice"):
+        LabelDirectory.open(tmp_path, labels)
+
+
 def test_files_that_do_not_fit_the_labels_are_refused(labels, tmp_path) -> None:
     write_directory(tmp_path, IDS[:-1])
     with pytest.raises(BundleMismatch, match="499"):
