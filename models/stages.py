@@ -30,6 +30,7 @@ from models.encoders.build import (
 )
 from models.encoders.frozen import cached_pooled
 from models.encoders.transformer import architecture_of
+from models.errors import DataError
 from models.export.export_onnx import encode_with
 from models.export.precisions import RECORD, Exported, export_variants
 from models.index import calibrate
@@ -368,9 +369,12 @@ def run_all(config: Config, var: Path) -> Path:
 def run_evaluate(config: Config, bundle: Path, split_name: str) -> QualityInfo:
     """Score a sealed bundle on the `test` or `train` split of the configuration's data.
 
-    Raises ModelsError, BundleError; ValueError if the data has no such split.
+    Raises ModelsError, BundleError.
     """
     dataset = open_configured(config)
+    if split_name == "test" and dataset.test is None:
+        expected = "a file tst of test points to score on (or give --split train)"
+        raise DataError(Path(config.data.path), None, expected, "none")
     a, b = config.metrics.propensity_a, config.metrics.propensity_b
     engine = Engine.open(bundle, device="cpu")
     return evaluate(engine, dataset, split_name, config.data.fields, a, b)

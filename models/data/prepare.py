@@ -69,24 +69,27 @@ def _data_advice(path: Path, folder: str) -> str:
 
 
 def open_configured(config: Config) -> Dataset:
-    """Open the data set of a configuration; `data.own_item` adds filters. Raises DataError."""
+    """Open the data set of a configuration; `data.own_item` adds filters.
+
+    Raises DataError, also where a stage could do nothing with the points of a part.
+    """
     folder = Path(config.data.path)
     dataset = open_dataset(folder)
     if config.data.own_item:
         dataset = with_own_items(dataset)
     check_item_ids(dataset, folder)
+    _check_points(config, "trn", "training points", dataset.train)
+    if dataset.test is not None:
+        _check_points(config, "tst", "test points", dataset.test)
     return dataset
 
 
 def split(config: Config, dataset: Dataset) -> Split:
     """Cut the validation split. The same configuration and data give the same split.
 
-    Raises DataError where a later stage could do nothing with the points of a part, and ConfigError
-    where `validation.points` is too large or too few points can leave training.
+    Raises DataError where a filter leaves the validation points no label, and ConfigError where
+    `validation.points` is too large or too few points can leave training.
     """
-    _check_points(config, "trn", "training points", dataset.train)
-    if dataset.test is not None:
-        _check_points(config, "tst", "test points", dataset.test)
     n_points = config.validation.points
     if n_points * 2 > len(dataset.train):
         raise ConfigError(

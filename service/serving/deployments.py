@@ -12,12 +12,14 @@ import ctypes
 import gc
 import logging
 import re
+import weakref
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from service.bundle.manifest import Manifest
 from service.bundle.verify import read_manifest
 from service.core.engine import Engine
 from service.errors import (
@@ -48,6 +50,12 @@ X_BUNDLE: Final = re.compile("(current|canary|[0-9a-f]{8,64})")
 RETIRE_TRIES: Final = 3
 """How often closing a bundle is tried. A choice: what has failed so often stays open until the
 process ends, and holds memory only."""
+
+
+FREE_AFTER_S: Final = (0.0, 0.5, 2.0, 8.0)
+"""Pauses before each try to free a closed bundle. A choice: a request that is still being answered,
+or the change itself, may refer to it for a moment, and nothing would free it later but a full
+collection, which comes hours apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,9 +341,10 @@ class Deployments:
     async def _close(self, closing: list[Deployment]) -> None:
         if closing:
             await closing[0].drain(self._settings.drain_timeout_s)
-        closing.clear()  # nothing else refers to it, so its memory can be freed
-        # In a thread, because this takes a tenth of a second and requests should not wait for it.
-        await asyncio.to_thread(_give_back_memory)
+        refs = [weakref.ref(deployment.engine.manifest) for deployment in closing]
+        closing.clear()
+        # Not within this task, for whose end a stop of the service waits.
+        self._telemetry.background.once("free-memory", lambda: _free(refs), RETIRE_TRIES)
 
 
 def _named_by(x_bundle: bytes, slot: Slot) -> Deployment:
@@ -367,6 +376,16 @@ def _bundle_id_at(folder: Path) -> str | None:
         return read_manifest(folder).bundle_id
     except BundleNotFound:
         return None
+
+
+async def _free(refs: Sequence["weakref.ref[Manifest]"]) -> None:
+    """Give memory back until nothing refers to these manifests, and so to their bundles."""
+    for pause_s in FREE_AFTER_S:
+        await asyncio.sleep(pause_s)
+        # In a thread, because this takes a tenth of a second and requests should not wait for it.
+        await asyncio.to_thread(_give_back_memory)
+        if not any(ref() for ref in refs):
+            return
 
 
 def _give_back_memory() -> None:

@@ -139,6 +139,16 @@ def test_what_a_later_stage_would_trip_over_is_found_by_prepare(
     assert not (tmp_path / "var" / "runs").exists()
 
 
+@pytest.mark.parametrize("test_points", [None, "without labels"])
+def test_nothing_to_evaluate_on_is_refused(tmp_path, capsys, test_points):
+    def change(dataset):
+        unlabelled = without_labels(dataset.test, np.arange(200)) if test_points else None
+        return replace(dataset, test=unlabelled)
+
+    assert run("evaluate", write_job(tmp_path, change)) == 1
+    assert "test points" in one_sentence(capsys)
+
+
 def test_points_without_labels_are_counted_and_the_others_trained_on(tmp_path, capsys):
     path = write_job(
         tmp_path, lambda d: replace(d, train=without_labels(d.train, np.arange(0, 900, 3)))

@@ -1,6 +1,7 @@
 """Several bundles, swapped while serving: what answers, and what a failure leaves behind."""
 
 import asyncio
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from service.core.drift import LENGTH_BOUNDS, SCORE_BOUNDS, histogram_counts
 from service.observe.telemetry import Telemetry
 from service.serving.deployment import open_changed_engine
 from tests.support.bundle_root import ADMIN, admin, ask, bundle_id, reseal, serving_root
-from tests.support.fakes import FakePredict, Running, fake_settings
+from tests.support.fakes import SAFETY_S, FakePredict, Running, fake_settings
 
 pytestmark = pytest.mark.anyio
 
@@ -162,3 +163,16 @@ async def test_drift_is_from_the_reference_of_the_one_bundle_that_answers(
         await service.recommend({"query": ["the white whale"] * 60})
         scraped = (await service.client.get("/metrics")).text
         assert drift not in scraped
+
+
+async def test_a_closed_bundle_is_freed_though_a_request_still_refers_to_it(root: Path) -> None:
+    async with serving_root(root) as service:
+        await admin(service, "activate", bundle="two")
+        held = [service.app.serving.default.engine]
+        manifest = weakref.ref(held[0].manifest)
+        await admin(service, "activate", bundle="one")
+        await asyncio.sleep(0)
+        held.clear()
+        async with asyncio.timeout(SAFETY_S):
+            while manifest() is not None:
+                await asyncio.sleep(0.01)
