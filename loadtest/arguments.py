@@ -10,7 +10,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from loadtest.errors import UsageError
-from loadtest.plan import EFFORTS, StepPlan, check, check_query_count, enough_seconds
+from loadtest.plan import (
+    EFFORTS,
+    StepPlan,
+    check,
+    check_enough_queries,
+    check_query_count,
+    enough_seconds,
+)
 from loadtest.search import SearchLimits
 
 # 20 s at 50 queries/s or more are the 1,000 queries that a verdict needs (plan.ENOUGH_QUERIES).
@@ -48,6 +55,8 @@ def plan_from(options: argparse.Namespace) -> StepPlan:
         values |= {"rate": options.start_rate, "seconds": options.seconds_per_step}
     plan = StepPlan(**{"url": DEFAULTS.url, **values})
     check(plan)
+    if options.verb == "run":
+        check_enough_queries(plan.rate, plan.seconds)
     return plan
 
 
@@ -93,6 +102,14 @@ def out_folder(options: argparse.Namespace) -> Path:
 def _add_service_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--url", default=DEFAULTS.url, help="base URL of the service (default: %(default)s)")
+    add(
+        "--header",
+        action="append",
+        default=[],
+        metavar="'NAME: VALUE'",
+        help="a header of every request; may be repeated; process lists show it",
+    )
+    add("--api-key-env", metavar="NAME", help="variable that holds the service's key, if any")
     add("--queries", metavar="FILE", help="one text a line, or JSON lines with 'title'; .gz too")
     add("--k", type=int, default=DEFAULTS.k, help="labels per query (default: %(default)s)")
     add("--effort", choices=EFFORTS, default=DEFAULTS.effort, help="default: %(default)s")

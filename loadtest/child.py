@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,11 +21,15 @@ END_S = 5.0
 
 @contextmanager
 def child_process(
-    module: str, argument: str, log: Path, stdout: int = subprocess.DEVNULL
+    module: str,
+    argument: str,
+    log: Path,
+    stdout: int = subprocess.DEVNULL,
+    variables: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run `python -m module argument` and end it when the block ends.
 
-    The child writes its standard error to the file `log`.
+    The child writes its standard error to the file `log`. `variables` are added to its environment.
     """
     package_parent = str(Path(__file__).resolve().parent.parent)
     search_path = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -36,7 +40,11 @@ def child_process(
             stdin=subprocess.PIPE,
             stdout=stdout,
             stderr=errors,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(search_path)},
+            env={
+                **os.environ,
+                **(variables or {}),
+                "PYTHONPATH": os.pathsep.join(search_path),
+            },
             start_new_session=True,
         ) as process,
     ):

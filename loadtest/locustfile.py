@@ -2,10 +2,12 @@
 
     locust -f loadtest/locustfile.py --host http://127.0.0.1:8000
 
-The load is closed loop: each user waits for its answer and pauses before the next query, so a slow
-server gets fewer queries. Use `python -m loadtest` for latencies to publish.
+If the service needs a key, export it as ASTROLABE_API_KEY. The load is closed loop: each user waits
+for its answer and pauses before the next query, so a slow server gets fewer queries. Use `python -m
+loadtest` for latencies to publish.
 """
 
+import os
 import random
 from pathlib import Path
 
@@ -22,6 +24,8 @@ class Reader(HttpUser):
         # Locust puts only this folder on the import path, so `loadtest` cannot be imported.
         queries = Path(__file__).with_name("queries.txt")
         self.texts = queries.read_text(encoding="utf-8").splitlines()
+        if key := os.environ.get("ASTROLABE_API_KEY"):
+            self.client.headers["Authorization"] = f"Bearer {key}"
 
     @task
     def recommend(self) -> None:

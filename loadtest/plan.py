@@ -21,6 +21,8 @@ EFFORTS = ("fast", "balanced", "thorough", "exact")
 PERCENTILE = 0.99
 # LoadGen's early stopping claims a p99 with 99 % confidence. It needs 459 queries where none misses
 # the limit, and about 1,000 where three do (MLPerf inference rules, "Early stopping").
+CONFIDENCE = 0.99
+LEAST_QUERIES = math.ceil(math.log(1 - CONFIDENCE) / math.log(PERCENTILE))
 ENOUGH_QUERIES = 1000
 
 
@@ -90,6 +92,17 @@ def enough_seconds(rate: float, seconds: float) -> float:
     (8, 20.0)
     """
     return max(seconds, ENOUGH_QUERIES / rate)
+
+
+def check_enough_queries(rate: float, seconds: float) -> None:
+    """Raise UsageError where rate x seconds is below LEAST_QUERIES, whatever the answers are."""
+    if rate * seconds < LEAST_QUERIES:
+        needed_s = LEAST_QUERIES / rate
+        raise UsageError(
+            f"{rate:g} queries/s for {seconds:g} s is {rate * seconds:,.3g} queries, too few "
+            f"queries for a p99: it needs {LEAST_QUERIES}. Raise --rate, or --seconds to "
+            f"{math.ceil(needed_s) if needed_s < MAX_QUERIES else f'{needed_s:.3g}'}."
+        )
 
 
 def check_query_count(rate: float, seconds: float) -> None:

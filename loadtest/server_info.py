@@ -21,7 +21,8 @@ def read_server_info(target: Target, timeout_s: float = 2.0) -> dict[str, Any] |
     make = http.client.HTTPSConnection if target.tls else http.client.HTTPConnection
     connection = make(target.host, target.port, timeout=timeout_s)
     try:
-        connection.request("GET", f"{target.prefix}/v1/info", headers={"Host": target.host_header})
+        headers = {"Host": target.host_header, **target.headers}
+        connection.request("GET", f"{target.prefix}/v1/info", headers=headers)
         response = connection.getresponse()
         body = response.read(MAX_BYTES)
         info = json.loads(body) if response.status == http.client.OK else None

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from loadtest.child import child_process
 from loadtest.errors import LoadTestError
+from loadtest.headers import Headers, for_worker
 from loadtest.plan import StepPlan, enough_seconds
 from loadtest.result import StepResult
 
@@ -20,15 +21,17 @@ STEP_FILE = "step.json"
 LOG_FILE = "worker.log"
 
 
-def run_step(plan: StepPlan, folder: Path) -> StepResult:
+def run_step(plan: StepPlan, folder: Path, headers: Headers | None = None) -> StepResult:
     """Run the step `plan` in a worker process, which leaves its files in `folder`.
 
+    `headers` go with every request, and into no file.
     Raises LoadTestError where the worker fails or does not end in time.
     """
     folder.mkdir(parents=True, exist_ok=True)
     plan.write(folder / PLAN_FILE)
     log = folder / LOG_FILE
-    with child_process("loadtest.worker", str(folder), log) as worker:
+    variables = for_worker(headers or {})
+    with child_process("loadtest.worker", str(folder), log, variables=variables) as worker:
         try:
             code = worker.wait(_patience_s(plan))
         except subprocess.TimeoutExpired as exc:
@@ -62,11 +65,19 @@ class StepSeries:
     It calls `on_step` after each step. A step's name is its number, `kind` and its phase.
     """
 
-    def __init__(self, plan: StepPlan, folder: Path, on_step: OnStep, kind: str = "") -> None:
+    def __init__(
+        self,
+        plan: StepPlan,
+        folder: Path,
+        on_step: OnStep,
+        kind: str = "",
+        headers: Headers | None = None,
+    ) -> None:
         self._plan = plan
         self._folder = folder
         self._on_step = on_step
         self._kind = kind
+        self._headers = headers
         self.steps: list[StepResult] = []
 
     def measure(self, rate: float, phase: str) -> bool:
@@ -76,7 +87,7 @@ class StepSeries:
         seed = self._plan.seed + len(self.steps)
         seconds = enough_seconds(rate, self._plan.seconds)
         plan = replace(self._plan, rate=rate, seconds=seconds, seed=seed)
-        step = run_step(plan, self._folder / name)
+        step = run_step(plan, self._folder / name, self._headers)
         self.steps.append(step)
         self._on_step(step)
         return step.holds

@@ -4,25 +4,29 @@ The client builds all requests before the test, so that sending one is a single 
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from loadtest.errors import UsageError
+from loadtest.headers import Headers
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Host, port and path prefix of the service."""
+    """Host, port and path prefix of the service, and the headers that it needs."""
 
     host: str
     port: int
     tls: bool
     host_header: str
     prefix: str
+    headers: Headers = field(default_factory=dict, repr=False)
 
     @classmethod
-    def parse(cls, url: str) -> "Target":
+    def parse(cls, url: str, headers: Headers | None = None) -> "Target":
         """Parse a base URL. Raises UsageError where it is not http(s)://host[:port][/prefix].
+
+        `headers` go with every request beside the client's own.
 
         >>> Target.parse("http://127.0.0.1:8000/").port
         8000
@@ -43,6 +47,7 @@ class Target:
             tls=tls,
             host_header=parts.netloc,
             prefix=parts.path.rstrip("/"),
+            headers=headers or {},
         )
 
 
@@ -57,6 +62,6 @@ def recommend_request(target: Target, text: str, k: int, effort: str, timeout_ms
         "Content-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n"
         f"X-Request-Timeout-Ms: {timeout_ms:g}\r\n"
-        "\r\n"
     )
+    head += "".join(f"{name}: {value}\r\n" for name, value in target.headers.items()) + "\r\n"
     return head.encode("latin-1") + body

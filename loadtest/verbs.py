@@ -4,12 +4,13 @@ They measure and judge. __main__.py calls them, writes the result and the report
 """
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from loadtest.ceiling import search_ceiling, short_ceiling
+from loadtest.headers import Headers
 from loadtest.judge import describe_search, describe_step, warnings_for
 from loadtest.plan import StepPlan
 from loadtest.report import STEPS_FOLDER
@@ -24,19 +25,21 @@ from loadtest.target import Target
 class Session:
     """The folder of one command's files, and the function that it calls after each step.
 
-    `with_ceiling` decides whether the command measures the client's ceiling as well.
+    `with_ceiling` decides whether the command measures the client's ceiling as well. `headers` go
+    with every request to the service; they may be secret.
     """
 
     out: Path
     on_step: OnStep
     with_ceiling: bool = True
+    headers: Headers = field(default_factory=dict, repr=False)
 
 
 def run(plan: StepPlan, session: Session) -> Result:
     """Measure one rate. Raises LoadTestError where the step fails to run."""
     began_s = time.monotonic()
-    info = read_server_info(Target.parse(plan.url))
-    step = run_step(plan, session.out / STEPS_FOLDER / "01-run")
+    info = read_server_info(Target.parse(plan.url, session.headers))
+    step = run_step(plan, session.out / STEPS_FOLDER / "01-run", session.headers)
     session.on_step(step)
     return Result(
         command="run",
@@ -53,8 +56,9 @@ def run(plan: StepPlan, session: Session) -> Result:
 def saturate(plan: StepPlan, limits: SearchLimits, session: Session) -> Result:
     """Find the highest rate that holds. Raises LoadTestError where a step fails to run."""
     began_s = time.monotonic()
-    info = read_server_info(Target.parse(plan.url))
-    series = StepSeries(plan, session.out / STEPS_FOLDER, session.on_step)
+    info = read_server_info(Target.parse(plan.url, session.headers))
+    folder = session.out / STEPS_FOLDER
+    series = StepSeries(plan, folder, session.on_step, headers=session.headers)
     outcome = find_rate(series.measure, limits)
     step = series.held_at(outcome.rate)
     return Result(

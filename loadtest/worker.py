@@ -18,6 +18,7 @@ from pathlib import Path
 
 from loadtest.client.client import Client
 from loadtest.client.outcomes import count_outcomes
+from loadtest.headers import of_worker
 from loadtest.loadgen import complete, run_loadgen
 from loadtest.loadgen_log import TRACE, Verdict, read_trace, read_verdict
 from loadtest.plan import StepPlan
@@ -37,7 +38,7 @@ def main(folder: Path) -> None:
     """Run the step whose plan lies in `folder`. Raises LoadTestError and UsageError."""
     plan = StepPlan.read(folder / PLAN_FILE)
     texts = load_queries(plan.queries)
-    client = Client(plan, texts, complete)
+    client = Client(plan, texts, complete, of_worker())
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     # A pause of the collector would look like latency, and the client makes no reference cycles.
     gc.disable()

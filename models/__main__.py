@@ -35,6 +35,7 @@ PREPARE, DEBIAN = "prepare", "debian"
 COMPARE = "compare"
 TUNE = "tune"
 FOLD = "fold"
+SIGN = "sign"
 PARALLEL = "train"
 """The one stage that torchrun may start in several processes."""
 
@@ -89,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_tune(commands)
     _add_fold(commands)
+    _add_sign(commands)
     return parser
 
 
@@ -164,6 +166,13 @@ def _add_fold(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     add("--data", type=Path, metavar="FOLDER", help="its data; default: data.path of its config")
 
 
+def _add_sign(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    what = "sign a sealed bundle, so that a service which trusts the key takes it"
+    add = commands.add_parser(SIGN, help=what, description=what).add_argument
+    add("--bundle", type=Path, required=True, help="a sealed bundle, or a folder of bundles")
+    add("--key", type=Path, required=True, metavar="PEM", help="a file with an Ed25519 private key")
+
+
 def _above_zero(text: str) -> float:
     try:
         value = float(text)
@@ -186,7 +195,7 @@ def _run(args: argparse.Namespace) -> None:
     if args.stage == PREPARE and args.source == DEBIAN:
         _make_debian(args)
     else:
-        {COMPARE: _compare, TUNE: _tune, FOLD: _fold}.get(args.stage, _run_stage)(args)
+        {COMPARE: _compare, TUNE: _tune, FOLD: _fold, SIGN: _sign}.get(args.stage, _run_stage)(args)
 
 
 def _run_stage(args: argparse.Namespace) -> None:
@@ -250,6 +259,13 @@ def _fold(args: argparse.Namespace) -> None:
     from models.seal.fold import fold
 
     print(_table(fold(args.bundle, args.state, args.out, args.data)))
+
+
+def _sign(args: argparse.Namespace) -> None:
+    from models.seal.signing import sign_bundle
+
+    manifest, key_ids = sign_bundle(args.bundle, args.key)
+    print(f"{manifest.name}  {manifest.bundle_id[:12]}  signed by {', '.join(key_ids)}")
 
 
 def _tune(args: argparse.Namespace) -> None:

@@ -15,6 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from models.errors import ConfigError
 from service.bundle.manifest import Width
+from service.regular_files import read_text
+
+MAX_BYTES = 1 << 20
+"""Of a configuration file. A choice: those that ship have a few kilobytes."""
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1, lt=2**31)]
@@ -359,11 +363,13 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     key.
     """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        raw = tomllib.loads(read_text(path, MAX_BYTES))
     except OSError as exc:
         raise ConfigError(f"{path} cannot be read: {exc.strerror}") from exc
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+    except tomllib.TOMLDecodeError as exc:
         raise ConfigError(f"{path} is not TOML: {exc}") from exc
+    except ValueError as exc:
+        raise ConfigError(str(exc)) from exc
     raw.setdefault("name", path.stem)
     for override in overrides:
         _apply(raw, override)

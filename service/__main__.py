@@ -53,8 +53,12 @@ def _serve(settings: "Settings") -> int:
     from service.edge.ports import bind
     from service.observe.logs import configure_logging
     from service.process.serve import serve_alone, serve_with_workers
+    from service.settings.settings import ignored_variables
 
     configure_logging(settings.log_level, settings.log_format)
+    if ignored := ignored_variables():
+        fields = {"variables": ignored, "mend": "set enableServiceLinks: false in the pod"}
+        log.info("ignoring variables of Kubernetes' Services", extra={"fields": fields})
     log.info("starting", extra={"fields": {"pid": os.getpid(), "settings": settings.public()}})
     ports = [settings.port, *filter(None, (settings.admin_port, settings.metrics_port))]
     with contextlib.ExitStack() as stack:

@@ -4,9 +4,9 @@
 
 It verifies every file, opens and warms the parts and replays the golden queries, as the service
 does at its start. Then it answers the texts with the service's own code, but without label changes
-and label rules. It takes the service's environment variables, and its flags of the encoder and the
-GPU. It writes one JSON object a line to standard output. The exit code is 0; or 1, with a sentence,
-if the service would refuse the bundle; or 130 after Ctrl-C or SIGTERM.
+and label rules. It takes the service's environment variables, and its flags of the encoder, the GPU
+and the keys of bundles. It writes one JSON object a line to standard output. The exit code is 0; or
+1, with a sentence, if the service would refuse the bundle; or 130 after Ctrl-C or SIGTERM.
 """
 
 from service.interrupt import end_on_signal
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 OPENING: Final = (
-    *("device", "encoder-variant", "intra-op-threads", "max-batch-tokens"),
+    *("device", "encoder-variant", "intra-op-threads", "max-batch-tokens", "bundle-keys"),
     *("gpu-device-id", "gpu-memory-mb", "gpu-max-rows", "cuda-graphs", "tensorrt-cache"),
 )
 """The service's flags that decide how it opens a bundle."""

@@ -37,6 +37,7 @@ whether another try can help. `service.gate.problems` makes the answer from thes
     │   ├── FileMissing             a file of the manifest is not in the folder
     │   ├── FileUnlisted            a file in the folder is not in the manifest
     │   ├── FileCorrupt             a file is not plain, or differs from the manifest
+    │   ├── BundleUnsigned          no key of `bundle_keys` signed the manifest
     │   ├── BundleMismatch          two parts contradict each other
     │   ├── VariantMissing          the bundle has no encoder of the requested precision
     │   └── GoldenMismatch          a recorded query no longer gives its recorded answer
@@ -267,6 +268,12 @@ class FileCorrupt(BundleError):
     """A file is not plain, cannot be read, or differs from the manifest in size or SHA-256."""
 
     code, title = "bundle_file_corrupt", "Bundle file corrupt"
+
+
+class BundleUnsigned(BundleError):
+    """Keys are set, and the manifest carries no right signature by any of them."""
+
+    code, title = "bundle_unsigned", "Bundle unsigned"
 
 
 class BundleMismatch(BundleError):

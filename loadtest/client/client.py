@@ -15,6 +15,7 @@ import uvloop
 from loadtest.client.connection import Ticket
 from loadtest.client.pool import Pool
 from loadtest.client.recorder import Recorder
+from loadtest.headers import Headers
 from loadtest.plan import StepPlan
 from loadtest.target import Target, recommend_request
 
@@ -28,12 +29,17 @@ class Client:
 
     The client calls `complete` with LoadGen's handle when a query has ended. It delays that call
     for a failed query (see Pool). `texts` are the query texts; LoadGen names them by position.
+    `headers` go with every request.
     """
 
     def __init__(
-        self, plan: StepPlan, texts: Sequence[str], complete: Callable[[int], None]
+        self,
+        plan: StepPlan,
+        texts: Sequence[str],
+        complete: Callable[[int], None],
+        headers: Headers | None = None,
     ) -> None:
-        target = Target.parse(plan.url)
+        target = Target.parse(plan.url, headers)
         self.recorder = Recorder()
         self._requests = [
             recommend_request(target, text, plan.k, plan.effort, plan.timeout_ms) for text in texts

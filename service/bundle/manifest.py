@@ -15,6 +15,9 @@ SCHEMA_VERSION: Final = 1
 
 MANIFEST: Final = "manifest.json"
 
+SIGNATURES: Final = "manifest.sig"
+"""Signatures of the manifest, added after sealing: the only file that a manifest does not list."""
+
 POINTER: Final = "CURRENT"
 
 EXACT: Final = "exact"

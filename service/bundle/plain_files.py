@@ -5,11 +5,11 @@ process for ever, and a file that grows while it is read might never end. All th
 """
 
 import os
-import stat
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from service.errors import FileCorrupt, FileMissing, ManifestInvalid
+from service.regular_files import NotRegular, open_regular, read_at_most
 from service.strict_json import NotJson, parse
 
 MAX_JSON_BYTES: Final = 16 << 20
@@ -21,45 +21,42 @@ def open_plain(path: Path) -> BinaryIO:
 
     Raises FileMissing, and FileCorrupt if it is not a plain file or cannot be read.
     """
-    # O_NONBLOCK: opening a named pipe would otherwise wait for a writer.
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        descriptor = os.open(path, flags)
+        return open_regular(path, os.O_NOFOLLOW)
     except (FileNotFoundError, NotADirectoryError):
         raise FileMissing(f"{path} is not there") from None
     except OSError as exc:
         if path.is_symlink():
             raise _not_plain(path) from exc
         raise FileCorrupt(f"{path} cannot be read: {exc.strerror}") from exc
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise _not_plain(path)
-    return open(descriptor, "rb", buffering=0)
+    except NotRegular:
+        raise _not_plain(path) from None
 
 
 def read_plain(path: Path, max_bytes: int) -> bytes:
-    """Read a whole plain file; raises FileMissing, and FileCorrupt if it is over `max_bytes`.
-
-    It tries to read one byte too many and does not trust the size that the system reports.
-    """
+    """Read a whole plain file; raises FileMissing, and FileCorrupt if it is over `max_bytes`."""
     with open_plain(path) as file:
-        parts, budget = [], max_bytes + 1
-        while budget and (part := file.read(budget)):
-            parts.append(part)
-            budget -= len(part)
-    if not budget:
+        content = read_at_most(file, max_bytes)
+    if content is None:
         raise FileCorrupt(f"{path} has over {max_bytes} bytes")
-    return b"".join(parts)
+    return content
 
 
 def read_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """Read the JSON object in a plain file; raises ManifestInvalid, FileMissing."""
     try:
-        value = parse(read_plain(path, max_bytes))
+        raw = read_plain(path, max_bytes)
     except FileMissing:
         raise
     except FileCorrupt as exc:
         raise ManifestInvalid(exc.detail) from exc
+    return parse_object(path, raw)
+
+
+def parse_object(path: Path, raw: bytes) -> dict[str, Any]:
+    """Parse the JSON object that was read from `path`; raises ManifestInvalid."""
+    try:
+        value = parse(raw)
     except NotJson as exc:
         raise ManifestInvalid(f"{path} is not JSON: {exc}") from exc
     if not isinstance(value, dict):

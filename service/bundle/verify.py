@@ -18,11 +18,13 @@ from service.bundle.manifest import (
     MANIFEST,
     POINTER,
     SCHEMA_VERSION,
+    SIGNATURES,
     FileEntry,
     Manifest,
     bundle_id_of,
 )
-from service.bundle.plain_files import MAX_JSON_BYTES, open_plain, read_object, read_plain
+from service.bundle.plain_files import MAX_JSON_BYTES, open_plain, parse_object, read_plain
+from service.bundle.signatures import BundleKeys, check_signature
 from service.errors import (
     BundleNotFound,
     FileCorrupt,
@@ -34,6 +36,7 @@ from service.errors import (
 
 MAX_MANIFEST_BYTES: Final = MAX_JSON_BYTES
 
+_UNLISTED = frozenset((MANIFEST, SIGNATURES))
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _HASH_CHUNK_BYTES = 1 << 20
 _POINTER_BYTES = 4096
@@ -63,15 +66,22 @@ def resolve(path: Path) -> Path:
     return path / name
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Parse and check manifest.json; reads no other file.
+def read_manifest(folder: Path, keys: BundleKeys | None = None) -> Manifest:
+    """Parse and check manifest.json; reads no other file than its signatures.
 
-    Raises BundleNotFound, SchemaVersionUnknown, ManifestInvalid, BundleMismatch.
+    With `keys` one of them must have signed these very bytes, which is checked before they are
+    parsed. Raises BundleNotFound, BundleUnsigned, SchemaVersionUnknown, ManifestInvalid,
+    BundleMismatch.
     """
     try:
-        raw = read_object(folder / MANIFEST, MAX_MANIFEST_BYTES)
+        content = read_plain(folder / MANIFEST, MAX_MANIFEST_BYTES)
     except FileMissing as exc:
         raise BundleNotFound(exc.detail) from exc
+    except FileCorrupt as exc:
+        raise ManifestInvalid(exc.detail) from exc
+    if keys is not None:
+        check_signature(folder, content, keys)
+    raw = parse_object(folder / MANIFEST, content)
     version = raw.get("schema_version")
     if version != SCHEMA_VERSION:
         raise SchemaVersionUnknown(
@@ -91,20 +101,20 @@ def read_manifest(folder: Path) -> Manifest:
             f"{actual}: the manifest was changed after sealing"
         )
     for name in manifest.files:
-        if not _FILE_NAME.fullmatch(name) or name == MANIFEST:
+        if not _FILE_NAME.fullmatch(name) or name in _UNLISTED:
             raise ManifestInvalid(f"{folder / MANIFEST}: files: {name[:80]!r} is not a file name")
     check_claims(folder / MANIFEST, manifest)
     return manifest
 
 
-def verify(folder: Path) -> Manifest:
+def verify(folder: Path, keys: BundleKeys | None = None) -> Manifest:
     """Check that a folder holds exactly the files of its manifest: names, sizes and hashes.
 
-    Raises BundleNotFound, SchemaVersionUnknown, ManifestInvalid, BundleMismatch, FileMissing,
-    FileUnlisted, FileCorrupt.
+    With `keys` one of them must have signed the manifest. Raises BundleNotFound, BundleUnsigned,
+    SchemaVersionUnknown, ManifestInvalid, BundleMismatch, FileMissing, FileUnlisted, FileCorrupt.
     """
-    manifest = read_manifest(folder)
-    for extra in sorted(set(_names_in(folder)) - set(manifest.files) - {MANIFEST}):
+    manifest = read_manifest(folder, keys)
+    for extra in sorted(set(_names_in(folder)) - set(manifest.files) - _UNLISTED):
         raise FileUnlisted(f"{folder / extra} is not listed in {MANIFEST}: remove it")
     for name, entry in sorted(manifest.files.items()):
         _verify_file(folder / name, entry)

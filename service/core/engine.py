@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from service.bundle.manifest import Golden, Manifest
 from service.bundle.open_files import OpenFiles
+from service.bundle.signatures import BundleKeys
 from service.bundle.verify import resolve, verify
 from service.core.calibration import Calibration, RawScores, load_calibration
 from service.core.catalogue.label_rules import LabelRules, RuledLabels
@@ -85,15 +86,17 @@ class Engine:
         max_batch_tokens: int = 16384,
         variant: str | None = None,
         gpu: GpuOptions = DEFAULT_GPU,
+        keys: BundleKeys | None = None,
     ) -> "Engine":
         """Verify and open a bundle, warm it up and replay its golden queries.
 
         `path` is a bundle or a folder of bundles with a pointer. `max_batch_tokens` is the most
         padded tokens of one encoder call. `variant` is a precision of the encoder, None for the
-        bundle's own choice. Raises BundleError, DeviceUnavailable.
+        bundle's own choice. `keys` are those that must have signed the bundle, None for
+        no such demand. Raises BundleError, DeviceUnavailable.
         """
         folder = resolve(path).resolve()
-        manifest = verify(folder)
+        manifest = verify(folder, keys)
         variant = manifest.encoder.served if variant is None else variant
         check_text(folder, manifest)
         encoder = open_encoder(folder, manifest, variant, device, intra_op_threads, gpu)

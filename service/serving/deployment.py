@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from service.bundle.manifest import EXACT, Manifest
+from service.bundle.signatures import read_bundle_keys
 from service.bundle.verify import read_manifest, resolve
 from service.core.batching.adaptive_effort import AdaptiveEffort, EffortPolicy
 from service.core.batching.admission import BatchLimits
@@ -102,10 +103,12 @@ def open_engine(path: Path, settings: Settings) -> Engine:
     """Open the bundle at a path, or the one that its CURRENT file names. Blocking.
 
     Raises BundleError and DeviceUnavailable, and SettingsInvalid where the settings' limits do not
-    fit the bundle.
+    fit the bundle, or where a file of `bundle_keys` holds no keys.
     """
+    # Read the keys again for every bundle, so that one can be withdrawn without a restart.
+    keys = read_bundle_keys(settings.bundle_keys)
     folder = resolve(path)
-    check_limits(settings, read_manifest(folder))
+    check_limits(settings, read_manifest(folder, keys))
     engine = Engine.open(
         folder,
         device=settings.device,
@@ -113,6 +116,7 @@ def open_engine(path: Path, settings: Settings) -> Engine:
         max_batch_tokens=settings.max_batch_tokens,
         variant=settings.encoder_variant,
         gpu=gpu_options(settings),
+        keys=keys,
     )
     if settings.device == "auto" and engine.encoder.device == "cpu":
         log.info("device auto found no GPU: the encoder runs on the CPU")

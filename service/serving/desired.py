@@ -14,10 +14,13 @@ from typing import Final
 
 from service.atomic import write_atomic
 from service.errors import SettingsInvalid, StateUnavailable
+from service.regular_files import read_text
 
 log = logging.getLogger(__name__)
 
 FILE: Final = "serving.json"
+MAX_BYTES: Final = 16 << 20
+"""A choice: room for tens of thousands of models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ def read_desired(folder: Path) -> Desired | None:
     """Read the file; None where there is none. Raises SettingsInvalid where it is broken."""
     path = folder / FILE
     try:
-        raw = json.loads(path.read_bytes())
+        raw = json.loads(read_text(path, MAX_BYTES))
         models = {name: DesiredModel(**model) for name, model in raw["models"].items()}
         return Desired(str(raw["configured"]), models)
     except FileNotFoundError:

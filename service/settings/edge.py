@@ -10,10 +10,15 @@ from typing import Final, Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings
 
+from service.regular_files import read_bytes, read_text
+
 DEFAULT_KEY: Final = "default"
 ADMIN_KEY: Final = "admin"
 MAX_KEYS_FILE_BYTES: Final = 1 << 20
 """A choice: room for ten thousand keys, and a bound against a wrong path."""
+
+MAX_PEM_BYTES: Final = 1 << 20
+"""A choice: room for a chain of hundreds of certificates, and a bound against a wrong path."""
 
 _NAMED_KEY = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,63})=([\x21-\x7e]+)")
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
@@ -110,9 +115,9 @@ class EdgeSettings(BaseSettings):
         self.allowed_origins()
         if self.tls_certfile is None and (self.tls_keyfile or self.tls_keyfile_password):
             raise ValueError("tls_keyfile is set without tls_certfile: set both, or neither")
-        for path in (self.tls_certfile, self.tls_keyfile):
-            if path is not None and not path.is_file():
-                raise ValueError(f"there is no file {path}: name the certificate and key as PEM")
+        for name in ("tls_certfile", "tls_keyfile"):
+            if (path := getattr(self, name)) is not None:
+                _check_pem(name, path)
         if self.admin_port is not None and self.admin_key is None:
             raise ValueError("admin_port is set without admin_key: set one, or nothing may use it")
         return self
@@ -150,13 +155,23 @@ class EdgeSettings(BaseSettings):
         if path is None:
             return []
         try:
-            if path.stat().st_size > MAX_KEYS_FILE_BYTES:
-                raise ValueError(f"api_keys_file: {path} has over {MAX_KEYS_FILE_BYTES} bytes")
-            return path.read_text(encoding="utf-8-sig").splitlines()
+            return read_text(path, MAX_KEYS_FILE_BYTES).splitlines()
         except OSError as exc:
             raise ValueError(f"api_keys_file: {path} cannot be read: {exc.strerror}") from exc
-        except UnicodeDecodeError as exc:
-            raise ValueError(f"api_keys_file: {path} is not UTF-8") from exc
+        except ValueError as exc:
+            raise ValueError(f"api_keys_file: {exc}") from exc
+
+
+def _check_pem(name: str, path: Path) -> None:
+    # The TLS library opens it by its name later, and would wait for a pipe and read a device on.
+    try:
+        read_bytes(path, MAX_PEM_BYTES)
+    except FileNotFoundError:
+        raise ValueError(f"{name}: there is no file {path}: name one in PEM") from None
+    except OSError as exc:
+        raise ValueError(f"{name}: {path} cannot be read: {exc.strerror}") from exc
+    except ValueError as exc:
+        raise ValueError(f"{name}: {exc}") from exc
 
 
 def _add_key(keys: dict[str, str], entry: str, where: str) -> None:

@@ -13,12 +13,19 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from service.errors import SettingsInvalid
 from service.settings.edge import EdgeSettings
 from service.settings.gpu import GpuSettings
 from service.settings.observing import ObservingSettings
+from service.settings.service_links import is_service_link, service_links
 
 PREFIX: Final = "ASTROLABE_"
 
@@ -182,6 +189,13 @@ class Settings(EdgeSettings, GpuSettings, ObservingSettings):
         description="Paths of further bundles, each served under its own name; separated by "
         "commas in the variable.",
     )
+    bundle_keys: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (),
+        description="PEM files of Ed25519 public keys, separated by commas in the variable. With "
+        "them the service refuses every bundle that none of these keys signed: "
+        "docs/operations.md, Signed bundles. The service reads them at start and for every new "
+        "bundle. Not set: it does not look at signatures.",
+    )
     bundle_root: Path | None = Field(
         None,
         description="Folder with the bundles that admin requests may name. Not set: the folder "
@@ -221,14 +235,35 @@ class Settings(EdgeSettings, GpuSettings, ObservingSettings):
         description="After that: how long accepted requests may take to finish.",
     )
 
-    @field_validator("more_bundles", mode="before")
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Leave out of the environment what Kubernetes put there for its Services."""
+        assert isinstance(env_settings, EnvSettingsSource)
+        env_settings.env_vars = {
+            name: value  # pydantic-settings has made the names small
+            for name, value in env_settings.env_vars.items()
+            if not is_service_link(name.upper(), value or "")
+        }
+        return init_settings, env_settings
+
+    @field_validator("more_bundles", "bundle_keys", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         """Split `a,b`, whether it is one text or a list of texts."""
         parts = [value] if isinstance(value, str) else value
         if not all(isinstance(part, str) for part in parts):
             return value
-        return [name for part in parts for name in part.split(",") if name]
+        names = [name for part in parts for name in part.split(",") if name]
+        if any(parts) and not names:  # only commas: "no keys" would turn the check off
+            raise ValueError("it names no path: give one, or leave it out")
+        return names
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -303,6 +338,11 @@ def load_settings(arguments: Sequence[str]) -> Settings:
         raise SettingsInvalid("; ".join(faults)) from exc
 
 
+def ignored_variables() -> list[str]:
+    """Variables of os.environ that have the prefix of settings, but are of Kubernetes' Services."""
+    return service_links(os.environ, PREFIX)
+
+
 def variable_of(field: str) -> str:
     """The environment variable of a field."""
     return PREFIX + field.upper()
@@ -332,7 +372,7 @@ def _in_order() -> dict[str, FieldInfo]:
 
 def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
     known = [variable_of(name) for name in Settings.model_fields]
-    for name in sorted(environment):
+    for name in sorted(set(environment) - set(service_links(environment, PREFIX))):
         # pydantic-settings ignores case, so astrolabe_prot must be refused too.
         if name.upper().startswith(PREFIX) and name.upper() not in known:
             close = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.0)
@@ -364,9 +404,11 @@ _DOCUMENTATION_HEAD: Final = [
     "Generated from `service/settings/` by `python -m service.settings`: do not edit by hand.",
     "",
     "Every setting is an environment variable and a flag of `python -m service`; the flag wins.",
-    "The service refuses to start with an unknown variable of the prefix `ASTROLABE_`. An empty",
-    "variable or flag counts as not set. At start the service logs its configuration, with masked",
-    "secrets.",
+    "The service refuses to start with an unknown variable of the prefix `ASTROLABE_`. It ignores",
+    "those that Kubernetes sets for a Service of such a name (`ASTROLABE_PORT=tcp://...`), and",
+    "logs their names. An empty variable or flag counts as not set. A file that a setting names",
+    "must be a regular one; pipes and devices are refused. At start the service logs its",
+    "configuration, with masked secrets.",
     "",
     "| variable | flag | default | what it does |",
     "|---|---|---|---|",

@@ -37,8 +37,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("service.background",),
         (
             *("service.atomic", "service.errors", "service.interrupt", "service.signals"),
-            "service.strict_json",
-            "service.version",
+            *("service.regular_files", "service.strict_json", "service.version"),
         ),
     ),
     "models": (
@@ -68,16 +67,20 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("loadtest.client",),
         ("loadtest.plan",),
         ("loadtest.target",),
+        ("loadtest.headers",),
         ("loadtest.errors", "loadtest.interrupt"),
     ),
 }
 OF_SERVICE_FOR_TRAINING = (
     *("service.core", "service.bundle"),
-    *("service.atomic", "service.errors", "service.interrupt", "service.version"),
+    *("service.atomic", "service.errors", "service.interrupt", "service.regular_files"),
+    "service.version",
 )
 """What `models` may import of the service: the code that serves is the code that measures."""
 
 HEAVY_IN_SERVICE = ("models", "loadtest", "torch", "transformers")
+LAZY_IN_SERVICE = ("cryptography",)
+"""What the service imports only where a setting asks for it."""
 HEAVY_IN_CLIENT = (
     *("torch", "faiss", "onnxruntime", "numpy", "fastapi", "starlette", "uvicorn", "pydantic"),
     *("service.errors", "service.api", "service.core"),
@@ -193,7 +196,10 @@ def test_package_inits_are_empty() -> None:
     ("imports", "heavy"),
     [
         ("service.client", HEAVY_IN_CLIENT),
-        ("service.api.app, service.edge.server, service.core.engine", HEAVY_IN_SERVICE),
+        (
+            "service.api.app, service.edge.server, service.core.engine",
+            (*HEAVY_IN_SERVICE, *LAZY_IN_SERVICE),
+        ),
         ("models.stages", HEAVY_IN_STAGES),
     ],
 )

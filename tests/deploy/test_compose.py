@@ -105,3 +105,5 @@ def test_load_test_command_is_one_that_loadtest_takes() -> None:
     options = build_parser().parse_args(SERVICES["loadtest"]["command"])
     assert options.verb == "run"
     assert options.url == "http://service:8000"
+    assert options.api_key_env in SERVICES["loadtest"]["environment"]
+    assert options.api_key_env in SERVICES["service"]["environment"]

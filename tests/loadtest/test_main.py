@@ -33,14 +33,69 @@ def test_run_writes_its_results_and_exits_with_0(
     assert "VALID: 600/s holds" in capsys.readouterr().out
 
 
-def test_a_service_that_is_not_there_is_an_invalid_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("arguments", [["run", *QUICK], ["saturate"]])
+def test_a_service_that_is_not_there_ends_the_test_at_once(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     out = tmp_path / "out"
-    assert main(["run", "--url", refused_url(), "--out", str(out), *QUICK]) == 1
-    step = Result.read(out).steps[0]
-    assert step.outcomes == {"refused": step.n_queries}
-    assert "INVALID" in capsys.readouterr().out
+    assert main([*arguments, "--url", refused_url(), "--out", str(out)]) == 2
+    assert "Nothing listens on 127.0.0.1" in capsys.readouterr().err
+    assert not out.exists()
+
+
+SECRET = "sesame-of-the-test"
+SEARCH = ["--start-rate", "500", "--max-rate", "500", "--seconds-per-step", "1", "--no-ceiling"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["run", *QUICK], ["saturate", "--p99-ms", "1500", *SEARCH]], ids=["run", "search"]
+)
+def test_a_key_and_headers_go_with_every_request_and_into_no_file(
+    arguments: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setenv("SERVICE_KEY", SECRET)
+    out = tmp_path / "out"
+    headers = ["--header", f"X-Token: {SECRET}", "--header", "X-Bundle: canary"]
+    with fake_service() as service:
+        url = ["--url", service.url, "--out", str(out), "--api-key-env", "SERVICE_KEY"]
+        assert main([*arguments, *url, *headers]) == 0
+    info = [head for head in service.looks if "/v1/info" in head]
+    assert service.heads
+    assert info
+    for head in [*service.heads, *info]:
+        assert f"\r\nAuthorization: Bearer {SECRET}\r\n" in head
+        assert f"\r\nX-Token: {SECRET}\r\nX-Bundle: canary\r\n" in head.replace(
+            f"Authorization: Bearer {SECRET}\r\n", ""
+        )
+    assert SECRET not in "".join(capsys.readouterr())
+    files = [path for path in out.rglob("*") if path.is_file()]
+    assert len(files) > 4
+    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
+
+
+def test_the_worker_has_the_key_in_no_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SERVICE_KEY", SECRET)
+    command = [sys.executable, "-m", "loadtest", "run", "--rate", "100", "--seconds", "60"]
+    where = ["--out", str(tmp_path / "out"), "--api-key-env", "SERVICE_KEY"]
+    with (
+        fake_service() as service,
+        subprocess.Popen([*command, *where, "--url", service.url]) as process,
+    ):
+        assert service.asked.wait(30)
+        lines = [command_line(path) for path in Path("/proc").glob("[0-9]*")]
+        process.kill()
+    assert any("loadtest.worker" in line for line in lines)
+    assert not any(SECRET in line for line in lines)
+
+
+def command_line(process: Path) -> str:
+    try:
+        return (process / "cmdline").read_text(errors="replace")
+    except OSError:
+        return ""  # it has ended meanwhile
 
 
 def test_one_error_fails_a_run_unless_it_is_allowed(tmp_path: Path):
@@ -53,15 +108,6 @@ def test_one_error_fails_a_run_unless_it_is_allowed(tmp_path: Path):
             arguments = ["run", "--url", service.url, "--out", str(tmp_path / allowed), *QUICK]
             codes.append(main([*arguments, "--seconds", "1.5", "--max-error-rate", allowed]))
     assert codes == [1, 0]
-
-
-def test_too_few_queries_make_an_invalid_run_that_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    with fake_service() as service:
-        arguments = ["run", "--url", service.url, "--out", str(tmp_path / "out"), *QUICK]
-        assert main([*arguments, "--rate", "50"]) == 1
-    assert "too few queries" in " ".join(capsys.readouterr().out.split())
 
 
 def test_saturate_finds_max_rate_of_a_quick_service(
@@ -92,7 +138,15 @@ def test_ceiling_needs_no_service(tmp_path: Path):
     [
         (["run", "--rate", "200000", "--seconds", "60"], "the cap is 2,000,000"),
         (["run", "--rate", "10", "--url", "nowhere"], "give it as http://host:port"),
-        (["run", "--rate", "10", "--queries", "gone.txt"], "gone.txt cannot be read"),
+        (["run", "--rate", "100", "--queries", "gone.txt"], "gone.txt cannot be read"),
+        (["run", "--rate", "100", "--queries", "/dev/zero"], "/dev/zero is not a regular file"),
+        (["run", "--rate", "0.001", "--seconds", "2"], "too few queries"),
+        (["run", "--rate", "100", "--seconds", "0.01"], "too few queries"),
+        (["run", "--rate", "50", "--seconds", "9"], "--seconds to 10."),
+        (["run", "--rate", "1e-308"], "too few queries"),
+        (["saturate", "--start-rate", "0.001"], "less than the first step takes"),
+        (["run", "--rate", "100", "--header", "nothing"], "--header number 1 is not of the form"),
+        (["saturate", "--api-key-env", "NOT_SET"], "NOT_SET, which is not set"),
         (["saturate", "--start-rate", "9", "--max-rate", "5"], "is above --max-rate"),
         (["saturate", "--tolerance", "0"], "--tolerance is 0"),
         (["saturate", "--max-seconds", "3"], "less than the first step takes"),
@@ -110,7 +164,9 @@ def test_bad_usage_is_a_sentence_and_exit_code_2(
 
 def test_results_are_never_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "result.json").write_text("precious")
-    assert main(["run", "--rate", "10", "--out", str(tmp_path)]) == 2
+    with fake_service() as service:
+        arguments = ["run", "--rate", "100", "--url", service.url, "--out", str(tmp_path)]
+        assert main(arguments) == 2
     assert "name a new folder" in capsys.readouterr().err
     assert (tmp_path / "result.json").read_text() == "precious"
 

@@ -1,12 +1,13 @@
 """Query files: the forms read, and complaints that name file and line."""
 
 import gzip
+import os
 from pathlib import Path
 
 import pytest
 
 from loadtest.errors import UsageError
-from loadtest.queries import load_queries
+from loadtest.queries import MAX_LINE_BYTES, load_queries
 
 
 def test_the_packaged_list_is_used_without_a_file():
@@ -68,6 +69,35 @@ def test_a_broken_gzip_file_is_refused_by_name(tmp_path: Path, data: bytes):
     path.write_bytes(data)
     with pytest.raises(UsageError, match=r"q\.txt\.gz is not a whole gzip file"):
         load_queries(str(path))
+
+
+@pytest.mark.parametrize("name", ["q.txt", "q.txt.gz"])
+@pytest.mark.parametrize("kind", ["device", "pipe", "folder"])
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path, kind: str, name: str):
+    path = tmp_path / name
+    if kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+    with pytest.raises(UsageError, match="is not a regular file"):
+        load_queries(str(path))
+
+
+@pytest.mark.parametrize("name", ["q.txt", "q.txt.gz"])
+def test_a_line_without_end_is_refused(tmp_path: Path, name: str):
+    data = b"one\n" + bytes(MAX_LINE_BYTES + 1)
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    with pytest.raises(UsageError, match=r"line 2 has over 1,048,576 bytes"):
+        load_queries(str(tmp_path / name))
+
+
+def test_a_file_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("loadtest.queries.MAX_FILE_BYTES", 99)
+    (tmp_path / "q.txt").write_bytes(b"\n" * 100)
+    with pytest.raises(UsageError, match=r"has over 99 bytes"):
+        load_queries(str(tmp_path / "q.txt"))
 
 
 def test_a_missing_file_is_refused_by_name(tmp_path: Path):

@@ -26,7 +26,7 @@ def test_a_byte_order_mark_is_left_out_and_another_encoding_named(path):
     path.write_text(MINIMAL, encoding="utf-8-sig")
     assert load_config(path).seed == 3
     path.write_text(MINIMAL, encoding="utf-16")
-    with pytest.raises(ConfigError, match="is not TOML: 'utf-8' codec"):
+    with pytest.raises(ConfigError, match="is not UTF-8: invalid start byte"):
         load_config(path)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,6 +39,8 @@ class FakeService:
     url: str = ""
     bodies: list[dict[str, object]] = field(default_factory=list)
     heads: list[str] = field(default_factory=list)
+    looks: list[str] = field(default_factory=list)
+    """Heads of GET requests, which are no queries."""
     asked: threading.Event = field(default_factory=threading.Event)
     n_open: int = 0
     all_closed: threading.Event = field(default_factory=threading.Event)
@@ -60,6 +63,7 @@ class FakeService:
     async def _answer_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         if head.startswith("GET"):
+            self.looks.append(head)
             writer.write(answer(body={"bundle_id": "abc", "device": "cpu"}))
             return True
         lengths = [int(line[15:]) for line in head.split("\r\n") if line.startswith("Content-Le")]
@@ -76,14 +80,17 @@ class FakeService:
 
 
 @contextmanager
-def fake_service(respond: Respond = always_ok) -> Iterator[FakeService]:
-    """Serve on a free loopback port while the block runs."""
+def fake_service(
+    respond: Respond = always_ok, tls: ssl.SSLContext | None = None
+) -> Iterator[FakeService]:
+    """Serve on a free loopback port while the block runs; with `tls`, over HTTPS."""
     service = FakeService(respond)
     loop = asyncio.new_event_loop()
     server = loop.run_until_complete(
-        asyncio.start_server(service.handle, "127.0.0.1", 0, backlog=1024)
+        asyncio.start_server(service.handle, "127.0.0.1", 0, backlog=1024, ssl=tls)
     )
-    service.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    scheme = "https" if tls else "http"
+    service.url = f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     try:

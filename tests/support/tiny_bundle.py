@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from service.bundle.manifest import MANIFEST, bundle_id_of
+from service.bundle.manifest import MANIFEST, SIGNATURES, bundle_id_of
 from service.bundle.verify import hash_file
 from service.core.encoding.text import NORMALISER, NORMALISER_VERSION
 from service.core.engine import Engine
@@ -73,7 +73,7 @@ def seal(folder: Path, manifest: dict[str, Any]) -> None:
     files = {
         path.name: hash_file(path).model_dump()
         for path in sorted(folder.iterdir())
-        if path.name != MANIFEST
+        if path.name not in (MANIFEST, SIGNATURES)
     }
     manifest = {**manifest, "files": files}
     manifest["bundle_id"] = bundle_id_of(manifest)

@@ -4,6 +4,7 @@ A file holds the rules of each model. `RuledLabels` turns them into the allowed 
 a catalogue. The rules apply at once to a label that is added or changed while the service runs.
 """
 
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -65,7 +66,8 @@ def read_label_rules(path: Path) -> dict[str, LabelRules]:
     """
     try:
         # Follow links, because Kubernetes mounts the files of a ConfigMap as links.
-        return _RulesFile.model_validate(read_object(path.resolve())).root
+        # (`Path.resolve` raises RuntimeError for a link to itself.)
+        return _RulesFile.model_validate(read_object(Path(os.path.realpath(path)))).root
     except BundleError as exc:
         raise SettingsInvalid(f"label_rules: {exc.detail}") from exc
     except ValidationError as exc:
