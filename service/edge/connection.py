@@ -11,9 +11,6 @@ A request nearly always arrives in one piece. Then all of this costs a few compa
 
 import asyncio
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum
 from typing import Any, Final
 
 import httptools
@@ -21,6 +18,17 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from service.edge.bounds import (
+    EVENTS_AT_ONCE,
+    FRAMING_BYTES,
+    MAX_HEADERS,
+    N_PROBES,
+    PARSE_BYTES,
+    PROBE_S,
+    RETRY_AFTER_S,
+    ConnectionLimits,
+    Phase,
+)
 from service.edge.closing import (
     DROP_EVERY_S,
     LINGER_BYTES,
@@ -42,63 +50,17 @@ from service.errors import (
     OverloadError,
     TooManyConnections,
 )
-from service.gate.cors import Cors, OriginHeaders
+from service.gate.cors import OriginHeaders
 from service.gate.exchange import REPLY, Reply
 from service.overload.resting import LONGEST_S
-from service.overload.shedding import Shedding
 from service.overload.unread import UNREAD, unread_s
-
-MAX_HEADERS: Final = 200
-"""A choice: several times as many as browsers and proxies send."""
-
-RETRY_AFTER_S: Final = 1.0
-"""When a refused client may connect again. A choice: nobody knows when a connection will close."""
-
-PARSE_BYTES: Final = 16 << 10
-"""How much is parsed before requests that are complete get their turn. A choice: 16 kB hold 600
-small requests, whose parsing takes 10 ms; one read can bring 256 kB."""
-
-PROBE_S: Final = 0.1
-"""How long a half-closed client waits for its answer before the service asks whether it is there. A
-choice: most answers come sooner, and without one more message."""
-
-N_PROBES: Final = 2
-"""The kernel learns from the first that the client has gone, the service from the second."""
 
 _CHECKED: Final = frozenset({b"host", b"transfer-encoding", b"expect"})
 _HOP_HEADERS: Final = frozenset({b"upgrade", b"http2-settings"})
 
 
-class Phase(Enum):
-    """What the client of a connection is sending."""
-
-    NEW = "first byte"
-    IDLE = "next request"
-    HEAD = "head"
-    BODY = "body"
-    ENDING = "after the last answer"
-
-
 # Names of this module, because to look a member up costs more than to compare it.
 _NEW, _IDLE, _HEAD, _BODY, _ENDING = Phase
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionLimits:
-    """The limits of one connection, and the functions that it calls.
-
-    `connections` is the most that may be open at once; None for no limit. `on_refused` is called
-    with the error code of every refusal. `shedding` refuses requests by their headers. `cors` says
-    which pages may read a refusal; it is None if no other origin is allowed.
-    """
-
-    header_bytes: int
-    header_timeout_s: float
-    connections: int | None
-    new_request_id: Callable[[], str]
-    on_refused: Callable[[str], None]
-    shedding: Shedding
-    cors: Cors | None
 
 
 class BoundedConnection(HttpToolsProtocol):
@@ -121,6 +83,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._phase = _NEW
         self._n_received = 0  # of this request; or after the last one
         self._n_body = 0
+        self._n_events = 0  # callbacks of the parser since others had a turn
         self._unparsed = memoryview(b"")
         self._is_parsing = False
         self._ignores_upgrade = False
@@ -158,6 +121,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._stop_timer()
         if self._stall_timer is not None:
             self._stall_timer.cancel()
+        self._unparsed = memoryview(b"")
         super().connection_lost(exc)
         if self._reply is not None:
             self._reply.hang_up()
@@ -272,14 +236,25 @@ class BoundedConnection(HttpToolsProtocol):
             self.loop.call_later(DROP_EVERY_S, self.flow.resume_reading)
 
     def _parse_unparsed(self) -> None:
-        while self._unparsed and not self.pipeline and self._phase is not _ENDING:
+        """Parse what waits, but give other connections a turn where that takes long."""
+        self._n_events = 0
+        while (
+            self._unparsed
+            and not self.pipeline
+            and self._phase is not _ENDING
+            and self._n_events < EVENTS_AT_ONCE
+        ):
             piece, self._unparsed = self._unparsed[:PARSE_BYTES], self._unparsed[PARSE_BYTES:]
             self._parse(piece)
         if self._phase is _ENDING:
             self._unparsed = memoryview(b"")
-        elif self._unparsed:
-            self.flow.held = True
+        was_held, self.flow.held = self.flow.held, bool(self._unparsed or self.pipeline)
+        if self._unparsed:
             self.flow.pause_reading()
+            if not self.pipeline:
+                self.loop.call_soon(self._parse_unparsed)
+        elif was_held:
+            self.flow.resume_reading()
 
     def _parse(self, data: bytes | memoryview) -> None:
         before = self._phase
@@ -295,7 +270,10 @@ class BoundedConnection(HttpToolsProtocol):
         if self._shed_error is not None:  # to wait for its body would only delay the answer
             self._answer_shed(False)
         elif self._phase is _BODY:
-            if self._n_received - 2 * self._n_body > 2 * self._limits.header_bytes:
+            framing_bytes = self._n_received - 2 * self._n_body
+            if framing_bytes > FRAMING_BYTES and (
+                framing_bytes > FRAMING_BYTES + self._exact_head_bytes()
+            ):
                 self._fail_body(self._too_much_framing())
         elif self._n_received > self._limits.header_bytes:
             self._refuse(self._too_large())
@@ -328,6 +306,7 @@ class BoundedConnection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Note that a request line has begun."""
         self._phase = _HEAD
+        self._n_events += 1
         self._hosts, self._codings = [], []
         super().on_message_begin()
 
@@ -373,6 +352,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Pass on a part of a body, or drop it if the request is shed."""
+        self._n_events += 1
         self._n_body += len(body)
         if self._shed_error is None:
             super().on_body(body)
@@ -451,7 +431,7 @@ class BoundedConnection(HttpToolsProtocol):
     def _too_much_framing(self) -> HeadersTooLarge:
         return HeadersTooLarge(
             "chunk sizes, extensions and trailers are over the size of the body and "
-            f"{self._limits.header_bytes} bytes: send larger chunks, or a Content-Length"
+            f"{FRAMING_BYTES} bytes: send larger chunks, or a Content-Length"
         )
 
     def _answer_shed(self, keep_alive: bool) -> None:

@@ -21,7 +21,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.background import end
-from service.edge.connection import BoundedConnection, ConnectionLimits
+from service.edge.bounds import ConnectionLimits
+from service.edge.connection import BoundedConnection
 from service.edge.descriptors import LOOK_S, DescriptorWatch
 from service.edge.ports import accept_all, hold_new_connections
 from service.errors import SettingsInvalid

@@ -63,15 +63,20 @@ async def ask(port: int, seconds: float) -> list[float]:
 
 
 async def be_hostile_once(port: int, case: Case) -> None:
-    """One connection of the row's client, until it ends."""
+    """One connection of the row's client. It sends as long as it can, whatever it is answered."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    sending = asyncio.create_task(_send(writer, case))
     try:
+        async with asyncio.TaskGroup() as both:
+            both.create_task(_send(writer, case))
+            both.create_task(_hear(reader))
+    finally:
+        writer.close()
+
+
+async def _hear(reader: asyncio.StreamReader) -> None:
+    with contextlib.suppress(OSError):
         while await reader.read(1 << 16):
             pass
-    finally:
-        sending.cancel()
-        writer.close()
 
 
 async def _send(writer: asyncio.StreamWriter, case: Case) -> None:

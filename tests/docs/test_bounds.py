@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
+from service.edge.bounds import FRAMING_BYTES, MAX_HEADERS, PARSE_BYTES, Phase
 from service.edge.closing import LINGER_BYTES, LINGER_S, STALL_S
-from service.edge.connection import MAX_HEADERS, PARSE_BYTES, Phase
 from service.settings.settings import Settings
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "security.md").read_text(encoding="utf-8")
@@ -19,6 +19,7 @@ ROWS = {
 }
 FIGURES = {
     "head": (f"{MAX_HEADERS} lines",),
+    "chunk sizes, trailers": (f"{FRAMING_BYTES >> 10} kB",),
     "requests sent ahead": (f"{PARSE_BYTES >> 10} kB",),
     "answer not taken": (f"{STALL_S:g} s",),
     "after the last answer": (f"{LINGER_BYTES >> 20} MiB", f"{LINGER_S:g} s"),

@@ -8,7 +8,7 @@ import pytest
 import trustme
 
 from service.api.app import create_app
-from service.edge.connection import MAX_HEADERS
+from service.edge.bounds import MAX_HEADERS
 from service.edge.ports import bind
 from service.edge.server import DrainingServer
 from service.errors import SettingsInvalid
