@@ -13,7 +13,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Scope
 
 METHODS: Final = ("GET", "POST", "PUT", "DELETE")
-REQUEST_HEADERS: Final = ("Authorization", "Content-Type", "X-Request-Id", "X-Request-Timeout-Ms")
+REQUEST_HEADERS: Final = (
+    *("Authorization", "Content-Type", "X-Bundle"),
+    *("X-Request-Id", "X-Request-Priority", "X-Request-Timeout-Ms"),
+)
 EXPOSED_HEADERS: Final = ("X-Request-Id", "Server-Timing", "Retry-After")
 PREFLIGHT_AGE_S: Final = 600
 """How long a browser may keep the answer to a preflight. Starlette's default; a change of the
