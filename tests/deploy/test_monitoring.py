@@ -59,8 +59,12 @@ def series_of_the_service() -> dict[str, set[str]]:
     telemetry.served([Prediction(ONE, ONE, ONE, False, n_tokens=1)] * (REFERENCE_SIZE + 1000))
     telemetry.served([Prediction(ONE, ONE, ONE, False, n_tokens=1)] * 1000)
     telemetry.rejected("queue_full")
+    telemetry.background.last_resort("retire").failed(ValueError("a bug"))
     # of the master of several workers
-    found: dict[str, set[str]] = {"astrolabe_worker_restarts_total": set()}
+    found: dict[str, set[str]] = {
+        "astrolabe_worker_restarts_total": set(),
+        "astrolabe_worker_hangs_total": set(),
+    }
     for line in telemetry.render().decode().splitlines():
         if line and not line.startswith("#"):
             name, _, labels = line.rpartition(" ")[0].partition("{")

@@ -11,6 +11,7 @@ whose file was replaced, removed or cut refuses to write (`StoreFiles`); it can 
 import contextlib
 import os
 import sqlite3
+import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,13 +37,13 @@ BUSY_SECONDS: Final = 10.0
 longer wait means that something is wrong."""
 _RESTORE: Final = "stop the service and restore it from a backup, as docs/catalogue.md says"
 _TABLES: Final = (
-    "CREATE TABLE IF NOT EXISTS catalogue (name TEXT NOT NULL)",
-    "CREATE TABLE IF NOT EXISTS changes (seq INTEGER PRIMARY KEY, label_id TEXT NOT NULL,"
+    "CREATE TABLE catalogue (name TEXT NOT NULL)",
+    "CREATE TABLE changes (seq INTEGER PRIMARY KEY, label_id TEXT NOT NULL,"
     " op TEXT NOT NULL, text TEXT, metadata BLOB)",
-    "CREATE INDEX IF NOT EXISTS changes_of_label ON changes (label_id, seq)",
-    "CREATE TABLE IF NOT EXISTS vectors (encoder TEXT NOT NULL, seq INTEGER NOT NULL,"
+    "CREATE INDEX changes_of_label ON changes (label_id, seq)",
+    "CREATE TABLE vectors (encoder TEXT NOT NULL, seq INTEGER NOT NULL,"
     " vector BLOB NOT NULL, PRIMARY KEY (encoder, seq)) WITHOUT ROWID",
-    "CREATE TABLE IF NOT EXISTS folds (bundle_id TEXT PRIMARY KEY, seq INTEGER NOT NULL)",
+    "CREATE TABLE folds (bundle_id TEXT PRIMARY KEY, seq INTEGER NOT NULL)",
 )
 
 Vectors = Mapping[int, NDArray[np.float32]]
@@ -71,10 +72,9 @@ class ChangeStore:
         self._files = StoreFiles(path)
         with self._translate_errors():
             path.parent.mkdir(parents=True, exist_ok=True)
-            new = not path.exists()
-            self._db = self._connect(self._prepare)
-            if new:
-                sync(path.parent)
+            if not path.exists():
+                _create(path, name)
+            self._db = self._connect(self._check)
         self._version: int | None = self._data_version()
         _OPEN.add(self)
 
@@ -180,27 +180,16 @@ class ChangeStore:
             raise
         return db
 
-    def _prepare(self, db: sqlite3.Connection) -> None:
-        application_id = db.execute("PRAGMA application_id").fetchone()[0]
-        if (
-            application_id != APPLICATION_ID
-            and db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
-        ):
+    def _check(self, db: sqlite3.Connection) -> None:
+        if self.path.stat().st_size == 0:
+            raise CatalogueCorrupt(
+                f"{self.path} has no bytes, so changes may be lost: {_RESTORE}, or remove it, its "
+                "-wal and its -shm to begin without changes"
+            )
+        if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
             raise CatalogueCorrupt(
                 f"{self.path} is a database of another program: name another folder for changes"
             )
-        if db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-            db.execute("PRAGMA journal_mode = WAL")
-        with _all_or_nothing(db):
-            for table in _TABLES:
-                db.execute(table)
-            if db.execute("SELECT count(*) FROM catalogue").fetchone()[0] == 0:
-                db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                db.execute(f"PRAGMA user_version = {VERSION}")
-                db.execute("INSERT INTO catalogue VALUES (?)", (self.name,))
-        self._check(db)
-
-    def _check(self, db: sqlite3.Connection) -> None:
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version != VERSION:
             raise CatalogueCorrupt(
@@ -253,6 +242,27 @@ class ChangeStore:
             ) from exc
         except sqlite3.DatabaseError as exc:
             raise CatalogueCorrupt(f"{self.path}: {exc}: {_RESTORE}") from exc
+
+
+def _create(path: Path, name: str) -> None:
+    """Put a whole file without changes at `path`, unless another process is first.
+
+    No other process sees the file before it is whole. A link, unlike a rename, replaces nothing.
+    """
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=path.parent) as folder:
+        whole = Path(folder) / path.name
+        with contextlib.closing(sqlite3.connect(whole, isolation_level=None)) as db:
+            with _all_or_nothing(db):
+                for table in _TABLES:
+                    db.execute(table)
+                db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                db.execute(f"PRAGMA user_version = {VERSION}")
+                db.execute("INSERT INTO catalogue VALUES (?)", (name,))
+            db.execute("PRAGMA journal_mode = WAL")
+        sync(whole)
+        with contextlib.suppress(FileExistsError):
+            os.link(whole, path)
+    sync(path.parent)
 
 
 def _live(db: sqlite3.Connection, name: str, base: LabelOf, after: int) -> Label | None:

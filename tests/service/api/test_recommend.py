@@ -212,11 +212,15 @@ async def test_broken_predict_is_500_without_internals() -> None:
 
 
 @pytest.mark.parametrize("timeout_ms", ["1", "10"])  # below and above the watch's grace
-async def test_stuck_predict_is_504_at_the_deadline_and_not_ready(timeout_ms: str) -> None:
+async def test_behind_a_stuck_predict_is_504_at_the_deadline_and_not_ready(timeout_ms: str) -> None:
     async with running(stuck_after_s=0.0001) as service:
         service.predict.hold()
+        stuck = asyncio.create_task(service.recommend({"query": "stuck"}))
+        await service.predict.wait_entered()
         answer = await service.recommend({"query": "a"}, x_request_timeout_ms=timeout_ms)
         ready = await service.client.get("/readyz")
+        service.predict.release()
+        await stuck
     assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
     assert f"{timeout_ms} ms" in answer.json()["detail"]
     assert (ready.status_code, ready.json()["code"]) == (503, "not_ready")

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.faults import frozen
 
-SAFETY_S = 30.0
+SAFETY_S = 240.0
 
 SCRIPT = """
 import errno, os, select, signal, sys, time
@@ -220,7 +220,7 @@ def test_workers_notice_that_their_master_was_killed() -> None:
 
 
 def test_a_frozen_worker_is_replaced_and_the_others_are_left_alone() -> None:
-    with supervised(2, "beating", silence_s=2.0) as master:
+    with supervised(2, "beating", silence_s=15.0) as master:
         with frozen(pids_of_two(master)["0"]):
             lines = read_until(master, "silent 0", "died 0", "replaced 0")
         assert not {"silent 1", "died 1"} & set(lines)
@@ -229,7 +229,7 @@ def test_a_frozen_worker_is_replaced_and_the_others_are_left_alone() -> None:
 
 
 def test_a_worker_whose_loop_does_not_turn_is_replaced(tmp_path: Path) -> None:
-    with supervised(1, "hanging", silence_s=1.0, extra=str(tmp_path / "hung")) as master:
+    with supervised(1, "hanging", silence_s=10.0, extra=str(tmp_path / "hung")) as master:
         read_until(master, "up 0", "silent 0", "died 0", "replaced 0", "up 0")
         master.send_signal(signal.SIGTERM)
         assert master.wait(SAFETY_S) == 0
@@ -237,10 +237,10 @@ def test_a_worker_whose_loop_does_not_turn_is_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_stop_of_the_whole_service_costs_no_worker() -> None:
-    with supervised(2, "beating", silence_s=4.0) as master:
+    with supervised(2, "beating", silence_s=15.0) as master:
         pids = pids_of_two(master)
         with frozen(master.pid), frozen(pids["0"]), frozen(pids["1"]):
-            threading.Event().wait(6.0)  # the time that passes is what is tested
+            threading.Event().wait(20.0)  # the time that passes is what is tested
         master.send_signal(signal.SIGTERM)
         assert not [line for line in read_until(master, "ended") if line.startswith("silent")]
 

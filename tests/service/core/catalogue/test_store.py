@@ -1,5 +1,6 @@
 """The file of changes: whole calls or none, rules inside the transaction, clear errors."""
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -119,12 +120,20 @@ def test_embeddings_are_kept_by_encoder_and_forgotten_once_folded(store):
     assert len(store.since(0)) == 2
 
 
-def test_a_file_that_is_no_database_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"not a database at all" * 100, r"shop\.sqlite"),
+        (b"", r"shop\.sqlite has no bytes, so changes may be lost.*restore it.*or remove it"),
+    ],
+    ids=["garbage", "nothing"],
+)
+def test_a_file_that_is_no_database_is_refused_and_kept(tmp_path, content, says):
     path = tmp_path / "shop.sqlite"
-    path.write_bytes(b"not a database at all" * 100)
-    with pytest.raises(CatalogueCorrupt, match=r"shop\.sqlite"):
+    path.write_bytes(content)
+    with pytest.raises(CatalogueCorrupt, match=says):
         ChangeStore(path, "shop")
-    assert path.read_bytes().startswith(b"not a database")
+    assert path.read_bytes() == content
 
 
 def test_a_database_of_another_program_is_refused(tmp_path):
@@ -180,22 +189,41 @@ import sys
 from pathlib import Path
 from service.core.catalogue.store import ChangeStore
 from service.core.catalogue.changes import Change
-store = ChangeStore(Path(sys.argv[1]), "shop")
-for i in range(20):
-    store.append([Change("add", f"{sys.argv[2]}-{i}", "text")], lambda _: None, 0)
+folder, name, n_files = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+print(flush=True)
+sys.stdin.readline()
+for n in range(n_files):
+    store = ChangeStore(folder / str(n) / "shop.sqlite", "shop")
+    for i in range(5):
+        store.append([Change("add", f"{name}-{i}", "text")], lambda _: None, 0)
+    store.close()
 """
 
 
-def test_several_processes_open_and_write_one_new_file_together(tmp_path):
-    path = tmp_path / "shop.sqlite"
-    writers = [
-        subprocess.Popen([sys.executable, "-c", OPENERS, str(path), str(n)], cwd=ROOT)
-        for n in range(4)
-    ]
-    assert [writer.wait(timeout=60) for writer in writers] == [0] * 4
-    store = ChangeStore(path, "shop")
-    assert len({change.label_id for change in store.since(0)}) == 80
-    store.close()
+@pytest.mark.parametrize(("n_processes", "n_files"), [(4, 1), (8, 20)])
+def test_processes_that_open_new_files_together_share_them(tmp_path, n_processes, n_files):
+    with contextlib.ExitStack() as ends:
+        writers = [
+            ends.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", OPENERS, str(tmp_path), str(n), str(n_files)],
+                    cwd=ROOT,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                )
+            )
+            for n in range(n_processes)
+        ]
+        for writer in writers:
+            writer.stdout.readline()
+        for writer in writers:  # all have started: the end of their input sets them off together
+            writer.stdin.close()
+        assert [writer.wait() for writer in writers] == [0] * n_processes
+    for folder in sorted(tmp_path.iterdir()):
+        store = ChangeStore(folder / "shop.sqlite", "shop")
+        assert len({change.label_id for change in store.since(0)}) == 5 * n_processes
+        store.close()
+        assert [path.name for path in folder.iterdir()] == ["shop.sqlite"]
 
 
 def test_a_forked_process_opens_the_file_anew(store):
