@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.fake_service import fake_service
 from tests.support.tiny_job import write_tiny_job
 
 WAIT_S = 300.0
@@ -87,8 +88,8 @@ def interrupted(
 @pytest.mark.parametrize(
     ("command", "number", "sentence"),
     [
-        ("loadtest run --rate 10 --out {new}", signal.SIGINT, STOPPED),
-        ("loadtest run --rate 10 --out {new}", signal.SIGTERM, STOPPED),
+        ("loadtest run --rate 10 --seconds 60 --out {new}", signal.SIGINT, STOPPED),
+        ("loadtest run --rate 10 --seconds 60 --out {new}", signal.SIGTERM, STOPPED),
         ("loadtest saturate --out {new}", signal.SIGINT, STOPPED),
         ("loadtest ceiling --out {new}", signal.SIGINT, STOPPED),
         ("models prepare --config gone.toml", signal.SIGINT, GOES_ON),
@@ -137,8 +138,9 @@ def test_a_shell_that_ignores_ctrl_c_for_what_runs_in_the_background_changes_not
 def test_no_moment_and_no_place_loses_it(
     moment: tuple[str, str], place: str, tmp_path: Path
 ) -> None:
-    command = f"loadtest run --rate 10 --url http://127.0.0.1:1 --out {tmp_path / 'new'}"
-    assert interrupted(command, moment, place) == (130, STOPPED)
+    with fake_service() as target:
+        command = f"loadtest run --rate 10 --seconds 60 --url {target.url} --out {tmp_path / 'new'}"
+        assert interrupted(command, moment, place) == (130, STOPPED)
     assert not (tmp_path / "new" / "result.json").exists()
 
 

@@ -56,11 +56,11 @@ positive_data_acceptance.expected-statuses = ["2xx", 404, 409, 429, 504]
 include-path-regex = "^/v2/|^/v1/embeddings$"
 checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 404, 413, 429, 504]
 
-# Neither are that numbers fit 32 or 64 bits, that the default model stays, and that a canary is
-# another bundle than the current one.
+# Neither are that whole numbers anywhere in metadata fit 64 bits and metadata 64 KiB, that the
+# default model stays, and that a canary is another bundle than the current one.
 [[operations]]
 include-path-regex = "^/v1/recommend/by-embedding$|^/v1/label|^/admin/"
-checks.positive_data_acceptance.expected-statuses = ["2xx", 404, 409, 422, 429, 504]
+checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 404, 409, 413, 422, 429, 504]
 """
 
 # That `item_id` is as long a list as `query`, and belongs to the bundle that answers, is more than
