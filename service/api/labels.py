@@ -15,7 +15,7 @@ from service.api.json_route import JsonRoute
 from service.api.openapi import link, links
 from service.api.schemas import LabelResponse
 from service.core.catalogue.changes import Change
-from service.core.labels.label_id import MAX_ID_CHARS
+from service.core.labels.label_id import ID_PATTERN, MAX_ID_CHARS
 from service.errors import (
     CatalogueCorrupt,
     CatalogueUnavailable,
@@ -73,7 +73,11 @@ def _to_label(label_id: str) -> dict[int | str, dict[str, Any]]:
 _ADDED = _to_label("$request.body#/labels/0/id")
 _CHANGED = _to_label("$request.path.label_id")
 
-LabelId = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS, pattern=VISIBLE)]
+# The catalogue checks the rest of the rule, and says what is wrong.
+LabelId = Annotated[
+    str,
+    Field(min_length=1, max_length=MAX_ID_CHARS, json_schema_extra={"pattern": ID_PATTERN}),
+]
 Text = Annotated[str, Field(min_length=1, max_length=65536, pattern=VISIBLE)]
 
 

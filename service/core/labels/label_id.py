@@ -20,6 +20,12 @@ _DOTS: Final = re.compile(r"(?:^|/)\.{1,2}(?:$|/)")
 _INVISIBLE: Final = re.compile(r"[\s\u200b\ufeff]+")
 
 
+_CONTROL: Final = r"\u0000-\u001f\u007f-\u009f\u2028\u2029"
+
+ID_PATTERN: Final = rf"^[^{_CONTROL}]*[^\s{_CONTROL}\u200b\ufeff][^{_CONTROL}]*$"
+"""What a pattern in OpenAPI can say of the rule, for those who generate clients and tests."""
+
+
 def fault_of_id(label_id: str) -> str | None:
     """What keeps a text from being a label's id, as a phrase; None if nothing does.
 

@@ -13,7 +13,7 @@ from tests.support.api_fuzz import ADD, AFTER_ADD, BARE, FILTERED, fuzz, fuzzed_
 pytestmark = pytest.mark.slow
 
 EXAMPLES = 30
-CHAINS = 60
+CHAINS = 100
 
 
 @pytest.mark.parametrize("config", [BARE, FILTERED], ids=["bare", "filtered"])

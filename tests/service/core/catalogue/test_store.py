@@ -274,3 +274,8 @@ def test_a_killed_writer_loses_nothing_that_it_acknowledged(tmp_path):
     store.close()
     assert set(acknowledged) <= set(kept)
     assert len(kept) % 7 == 0, "a call was kept in part"
+
+
+def test_a_call_without_a_change_is_no_write(store):
+    assert store.append([], lambda name: None, 0) == []
+    assert store.since(0) == []
