@@ -36,14 +36,14 @@ class JsonRoute(APIRoute):
             check_json(request.scope[EXCHANGE].headers)
             body = await read_body(request.receive)
             async with self.turn:
-                parsed = _Parsed(request, body, parse(body))
+                parsed = _ParsedRequest(request, body, parse(body))
                 await asyncio.sleep(0)  # other answers go first; then the body is validated
                 return await handle(parsed)
 
         return handle_in_turn
 
 
-class _Parsed(Request):
+class _ParsedRequest(Request):
     """A request whose body has been read and parsed."""
 
     def __init__(self, request: Request, body: bytes, value: Any) -> None:

@@ -55,7 +55,7 @@ from service.gate.exchange import REPLY, Reply
 from service.overload.resting import LONGEST_S
 from service.overload.unread import UNREAD, unread_s
 
-_CHECKED: Final = frozenset({b"host", b"transfer-encoding", b"expect"})
+_FRAMING_HEADERS: Final = frozenset({b"host", b"transfer-encoding", b"expect"})
 _HOP_HEADERS: Final = frozenset({b"upgrade", b"http2-settings"})
 
 
@@ -89,7 +89,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._ignores_upgrade = False
         self._hosts: list[bytes] = []
         self._codings: list[bytes] = []
-        self._sound: tuple[str, list[bytes], list[bytes]] = ("", [], [])
+        self._sound_framing: tuple[str, list[bytes], list[bytes]] = ("", [], [])
         self._half_closed = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = self._due_s = math.inf
@@ -205,7 +205,7 @@ class BoundedConnection(HttpToolsProtocol):
         left_s = self._due_s - self.loop.time()
         if left_s > 0:
             self._expire_in(left_s)
-        elif self._phase is _ENDING:
+        elif self.transport.is_closing():
             self.transport.plain.abort()
         elif self.flow.read_paused:
             self._expire_in(LONGEST_S)  # it rests, so a request may wait unread in the kernel
@@ -270,10 +270,8 @@ class BoundedConnection(HttpToolsProtocol):
         if self._shed_error is not None:  # to wait for its body would only delay the answer
             self._answer_shed(False)
         elif self._phase is _BODY:
-            framing_bytes = self._n_received - 2 * self._n_body
-            if framing_bytes > FRAMING_BYTES and (
-                framing_bytes > FRAMING_BYTES + self._exact_head_bytes()
-            ):
+            surplus_bytes = self._n_received - 2 * self._n_body - self._exact_head_bytes()
+            if surplus_bytes > FRAMING_BYTES:
                 self._fail_body(self._too_much_framing())
         elif self._n_received > self._limits.header_bytes:
             self._refuse(self._too_large())
@@ -318,7 +316,7 @@ class BoundedConnection(HttpToolsProtocol):
         if self._phase is _BODY:
             return
         name = name.lower()
-        if name in _CHECKED:
+        if name in _FRAMING_HEADERS:
             if name == b"host":
                 self._hosts.append(value)
             elif name == b"transfer-encoding":
@@ -392,7 +390,6 @@ class BoundedConnection(HttpToolsProtocol):
             self._start_asgi_task(*self.pipeline.pop())
         if not self._is_parsing:
             self._parse_unparsed()
-        self.flow.held = bool(self.pipeline or self._unparsed)
         self.flow.resume_reading()
 
     def _is_answered(self) -> bool:
@@ -410,11 +407,11 @@ class BoundedConnection(HttpToolsProtocol):
             return self._too_large()
         version = self.parser.get_http_version()
         # A kept connection sends the same headers again and again.
-        if (version, self._hosts, self._codings) != self._sound:
+        if (version, self._hosts, self._codings) != self._sound_framing:
             error = framing_error(version, self._hosts, self._codings)
             if error is not None:
                 return error
-            self._sound = (version, self._hosts, self._codings)
+            self._sound_framing = (version, self._hosts, self._codings)
         if self.parser.should_upgrade() and self.parser.get_method() == b"CONNECT":
             return MalformedRequest("the service is no proxy: send another method than CONNECT")
         return None

@@ -1,4 +1,4 @@
-# ruff: noqa: E501
+# ruff: noqa: E501  (a row is a line, however long)
 """Hostile and unusual clients of HTTP, one row each: the next one is one more line."""
 
 from tests.support.hostile_http import MANY, AwaitAnswer, Endless, HalfClose, case

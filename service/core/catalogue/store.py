@@ -175,7 +175,7 @@ class ChangeStore:
             prepare(db)
             db.execute("PRAGMA synchronous = FULL")
             self._files.opened()
-        except BaseException:
+        except BaseException:  # a signal too must leave no connection open
             db.close()
             raise
         return db
@@ -284,7 +284,7 @@ def _all_or_nothing(db: sqlite3.Connection) -> Iterator[None]:
     try:
         yield
         db.execute("COMMIT")
-    except BaseException:
+    except BaseException:  # a signal too must leave no transaction open
         if db.in_transaction:
             db.execute("ROLLBACK")
         raise

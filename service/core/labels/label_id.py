@@ -10,7 +10,8 @@ from typing import Final
 MAX_ID_CHARS: Final = 1024
 """A choice, far above real ids. Percent-encoded an id has at most 12 KiB of a request's head."""
 
-_UNSPEAKABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_CONTROL: Final = r"\u0000-\u001f\u007f-\u009f\u2028\u2029"
+_UNSPEAKABLE: Final = re.compile(rf"[{_CONTROL}\ud800-\udfff]")
 """Control characters, line ends and halves of surrogate pairs: servers and proxies refuse the
 first, a route's pattern ends at the second, and UTF-8 cannot write the third."""
 
@@ -19,8 +20,6 @@ _DOTS: Final = re.compile(r"(?:^|/)\.{1,2}(?:$|/)")
 
 _INVISIBLE: Final = re.compile(r"[\s\u200b\ufeff]+")
 
-
-_CONTROL: Final = r"\u0000-\u001f\u007f-\u009f\u2028\u2029"
 
 ID_PATTERN: Final = rf"^[^{_CONTROL}]*[^\s{_CONTROL}\u200b\ufeff][^{_CONTROL}]*$"
 """What a pattern in OpenAPI can say of the rule, for those who generate clients and tests."""

@@ -120,3 +120,15 @@ async def test_a_half_closed_client_that_waits_long_is_asked_whether_it_is_there
         while (head := await client.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100"):
             pass
         assert head.startswith(b"HTTP/1.1 200")
+
+
+async def test_a_refusal_waits_for_a_slow_answer_whatever_clock_ran_before() -> None:
+    async with served(header_timeout_s=A_MOMENT_S) as run, raw(run) as client:
+        run.predict.hold()
+        await client.says(recommend() + b"GE")  # the clock of a second head begins
+        await run.predict.wait_entered()
+        await client.says(b"\x00")
+        await asyncio.sleep(2 * A_MOMENT_S)
+        run.predict.release()
+        assert [(await client.hears())[0] for _ in range(2)] == [200, 400]
+        assert await client.is_cut()
