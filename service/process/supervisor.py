@@ -9,7 +9,6 @@ manager serves here.
 import gc
 import logging
 import math
-import mmap
 import os
 import signal
 import sys
@@ -21,6 +20,7 @@ from typing import Final, NoReturn, Protocol
 
 from service.background import Background
 from service.errors import WorkersFailed
+from service.process.heartbeats import Heartbeats
 from service.signals import ending_signals
 
 log = logging.getLogger(__name__)
@@ -41,16 +41,6 @@ A choice: a lone accident costs little service, and a lasting fault does not cau
 REPORT_EVERY_S: Final = 10.0
 """How often the watcher hears which workers run where no signal comes. A choice: their memory and
 CPU time in the metrics are up to this old."""
-
-
-START_S: Final = 600.0
-"""A worker must have told its master once within this time. A choice: where each worker opens the
-bundle itself, the largest one is open by then."""
-
-LATE_S: Final = 1.0
-"""Where the master itself wakes up later than planned by more than this, the whole machine or
-container may have stood still, so every worker gets its full time again. A choice: an ordinary
-delay is far shorter."""
 
 
 class Watcher(Protocol):
@@ -95,30 +85,6 @@ class Lifeline:
     writer: int
 
 
-class Heartbeats:
-    """The moment at which each worker last told its master that it is alive.
-
-    They lie in memory that all share, so that a worker needs one store to tell, and no system call
-    that could block. Moments are seconds of `time.monotonic`, which all processes of a machine
-    share; 0 stands for a worker that has not told yet.
-    """
-
-    def __init__(self, n_workers: int) -> None:
-        self._moments_s = memoryview(mmap.mmap(-1, 8 * n_workers)).cast("d")
-
-    def beat(self, number: int) -> None:
-        """The worker of this number is alive now."""
-        self._moments_s[number] = time.monotonic()
-
-    def last_s(self, number: int) -> float:
-        """When the worker of this number last told."""
-        return self._moments_s[number]
-
-    def reset(self, number: int) -> None:
-        """A new worker of this number has not told yet."""
-        self._moments_s[number] = 0.0
-
-
 @dataclass(slots=True)
 class _Worker:
     number: int
@@ -148,12 +114,13 @@ class Supervisor:
         self._watcher = watcher
         self._kill_after_s = kill_after_s
         self._silence_s = silence_s
-        self._heartbeats = Heartbeats(n_workers)
+        self._heartbeats = Heartbeats(n_workers, silence_s)
         background = background or Background()
         self._resort = background.last_resort("supervise")
         self._watching = background.last_resort("watch-workers")
-        self._awaited = (*ending_signals(), signal.SIGCHLD)
-        self._awake_since_s = 0.0
+        self._ending = ending_signals()
+        self._awaited = (*self._ending, signal.SIGCHLD)
+        self._looked_s = math.inf  # when the master last looked for silent workers
         self._report_at_s = 0.0
         self._pause_s = 0.0
         self._workers: dict[int, _Worker] = {}
@@ -194,15 +161,15 @@ class Supervisor:
             )
 
     def _turn(self, mask: set[int | signal.Signals]) -> None:
-        began_s, planned_s = time.monotonic(), self._pause_s or self._sleep_s()
-        self._on_signal(signal.sigtimedwait(self._awaited, planned_s))
+        wait_s = self._pause_s or self._sleep_s()
+        self._on_signal(signal.sigtimedwait(self._awaited, wait_s))
         self._reap()
         self._kill_late()
         self._start_due(mask)
         now = time.monotonic()
-        if now - began_s > planned_s + LATE_S:
-            self._awake_since_s = now
+        self._heartbeats.on_wake(now, self._looked_s + wait_s)
         self._kill_silent(now)
+        self._looked_s = now
         if now >= self._report_at_s:
             self._report_at_s = now + REPORT_EVERY_S
             self._tell(lambda: self._watcher.on_running(list(self._workers)))
@@ -219,7 +186,7 @@ class Supervisor:
     def _start_due(self, mask: set[int | signal.Signals]) -> None:
         now = time.monotonic()
         for number in [number for number, due_s in self._start_at_s.items() if due_s <= now]:
-            self._heartbeats.reset(number)
+            self._heartbeats.start(number, now)
             pid = os.fork()  # where it raises, the number stays due
             if pid == 0:
                 self._be_worker(number, mask)
@@ -250,7 +217,9 @@ class Supervisor:
             os._exit(code)
 
     def _on_signal(self, info: "signal.struct_siginfo | None") -> None:
-        if info is None or info.si_signo == signal.SIGCHLD:
+        # After a stop of the process that outlasts the wait, CPython hands out a struct that nobody
+        # filled in (`signal.sigtimedwait` breaks off its loop after EINTR).
+        if info is None or info.si_signo not in self._ending:
             return
         log.info("signal %d: passed on to the workers", info.si_signo)
         self._stop()
@@ -303,7 +272,7 @@ class Supervisor:
 
     def _kill_silent(self, now: float) -> None:
         for pid, worker in self._workers.items():
-            if now < self._silent_at_s(worker) or worker.killed:
+            if worker.killed or now < self._heartbeats.silent_at_s(worker.number):
                 continue
             worker.killed = True
             fields = {"number": worker.number, "pid": pid, "silence_s": self._silence_s}
@@ -311,16 +280,14 @@ class Supervisor:
             os.kill(pid, signal.SIGKILL)
             self._tell(lambda number=worker.number: self._watcher.on_silent(number))  # type: ignore[misc]
 
-    def _silent_at_s(self, worker: _Worker) -> float:
-        """When a worker counts as silent, unless it tells before."""
-        last_s = self._heartbeats.last_s(worker.number)
-        since_s = max(last_s or worker.started_s, self._awake_since_s)
-        return since_s + (self._silence_s if last_s else max(START_S, self._silence_s))
-
     def _sleep_s(self) -> float:
         """Seconds until the next thing to do where no signal comes."""
         now, moments_s = time.monotonic(), list(self._start_at_s.values())
-        moments_s += [self._silent_at_s(w) for w in self._workers.values() if not w.killed]
+        moments_s += [
+            self._heartbeats.silent_at_s(worker.number)
+            for worker in self._workers.values()
+            if not worker.killed
+        ]
         moments_s.append(self._report_at_s)
         if self._stopping_since_s is not None:
             moments_s.append(self._stopping_since_s + self._kill_after_s)
