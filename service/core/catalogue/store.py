@@ -72,6 +72,7 @@ class ChangeStore:
         self._lock = threading.Lock()
         self._db: sqlite3.Connection | None = None
         self._closed = False
+        self._writable = True
         self._files = StoreFiles(path)
         with self._translate_errors():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,6 +181,8 @@ class ChangeStore:
             prepare(db)
             db.execute("PRAGMA synchronous = FULL")
             self._files.opened()
+            # Where the file can only be read, SQLite opens it so without a word, and for good.
+            self._writable = os.access(self.path, os.W_OK)
         except BaseException:  # a signal too must leave no connection open
             db.close()
             raise
@@ -230,6 +233,9 @@ class ChangeStore:
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._reading() as db:
+            if not self._writable:  # it was so when this connection was opened
+                self._release()
+                db = self._db = self._connect(self._check_name)
             before = db.total_changes
             with _all_or_nothing(db):
                 self._files.check(db)

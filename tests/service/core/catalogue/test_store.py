@@ -181,6 +181,25 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path):
         ChangeStore(tmp_path / "file" / "shop.sqlite", "shop")
 
 
+def test_a_file_that_could_only_be_read_when_it_was_opened_is_written_to_later(
+    store, tmp_path, monkeypatch
+):
+    path, connect = tmp_path / "shop.sqlite", sqlite3.connect
+    append(store, add("a", "one"))
+    with monkeypatch.context() as read_only:  # as on a disk that is mounted for reading
+        read_only.setattr(os, "access", lambda *_: False)
+        read_only.setattr(
+            sqlite3, "connect", lambda it, **more: connect(f"file:{it}?mode=ro", uri=True, **more)
+        )
+        other = ChangeStore(path, "shop")
+        assert len(other.since(0)) == 1
+        with pytest.raises(CatalogueUnavailable, match="readonly"):
+            append(other, add("b", "two"))
+    append(other, add("b", "two"))
+    other.close()
+    assert [change.label_id for change in store.since(0)] == ["a", "b"]
+
+
 def test_a_lock_that_does_not_go_away_is_said(store, tmp_path, monkeypatch):
     other = sqlite3.connect(tmp_path / "shop.sqlite", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
