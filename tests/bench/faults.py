@@ -47,8 +47,6 @@ from tests.support.signing import Author
 from tests.support.tiny_bundle import write_tiny_bundle
 
 DISK_MB = 32
-LOGGED_AGAIN_S = 60.0
-"""A worker without descriptors says so once in this time (`service.edge.descriptors`)."""
 SEEN_S = 20.0
 """A fault shows in log and metrics by then: twice the time between two reports of the master."""
 
@@ -117,7 +115,7 @@ def play(case: Case, on: Stage, rng: random.Random) -> Round:
 
     def shows() -> bool:
         return sign is None or (
-            service.logged(began_s - LOGGED_AGAIN_S * case.breaks, **sign.entry)
+            service.logged(began_s - sign.again_s, **sign.entry)
             and service.metric(sign.metric, **sign.labels) > counted
             and not (sign.task and healthy(on, sign.task))
         )
@@ -150,10 +148,9 @@ def is_well(on: Stage, sign: Sign | None) -> bool:
 def is_good(case: Case, rounds: list[Round]) -> bool:
     """Whether all rounds showed the fault, healed, and left no request unanswered."""
     broken = {outcome for each in rounds for outcome in each.outcomes} - {"answered", "over 1 s"}
-    return (
-        all(each.seen_s is not None and each.healed_s is not None for each in rounds)
-        and broken <= ({"broken"} if case.breaks else set())
-    )  # fmt: skip
+    return broken <= ({"broken"} if case.breaks else set()) and all(
+        each.seen_s is not None and each.healed_s is not None for each in rounds
+    )
 
 
 def show_helpers(place: Path, seed: int, n_rounds: int, may_mount: bool) -> bool:

@@ -8,6 +8,7 @@ import itertools
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from service.bundle.manifest import POINTER
+from service.edge.descriptors import LOG_EVERY_S
 from service.serving.desired import FILE as CHOICE_FILE
 from tests.support import machine
 from tests.support.bundle_root import bundle_id
@@ -116,13 +118,15 @@ class Stage:
 class Sign:
     """What shows a fault: a log entry with these members, and a metric that counts it.
 
-    `task` is the background task whose gauge says that it fails.
+    `task` is the background task whose gauge says that it fails. The service may have logged the
+    entry `again_s` seconds before, and then does not do it again.
     """
 
     entry: dict[str, object]
     metric: str
     labels: dict[str, str] = field(default_factory=dict)
     task: str = ""
+    again_s: float = 0.0
 
 
 Befall = Callable[[Stage], AbstractContextManager[None]]
@@ -163,6 +167,10 @@ def label_followed(stage: Stage) -> bool:
     path = f"/v1/labels/{name}"
     seen = wait_until(lambda: stage.service.everywhere(path, lambda it: it[0] == 200), 20.0)
     return seen is not None
+
+
+def taken_by_all(stage: Stage) -> bool:
+    return all([stage.add_label() for _ in range(10)]) and label_followed(stage)
 
 
 def move_pointer(stage: Stage) -> None:
@@ -217,6 +225,16 @@ def database(stage: Stage) -> Path:
 @contextmanager
 def lost_descriptors(stage: Stage) -> Iterator[None]:
     with machine.no_descriptor(stage.service.workers[0]):
+        yield
+
+
+@contextmanager
+def start_read_only(stage: Stage) -> Iterator[None]:
+    began_s = time.monotonic()
+    victim = stage.service.old_worker()
+    with machine.read_only(stage.state):
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: stage.service.logged(began_s, message="serving"), 20.0)
         yield
 
 
@@ -347,6 +365,13 @@ def of_catalogue() -> Iterator[Case]:
         mounts=True,
     )
     yield Case(
+        *("catalogue", "a worker starts on a read-only mount", start_read_only, taken_by_all),
+        unavailable,
+        provoke=add_several,
+        breaks=True,
+        mounts=True,
+    )
+    yield Case(
         *("follow-labels", "a row that cannot be read"),
         lambda stage: machine.bad_row(database(stage)),
         label_followed,
@@ -364,7 +389,9 @@ def of_catalogue() -> Iterator[Case]:
 def of_processes() -> Iterator[Case]:
     """Faults of a worker, of the master, and of what the system allows them."""
     hang = Sign({"message": "a worker does not answer: killed"}, "astrolabe_worker_hangs_total")
-    short = Sign({"logger": "service.edge.descriptors"}, "astrolabe_no_descriptor_total")
+    short = Sign(
+        {"logger": "service.edge.descriptors"}, "astrolabe_no_descriptor_total", again_s=LOG_EVERY_S
+    )
     frozen_long = ("heartbeat", "worker frozen past its time", frozen_worker, two_workers)
     yield Case(*frozen_long, hang, breaks=True)
     frozen_shortly = ("show-metrics", "worker frozen for a moment", frozen_worker, two_workers)
