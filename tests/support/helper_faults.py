@@ -136,8 +136,9 @@ Befall = Callable[[Stage], AbstractContextManager[None]]
 class Case:
     """One helper, one fault, what shows it (None: nothing has to), and the proof of healing.
 
-    `provoke` has the helper meet the fault. `breaks` says that connections to one worker may break,
-    as docs/operations.md has it. `mounts` says that the fault needs a mount or a control group.
+    `provoke` has the helper meet the fault. `breaks` says that requests to one worker may break or
+    be late, as docs/operations.md has it. `mounts` says that the fault needs a mount, `groups` that it needs
+    a control group.
     """
 
     helper: str
@@ -148,6 +149,7 @@ class Case:
     provoke: Callable[[Stage], object] = lambda stage: None
     breaks: bool = False
     mounts: bool = False
+    groups: bool = False
     hold_s: float = 0.0
 
 
@@ -398,11 +400,10 @@ def of_processes() -> Iterator[Case]:
     yield Case(*frozen_shortly, breaks=True)
     no_file = ("descriptors", "none free in a worker", lost_descriptors, label_followed)
     yield Case(*no_file, short, breaks=True)
-    for task, fault, befall in (
-        ("supervise", "no process can be started", no_fork),
-        ("watch-workers", "/proc says nonsense", nonsense_of_a_worker),
-    ):
-        yield Case(task, fault, befall, two_workers, failing(task), breaks=True, mounts=True)
+    no_process = ("supervise", "no process can be started", no_fork, two_workers)
+    yield Case(*no_process, failing("supervise"), breaks=True, groups=True)
+    nonsense = ("watch-workers", "/proc says nonsense", nonsense_of_a_worker, two_workers)
+    yield Case(*nonsense, failing("watch-workers"), breaks=True, mounts=True)
 
 
 def of_traces() -> Iterator[Case]:

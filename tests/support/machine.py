@@ -32,6 +32,14 @@ def as_ordinary_user() -> None:
             ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
 
 
+def may_mount() -> bool:
+    """Whether a process can have mounts of its own here."""
+    try:
+        return subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
 @contextmanager
 def disk(folder: Path, megabytes: int) -> Iterator[None]:
     """A small disk of its own lies at the folder, with ext4 on it."""
