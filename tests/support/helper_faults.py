@@ -136,9 +136,9 @@ Befall = Callable[[Stage], AbstractContextManager[None]]
 class Case:
     """One helper, one fault, what shows it (None: nothing has to), and the proof of healing.
 
-    `provoke` has the helper meet the fault. `breaks` says that requests to one worker may break or
-    be late, as docs/operations.md has it. `mounts` says that the fault needs a mount, `groups` that it needs
-    a control group.
+    `provoke` has the helper meet the fault. `breaks` says that requests to one worker may break
+    or be late, as docs/operations.md has it. `mounts` says that the fault needs a mount, `groups`
+    that it needs a control group.
     """
 
     helper: str
