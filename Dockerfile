@@ -74,8 +74,9 @@ ENV ASTROLABE_HOST=0.0.0.0 \
 COPY LICENSE ./
 EXPOSE 8000
 USER 10001:10001
+# The service too takes 8000 where the variable is empty, or a link to another service (tcp://...).
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "import os, sys; from http.client import HTTPConnection as Http; http = Http('127.0.0.1', int(os.environ['ASTROLABE_PORT']), timeout=4); http.request('GET', '/readyz'); sys.exit(http.getresponse().status != 200)"]
+    CMD ["python", "-c", "import os, sys; from http.client import HTTPConnection as Http; port = os.environ.get('ASTROLABE_PORT', ''); http = Http('127.0.0.1', int(port) if port.isdecimal() else 8000, timeout=4); http.request('GET', '/readyz'); sys.exit(http.getresponse().status != 200)"]
 # Exec form, without a shell: Python is process 1 and gets SIGTERM itself. It drains and exits with 0.
 ENTRYPOINT ["python", "-m", "service"]
 

@@ -66,20 +66,25 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-_STAGING = ".staging-"
-
-
 @contextmanager
-def staging_folder(parent: Path) -> Iterator[Path]:
-    """A fresh hidden folder in `parent` to fill; gone afterwards unless `publish` renamed it."""
+def staging_folder(parent: Path, start: str = ".staging-") -> Iterator[Path]:
+    """A fresh hidden folder in `parent` to fill; gone afterwards unless `publish` renamed it.
+
+    Its name is `start` and the id of this process.
+    """
     parent.mkdir(parents=True, exist_ok=True)
-    for left_over in parent.glob(f"{_STAGING}*"):
-        if not is_running(left_over.name.removeprefix(_STAGING)):
-            shutil.rmtree(left_over, ignore_errors=True)
-    folder = parent / f"{_STAGING}{os.getpid()}"
+    remove_left_over(parent, start)
+    folder = parent / f"{start}{os.getpid()}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_left_over(parent: Path, start: str) -> None:
+    """Remove the staging folders of this beginning whose process was killed."""
+    for left_over in parent.glob(f"{glob.escape(start)}*"):
+        if not is_running(left_over.name.removeprefix(start)):
+            shutil.rmtree(left_over, ignore_errors=True)

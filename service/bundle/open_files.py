@@ -1,8 +1,9 @@
-"""OpenFiles: says whether the files of an open bundle are still what was opened.
+"""OpenFiles: says whether the files of an open bundle are still what was verified.
 
 The service maps most files and reads them when an answer needs them. Whoever writes into such a
 file changes answers, and whoever cuts one kills the process (SIGBUS). A file that was replaced by
-renaming, or deleted, does no harm: the map holds the old one.
+renaming, or deleted, does no harm once it is open: the map holds the old one. Until then every
+change counts, since other bytes may be opened than were hashed.
 """
 
 import os
@@ -11,38 +12,53 @@ from pathlib import Path
 
 from service.bundle.manifest import FileEntry
 from service.bundle.verify import hash_file
-from service.errors import BundleError
+from service.errors import BundleError, FileCorrupt
 
-_Stamp = tuple[int, int]
-"""A file's size and the time (ns) of its last change."""
+Stamp = tuple[int, int, int, int]
+"""A file's inode and size, and the times (ns) when its content and its status last changed. The
+last one is the kernel's own: unlike the others it cannot be set back (inode(7), `st_ctim`)."""
+
+
+def stamps(folder: Path) -> dict[str, Stamp]:
+    """The stamp of each file of a bundle; take them before the bundle is verified."""
+    try:
+        names = os.listdir(folder)
+    except OSError:  # the verification says what is wrong
+        return {}
+    found = {name: _stamp(folder / name) for name in names}
+    return {name: stamp for name, stamp in found.items() if stamp is not None}
 
 
 class OpenFiles:
     """The files of one open bundle. For one thread at a time."""
 
-    def __init__(self, folder: Path, files: Mapping[str, FileEntry]) -> None:
-        """Note the files as they lie there now; call it just before they are opened."""
+    def __init__(
+        self, folder: Path, files: Mapping[str, FileEntry], verified: Mapping[str, Stamp]
+    ) -> None:
+        """`verified` has the stamps from before the files were hashed.
+
+        Make it after all are open. Raises FileCorrupt where one was changed or replaced meanwhile.
+        """
         self._folder = folder
         self._files = files
-        infos = {name: _stat(folder / name) for name in files}
-        self._inodes = {name: info.st_ino for name, info in infos.items() if info is not None}
-        self._good: dict[str, _Stamp] = {
-            name: (files[name].bytes, info.st_mtime_ns)
-            for name, info in infos.items()
-            if info is not None
-        }
+        self._good = {name: verified[name] for name in files if name in verified}
+        for name in files:
+            if _stamp(folder / name) != self._good.get(name):
+                raise FileCorrupt(
+                    f"{folder / name} was changed while the bundle was opened: let nothing write "
+                    "there, and open it again"
+                )
 
     def fault(self) -> str | None:
         """None while no file was changed in place, else a sentence that names the first one.
 
         It reads only the status of each file. One whose time has changed is hashed again, once.
         """
-        for name, inode in self._inodes.items():
-            info = _stat(self._folder / name)
-            if info is None or info.st_ino != inode:
+        for name, good in self._good.items():
+            seen = _stamp(self._folder / name)
+            if seen is None or seen[0] != good[0]:
                 continue  # deleted, or replaced by renaming
-            seen = (info.st_size, info.st_mtime_ns)
-            if seen == self._good[name]:
+            if seen == good:
                 continue
             if not self._is_whole(name):
                 return f"{name} of the bundle was changed on disk: put the bundle back"
@@ -57,8 +73,9 @@ class OpenFiles:
             return False
 
 
-def _stat(path: Path) -> os.stat_result | None:
+def _stamp(path: Path) -> Stamp | None:
     try:
-        return path.stat()
+        info = path.stat()
     except OSError:
         return None
+    return info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns

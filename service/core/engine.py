@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.bundle.manifest import Golden, Manifest
-from service.bundle.open_files import OpenFiles
+from service.bundle.open_files import OpenFiles, stamps
 from service.bundle.signatures import BundleKeys
 from service.bundle.verify import resolve, verify
 from service.core.calibration import Calibration, RawScores, load_calibration
@@ -96,14 +96,13 @@ class Engine:
         no such demand. Raises BundleError, DeviceUnavailable.
         """
         folder = resolve(path).resolve()
+        verified = stamps(folder)
         manifest = verify(folder, keys)
         variant = manifest.encoder.served if variant is None else variant
         check_text(folder, manifest)
         encoder = open_encoder(folder, manifest, variant, device, intra_op_threads, gpu)
-        files = OpenFiles(folder, manifest.files)
-        engine = replace(
-            cls._wire(folder, manifest, variant, encoder, max_batch_tokens), files=files
-        )
+        engine = cls._wire(folder, manifest, variant, encoder, max_batch_tokens)
+        engine = replace(engine, files=OpenFiles(folder, manifest.files, verified))
         try:
             engine.warm_up()
             engine.replay_golden()

@@ -13,23 +13,28 @@ batching) work as its documentation says.
 import importlib.util
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from service.background import Background, LastResort
 from service.core.batching.job import Answer
 from service.errors import SettingsInvalid
 from service.settings.settings import Settings
 from service.version import __version__
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+    from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
     from opentelemetry.trace import Span
 
 NAME: Final = "astrolabe"
 TRACES_PATH: Final = "/v1/traces"
 EXPORT_TIMEOUT_S: Final = 2.0
 """A choice: at the end of the process the last spans may delay it by this long."""
+
+TASK: Final = "export-traces"
+"""The background task's name in logs and metrics."""
 
 UNTRACED_PATHS: Final = frozenset({"/livez", "/readyz", "/metrics"})
 FIRST_SERVER_ERROR: Final = 500
@@ -128,10 +133,40 @@ class RequestTracer:
             moment = end
 
 
-def open_tracer(settings: Settings) -> RequestTracer | None:
+class WatchedExporter:
+    """Sends spans by another exporter, and shows whether the collector takes them.
+
+    OpenTelemetry calls it from its own thread.
+    """
+
+    def __init__(self, exporter: "SpanExporter", resort: LastResort) -> None:
+        self._exporter = exporter
+        self._resort = resort
+
+    def export(self, spans: "Sequence[ReadableSpan]") -> "SpanExportResult":
+        """Send spans; those that the collector does not take are dropped."""
+        from opentelemetry.sdk.trace.export import SpanExportResult
+
+        try:
+            result = self._exporter.export(spans)
+            if result is not SpanExportResult.SUCCESS:
+                raise ConnectionError("the collector of ASTROLABE_OTEL_ENDPOINT took no spans")
+        except Exception as exc:
+            self._resort.failed(exc)
+            return SpanExportResult.FAILURE
+        self._resort.worked()
+        return result
+
+    def shutdown(self) -> None:
+        """End the other exporter."""
+        self._exporter.shutdown()
+
+
+def open_tracer(settings: Settings, background: Background) -> RequestTracer | None:
     """The tracer that the settings describe; None where tracing is off. Raises SettingsInvalid.
 
-    Call it after a fork, because it starts a thread.
+    Call it after a fork, because it starts a thread. Spans that no collector takes count as errors
+    in `background`.
     """
     if settings.otel_endpoint is None:
         return None
@@ -139,13 +174,14 @@ def open_tracer(settings: Settings) -> RequestTracer | None:
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    # While the endpoint is away OpenTelemetry warns at every batch, with a traceback.
-    logging.getLogger("opentelemetry").setLevel(logging.ERROR)
+    # While the collector is away OpenTelemetry writes a line for every batch. One is enough.
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
     exporter = OTLPSpanExporter(
         settings.otel_endpoint.rstrip("/").removesuffix(TRACES_PATH) + TRACES_PATH,
         timeout=EXPORT_TIMEOUT_S,
     )
-    return RequestTracer(provider_of(settings.otel_sample_ratio, BatchSpanProcessor(exporter)))
+    watched: Any = WatchedExporter(exporter, background.last_resort(TASK))
+    return RequestTracer(provider_of(settings.otel_sample_ratio, BatchSpanProcessor(watched)))
 
 
 def provider_of(sample_ratio: float, processor: Any) -> "TracerProvider":

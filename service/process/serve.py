@@ -165,7 +165,7 @@ def _run(
 
     Adds label changes and rules to the engines. Adds tracing and GPU metrics where there are any.
     """
-    telemetry.tracer = open_tracer(settings)
+    telemetry.tracer = open_tracer(settings, telemetry.background)
     gpu = open_gpu_metrics(first.encoder.device)
     if gpu is not None:
         telemetry.add_collector(gpu)

@@ -146,6 +146,7 @@ class Supervisor:
                     self._turn(old_mask)
                 except Exception as exc:  # no error of the master may end the workers
                     self._pause_s = self._resort.failed(exc)
+                    self._report_at_s = 0.0  # the failure shows in the metrics after the pause
                 else:
                     self._pause_s = 0.0
                     self._resort.worked()
@@ -165,7 +166,6 @@ class Supervisor:
         self._on_signal(signal.sigtimedwait(self._awaited, wait_s))
         self._reap()
         self._kill_late()
-        self._start_due(mask)
         now = time.monotonic()
         self._heartbeats.on_wake(now, self._looked_s + wait_s)
         self._kill_silent(now)
@@ -173,6 +173,7 @@ class Supervisor:
         if now >= self._report_at_s:
             self._report_at_s = now + REPORT_EVERY_S
             self._tell(lambda: self._watcher.on_running(list(self._workers)))
+        self._start_due(mask)  # at last: where no process can be started, the rest is done
 
     def _tell(self, what: Callable[[], None]) -> None:
         """Tell the watcher; its errors must not keep the supervisor from its work."""

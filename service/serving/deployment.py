@@ -5,6 +5,7 @@ on effort, and the defaults and limits against which requests are validated.
 `service.serving.serving` holds what the process has once.
 """
 
+import asyncio
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -90,6 +91,10 @@ class Deployment:
         Then stop measuring live recall and close the catalogue.
         """
         await self.batcher.drain(timeout_s)
+        # In a thread, because both wait: for a search, and for a change that waits for the disk.
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
         if self.live_recall is not None:
             self.live_recall.stop()
         self.engine.catalogue.close()

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from service.settings.settings import Settings, variable_of
+from service.settings.settings import Settings, load_settings, variable_of
 from tests.support.dockerfile import ROOT, effective, environment, everything_in, read_stages
 
 IMAGES = ("service", "service-gpu", "trainer", "loadtest")
@@ -137,6 +137,47 @@ def test_health_check_fails_where_nothing_listens() -> None:
     with answering({}) as port:
         pass
     assert run_check(json.loads(command)[1:], port).returncode != 0
+
+
+RECORDED = """
+import http.client, sys
+class Recorder:
+    status = 200
+    def __init__(self, host, port, timeout): print(host, port)
+    def request(self, *_): pass
+    def getresponse(self): return self
+http.client.HTTPConnection = Recorder
+exec(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "port"),
+    [
+        ({"ASTROLABE_PORT": "9000"}, 9000),
+        ({"ASTROLABE_PORT": ""}, 8000),
+        ({"ASTROLABE_PORT": "tcp://10.0.0.1:8000"}, 8000),
+        ({}, 8000),
+    ],
+)
+def test_health_check_asks_the_port_that_the_service_takes(
+    environment: dict[str, str], port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ASTROLABE_PORT", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert load_settings(["--bundle", "b"]).port == port
+    _, _, command = effective(STAGES, "service", "HEALTHCHECK").partition("CMD ")
+    code = json.loads(command)[-1]
+    done = subprocess.run(
+        [sys.executable, "-c", RECORDED, code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert done.stdout == f"127.0.0.1 {port}\n"
 
 
 def run_check(arguments: list[str], port: int) -> "subprocess.CompletedProcess[bytes]":

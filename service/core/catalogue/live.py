@@ -235,10 +235,14 @@ class LiveCatalogue:
             return self._catch_up(store, {})
 
     def close(self) -> None:
-        """Close the file of changes. Searches go on; `poll` finds nothing any more."""
+        """Close the file of changes, after the change that is being made.
+
+        Searches go on; `poll` finds nothing any more.
+        """
         self._closed = True
         if self._store is not None:
-            self._store.close()
+            with self._writing:
+                self._store.close()
 
     def _base_label(self, label_id: str) -> Label | None:
         row = self.directory.row_of(label_id)

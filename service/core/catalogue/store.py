@@ -10,8 +10,8 @@ whose file was replaced, removed or cut refuses to write (`StoreFiles`); it can 
 
 import contextlib
 import os
+import platform
 import sqlite3
-import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from service.atomic import sync
+from service.atomic import remove_left_over, staging_folder, sync
 from service.core.catalogue.changes import Change, LabelOf, StoredChange, resolve
 from service.core.catalogue.store_files import StoreFiles
 from service.core.labels.labels import Label
@@ -35,6 +35,9 @@ VERSION: Final = 1
 BUSY_SECONDS: Final = 10.0
 """How long to wait for another process's write lock. A choice: a write takes milliseconds, so a
 longer wait means that something is wrong."""
+STAGING: Final = f".new-{platform.node()}-"
+"""How folders begin in which new files are filled. The machine's name is in it, because process ids
+of another one (a container) say nothing here."""
 _RESTORE: Final = "stop the service and restore it from a backup, as docs/catalogue.md says"
 _TABLES: Final = (
     "CREATE TABLE catalogue (name TEXT NOT NULL)",
@@ -69,10 +72,13 @@ class ChangeStore:
         self._lock = threading.Lock()
         self._db: sqlite3.Connection | None = None
         self._closed = False
+        self._writable = True
         self._files = StoreFiles(path)
         with self._translate_errors():
             path.parent.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
+            if path.exists():
+                remove_left_over(path.parent, STAGING)
+            else:
                 _create(path, name)
             self._db = self._connect(self._check)
         self._version: int | None = self._data_version()
@@ -175,6 +181,8 @@ class ChangeStore:
             prepare(db)
             db.execute("PRAGMA synchronous = FULL")
             self._files.opened()
+            # Where the file can only be read, SQLite opens it so without a word, and for good.
+            self._writable = os.access(self.path, os.W_OK)
         except BaseException:  # a signal too must leave no connection open
             db.close()
             raise
@@ -225,6 +233,9 @@ class ChangeStore:
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._reading() as db:
+            if not self._writable:  # it was so when this connection was opened
+                self._release()
+                db = self._db = self._connect(self._check_name)
             before = db.total_changes
             with _all_or_nothing(db):
                 self._files.check(db)
@@ -250,9 +261,10 @@ def _create(path: Path, name: str) -> None:
     """Put a whole file without changes at `path`, unless another process is first.
 
     No other process sees the file before it is whole. A link, unlike a rename, replaces nothing.
+    What a kill leaves of it, the next start removes.
     """
-    with tempfile.TemporaryDirectory(prefix=".new-", dir=path.parent) as folder:
-        whole = Path(folder) / path.name
+    with staging_folder(path.parent, STAGING) as folder:
+        whole = folder / path.name
         with contextlib.closing(sqlite3.connect(whole, isolation_level=None)) as db:
             with _all_or_nothing(db):
                 for table in _TABLES:
@@ -307,7 +319,10 @@ def _as_row(change: StoredChange) -> tuple[Any, ...]:
 
 def _from_row(row: tuple[Any, ...]) -> StoredChange:
     seq, label_id, op, text, metadata = row
-    label = None if text is None else Label(label_id, text, orjson.loads(metadata))
+    try:
+        label = None if text is None else Label(label_id, text, orjson.loads(metadata))
+    except ValueError as exc:
+        raise CatalogueCorrupt(f"change {seq} of the catalogue: {exc}: {_RESTORE}") from exc
     return StoredChange(seq, op, label_id, label)
 
 

@@ -3,15 +3,18 @@
 import io
 import json
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from service.background import Background
 from service.errors import SettingsInvalid
 from service.observe import tracing
 from service.observe.logs import JsonFormatter
@@ -107,8 +110,53 @@ async def test_errors_are_marked_and_probes_are_not_traced() -> None:
 
 
 async def test_nothing_is_traced_unless_asked_for() -> None:
-    assert open_tracer(fake_settings()) is None
+    assert open_tracer(fake_settings(), Background()) is None
     check_tracing(fake_settings())
+
+
+@contextmanager
+def collector(status: int) -> Iterator[str]:
+    """The address of a collector that answers every batch with this status."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_spans_that_no_collector_takes_show_once_in_the_log_and_in_the_metrics(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "service.background")
+    counted: list[str] = []
+    background = Background(counted.append)
+    said = []
+    for status in (400, 400, 200):
+        caplog.clear()
+        with collector(status) as url:
+            tracer = open_tracer(fake_settings(otel_endpoint=url), background)
+            assert tracer is not None
+            trace = tracer.begin("GET", "/v1/info", {})
+            assert trace is not None
+            tracer.finish(trace, "GET", "/v1/info", 200, None)
+            tracer.shutdown()
+        said.append([record.message for record in caplog.records])
+        assert background.healthy() == {"export-traces": status == 200}
+    assert counted == ["export-traces"] * 2
+    assert said == [["a background task fails"], [], ["a background task works again"]]
 
 
 def test_asked_for_and_not_installed_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,6 +82,12 @@ def no_forks(fork=os.fork, left=[3]):
         raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
     return fork()
 
+def two_forks(fork=os.fork, left=[2]):
+    left[0] -= 1
+    if left[0] < 0:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+    return fork()
+
 n, work, kill_after_s = int(sys.argv[1]), globals()[sys.argv[2]], float(sys.argv[3])
 silence_s, extra = float(sys.argv[4]), sys.argv[5]
 supervisor.FIRST_PAUSE_S = 0.001
@@ -90,6 +96,8 @@ if extra == "quick reports":
     supervisor.REPORT_EVERY_S = 0.02
 if extra == "no forks":
     os.fork = no_forks
+if extra == "two forks":
+    os.fork = two_forks
 counted = []
 background = supervisor.Background(counted.append)
 watcher = Broken() if extra == "broken watcher" else Watcher()
@@ -247,6 +255,16 @@ def test_no_error_of_the_master_ends_its_workers(fault: str) -> None:
         master.send_signal(signal.SIGTERM)
         assert "ended" in read_until(master, f"counted {FAULTS_OF_THE_MASTER[fault]}")
         assert master.wait(SAFETY_S) == 0
+
+
+def test_a_master_that_can_start_no_process_still_says_what_runs() -> None:
+    with supervised(2, "beating", extra="two forks") as master:
+        pids = pids_of_two(master)
+        os.kill(pids["0"], signal.SIGKILL)
+        read_until(master, "died 0", f"running {pids['1']}")
+        read_until(master, f"running {pids['1']}")  # again, after a start has failed
+        master.send_signal(signal.SIGTERM)
+        read_until(master, "counted supervise")
 
 
 def test_a_hang_up_that_nohup_keeps_away_stays_away() -> None:

@@ -1,7 +1,9 @@
 """Several bundles, swapped while serving: what answers, and what a failure leaves behind."""
 
 import asyncio
+import sqlite3
 import weakref
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,22 @@ async def test_a_refused_bundle_leaves_the_old_one_serving(root: Path) -> None:
         assert "labels.jsonl" in refused.json()["detail"]
         assert (await ask(service))["bundle_id"] == bundle_id(root / "one")
         assert await service.metric('astrolabe_bundle_swap_total{result="failed"}') == 1
+
+
+async def test_a_change_that_waits_for_its_file_holds_up_no_answer_of_the_next_bundle(
+    root: Path, tmp_path: Path
+) -> None:
+    async with serving_root(root, state_dir=tmp_path / "state") as service:
+        labels = {"labels": [{"id": "new", "text": "a white whale"}]}
+        other = sqlite3.connect(tmp_path / "state" / "tiny.sqlite", isolation_level=None)
+        with closing(other):
+            other.execute("BEGIN IMMEDIATE")  # another program holds the file
+            post = service.client.post("/v1/labels", json=labels, headers=ADMIN)
+            change = asyncio.create_task(post)
+            assert (await admin(service, "activate", bundle="two")).status_code == 200
+            await asyncio.sleep(0.1)  # the old bundle is closed meanwhile
+            assert (await ask(service))["bundle_id"] == bundle_id(root / "two")
+        assert (await change).status_code == 200
 
 
 async def test_requests_under_way_are_answered_by_the_bundle_that_took_them(root: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from service.core.catalogue.changes import Change
-from service.core.catalogue.store import ChangeStore, store_path
+from service.core.catalogue.store import STAGING, ChangeStore, store_path
 from service.core.labels.labels import Label
 from service.errors import (
     CatalogueCorrupt,
@@ -145,6 +145,19 @@ def test_a_database_of_another_program_is_refused(tmp_path):
         ChangeStore(path, "shop")
 
 
+def test_a_change_of_another_program_that_cannot_be_read_is_named(store, tmp_path):
+    append(store, add("a", "one"))
+    other = sqlite3.connect(tmp_path / "shop.sqlite")
+    other.execute("INSERT INTO changes VALUES (2, 'b', 'add', 'two', '{')")
+    other.commit()
+    with pytest.raises(CatalogueCorrupt, match=r"change 2 .* restore it from a backup"):
+        store.since(0)
+    other.execute("DELETE FROM changes WHERE seq = 2")
+    other.commit()
+    other.close()
+    assert [change.label_id for change in store.since(0)] == ["a"]
+
+
 def test_the_file_of_another_catalogue_is_refused(store, tmp_path):
     with pytest.raises(CatalogueCorrupt, match="'shop', the bundle is of 'books'"):
         ChangeStore(tmp_path / "shop.sqlite", "books")
@@ -166,6 +179,25 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CatalogueUnavailable, match=r"shop\.sqlite cannot be used"):
         ChangeStore(tmp_path / "file" / "shop.sqlite", "shop")
+
+
+def test_a_file_that_could_only_be_read_when_it_was_opened_is_written_to_later(
+    store, tmp_path, monkeypatch
+):
+    path, connect = tmp_path / "shop.sqlite", sqlite3.connect
+    append(store, add("a", "one"))
+    with monkeypatch.context() as read_only:  # as on a disk that is mounted for reading
+        read_only.setattr(os, "access", lambda *_: False)
+        read_only.setattr(
+            sqlite3, "connect", lambda it, **more: connect(f"file:{it}?mode=ro", uri=True, **more)
+        )
+        other = ChangeStore(path, "shop")
+        assert len(other.since(0)) == 1
+        with pytest.raises(CatalogueUnavailable, match="readonly"):
+            append(other, add("b", "two"))
+    append(other, add("b", "two"))
+    other.close()
+    assert [change.label_id for change in store.since(0)] == ["a", "b"]
 
 
 def test_a_lock_that_does_not_go_away_is_said(store, tmp_path, monkeypatch):
@@ -245,6 +277,29 @@ def test_a_closed_store_says_so(store):
     store.close()
     with pytest.raises(CatalogueUnavailable, match="closed"):
         store.since(0)
+
+
+KILLED_CREATOR = """
+import os, sys
+from pathlib import Path
+from service.core.catalogue.store import ChangeStore
+os.link = lambda *_: os._exit(1)
+ChangeStore(Path(sys.argv[1]), "shop")
+"""
+
+
+@pytest.mark.parametrize("made_meanwhile", [False, True], ids=["no file", "another made the file"])
+def test_the_next_start_removes_what_a_kill_left_of_a_new_file(tmp_path, made_meanwhile):
+    path, aside = tmp_path / "state" / "shop.sqlite", tmp_path / "shop.sqlite"
+    subprocess.run([sys.executable, "-c", KILLED_CREATOR, str(path)], cwd=ROOT, check=False)
+    [left_over] = path.parent.iterdir()
+    still_filled = left_over.with_name(STAGING + str(os.getppid()))
+    still_filled.mkdir()
+    if made_meanwhile:
+        ChangeStore(aside, "shop").close()
+        aside.rename(path)
+    ChangeStore(path, "shop").close()
+    assert set(path.parent.iterdir()) == {path, still_filled}
 
 
 WRITER = """
