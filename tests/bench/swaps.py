@@ -59,7 +59,7 @@ def _measure(options: argparse.Namespace, url: str, pid: int, out: Path) -> int:
         swap(pid, url, options.workers, number)
     time.sleep(2)
     before = memory_mb_of(pid)
-    seconds = options.swaps * (options.pause + (3.0 if options.workers == 1 else 10.0))
+    seconds = options.swaps * (options.pause + (3.0 if options.workers == 1 else 20.0))
     load = subprocess.Popen(
         [
             *(sys.executable, "-m", "loadtest", "run", "--url", url, "--no-ceiling"),
