@@ -161,6 +161,8 @@ class SharedBundles:
             self._record(wanted)
             self._pointer.followed = target
             self._telemetry.count_swap("activated")
+            # The workers compare what is recorded with the bundle that the settings named for them.
+            self._workers_are_old = True
         self._adopt(wanted, engines, refused)
         if not refused:
             self._file_stamp = file_stamp

@@ -210,7 +210,7 @@ class Supervisor:
             self._report_at_s = now + REPORT_EVERY_S
             self._tell(lambda: self._watcher.on_running(list(self._workers)))
         if self._shared is not None and self._stopping_since_s is None and now >= self._look_at_s:
-            self._renew(self._shared, now)
+            self._renew(self._shared)
             self._look_at_s = time.monotonic() + LOOK_S
 
     def _tell(self, what: Callable[[], None]) -> None:
@@ -236,7 +236,7 @@ class Supervisor:
                 self._died.remove(number)
                 self._tell(lambda number=number: self._watcher.on_replaced(number))  # type: ignore[misc]
 
-    def _renew(self, shared: Shared, now: float) -> None:
+    def _renew(self, shared: Shared) -> None:
         """Begin a renewal if one is due, or take its next step if that can be taken."""
         renewal = self._renewal
         if renewal is None:

@@ -209,6 +209,18 @@ def test_a_pointer_that_a_worker_followed_first_leaves_what_it_was_told_since(
     assert master.current() == ["two", "other"]
 
 
+def test_a_pointer_to_a_bundle_that_is_held_makes_workers_old_too(
+    make: Callable[..., Master],
+) -> None:
+    master = make(watch_s=1.0)
+    master.choose(tiny="two")
+    assert master.bundles.due()
+    master.bundles.ended(succeeded=True)
+    (master.root / POINTER).write_text("two")
+    master.now_s += 1.1
+    assert master.bundles.due(), "or they would ignore what is recorded from now on"
+
+
 def test_a_pointer_to_a_refused_bundle_keeps_no_choice_back(make: Callable[..., Master]) -> None:
     master = make(watch_s=1.0)
     (master.root / POINTER).write_text("broken")
