@@ -1,7 +1,8 @@
 """Admin routes: they list the open bundles, and open and replace bundles while the service runs.
 
 The gate refuses requests without the admin key. A route answers as soon as its change is in force
-in this worker. The other workers notice the change within a second, and then open the bundle too.
+in this worker. The other workers notice the change within a second. They open the bundle too, or
+are replaced by workers that share it (docs/decisions/0027).
 """
 
 import pathlib

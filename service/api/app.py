@@ -23,7 +23,9 @@ from service.gate.exchange import EXCHANGE
 from service.gate.gate import Gate, answer_error, request_ids
 from service.gate.problems import Problem, as_error
 from service.observe.telemetry import Telemetry
+from service.serving.deployment import open_changed_engine
 from service.serving.follow import Follower
+from service.serving.held import HeldBundles
 from service.serving.serving import open_serving
 from service.settings.settings import Settings
 from service.version import __version__
@@ -35,13 +37,16 @@ def create_app(
     telemetry: Telemetry,
     clock: Callable[[], float] = time.perf_counter,
     more: Sequence[Engine] = (),
+    held: HeldBundles | None = None,
 ) -> Gate:
     """The application. `engine` is the default model; the engines in `more` answer by their names.
 
-    `clock` gives seconds; deadlines and latencies are measured by it.
+    `clock` gives seconds; deadlines and latencies are measured by it. `held` are the bundles that
+    a master holds open for this worker; None where it holds none.
     """
-    serving = open_serving([engine, *more], settings, telemetry, clock)
-    follower = Follower(serving.deployments, settings, telemetry.background)
+    open_ = open_changed_engine if held is None else held.open
+    serving = open_serving([engine, *more], settings, telemetry, clock, open_)
+    follower = Follower(serving.deployments, settings, telemetry.background, held)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

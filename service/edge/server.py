@@ -1,9 +1,10 @@
 """Runs uvicorn, and drains the service on a signal before it ends with exit code 0.
 
-All signals of `service.signals` do the same. At the first one /readyz turns red. Requests are still
-answered for `drain_delay_s`, in which load balancers turn to other replicas. Then the service
-accepts no more requests and answers those that it has accepted. A second signal ends the delay. A
-third one fails the requests that still wait.
+All signals of `service.signals` do the same. At the first one /readyz turns red, unless other
+workers of the service go on. Requests are still answered for `drain_delay_s`, in which load
+balancers and clients turn elsewhere. Then the service accepts no more requests and answers those
+that it has accepted. A second signal ends the delay. A third one fails the requests that still
+wait.
 """
 
 import asyncio
@@ -119,6 +120,7 @@ class DrainingServer(uvicorn.Server):
         self._serving = app.serving
         self._lifeline = lifeline
         self._all_stop = all_stop
+        self._serving.all_stop = lambda: self._all_stop()
         self._beat = beat
         self._log_messages = {
             settings.admin_port: "serving admin",
@@ -131,6 +133,7 @@ class DrainingServer(uvicorn.Server):
         """Listen, and log the URL of each port."""
         self._start_tasks()
         await super().startup(sockets)
+        self._start_heartbeat()
         for listener in sockets or []:
             host, port = listener.getsockname()[:2]
             scheme = "https" if self.config.is_ssl else "http"
@@ -146,8 +149,12 @@ class DrainingServer(uvicorn.Server):
             background.repeat("show-metrics", lambda: telemetry.tick(), REFRESH_S),
             background.repeat("descriptors", descriptors.look, LOOK_S),
         ]
-        if self._beat is not None:
+
+    def _start_heartbeat(self) -> None:
+        """Tell the master now, and again and again: from the first time on, this worker serves."""
+        if self._beat is not None and not self.should_exit:
             self._beat()
+            background = self._serving.telemetry.background
             self._tasks.append(background.repeat("heartbeat", self._beat, BEAT_S))
 
     @contextlib.contextmanager

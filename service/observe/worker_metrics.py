@@ -62,6 +62,18 @@ class MasterTelemetry:
             "Workers killed because they no longer answered their master.",
             registry=registry,
         )
+        self._renewals = Counter(
+            "astrolabe_worker_renewals",
+            "Replacements of all workers after a change of bundles, by result.",
+            ["result"],
+            registry=registry,
+        )
+        self._swaps = Counter(
+            "astrolabe_bundle_swap",
+            "Changes of bundles, by result.",
+            ["result"],
+            registry=registry,
+        )
         errors = Counter(
             "astrolabe_background_errors",
             "Errors of work beside the requests, by task.",
@@ -95,6 +107,14 @@ class MasterTelemetry:
     def count_hang(self) -> None:
         """Count one worker that was killed because it no longer answered."""
         self._hangs.inc()
+
+    def count_renewal(self, result: str) -> None:
+        """Count one replacement of all workers: succeeded or failed."""
+        self._renewals.labels(result).inc()
+
+    def count_swap(self, result: str) -> None:
+        """Count a change of bundles that the master made or could not make: activated or failed."""
+        self._swaps.labels(result).inc()
 
     def record_usage(self, cpu_s: float, memory_bytes: int, open_fds: int) -> None:
         """Record the use of all processes. `cpu_s` counts CPU seconds since their start."""

@@ -39,6 +39,10 @@ class Heartbeats:
         self._moments_s[number] = 0.0
         self._started_s[number] = now_s
 
+    def has_told(self, number: int) -> bool:
+        """Whether the worker of this number has told since it was started."""
+        return self._moments_s[number] != 0.0
+
     def on_wake(self, now_s: float, planned_s: float) -> None:
         """The master is awake now, and had planned to be by `planned_s`."""
         if now_s > planned_s + LATE_S:

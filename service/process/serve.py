@@ -1,9 +1,9 @@
 """Serve bundles on bound ports until a signal: in this process, or in workers that it forks.
 
 With workers on the CPU, the master opens every bundle once and then forks. The workers share its
-memory pages. This needs encoder calls without a thread pool (`intra_op_threads` is 1), because
-neither a thread pool nor a GPU context survives a fork. Otherwise each worker opens the bundles
-itself (docs/decisions/0018).
+memory pages, and are replaced when other bundles are to be served (docs/decisions/0027). This needs
+encoder calls without a thread pool (`intra_op_threads` is 1), because neither a thread pool nor a
+GPU context survives a fork. Otherwise each worker opens the bundles itself (docs/decisions/0018).
 """
 
 import logging
@@ -25,9 +25,11 @@ from service.observe.logs import configure_logging
 from service.observe.telemetry import Telemetry
 from service.observe.tracing import check_tracing, open_tracer
 from service.observe.worker_metrics import MasterTelemetry, SharedMetrics
+from service.process.shared_bundles import SharedBundles
 from service.process.supervisor import Supervisor
 from service.process.usage import group_usage, n_threads, started_s
 from service.serving.deployment import check_label_rules, open_engine, with_changes
+from service.serving.held import HeldBundles
 from service.settings.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -53,6 +55,40 @@ def serve_with_workers(settings: Settings, listeners: Sequence[socket.socket]) -
     Raises what `open_engines` raises, and WorkersFailed.
     """
     check_tracing(settings)
+    engines = _open_before_fork(settings)
+    # Twice the areas, because old and new workers run beside each other in a renewal.
+    metrics = SharedMetrics(settings.workers * (2 if engines else 1))
+    stop_flag = mmap.mmap(-1, 1)  # the workers see this byte; the master sets it when it stops
+    watcher = MasterWatcher(metrics, listeners, stop_flag)
+    bundles = SharedBundles(engines, settings, watcher.telemetry) if engines else None
+    del engines  # so that a bundle is freed once `bundles` has dropped it
+    if bundles is not None:
+        bundles.open_choice()
+
+    def work(number: int, lifeline: int, beat: Callable[[], None]) -> None:
+        def serve(app: Gate) -> None:
+            run(app, listeners, lifeline, lambda: stop_flag[0] != 0, beat)
+
+        _work(number, bundles, settings, metrics, serve)
+
+    kill_after_s = settings.drain_delay_s + settings.drain_timeout_s
+    kill_after_s += ANSWER_GRACE_S + KILL_GRACE_S
+    Supervisor(
+        settings.workers,
+        work,
+        watcher,
+        kill_after_s,
+        settings.worker_silence_s,
+        watcher.telemetry.background,
+        bundles,
+    ).run()
+
+
+def _open_before_fork(settings: Settings) -> list[Engine]:
+    """Open, import and cache what workers can share; no engines where each must open its own.
+
+    Raises what `open_engines` raises.
+    """
     engines = open_engines(settings) if _engines_survive_fork(settings) else []
     if (threads := n_threads()) > 1:
         log.warning("%d threads run before the fork: each worker opens its own bundles", threads)
@@ -61,27 +97,9 @@ def serve_with_workers(settings: Settings, listeners: Sequence[socket.socket]) -
     if engines:
         # The master drops this application. But workers now share what it imported and cached,
         # which saves each of them 4 MB.
-        create_app(engines[0], settings, Telemetry(), more=engines[1:])
-    metrics = SharedMetrics(settings.workers)
-    stop_flag = mmap.mmap(-1, 1)  # the workers see this byte; the master sets it when it stops
-
-    def work(number: int, lifeline: int, beat: Callable[[], None]) -> None:
-        def serve(app: Gate) -> None:
-            run(app, listeners, lifeline, lambda: stop_flag[0] != 0, beat)
-
-        _work(number, engines, settings, metrics, serve)
-
-    kill_after_s = settings.drain_delay_s + settings.drain_timeout_s
-    kill_after_s += ANSWER_GRACE_S + KILL_GRACE_S
-    watcher = MasterWatcher(metrics, listeners, stop_flag)
-    Supervisor(
-        settings.workers,
-        work,
-        watcher,
-        kill_after_s,
-        settings.worker_silence_s,
-        watcher.telemetry.background,
-    ).run()
+        app = create_app(engines[0], settings, Telemetry(), more=engines[1:])
+        app.serving.deployments.let_go()
+    return engines
 
 
 def open_engines(settings: Settings) -> list[Engine]:
@@ -138,7 +156,7 @@ class MasterWatcher:
 
 def _work(
     number: int,
-    engines: list[Engine],
+    bundles: SharedBundles | None,
     settings: Settings,
     metrics: SharedMetrics,
     serve: Callable[[Gate], None],
@@ -147,8 +165,9 @@ def _work(
     configure_logging(settings.log_level, settings.log_format, worker=number)
     metrics.share(str(number))
     try:
-        first, *more = engines or open_engines(settings)
-        _run(first, more, settings, Telemetry(metrics), serve)
+        first, *more = open_engines(settings) if bundles is None else bundles.current
+        held = None if bundles is None else bundles.held
+        _run(first, more, settings, Telemetry(metrics), serve, held)
     except AstrolabeError as exc:
         log.error("cannot serve: %s", exc.detail)
         sys.exit(1)
@@ -160,6 +179,7 @@ def _run(
     settings: Settings,
     telemetry: Telemetry,
     serve: Callable[[Gate], None],
+    held: HeldBundles | None = None,
 ) -> None:
     """Build the application on open engines and call `serve` with it.
 
@@ -171,7 +191,7 @@ def _run(
         telemetry.add_collector(gpu)
     first, *more = (with_changes(engine, settings) for engine in (first, *more))
     try:
-        serve(create_app(first, settings, telemetry, more=more))
+        serve(create_app(first, settings, telemetry, more=more, held=held))
     finally:
         if telemetry.tracer is not None:
             telemetry.tracer.shutdown()

@@ -1,9 +1,11 @@
 """Supervisor: a master that forks workers, replaces dead or silent ones, and ends all on a signal.
 
 The master has one thread and answers no requests. Its caller loads what the workers share before
-the first fork; the workers then share those memory pages without a copy. This module knows nothing
-of HTTP: a worker runs a function that gets its number. Decision 0018 says why no ready-made process
-manager serves here.
+the first fork; the workers then share those memory pages without a copy. Where what they share is
+loaded anew, the supervisor renews them: it forks as many beside the old ones, and ends those once
+all new ones serve. This module knows nothing of HTTP: a worker runs a function that gets its
+number. Decision 0018 says why no ready-made process manager serves here, and 0027 why workers are
+renewed.
 """
 
 import gc
@@ -20,6 +22,7 @@ from typing import Final, NoReturn, Protocol
 
 from service.background import Background
 from service.errors import WorkersFailed
+from service.memory import give_back_memory
 from service.process.heartbeats import Heartbeats
 from service.signals import ending_signals
 
@@ -41,6 +44,11 @@ A choice: a lone accident costs little service, and a lasting fault does not cau
 REPORT_EVERY_S: Final = 10.0
 """How often the watcher hears which workers run where no signal comes. A choice: their memory and
 CPU time in the metrics are up to this old."""
+
+
+LOOK_S: Final = 0.25
+"""How often the supervisor asks whether a renewal is due, and how far one has come. A choice: as
+often as a worker looks for changes (`service.serving.follow`)."""
 
 
 class Watcher(Protocol):
@@ -70,6 +78,18 @@ class Watcher(Protocol):
         ...
 
 
+class Shared(Protocol):
+    """What the workers have from before their fork, and may have to be forked anew for."""
+
+    def due(self) -> bool:
+        """Whether new workers would share something else. It may load that first, and block."""
+        ...
+
+    def ended(self, succeeded: bool) -> None:
+        """A renewal has ended: all workers are new, or all are old ones because a new one died."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Lifeline:
     """A pipe that tells workers of their master's death.
@@ -92,6 +112,19 @@ class _Worker:
     killed: bool = False
 
 
+@dataclass(slots=True)
+class _Renewal:
+    """Numbers of the workers that shall be replaced, and of those that replace them.
+
+    `leaving` is one of the two sets once its workers were told to end, and empty before.
+    """
+
+    old: frozenset[int]
+    new: frozenset[int]
+    leaving: frozenset[int] = frozenset()
+    leaving_since_s: float = math.inf
+
+
 class Supervisor:
     """Runs `work(number, lifeline, beat)` in `n_workers` forked processes until a signal."""
 
@@ -103,18 +136,22 @@ class Supervisor:
         kill_after_s: float,
         silence_s: float = math.inf,
         background: Background | None = None,
+        shared: Shared | None = None,
     ) -> None:
         """`work` must return on SIGTERM, and once `lifeline` (a file descriptor) can be read.
 
         The supervisor kills a worker that still runs `kill_after_s` seconds after the first signal,
         and replaces one that has not called `beat` for `silence_s` seconds. Errors of the
-        supervisor's own go to `background`.
+        supervisor's own go to `background`. Workers are renewed whenever `shared` says so, and have
+        numbers below twice `n_workers` then.
         """
         self._work = work
         self._watcher = watcher
         self._kill_after_s = kill_after_s
         self._silence_s = silence_s
-        self._heartbeats = Heartbeats(n_workers, silence_s)
+        self._shared = shared
+        self._numbers = range(n_workers if shared is None else 2 * n_workers)
+        self._heartbeats = Heartbeats(len(self._numbers), silence_s)
         background = background or Background()
         self._resort = background.last_resort("supervise")
         self._watching = background.last_resort("watch-workers")
@@ -125,7 +162,9 @@ class Supervisor:
         self._pause_s = 0.0
         self._workers: dict[int, _Worker] = {}
         self._start_at_s: dict[int, float] = dict.fromkeys(range(n_workers), 0.0)
-        self._ever_started: set[int] = set()
+        self._died: set[int] = set()  # numbers of dead workers whose replacement is not started yet
+        self._renewal: _Renewal | None = None
+        self._look_at_s = 0.0
         self._fast_deaths = 0
         self._stopping_since_s: float | None = None
         self._lifeline = Lifeline(*os.pipe())
@@ -135,10 +174,7 @@ class Supervisor:
 
         Raises WorkersFailed after `MAX_FAST_DEATHS` fast deaths in a row.
         """
-        # A garbage collection in a worker would write to all objects, and so copy shared pages.
-        # Frozen objects are left out of it.
-        gc.collect()
-        gc.freeze()
+        _prepare_to_fork()
         old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._awaited)
         try:
             while self._start_at_s or self._workers:
@@ -173,6 +209,9 @@ class Supervisor:
         if now >= self._report_at_s:
             self._report_at_s = now + REPORT_EVERY_S
             self._tell(lambda: self._watcher.on_running(list(self._workers)))
+        if self._shared is not None and self._stopping_since_s is None and now >= self._look_at_s:
+            self._renew(self._shared)
+            self._look_at_s = time.monotonic() + LOOK_S
         self._start_due(mask)  # at last: where no process can be started, the rest is done
 
     def _tell(self, what: Callable[[], None]) -> None:
@@ -194,9 +233,49 @@ class Supervisor:
             del self._start_at_s[number]
             self._workers[pid] = _Worker(number, now)
             self._report_at_s = now
-            if number in self._ever_started:
+            if number in self._died:
+                self._died.remove(number)
                 self._tell(lambda number=number: self._watcher.on_replaced(number))  # type: ignore[misc]
-            self._ever_started.add(number)
+
+    def _renew(self, shared: Shared) -> None:
+        """Begin a renewal if one is due, or take its next step if that can be taken."""
+        renewal = self._renewal
+        if renewal is None:
+            if shared.due():
+                self._begin_renewal()
+        elif renewal.leaving:
+            if not self._running(renewal.leaving):
+                self._renewal = None
+                shared.ended(succeeded=renewal.leaving == renewal.old)
+        elif all(self._heartbeats.has_told(number) for number in renewal.new):
+            log.info("all new workers serve: the old ones end")
+            self._let_go(renewal, renewal.old)
+
+    def _begin_renewal(self) -> None:
+        old = {worker.number for worker in self._workers.values()} | self._start_at_s.keys()
+        free = [number for number in self._numbers if number not in old]
+        self._renewal = _Renewal(frozenset(old), frozenset(free[: len(old)]))
+        log.info("new workers start beside the old ones")
+        _prepare_to_fork()
+        now = time.monotonic()
+        for number in self._renewal.new:
+            self._heartbeats.start(number, now)  # so that its predecessor's beats do not count
+            self._start_at_s[number] = now
+
+    def _let_go(self, renewal: _Renewal, leaving: frozenset[int]) -> None:
+        """Tell the old workers to end, or the new ones where they cannot take over.
+
+        Either may be answering requests, so none is killed.
+        """
+        renewal.leaving, renewal.leaving_since_s = leaving, time.monotonic()
+        self._died -= leaving
+        for number in leaving:
+            self._start_at_s.pop(number, None)
+        for pid in self._running(leaving):
+            os.kill(pid, signal.SIGTERM)
+
+    def _running(self, numbers: frozenset[int]) -> list[int]:
+        return [pid for pid, worker in self._workers.items() if worker.number in numbers]
 
     def _be_worker(self, number: int, mask: set[int | signal.Signals]) -> NoReturn:
         """Run the work in the child, then exit. It must not return into the master's code."""
@@ -227,15 +306,19 @@ class Supervisor:
 
     def _stop(self) -> None:
         """Send SIGTERM to the workers; `DrainingServer.on_signal` says what each one does."""
+        told: frozenset[int] = frozenset()
         if self._stopping_since_s is None:
             self._stopping_since_s = time.monotonic()
             self._tell(lambda: self._watcher.on_stopping())
+            # Those that leave have their first signal, and a second one means more.
+            told = self._renewal.leaving if self._renewal else told
         self._start_at_s.clear()
-        self._send_to_all(signal.SIGTERM)
+        self._send_to_all(signal.SIGTERM, but=told)
 
-    def _send_to_all(self, which: signal.Signals) -> None:
-        for pid in self._workers:
-            os.kill(pid, which)  # not reaped yet, so no other process can have this id
+    def _send_to_all(self, which: signal.Signals, but: frozenset[int] = frozenset()) -> None:
+        for pid, worker in self._workers.items():
+            if worker.number not in but:
+                os.kill(pid, which)  # not reaped yet, so no other process can have this id
 
     def _reap(self) -> None:
         while self._workers:
@@ -246,16 +329,24 @@ class Supervisor:
             if worker is not None:
                 self._report_at_s = 0.0
                 self._tell(lambda number=worker.number: self._watcher.on_died(number))  # type: ignore[misc]
-                if self._stopping_since_s is None:
-                    self._replace(worker, pid, os.waitstatus_to_exitcode(status))
+                renewal = self._renewal
+                if self._stopping_since_s is None and not (
+                    renewal is not None and worker.number in renewal.leaving
+                ):
+                    self._on_death(worker, pid, os.waitstatus_to_exitcode(status))
 
-    def _replace(self, worker: _Worker, pid: int, code: int) -> None:
+    def _on_death(self, worker: _Worker, pid: int, code: int) -> None:
+        """Replace a worker that nobody told to end; where it was to take over, give that up."""
         now = time.monotonic()
         lived_s = now - worker.started_s
-        self._fast_deaths = self._fast_deaths + 1 if lived_s < FAST_S else 0
         how = {"exit_code": code} if code >= 0 else {"signal": -code}
         fields = {"number": worker.number, "pid": pid, "lived_s": round(lived_s, 3), **how}
         log.warning("a worker has died", extra={"fields": fields})
+        renewal = self._renewal
+        if renewal is not None and not renewal.leaving and worker.number in renewal.new:
+            self._let_go(renewal, renewal.new)
+            return
+        self._fast_deaths = self._fast_deaths + 1 if lived_s < FAST_S else 0
         if self._fast_deaths >= MAX_FAST_DEATHS:
             self._stop()
             return
@@ -263,8 +354,17 @@ class Supervisor:
         # about doubles, so that a passing fault can pass.
         pause_s = FIRST_PAUSE_S * (2**self._fast_deaths - 1)
         self._start_at_s[worker.number] = now + pause_s
+        self._died.add(worker.number)
 
     def _kill_late(self) -> None:
+        if (renewal := self._renewal) and (
+            time.monotonic() - renewal.leaving_since_s > self._kill_after_s
+        ):
+            renewal.leaving_since_s = math.inf
+            late = self._running(renewal.leaving)
+            log.error("%d workers did not leave in time: killed", len(late))
+            for pid in late:
+                os.kill(pid, signal.SIGKILL)
         since_s = self._stopping_since_s
         if since_s is not None and time.monotonic() - since_s > self._kill_after_s:
             log.error("%d workers did not end in time: killed", len(self._workers))
@@ -290,6 +390,19 @@ class Supervisor:
             if not worker.killed
         ]
         moments_s.append(self._report_at_s)
+        if self._shared is not None and self._stopping_since_s is None:
+            moments_s.append(self._look_at_s)
         if self._stopping_since_s is not None:
             moments_s.append(self._stopping_since_s + self._kill_after_s)
         return min([REPORT_EVERY_S, *(max(0.0, moment_s - now) for moment_s in moments_s)])
+
+
+def _prepare_to_fork() -> None:
+    """Let go of what nobody uses any more, and keep the garbage collector off the rest.
+
+    A collection in a worker would write to all objects, and so copy shared pages. Frozen objects
+    are left out of it.
+    """
+    gc.unfreeze()
+    give_back_memory()
+    gc.freeze()

@@ -8,8 +8,6 @@ answers the requests that it has accepted, and is closed. Why: docs/decisions/00
 
 import asyncio
 import contextlib
-import ctypes
-import gc
 import logging
 import re
 import weakref
@@ -20,11 +18,9 @@ from pathlib import Path
 from typing import Final
 
 from service.bundle.manifest import Manifest
-from service.bundle.verify import read_manifest
 from service.core.engine import Engine
 from service.errors import (
     BundleError,
-    BundleNotFound,
     BundleRefused,
     CatalogueError,
     CatalogueUnavailable,
@@ -35,8 +31,10 @@ from service.errors import (
     SettingsInvalid,
     StateUnavailable,
 )
+from service.memory import give_back_memory
 from service.observe.telemetry import Telemetry
 from service.serving.deployment import Deployment, open_changed_engine
+from service.serving.pointer import bundle_id_at
 from service.settings.settings import Settings
 from service.version import __version__
 
@@ -75,6 +73,9 @@ class Slot:
 Slots = Mapping[str, Slot]
 """Every model's slot by its name, the default model first."""
 
+OpenBundle = Callable[[Path, Settings], Engine]
+"""Opens a bundle folder with its label changes; may block."""
+
 Record = Callable[[Slots], Awaitable[None]]
 """Stores the slots that are about to be in force; raises StateUnavailable where it cannot."""
 
@@ -82,8 +83,8 @@ Record = Callable[[Slots], Awaitable[None]]
 class Deployments:
     """All slots of a process. For the event loop's thread; a lock lets one change run at a time.
 
-    The first engine's model is the default one. `open_` opens a bundle folder and may block. Raises
-    SettingsInvalid where two engines have one name.
+    The first engine's model is the default one. Raises SettingsInvalid where two engines have one
+    name.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class Deployments:
         settings: Settings,
         telemetry: Telemetry,
         clock: Callable[[], float],
-        open_: Callable[[Path, Settings], Engine] = open_changed_engine,
+        open_: OpenBundle = open_changed_engine,
     ) -> None:
         first, *more = (Deployment(engine, settings, telemetry, clock) for engine in engines)
         self.slots: Slots = {first.name: Slot(first)}
@@ -260,6 +261,15 @@ class Deployments:
         drains = [deployment.drain(timeout_s) for deployment in self]
         await asyncio.gather(*drains, *self._retirements)
 
+    def let_go(self) -> None:
+        """Forget every deployment, in an application that will never answer.
+
+        FastAPI caches the functions of routes for as long as the process lives, and these refer to
+        this object. So the engines would never be freed.
+        """
+        self.slots = {}
+        del self._default
+
     async def _change(self, after: Slots) -> None:
         """Record the slots, put them in force, and close what they no longer have."""
         if self._record is not None:
@@ -291,7 +301,7 @@ class Deployments:
             for deployment in self:
                 if deployment.folder == path:
                     # What lies there now counts: the folder may hold another bundle since.
-                    lies_there = await asyncio.to_thread(_bundle_id_at, path)
+                    lies_there = await asyncio.to_thread(bundle_id_at, path)
                     if lies_there in (None, deployment.bundle_id):
                         return deployment
             engine = await asyncio.to_thread(self._open, path, self._settings)
@@ -370,28 +380,11 @@ def _goes_to_canary(request_id: str, percent: float) -> bool:
     return zlib.crc32(request_id.encode()) % 10_000 < percent * 100
 
 
-def _bundle_id_at(folder: Path) -> str | None:
-    """The id of the bundle that lies in a folder now; None without a manifest."""
-    try:
-        return read_manifest(folder).bundle_id
-    except BundleNotFound:
-        return None
-
-
 async def _free(refs: Sequence["weakref.ref[Manifest]"]) -> None:
     """Give memory back until nothing refers to these manifests, and so to their bundles."""
     for pause_s in FREE_AFTER_S:
         await asyncio.sleep(pause_s)
         # In a thread, because this takes a tenth of a second and requests should not wait for it.
-        await asyncio.to_thread(_give_back_memory)
+        await asyncio.to_thread(give_back_memory)
         if not any(ref() for ref in refs):
             return
-
-
-def _give_back_memory() -> None:
-    """Collect a closed bundle's objects, which form cycles, and return free pages to the system."""
-    gc.collect()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError):
-        log.debug("this C library has no malloc_trim")

@@ -5,6 +5,10 @@ that another worker was told to serve. The catalogue holds the labels that anoth
 The pointer CURRENT names the bundle that a training job has sealed last. If a bundle is refused,
 the old one goes on serving, and the follower tries again after pauses that double: the files may
 still be on their way. A new file or pointer is tried at the next look.
+
+Where the master holds the bundles open, it follows in this worker's stead what must be opened, and
+then replaces the worker (`service.process.shared_bundles`). The worker follows what it can without
+opening a bundle, and everything before it makes a change of its own, which is made to all.
 """
 
 import asyncio
@@ -15,12 +19,12 @@ from pathlib import Path
 from typing import Final
 
 from service.background import Background, end
-from service.bundle.manifest import POINTER
-from service.bundle.verify import read_manifest, resolve
-from service.errors import AstrolabeError, BundleNotFound
+from service.errors import AstrolabeError
 from service.serving.deployment import Deployment
 from service.serving.deployments import Deployments, Slot, Slots
 from service.serving.desired import Desired, DesiredModel, read_desired, stamp, write_desired
+from service.serving.held import HeldBundles
+from service.serving.pointer import Pointer
 from service.settings.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -38,18 +42,23 @@ class Follower:
     """Follows from tasks on the event loop. Call `start` and `stop` inside the loop."""
 
     def __init__(
-        self, deployments: Deployments, settings: Settings, background: Background
+        self,
+        deployments: Deployments,
+        settings: Settings,
+        background: Background,
+        held: HeldBundles | None = None,
     ) -> None:
+        """`held` are the bundles that the master holds open; None where it holds none."""
         self._deployments = deployments
         self._settings = settings
         self._background = background
+        self._held = held
         self._folder = settings.state_dir
         self._stamp: tuple[int, int] | None = None
         first = deployments.default
         # What was opened counts, not what the pointer names now: it may have moved since.
-        self._configured = first.folder
-        self._followed = (first.folder, first.bundle_id)
-        self._pointer_was_missing = False
+        opened = (first.folder, first.bundle_id) if held is None else held.configured
+        self._pointer = Pointer(settings.bundle, opened)
         self._tasks: list[asyncio.Task[None]] = []
         self._lock = asyncio.Lock()
 
@@ -63,13 +72,9 @@ class Follower:
                 background.repeat(CHOICE, self._follow_choice, LOOK_S, lambda: stamp(folder)),
                 background.repeat(LABELS, self._follow_labels, LOOK_S),
             ]
-        if every_s := self._settings.watch_s:
-            pointer = self._settings.bundle / POINTER
-            self._tasks.append(
-                background.repeat(
-                    THE_POINTER, self._follow_pointer, every_s, lambda: _stamp_of(pointer)
-                )
-            )
+        if self._held is None and (every_s := self._settings.watch_s):
+            follow = self._follow_pointer_in_turn
+            self._tasks.append(background.repeat(THE_POINTER, follow, every_s, self._pointer.stamp))
 
     async def stop(self) -> None:
         """Stop looking for changes."""
@@ -85,6 +90,9 @@ class Follower:
         """
         async with self._lock:
             begin()
+            if self._held is not None and self._settings.watch_s:
+                with contextlib.suppress(AstrolabeError):  # the master follows it, and reports
+                    await self._follow_pointer()
             # What the file says may be the very thing that the change is to mend.
             await self._background.run(CHOICE, self._follow_file)
             with self._deployments.recorded_by(self._record):
@@ -92,7 +100,7 @@ class Follower:
 
     async def _follow_choice(self) -> None:
         async with self._lock:
-            await self._follow_file()
+            await self._follow_file(may_open=self._held is None)
 
     async def _follow_labels(self) -> None:
         errors: list[Exception] = []
@@ -104,20 +112,24 @@ class Follower:
         if errors:
             raise errors[0]
 
-    async def _follow_file(self) -> bool:
-        """Serve what the file names if it is new; returns whether it was and counts."""
+    async def _follow_file(self, may_open: bool = True) -> bool:
+        """Serve what the file names if it is new; returns whether it was and counts.
+
+        Where it may not open bundles, models that need one stay as they are, and the file new.
+        """
         file_stamp = stamp(self._folder) if self._folder is not None else None
         if self._folder is None or file_stamp is None or file_stamp == self._stamp:
             return False
         desired = await asyncio.to_thread(read_desired, self._folder)
         if desired is None:
             return False
-        if desired.configured != str(self._configured):
+        if desired.configured != str(self._pointer.followed[0]):
             log.info("the settings name another bundle now: ignoring the earlier choice of bundles")
             self._stamp = file_stamp
             return False
         errors: list[AstrolabeError] = []
-        for name, model in desired.models.items():
+        models = {name: m for name, m in desired.models.items() if may_open or self._is_open(m)}
+        for name, model in models.items():
             try:
                 await self._converge(name, model)
             except AstrolabeError as exc:  # the other models are followed all the same
@@ -127,8 +139,16 @@ class Follower:
                 await self._deployments.remove(name)
         if errors:
             raise errors[0]
-        self._stamp = file_stamp
+        if len(models) == len(desired.models):
+            self._stamp = file_stamp
         return True
+
+    def _is_open(self, model: DesiredModel) -> bool:
+        """Whether this worker or its master has the model's bundles open."""
+        folders = {_folder_of(deployment) for deployment in self._deployments}
+        if self._held is not None:
+            folders |= {str(folder) for folder in self._held.engines}
+        return {model.bundle, model.canary} - {None} <= folders
 
     async def _converge(self, name: str, model: DesiredModel) -> None:
         deployments = self._deployments
@@ -146,53 +166,33 @@ class Follower:
         ):
             await deployments.canary(Path(model.canary), model.percent)
 
+    async def _follow_pointer_in_turn(self) -> None:
+        async with self._lock:
+            await self._follow_pointer()
+
     async def _follow_pointer(self) -> None:
         """Serve the bundle that the pointer names, unless it was followed already."""
+        target = await asyncio.to_thread(self._pointer.moved_to)
+        if target is None:
+            return
+        before, self._pointer.followed, self._stamp = self._pointer.followed, target, None
         try:
-            target = await asyncio.to_thread(_target, self._settings.bundle)
-        except BundleNotFound:
-            # At first it is no fault: the training job may just be moving the pointer.
-            if self._pointer_was_missing:
-                raise
-            self._pointer_was_missing = True
-            return
-        self._pointer_was_missing = False
-        if target == self._followed:
-            return
-        async with self._lock:
-            before, self._configured, self._stamp = self._configured, target[0], None
-            try:
-                # Another worker may have followed the pointer already, and been told more since.
-                if not await self._follow_file():
-                    with self._deployments.recorded_by(self._record):
-                        await self._deployments.activate(target[0])
-            except BaseException:
-                self._configured, self._stamp = before, None
-                raise
-            self._followed = target
+            # Another worker may have followed the pointer already, and been told more since.
+            if not await self._follow_file():
+                with self._deployments.recorded_by(self._record):
+                    await self._deployments.activate(target[0])
+        except BaseException:
+            self._pointer.followed, self._stamp = before, None
+            raise
 
     async def _record(self, slots: Slots) -> None:
         if self._folder is None:
             return
         models = {name: _desired_model(slot) for name, slot in slots.items()}
-        desired = Desired(str(self._configured), models)
+        desired = Desired(str(self._pointer.followed[0]), models)
         await asyncio.to_thread(write_desired, self._folder, desired)
         with contextlib.suppress(OSError):  # the next look then reads the file
             self._stamp = stamp(self._folder)
-
-
-def _target(path: Path) -> tuple[Path, str]:
-    """The bundle folder that a path means, directly or by its pointer, and the bundle's id.
-
-    Raises BundleError.
-    """
-    folder = resolve(path).resolve()
-    return folder, read_manifest(folder).bundle_id
-
-
-def _stamp_of(path: Path) -> tuple[int, int]:
-    info = path.stat()
-    return info.st_mtime_ns, info.st_ino
 
 
 def _folder_of(deployment: Deployment) -> str | None:

@@ -15,8 +15,8 @@ from service.core.types import Query
 from service.errors import AstrolabeError, BundleError, NotReady, OverloadError, ShuttingDown
 from service.observe.telemetry import Telemetry
 from service.overload.shedding import PATH, Shedding
-from service.serving.deployment import Deployment
-from service.serving.deployments import Deployments
+from service.serving.deployment import Deployment, open_changed_engine
+from service.serving.deployments import Deployments, OpenBundle
 from service.settings.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,8 @@ and they must not become a load."""
 class Serving:
     """The state of a serving process. Deadlines are seconds of `clock`, which the batchers share.
 
-    `draining` is true once the process is shutting down.
+    `draining` is true once the process is shutting down. `all_stop` then says whether the whole
+    service is, and not just this worker of it.
     """
 
     deployments: Deployments
@@ -43,6 +44,7 @@ class Serving:
     clock: Callable[[], float]
     shedding: Shedding
     draining: bool = False
+    all_stop: Callable[[], bool] = lambda: True
     _last_answer_s: float = -math.inf
     _drain: "asyncio.Task[None] | None" = None
 
@@ -56,8 +58,8 @@ class Serving:
         return max(deployment.effort_steps_down() for deployment in self.deployments)
 
     def check_ready(self) -> None:
-        """Raise ShuttingDown while the process drains, and NotReady where lanes do not work."""
-        if self.draining:
+        """Raise ShuttingDown while the service drains, and NotReady where lanes do not work."""
+        if self.draining and self.all_stop():
             raise ShuttingDown("the service is shutting down: use another replica")
         if fault := self.deployments.health():
             raise NotReady(fault, retry_after_s=1.0)
@@ -116,9 +118,10 @@ def open_serving(
     settings: Settings,
     telemetry: Telemetry,
     clock: Callable[[], float],
+    open_: OpenBundle = open_changed_engine,
 ) -> Serving:
     """Make a deployment of each engine, the first as default. Let telemetry read their state."""
-    deployments = Deployments(engines, settings, telemetry, clock)
+    deployments = Deployments(engines, settings, telemetry, clock, open_)
 
     def count_refusal(error: OverloadError) -> None:
         telemetry.rejected(error.code)

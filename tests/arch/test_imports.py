@@ -37,7 +37,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("service.background",),
         (
             *("service.atomic", "service.errors", "service.interrupt", "service.signals"),
-            *("service.regular_files", "service.strict_json", "service.version"),
+            *("service.memory", "service.regular_files", "service.strict_json", "service.version"),
         ),
     ),
     "models": (

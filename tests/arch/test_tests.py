@@ -19,6 +19,7 @@ SUBSYSTEMS = {
     "models/index/test_index_stage.py": "the stage that builds an index, with every kind of it",
     "models/test_wrong_input.py": "what every command says to input that nobody can use",
     "service/api/test_contract.py": "every route, against the schema that the service publishes",
+    "service/process/test_renewal.py": "a swap in a group of workers, from the admin on",
     "service/ui/test_access.py": "the page in a browser: keys",
     "service/ui/test_asking.py": "the page in a browser: a query and its answer",
     "service/ui/test_controls.py": "the page in a browser: what can be set",

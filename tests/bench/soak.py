@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from loadtest.samples import SAMPLES_FILE, Samples
-from tests.bench.swaps import resident_mb_of, wait_until_ready
+from tests.bench.swaps import memory_mb_of, wait_until_ready
 
 PORT = 18481
 EVERY_S = 5.0
@@ -65,7 +65,7 @@ def main() -> int:
 def _watch(pid: int, memory: list[tuple[float, float]], ended: threading.Event) -> None:
     started = time.monotonic()
     while not ended.wait(EVERY_S):
-        memory.append((time.monotonic() - started, resident_mb_of(pid)))
+        memory.append((time.monotonic() - started, memory_mb_of(pid)))
 
 
 def _report(out: Path, memory: list[tuple[float, float]]) -> None:

@@ -5,7 +5,8 @@
 Makes a second bundle from the first, with another date and hence another id. Serves the first,
 offers a steady load through `python -m loadtest`, and swaps the two to and fro meanwhile. Prints
 requests, failures, latency, the seconds that a swap takes, and the service's resident memory after
-`WARM_SWAPS` swaps and after all of them. Linux only.
+`WARM_SWAPS` swaps and after all of them. With `--workers N` a swap takes until all N workers are
+new, and the memory is the sum of proportional set sizes. Linux only.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from pathlib import Path
 
 from service.bundle.manifest import MANIFEST, POINTER, bundle_id_of
 from service.bundle.verify import resolve
+from service.process.usage import proportional_bytes
 
 KEY = "swap"
 WARM_SWAPS = 2
@@ -37,11 +39,12 @@ def main() -> int:
     parser.add_argument("--swaps", type=int, default=50)
     parser.add_argument("--pause", type=float, default=0.5, help="seconds between two swaps")
     parser.add_argument("--port", type=int, default=18431)
+    parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "bundles"
-        _two_bundles(options.bundle, root)
-        server = _serve(root, options.port)
+        two_bundles(options.bundle, root)
+        server = _serve(root, options.port, options.workers, Path(folder) / "state")
         try:
             url = f"http://127.0.0.1:{options.port}"
             wait_until_ready(url)
@@ -53,10 +56,10 @@ def main() -> int:
 
 def _measure(options: argparse.Namespace, url: str, pid: int, out: Path) -> int:
     for number in range(WARM_SWAPS):
-        _activate(url, number)
+        swap(pid, url, options.workers, number)
     time.sleep(2)
-    before = resident_mb_of(pid)
-    seconds = options.swaps * (options.pause + 3.0)
+    before = memory_mb_of(pid)
+    seconds = options.swaps * (options.pause + (3.0 if options.workers == 1 else 20.0))
     load = subprocess.Popen(
         [
             *(sys.executable, "-m", "loadtest", "run", "--url", url, "--no-ceiling"),
@@ -66,13 +69,13 @@ def _measure(options: argparse.Namespace, url: str, pid: int, out: Path) -> int:
         stdout=subprocess.DEVNULL,
     )
     time.sleep(2)
-    swap_s, resident_mb = [], []
+    swap_s, memory_mb = [], []
     ended = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(pid, resident_mb, ended))
+    watcher = threading.Thread(target=_watch, args=(pid, memory_mb, ended))
     watcher.start()
     for number in range(WARM_SWAPS, WARM_SWAPS + options.swaps):
         started = time.monotonic()
-        _activate(url, number)
+        swap(pid, url, options.workers, number)
         swap_s.append(time.monotonic() - started)
         time.sleep(options.pause)
     under_load = load.poll() is None
@@ -80,20 +83,21 @@ def _measure(options: argparse.Namespace, url: str, pid: int, out: Path) -> int:
     ended.set()
     watcher.join()
     time.sleep(3)
-    after = resident_mb_of(pid)
+    after = memory_mb_of(pid)
     step = json.loads((out / "result.json").read_text())["steps"][0]
     print(json.dumps(step, indent=1))
     print(
         f"{options.swaps} swaps, load {'throughout' if under_load else 'ended before the last'}; "
         f"a swap {statistics.median(swap_s):.2f} s (longest {max(swap_s):.2f})\n"
-        f"resident: {before:.0f} MB after {WARM_SWAPS} swaps, {after:.0f} MB after "
+        f"memory: {before:.0f} MB after {WARM_SWAPS} swaps, {after:.0f} MB after "
         f"{WARM_SWAPS + options.swaps} ({100 * (after / before - 1):+.1f} %), at most "
-        f"{max(resident_mb):.0f} MB meanwhile"
+        f"{max(memory_mb):.0f} MB meanwhile"
     )
     return 0
 
 
-def _two_bundles(source: Path, root: Path) -> None:
+def two_bundles(source: Path, root: Path) -> None:
+    """Write the bundle as `b0` under a root, and as `b1` with another id; `b0` is current."""
     first = shutil.copytree(resolve(source), root / "b0")
     second = shutil.copytree(first, root / "b1")
     raw = json.loads((second / MANIFEST).read_text())
@@ -103,18 +107,39 @@ def _two_bundles(source: Path, root: Path) -> None:
     (root / POINTER).write_text("b0")
 
 
-def _serve(root: Path, port: int) -> "subprocess.Popen[bytes]":
+def _serve(root: Path, port: int, workers: int, state: Path) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "service", "--bundle", str(root), "--port", str(port)]
+    command += ["--workers", str(workers), "--state-dir", str(state)] if workers > 1 else []
     environment = {**os.environ, "ASTROLABE_ADMIN_KEY": KEY, "ASTROLABE_LOG_LEVEL": "warning"}
     return subprocess.Popen([*command, "--device", "cpu"], env=environment)
 
 
-def _activate(url: str, number: int) -> None:
+def _activate(url: str, number: int) -> str:
+    """Activate `b1` at even numbers and `b0` at odd ones; returns the bundle's id."""
     body = json.dumps({"bundle": f"b{(number + 1) % 2}"}).encode()
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
     request = urllib.request.Request(f"{url}/admin/bundles/activate", body, headers)
     with urllib.request.urlopen(request, timeout=60) as answer:
-        assert answer.status == 200
+        models = json.load(answer)["models"]
+    return str(models[0]["bundles"][0]["bundle_id"])
+
+
+def swap(pid: int, url: str, workers: int, number: int) -> None:
+    """Activate a bundle as `_activate` does; return once all workers are new ones that serve it."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    before = set(children.read_text().split())
+    renewed = f'astrolabe_bundle_info{{bundle_id="{_activate(url, number)}"'
+    deadline = time.monotonic() + 120
+    while workers > 1:
+        time.sleep(0.1)
+        now = set(children.read_text().split())
+        if len(now) == workers and not now & before:
+            break
+        if time.monotonic() > deadline:
+            raise SystemExit("the workers were not replaced within two minutes")
+    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as page:
+        lines = page.read().decode().splitlines()
+    assert any(line.startswith(renewed) and line.endswith(" 1.0") for line in lines)
 
 
 def wait_until_ready(url: str) -> None:
@@ -128,15 +153,18 @@ def wait_until_ready(url: str) -> None:
     raise SystemExit("the service did not become ready within a minute")
 
 
-def resident_mb_of(pid: int) -> float:
-    """Resident memory of a process, in MiB."""
+def memory_mb_of(pid: int) -> float:
+    """MiB of a process and its children: resident of one, proportional of several."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    if children:
+        return sum(proportional_bytes(int(one)) for one in (pid, *children)) / (1 << 20)
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Rss:")) / 1024
 
 
 def _watch(pid: int, samples_mb: list[float], ended: threading.Event) -> None:
     while not ended.wait(0.1):
-        samples_mb.append(resident_mb_of(pid))
+        samples_mb.append(memory_mb_of(pid))
 
 
 if __name__ == "__main__":

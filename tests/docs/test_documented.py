@@ -26,7 +26,7 @@ def metric_names() -> list[str]:
     families = telemetry.registry.collect()
     names = [family.name + suffix.get(family.type, "") for family in families]
     of_the_master = ["astrolabe_workers", "astrolabe_worker_restarts_total"]
-    of_the_master.append("astrolabe_worker_hangs_total")
+    of_the_master += ["astrolabe_worker_hangs_total", "astrolabe_worker_renewals_total"]
     of_the_master += [f"astrolabe_{name}" for name in FAMILIES]  # and of a GPU
     return [name for name in names if name.startswith("astrolabe_")] + of_the_master
 

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import httpx
 from service.api.app import create_app
 from service.bundle.manifest import MANIFEST, POINTER
 from service.observe.telemetry import Telemetry
-from service.serving.deployment import open_changed_engine
+from service.serving.deployment import open_changed_engine, open_engine, with_changes
+from service.serving.held import HeldBundles
 from tests.support.fakes import FakePredict, Running, fake_settings
 from tests.support.tiny_bundle import seal
 
@@ -41,12 +42,25 @@ def write_bundle_root(root: Path, tiny: Path, flat: Path) -> Path:
 
 
 @asynccontextmanager
-async def serving_root(root: Path, **changes: Any) -> AsyncIterator[Running]:
-    """A started service over a folder of bundles; the key of its admin is in `ADMIN`."""
+async def serving_root(
+    root: Path, hold: Sequence[str] = (), **changes: Any
+) -> AsyncIterator[Running]:
+    """A started service over a folder of bundles; the key of its admin is in `ADMIN`.
+
+    With names in `hold` it is a worker whose master holds these bundles open, the first as current.
+    """
     # So long a deadline that a machine with other work answers in time as well.
     values = {"device": "cpu", "admin_key": "admin", "request_timeout_ms": 30_000} | changes
     settings = fake_settings(bundle=root, **values)
-    app = create_app(open_changed_engine(root, settings), settings, Telemetry())
+    held = None
+    if hold:
+        engines = {(root / name).resolve(): open_engine(root / name, settings) for name in hold}
+        first = next(iter(engines))
+        held = HeldBundles(engines, (first, bundle_id(first)))
+        current = with_changes(engines[first], settings)
+    else:
+        current = open_changed_engine(root, settings)
+    app = create_app(current, settings, Telemetry(), held=held)
     async with app.app.router.lifespan_context(app.app):
         service = Running(app, FakePredict())
         async with service.client:

@@ -124,6 +124,16 @@ async def test_third_signal_cuts_everything_short() -> None:
         await run.ended
 
 
+async def test_a_worker_that_ends_alone_stays_ready_and_sends_its_clients_elsewhere() -> None:
+    async with served(drain_delay_s=60.0, all_stop=lambda: False) as run:
+        assert "connection" not in (await run.client.get("/readyz")).headers
+        run.server.on_signal()
+        ready = await run.client.get("/readyz")
+        assert (ready.status_code, ready.headers["connection"]) == (200, "close")
+        run.server.on_signal()
+        await run.ended
+
+
 @pytest.mark.parametrize("others_serve", [True, False])
 async def test_a_worker_that_ends_alone_leaves_new_connections_to_the_others(
     others_serve: bool,

@@ -72,6 +72,34 @@ def beating(number, lifeline, beat):
     while not select.select([lifeline, told], [], [], 0.02)[0]:
         beat()
 
+class Shared:
+    # Due once for every line that the test writes.
+    def due(self): return bool(select.select([0], [], [], 0)[0]) and bool(os.read(0, 1))
+    def ended(self, succeeded): say("renewed" if succeeded else "given up")
+
+def dying_at_first(number, lifeline, beat):
+    # The second generation's numbers are 2 and 3; the third one has 0 and 1 again.
+    if number == 3:
+        say("up", number)
+        return
+    beating(number, lifeline, beat)
+
+def lingering(number, lifeline, beat):
+    # Says that it was told to end, and then ends when the test kills it.
+    signal.signal(signal.SIGTERM, lambda *_: say("told", number, os.getpid()))
+    beat()
+    say("up", number, os.getpid())
+    while not select.select([lifeline], [], [], 0.02)[0]:
+        beat()
+
+def mute(number, lifeline, beat):
+    # A new one does not get so far as to serve.
+    if number < 2:
+        beat()
+    told = bell()
+    say("up", number, os.getpid())
+    select.select([lifeline, told], [], [])
+
 class Broken(Watcher):
     def __getattribute__(self, name):
         raise RuntimeError("a bug")
@@ -91,6 +119,7 @@ def two_forks(fork=os.fork, left=[2]):
 n, work, kill_after_s = int(sys.argv[1]), globals()[sys.argv[2]], float(sys.argv[3])
 silence_s, extra = float(sys.argv[4]), sys.argv[5]
 supervisor.FIRST_PAUSE_S = 0.001
+supervisor.LOOK_S = 0.02
 supervisor.FAST_S = 0.0 if silence_s < 60 else 10.0
 if extra == "quick reports":
     supervisor.REPORT_EVERY_S = 0.02
@@ -101,8 +130,9 @@ if extra == "two forks":
 counted = []
 background = supervisor.Background(counted.append)
 watcher = Broken() if extra == "broken watcher" else Watcher()
+shared = Shared() if extra == "renewals" else None
 try:
-    supervisor.Supervisor(n, work, watcher, kill_after_s, silence_s, background).run()
+    supervisor.Supervisor(n, work, watcher, kill_after_s, silence_s, background, shared).run()
 except WorkersFailed as exc:
     say("failed", exc.detail)
     sys.exit(1)
@@ -117,6 +147,7 @@ def supervised(
 ) -> Iterator["subprocess.Popen[str]"]:
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(n), work, str(kill_after_s), str(silence_s), extra],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -145,13 +176,25 @@ def read_until(process: "subprocess.Popen[str]", *wanted: str) -> list[str]:
     raise AssertionError(f"{missing} never said: {lines}, exit {process.returncode}: {errors}")
 
 
+def renew(process: "subprocess.Popen[str]") -> None:
+    """Make one more renewal due."""
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
 def pids_of_two(master: "subprocess.Popen[str]") -> dict[str, int]:
-    """The process ids of two beating workers by their numbers, once both are up."""
+    """The process ids of two workers by their numbers, once both are up."""
+    return pids_said(master, "up")
+
+
+def pids_said(master: "subprocess.Popen[str]", word: str) -> dict[str, int]:
+    """The process ids of two workers by their numbers, once both have said this word."""
     pids: dict[str, int] = {}
     assert master.stdout is not None
     while len(pids) < 2:
         words = master.stdout.readline().split()
-        pids |= {words[1]: int(words[2])} if words[0] == "up" else {}
+        pids |= {words[1]: int(words[2])} if words[0] == word else {}
     return pids
 
 
@@ -281,3 +324,96 @@ def test_a_hang_up_that_nohup_keeps_away_stays_away() -> None:
             assert len(children(master)) == 1
     finally:
         signal.signal(signal.SIGHUP, ignored)
+
+
+def test_a_renewal_replaces_all_workers_and_is_no_restart() -> None:
+    with supervised(2, "beating", extra="renewals") as master:
+        old = children_once_up(master)
+        for _ in range(2):
+            renew(master)
+            lines = read_until(master, "renewed")
+            assert not old & children(master)
+            assert len(children(master)) == 2
+            assert not [line for line in lines if line.startswith("replaced")]
+            old = children(master)
+        master.send_signal(signal.SIGTERM)
+        read_until(master, "ended", "counted")
+        assert master.wait(SAFETY_S) == 0
+
+
+def children_once_up(master: "subprocess.Popen[str]") -> set[str]:
+    return {str(pid) for pid in pids_of_two(master).values()}
+
+
+def test_a_new_worker_that_dies_before_all_serve_leaves_the_old_ones() -> None:
+    with supervised(2, "dying_at_first", extra="renewals") as master:
+        old = children_once_up(master)
+        renew(master)
+        lines = read_until(master, "given up")
+        assert children(master) == old
+        assert not {"died 0", "died 1", "replaced 2", "replaced 3"} & set(lines)
+
+
+def test_an_old_worker_that_dies_meanwhile_is_replaced_only_while_it_is_needed() -> None:
+    with supervised(2, "lingering", extra="renewals") as master:
+        old = pids_of_two(master)
+        renew(master)
+        pids_of_two(master)
+        told = pids_said(master, "told")
+        assert told == old
+        os.kill(old["0"], signal.SIGKILL)
+        read_until(master, "died 0")
+        os.kill(old["1"], signal.SIGKILL)
+        lines = read_until(master, "renewed")
+        assert not {"replaced 0", "replaced 1"} & set(lines)
+        assert len(children(master)) == 2
+
+
+def test_a_worker_that_dies_before_the_new_ones_serve_is_replaced() -> None:
+    with supervised(2, "mute", extra="renewals") as master:
+        old = pids_of_two(master)
+        renew(master)
+        pids_of_two(master)
+        os.kill(old["0"], signal.SIGKILL)
+        read_until(master, "died 0", "replaced 0")
+
+
+def test_old_workers_that_will_not_end_are_killed() -> None:
+    with supervised(2, "lingering", kill_after_s=0.05, extra="renewals") as master:
+        old = children_once_up(master)
+        renew(master)
+        read_until(master, "died 0", "died 1", "renewed")
+        assert not old & children(master)
+
+
+STAGES = {
+    "the new ones do not serve yet": ("mute", "up"),
+    "the old ones end": ("lingering", "told"),
+}
+
+
+@pytest.mark.parametrize(("work", "word"), STAGES.values(), ids=STAGES)
+def test_a_signal_amid_a_renewal_ends_old_and_new_workers(work: str, word: str) -> None:
+    with supervised(2, work, kill_after_s=2.0, extra="renewals") as master:
+        pids_of_two(master)
+        renew(master)
+        pids_said(master, word)
+        master.send_signal(signal.SIGTERM)
+        lines = read_until(master, "died 0", "died 1", "died 2", "died 3", "ended")
+        assert not [line for line in lines if line.startswith("replaced")]
+        assert master.wait(SAFETY_S) == 0
+
+
+def test_a_second_renewal_waits_for_the_end_of_the_first() -> None:
+    with supervised(2, "lingering", extra="renewals") as master:
+        old = pids_of_two(master)
+        renew(master)
+        pids_said(master, "told")
+        renew(master)
+        threading.Event().wait(0.2)  # what does not begin cannot be waited for
+        assert len(children(master)) == 4
+        for pid in old.values():
+            os.kill(pid, signal.SIGKILL)
+        lines = read_until(master, "renewed")
+        assert not [line for line in lines if line.startswith("up")]
+        assert set(pids_of_two(master)) == {"0", "1"}

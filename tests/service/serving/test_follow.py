@@ -127,6 +127,32 @@ async def test_the_way_back_is_known_to_workers_that_only_followed(root: Path, s
         await until_served(first, root, {"tiny": [ONE]})
 
 
+async def test_a_worker_opens_nothing_that_its_master_may_hold_but_to_change_it(
+    root: Path, state: Path
+) -> None:
+    async with (
+        serving_root(root, state_dir=state) as first,
+        serving_root(root, hold=("one", "other"), state_dir=state) as second,
+    ):
+        await change(first, "activate", {"bundle": "two"})
+        await change(first, "activate", {"bundle": "other"})
+        await until_served(second, root, {"tiny": [ONE], "other": [OTHER]})
+        await change(second, "canary", {"bundle": "one", "percent": 3})
+        served = {"tiny": [TWO, ("one", "canary", 3)], "other": [OTHER]}
+        assert await served_by(second, root) == served
+        await until_served(first, root, served)
+
+
+async def test_a_worker_catches_up_with_the_pointer_before_it_makes_a_change(
+    root: Path, state: Path
+) -> None:
+    async with serving_root(root, hold=("one",), state_dir=state, watch_s=0.02) as service:
+        (root / POINTER).write_text("two")
+        await change(service, "activate", {"bundle": "other"})
+        assert await served_by(service, root) == {"tiny": [TWO], "other": [OTHER]}
+    assert json.loads((state / "serving.json").read_text())["configured"] == str(root / "two")
+
+
 async def test_a_refused_change_is_told_to_nobody(root: Path, state: Path) -> None:
     async with serving_root(root, state_dir=state) as service:
         assert (await admin(service, "activate", bundle="broken")).status_code == 422

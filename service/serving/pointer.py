@@ -1,0 +1,52 @@
+"""Pointer: which bundle a path names, directly or by its file CURRENT, and when that changes."""
+
+from pathlib import Path
+
+from service.bundle.manifest import POINTER
+from service.bundle.verify import read_manifest, resolve
+from service.errors import BundleNotFound
+
+Target = tuple[Path | None, str]
+"""A bundle's folder and its id. The folder is None for an engine that came from no folder."""
+
+
+class Pointer:
+    """A path, and the bundle that was last followed to it. `followed` is for its user to set."""
+
+    def __init__(self, path: Path, followed: Target) -> None:
+        self._path = path
+        self.followed = followed
+        self._was_missing = False
+
+    def moved_to(self) -> tuple[Path, str] | None:
+        """What the path names now; None where that was followed already. Reads two small files.
+
+        Raises BundleError. A path that names no bundle is a fault only at the second look: at the
+        first, a training job may just be moving the pointer.
+        """
+        try:
+            folder = resolve(self._path).resolve()
+            target = folder, read_manifest(folder).bundle_id
+        except BundleNotFound:
+            if self._was_missing:
+                raise
+            self._was_missing = True
+            return None
+        self._was_missing = False
+        return None if target == self.followed else target
+
+    def stamp(self) -> tuple[int, int] | None:
+        """Change time (ns) and inode of the file CURRENT; None without one."""
+        try:
+            info = (self._path / POINTER).stat()
+        except OSError:
+            return None
+        return info.st_mtime_ns, info.st_ino
+
+
+def bundle_id_at(folder: Path) -> str | None:
+    """The id of the bundle that lies in a folder now; None without a manifest."""
+    try:
+        return read_manifest(folder).bundle_id
+    except BundleNotFound:
+        return None
