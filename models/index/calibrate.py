@@ -31,17 +31,19 @@ _EVALUATED = 10
 def fit(scores: NDArray[np.floating], outcomes: NDArray[np.bool_]) -> PiecewiseLinear:
     """The isotonic map from `scores` (m,) to the share of true `outcomes` (m,).
 
-    Each block of equal probability becomes a knot at its mean score.
+    Each block of equal probability becomes a knot at its mean score. Equal scores count as one, with
+    their share of true outcomes, so the order of the answers does not matter.
 
     >>> fit(np.array([0.0, 1.0, 2.0, 3.0]), np.array([False, True, False, True])).probabilities
     array([0. , 0.5, 1. ])
     """
-    order = np.argsort(scores, kind="stable")
-    regression = isotonic_regression(outcomes[order].astype(np.float64))
+    values, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    means = np.bincount(inverse, weights=outcomes) / counts
+    regression = isotonic_regression(means, weights=counts)
     starts = regression.blocks[:-1]
-    sizes = np.diff(regression.blocks)
-    knots = np.add.reduceat(scores[order].astype(np.float64), starts) / sizes
-    # Equal scores can be in two blocks, but interpolation needs knots that rise.
+    totals = np.add.reduceat(values.astype(np.float64) * counts, starts)
+    knots = totals / np.add.reduceat(counts, starts)
+    # Interpolation needs knots that rise, and two means of close scores may round to one number.
     rising = np.concatenate([[True], np.diff(knots) > 0])
     return PiecewiseLinear(knots[rising], np.clip(regression.x[starts][rising], 0.0, 1.0))
 

@@ -26,6 +26,12 @@ def test_the_map_is_monotone_and_a_probability(pairs):
     assert (np.diff(fitted.scores) > 0).all()
 
 
+@pytest.mark.parametrize("outcomes", [[0, 1, 1, 0, 1], [0, 0, 1, 1, 1], [1, 1, 1, 0, 0]])
+def test_equal_scores_get_one_probability_whatever_their_order(outcomes):
+    fitted = fit(np.zeros(5, np.float32), np.array(outcomes, np.bool_))
+    assert fitted.apply(np.zeros((1, 1), np.float32)).item() == pytest.approx(0.6)
+
+
 def test_error_falls_where_logits_are_overconfident():
     """True rate is sigmoid(score / 3), so the raw sigmoid is far too sure of itself."""
     rng = np.random.default_rng(1)
