@@ -19,7 +19,7 @@ from scipy.sparse import csr_array
 from models.config import Config
 from models.data.dataset import Dataset, label_texts, point_texts, report_text
 from models.data.filters import filtered_pairs
-from models.data.prepare import Corpus, Split, open_configured, split
+from models.data.prepare import Corpus, Split, open_configured, point_groups, split
 from models.data.tokens import TokenizedTexts
 from models.encoders.build import (
     TextEncoder,
@@ -122,7 +122,8 @@ class TrainingJob:
         train, rows = self.dataset.train.labels, self.parts.validation_rows
         cells = filtered_pairs(self.dataset.train_filter, *train.shape)[rows].tocoo()
         pairs = np.stack(cells.coords, axis=1).astype(np.int64)
-        return EvaluationSet(self.corpus.validation, train[rows], pairs)
+        groups = point_groups(self.run.config, self.dataset.train.take(rows))
+        return EvaluationSet(self.corpus.validation, train[rows], pairs, groups)
 
     @property
     def training_labels(self) -> csr_array:

@@ -17,7 +17,7 @@ from models.config import Config, load_config
 from models.data.dataset import Dataset, Points, has_text, label_texts, point_texts
 from models.data.filters import check_item_ids, filtered_pairs, with_own_items
 from models.data.formats import open_dataset, text_file
-from models.data.splits import validation_split
+from models.data.splits import group_numbers, validation_split
 from models.data.tokens import TokenizedTexts, concatenate, tokenize_texts
 from models.errors import ConfigError, DataError
 from models.rng import Rng
@@ -96,12 +96,9 @@ def split(config: Config, dataset: Dataset) -> Split:
             f"validation.points is {n_points}, the data has {len(dataset.train)} training points: "
             "lower it to less than half of them"
         )
-    texts = dataset.train.contents
-    if config.validation.group != "content":
-        texts = point_texts(dataset.train, config.data.fields)
     train_rows, validation_rows = validation_split(
         dataset.train,
-        texts,
+        _grouped_texts(config, dataset.train),
         n=n_points,
         rng=Rng.from_seed(config.seed).numpy,
         group=config.validation.group,
@@ -114,6 +111,18 @@ def split(config: Config, dataset: Dataset) -> Split:
         )
     _check_validation_filter(config, dataset, validation_rows)
     return Split(train_rows, validation_rows)
+
+
+def point_groups(config: Config, points: Points) -> NDArray[np.int64]:
+    """The group (n,) of each point by `validation.group`, such as its series, from 0."""
+    return group_numbers(_grouped_texts(config, points), config.validation.group)
+
+
+def _grouped_texts(config: Config, points: Points) -> list[str]:
+    """The texts that decide the groups of the points."""
+    if config.validation.group == "content":
+        return points.contents
+    return point_texts(points, config.data.fields)
 
 
 def _check_points(config: Config, part: str, what: str, points: Points) -> None:

@@ -31,8 +31,8 @@ _EVALUATED = 10
 def fit(scores: NDArray[np.floating], outcomes: NDArray[np.bool_]) -> PiecewiseLinear:
     """The isotonic map from `scores` (m,) to the share of true `outcomes` (m,).
 
-    Each block of equal probability becomes a knot at its mean score. Equal scores count as one, with
-    their share of true outcomes, so the order of the answers does not matter.
+    Each block of equal probability becomes a knot at its mean score. Equal scores count as one,
+    with their share of true outcomes, so the order of the answers does not matter.
 
     >>> fit(np.array([0.0, 1.0, 2.0, 3.0]), np.array([False, True, False, True])).probabilities
     array([0. , 0.5, 1. ])
