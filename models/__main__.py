@@ -327,6 +327,9 @@ def _table(bundle: Path) -> str:
     calibration = manifest.calibration
     if calibration.ece_after is not None:
         lines += ["", f"calibration error {calibration.ece_before} -> {calibration.ece_after}"]
+    if calibration.first_after is not None:
+        change = f"{calibration.first_before} -> {calibration.first_after}"
+        lines.append(f"of the first label alone {change}")
     return "\n".join(lines)
 
 

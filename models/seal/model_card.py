@@ -4,7 +4,7 @@ It is written from the manifest alone, so the two cannot disagree.
 """
 
 from models.tune.goal import Goal
-from service.bundle.manifest import Manifest
+from service.bundle.manifest import CalibrationInfo, Manifest
 
 
 def model_card(manifest: Manifest) -> str:
@@ -138,6 +138,17 @@ def _scores(manifest: Manifest) -> list[str]:
         "## Scores",
         "",
         f"Probabilities by {calibration.kind} calibration; expected calibration error "
-        f"{calibration.ece_before:.4f} before and {calibration.ece_after:.4f} after (held out).",
+        f"{calibration.ece_before:.4f} before and {calibration.ece_after:.4f} after (held out), "
+        "over the first ten labels together.",
+        *_first_label(calibration),
         "",
+    ]
+
+
+def _first_label(calibration: CalibrationInfo) -> list[str]:
+    if calibration.first_before is None or calibration.first_after is None:
+        return []
+    return [
+        f"Of the first label alone it is {calibration.first_before:.4f} before and "
+        f"{calibration.first_after:.4f} after."
     ]

@@ -235,13 +235,17 @@ class FilterInfo(Part):
 class CalibrationInfo(Part):
     """How raw scores become served scores.
 
-    `ece_before` and `ece_after` are the expected calibration error on held-out queries, in [0, 1].
+    `ece_before` and `ece_after` are the expected calibration error on held-out queries, in [0, 1],
+    over the first ten labels of each. `first_before` and `first_after` are over the first label
+    alone, which ten together can hide; None in bundles of older code.
     """
 
     file: str | None
     kind: Text
     ece_before: Share | None
     ece_after: Share | None
+    first_before: Share | None = None
+    first_after: Share | None = None
 
 
 class Defaults(Part):
