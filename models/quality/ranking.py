@@ -43,6 +43,11 @@ class EvaluationSet(Generic[Queries]):
         return self.known_groups
 
     @property
+    def labelled_groups(self) -> Groups:
+        """The groups of the queries that have a label, which alone are scored."""
+        return self.groups[np.diff(self.truth.indptr) > 0]
+
+    @property
     def spare(self) -> int:
         """The number of labels to rank beyond k, so that each query has k without filter pairs."""
         return spare(self.filter_pairs)

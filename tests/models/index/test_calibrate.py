@@ -63,7 +63,7 @@ def test_the_first_label_is_right_as_often_as_stated_where_queries_lie_high_or_l
     fitted, info = calibrate(Hits(rows, scores), EvaluationSet(None, truth), logit_bias=0.0)
     assert info.first_after < 0.08 < 0.2 < info.first_before
     stated = fitted.apply(scores[:, :10])[:, 0]
-    assert stated.mean() == pytest.approx(chance[:, 0].mean(), abs=0.03)
+    assert stated.mean() == pytest.approx(chance[:, 0].mean(), abs=0.06)
     raw = fit(scores.ravel(), (truth.toarray()[:, :depth] > 0).ravel())
     assert raw.apply(scores)[:, 0].mean() < chance[:, 0].mean() - 0.05
 
