@@ -15,7 +15,7 @@ from typing import Final, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from models.data.dataset import Points
+from models.data.dataset import Fields, Points, point_texts
 
 Grouping = Literal["series", "content", "none"]
 Rows = NDArray[np.int64]
@@ -98,6 +98,15 @@ def validation_split(
     drawn[holders.groups_to_return(drawn)] = False
     in_validation = drawn[group_rows]
     return np.flatnonzero(~in_validation), np.flatnonzero(in_validation)
+
+
+def joint_groups(grouping: Grouping, fields: Fields, *parts: Points) -> list[Rows]:
+    """The group (n,) of each point of several parts; a number means one group in all of them."""
+    texts = [
+        part.contents if grouping == "content" else point_texts(part, fields) for part in parts
+    ]
+    numbers = group_numbers([text for some in texts for text in some], grouping)
+    return np.split(numbers, np.cumsum([len(part) for part in parts])[:-1])
 
 
 def group_numbers(texts: Sequence[str], group: Grouping) -> Rows:

@@ -65,20 +65,30 @@ def _quality(manifest: Manifest) -> list[str]:
     quality = manifest.quality
     if quality is None:
         return []
-    rows = [f"| {name} | {value:.2f} |" for name, value in quality.metrics.items()]
+    rows = [
+        f"| {name} | {value:.2f} | {_number(quality.errors, name)} "
+        f"| {_number(quality.unseen, name)} |"
+        for name, value in quality.metrics.items()
+    ]
     return [
         "## Quality",
         "",
         f"{quality.n_queries:,} queries of the {quality.split} split at effort {quality.effort}, "
         f"in percent; propensities with A = {quality.propensity_a}, B = {quality.propensity_b}. "
         "Head, torso and tail are the labels that hold the first, second and last third of the "
-        "training positives.",
+        "training positives. Standard errors let points of a series vary together. "
+        f"{quality.n_seen or 0:,} points share their series with a training point; the last column "
+        "is without them.",
         "",
-        "| figure | percent |",
-        "|---|---|",
+        "| figure | percent | standard error | without them |",
+        "|---|---|---|---|",
         *rows,
         "",
     ]
+
+
+def _number(figures: dict[str, float], name: str) -> str:
+    return f"{figures[name]:.2f}" if name in figures else ""
 
 
 def _points(manifest: Manifest) -> list[str]:

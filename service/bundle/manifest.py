@@ -289,6 +289,9 @@ class QualityInfo(Part):
     """Metrics on `split` at `effort`, computed by the code that serves.
 
     `propensity_a` and `propensity_b` are the constants of the propensity model (Jain et al., 2016).
+    `errors` are standard errors of some of the metrics, which let points of a series vary together.
+    `n_seen` queries share their series with a training point; `unseen` are the metrics without
+    them. All three are empty in bundles of older code.
     """
 
     split: Text
@@ -297,6 +300,9 @@ class QualityInfo(Part):
     propensity_a: float
     propensity_b: float
     metrics: dict[str, float]
+    errors: dict[str, NotNegative] = Field(default_factory=dict)
+    n_seen: Count | None = None
+    unseen: dict[str, float] = Field(default_factory=dict)
 
 
 class ParityInfo(Part):
