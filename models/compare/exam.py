@@ -120,7 +120,7 @@ class Exam:
         )
         new = np.flatnonzero(~part.seen & (np.diff(self.test.labels.indptr) > 0))
         unseen: dict[str, float] = {}
-        if len(new):
+        if part.seen.any() and len(new):
             unseen = evaluate_ranking(ranked[new], self.test.labels[new], *constants)
         return Scored(
             _rounded(evaluate_ranking(ranked, self.test.labels, *constants)),

@@ -96,7 +96,7 @@ def evaluate(
         ranked = rank(engine, part, texts, k)
         found = evaluate_ranking(ranked, points.labels, counts, len(dataset.train), a, b)
         figures |= _of_depth(found, k)
-        if len(new):
+        if part.seen.any() and len(new):
             some = ranked[new], points.labels[new]
             unseen |= _of_depth(evaluate_ranking(*some, counts, len(dataset.train), a, b), k)
         errors = errors or standard_errors(ranked, points.labels, part.groups)

@@ -291,7 +291,7 @@ class QualityInfo(Part):
     `propensity_a` and `propensity_b` are the constants of the propensity model (Jain et al., 2016).
     `errors` are standard errors of some of the metrics, which let points of a series vary together.
     `n_seen` queries share their series with a training point; `unseen` are the metrics without
-    them. All three are empty in bundles of older code.
+    them, empty if there are none. All three are empty in bundles of older code.
     """
 
     split: Text
