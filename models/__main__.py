@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
             _add_sources(command)
         if name == "evaluate":
             command.add_argument("--bundle", type=Path, help="default: the newest of this name")
-            command.add_argument("--split", default="test", choices=["test", "train"])
+            command.add_argument("--split", default="test", choices=["test", "validation", "train"])
     _add_compare(commands)
     _add_tune(commands)
     _add_fold(commands)
@@ -299,7 +299,13 @@ def _tune(args: argparse.Namespace) -> None:
 
 def _figures(quality: "QualityInfo") -> str:
     head = f"{quality.split} split, {quality.n_queries:,} queries, effort {quality.effort}, percent"
-    rows = [f"  {name:<16}{value:8.2f}" for name, value in quality.metrics.items()]
+    rows = []
+    for name, value in quality.metrics.items():
+        error = f" +- {quality.errors[name]:4.2f}" if name in quality.errors else ""
+        unseen = f"{quality.unseen[name]:8.2f}" if name in quality.unseen else ""
+        rows.append(f"  {name:<16}{value:8.2f}{error:<8}{unseen}")
+    if quality.unseen and quality.n_seen:
+        head += f"; then without the {quality.n_seen:,} whose series has a training point"
     return "\n".join([head, *rows])
 
 
@@ -327,6 +333,9 @@ def _table(bundle: Path) -> str:
     calibration = manifest.calibration
     if calibration.ece_after is not None:
         lines += ["", f"calibration error {calibration.ece_before} -> {calibration.ece_after}"]
+    if calibration.first_after is not None:
+        change = f"{calibration.first_before} -> {calibration.first_after}"
+        lines.append(f"of the first label alone {change}")
     return "\n".join(lines)
 
 

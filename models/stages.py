@@ -18,8 +18,15 @@ from scipy.sparse import csr_array
 
 from models.config import Config
 from models.data.dataset import Dataset, label_texts, point_texts, report_text
-from models.data.filters import filtered_pairs
-from models.data.prepare import Corpus, Split, open_configured, split
+from models.data.filters import filtered_pairs, without_cells
+from models.data.prepare import (
+    Corpus,
+    Split,
+    grouping_of,
+    open_configured,
+    point_groups,
+    split,
+)
 from models.data.tokens import TokenizedTexts
 from models.encoders.build import (
     TextEncoder,
@@ -40,7 +47,7 @@ from models.index.kind import Material
 from models.index.memory import LabelIndexFacts, Memory, build_memory, remember
 from models.index.registry import KINDS, build_label_index
 from models.methods import contrastive
-from models.quality.evaluate import evaluate
+from models.quality.evaluate import Part, evaluate
 from models.quality.ranking import EvaluationSet
 from models.rng import Rng
 from models.runs import (
@@ -120,9 +127,11 @@ class TrainingJob:
     def validation(self) -> Validation:
         """The validation points; they choose epochs, precision, efforts, memory and calibration."""
         train, rows = self.dataset.train.labels, self.parts.validation_rows
-        cells = filtered_pairs(self.dataset.train_filter, *train.shape)[rows].tocoo()
-        pairs = np.stack(cells.coords, axis=1).astype(np.int64)
-        return EvaluationSet(self.corpus.validation, train[rows], pairs)
+        filtered = filtered_pairs(self.dataset.train_filter, *train.shape)[rows]
+        pairs = np.stack(filtered.tocoo().coords, axis=1).astype(np.int64)
+        groups = point_groups(self.run.config, self.dataset.train.take(rows))
+        truth = without_cells(train[rows], filtered)
+        return EvaluationSet(self.corpus.validation, truth, pairs, groups)
 
     @property
     def training_labels(self) -> csr_array:
@@ -147,10 +156,19 @@ def run_prepare(job: TrainingJob) -> str:
     """A report on the data and the split, as text."""
     text = report_text(job.dataset, job.run.config.data.fields)
     parts = job.parts
-    return (
-        f"{text}\nsplit: {len(parts.train_rows):,} points to train on, "
-        f"{len(parts.validation_rows):,} to validate on"
-    )
+    lines = [
+        text,
+        f"split: {len(parts.train_rows):,} points to train on, "
+        f"{len(parts.validation_rows):,} to validate on",
+    ]
+    if job.dataset.test is not None:
+        config = job.run.config
+        seen = Part.test(job.dataset, config.data.fields, grouping_of(config)).seen
+        lines.append(
+            f"test points whose series has a training point: {seen.sum():,} of {len(seen):,} "
+            f"({seen.mean():.1%})"
+        )
+    return "\n".join(lines)
 
 
 def run_train(job: TrainingJob) -> None:
@@ -367,7 +385,7 @@ def run_all(config: Config, var: Path) -> Path:
 
 
 def run_evaluate(config: Config, bundle: Path, split_name: str) -> QualityInfo:
-    """Score a sealed bundle on the `test` or `train` split of the configuration's data.
+    """Score a sealed bundle on the `test`, `validation` or `train` split of the data.
 
     Raises ModelsError, BundleError.
     """
@@ -377,7 +395,13 @@ def run_evaluate(config: Config, bundle: Path, split_name: str) -> QualityInfo:
         raise DataError(Path(config.data.path), None, expected, "none")
     a, b = config.metrics.propensity_a, config.metrics.propensity_b
     engine = Engine.open(bundle, device="cpu")
-    return evaluate(engine, dataset, split_name, config.data.fields, a, b)
+    fields, grouping = config.data.fields, grouping_of(config)
+    if split_name == "validation":
+        rows = split(config, dataset).validation_rows
+        part = Part.validation(dataset, rows, fields, grouping)
+    else:
+        part = {"test": Part.test, "train": Part.train}[split_name](dataset, fields, grouping)
+    return evaluate(engine, dataset, part, fields, a, b)
 
 
 def find_sealed(config: Config, var: Path) -> Path | None:

@@ -17,14 +17,14 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from models import stages
-from models.compare.exam import Exam
+from models.compare.exam import TIMED_LABELS, Exam
 from models.compare.peers import features
 from models.compare.peers.peer import Peer
 from models.compare.peers.registry import make_peer
 from models.compare.record import OURS, Comparison, Provenance, Row
 from models.config import Config
 from models.errors import ComparisonError
-from models.quality.evaluate import evaluate
+from models.quality.evaluate import evaluate, rank
 from models.runs import Run, run_digest
 from service.atomic import staging_folder
 from service.bundle.manifest import Manifest, QualityInfo
@@ -103,7 +103,7 @@ class Bench:
         exam, effort = self.exam, manifest.defaults.effort
         a, b = exam.propensity_a, exam.propensity_b
         quality = None if self._again else sealed_quality(exam, manifest)
-        quality = quality or evaluate(engine, exam.dataset, "test", exam.fields, a, b)
+        quality = quality or evaluate(engine, exam.dataset, exam.part, exam.fields, a, b)
 
         def answer(text: str, k: int) -> list[str]:
             [prediction] = engine.predict([Query(text, k, effort)]).predictions
@@ -122,6 +122,9 @@ class Bench:
             query_ms_p50=p50,
             query_ms_p99=p99,
             measured_by=self._provenance,
+            errors=quality.errors,
+            unseen=quality.unseen,
+            right=exam.right(rank(engine, exam.part, exam.test_texts, TIMED_LABELS)),
         )
         self._save(row)
 
@@ -133,7 +136,7 @@ class Bench:
         peer.fit(matrices.train, labels)
         seconds, cpu_seconds = stopwatch.read()
         log.info("%s: trained in %.0f s", peer.title, seconds)
-        metrics = exam.score(lambda part, k: peer.rank(matrices.test[part], k), peer.title)
+        scored = exam.score(lambda part, k: peer.rank(matrices.test[part], k), peer.title)
         uids = exam.dataset.labels.uids
 
         def answer(text: str, k: int) -> list[str]:
@@ -146,13 +149,16 @@ class Bench:
             version=peer.version,
             digest=digest,
             settings=settings | {"made_with": matrices.tfidf.version},
-            metrics=metrics,
+            metrics=scored.metrics,
             train_seconds=round(matrices.seconds + seconds, 1),
             train_cpu_seconds=round(matrices.cpu_seconds + cpu_seconds, 1),
             model_bytes=peer.size_bytes + matrices.tfidf.size_bytes,
             query_ms_p50=p50,
             query_ms_p99=p99,
             measured_by=self._provenance,
+            errors=scored.errors,
+            unseen=scored.unseen,
+            right=scored.right,
         )
 
     @cached_property
@@ -236,8 +242,9 @@ def sealed_quality(exam: Exam, manifest: Manifest) -> QualityInfo | None:
         exam.propensity_a,
         exam.propensity_b,
     )
+    complete = bool(quality.errors)  # bundles of older code lack them
     same_filter = (manifest.filter is None) == (exam.dataset.test_filter is None)
-    return quality if same_constants and same_filter else None
+    return quality if complete and same_constants and same_filter else None
 
 
 def check_bundle(exam: Exam, manifest: Manifest) -> None:

@@ -80,6 +80,8 @@ def compare(request: Request) -> Comparison:
     comparison = bench.comparison
     if not comparison.rows:
         raise ComparisonError("nothing to compare: name --config, --bundle or --peers")
+    comparison = comparison.with_differences(exam.groups)
+    comparison.save(out)
     write_table(comparison, out)
     write_charts(comparison, out)
     if request.into is not None:

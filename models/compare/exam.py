@@ -17,7 +17,14 @@ from models.compare.record import ComparedData
 from models.data.dataset import Dataset, Fields, Points, point_texts
 from models.errors import ComparisonError
 from models.progress import track
-from models.quality.metrics import evaluate_ranking, remove_filtered
+from models.quality.evaluate import Part
+from models.quality.groups import Groups
+from models.quality.metrics import (
+    evaluate_ranking,
+    relevant,
+    remove_filtered,
+    standard_errors,
+)
 from models.quality.ranking import spare
 
 DEPTH: Final = 100
@@ -28,6 +35,16 @@ WARM_UP_QUERIES: Final = 50
 TIMED_QUERIES: Final = 500
 """A choice: five queries lie above the p99, and a slow peer takes some seconds."""
 _BATCH: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A system's figures on the test points, as a `Row` holds them."""
+
+    metrics: dict[str, float]
+    errors: dict[str, float]
+    unseen: dict[str, float]
+    right: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +80,11 @@ class Exam:
         return self.dataset.test
 
     @property
+    def part(self) -> Part:
+        """The test points with their series."""
+        return Part.test(self.dataset, self.fields)
+
+    @property
     def train_texts(self) -> list[str]:
         """The texts of all training points."""
         return point_texts(self.dataset.train, self.fields)
@@ -72,7 +94,7 @@ class Exam:
         """The texts of the test points."""
         return point_texts(self.test, self.fields)
 
-    def score(self, rank: Callable[[slice, int], NDArray[np.int64]], what: str) -> dict[str, float]:
+    def score(self, rank: Callable[[slice, int], NDArray[np.int64]], what: str) -> Scored:
         """Quality of a system on the test points, in percent, by the names of `evaluate_ranking`.
 
         `rank(part, k)` returns the label rows (n, k) of a slice of the test points, best first; k
@@ -89,15 +111,37 @@ class Exam:
         ranked = np.concatenate(parts)
         if filtered is not None:
             ranked = np.asarray(remove_filtered(ranked, filtered), np.int64)
-        figures = evaluate_ranking(
-            ranked[:, :DEPTH],
-            self.test.labels,
+        ranked, part = ranked[:, :DEPTH], self.part
+        constants = (
             np.bincount(self.dataset.train.labels.indices, minlength=n_labels),
             len(self.dataset.train),
             self.propensity_a,
             self.propensity_b,
         )
-        return {name: round(value, 3) for name, value in figures.items()}
+        new = np.flatnonzero(~part.seen & (np.diff(self.test.labels.indptr) > 0))
+        unseen: dict[str, float] = {}
+        if part.seen.any() and len(new):
+            unseen = evaluate_ranking(ranked[new], self.test.labels[new], *constants)
+        return Scored(
+            _rounded(evaluate_ranking(ranked, self.test.labels, *constants)),
+            _rounded(standard_errors(ranked, self.test.labels, part.groups)),
+            _rounded(unseen),
+            self.right(ranked),
+        )
+
+    def right(self, ranked: NDArray[np.int64]) -> dict[str, str]:
+        """The number of right labels among the first 1 and 5 of each ranking.
+
+        It is a digit a point; points without a label have none.
+        """
+        hits = relevant(ranked[:, :5], self.test.labels) & (ranked[:, :5] >= 0)
+        hits = hits[np.diff(self.test.labels.indptr) > 0]
+        return {f"p{k}": "".join(map(str, hits[:, :k].sum(axis=1).tolist())) for k in (1, 5)}
+
+    @property
+    def groups(self) -> Groups:
+        """The series of the test points with a label."""
+        return self.part.groups[np.diff(self.test.labels.indptr) > 0]
 
     def time_queries(self, answer: Callable[[str, int], Sequence[str]]) -> tuple[float, float]:
         """Median and 99th percentile in ms of `answer(text, k)`, which returns k label ids.
@@ -116,3 +160,7 @@ class Exam:
             latencies_ms.append(1000 * (time.perf_counter() - start_s))
         p50, p99 = np.percentile(latencies_ms, (50, 99))
         return round(float(p50), 4), round(float(p99), 4)
+
+
+def _rounded(figures: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in figures.items()}

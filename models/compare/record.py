@@ -5,11 +5,14 @@ one table. bench.py measures the rows, table.py and charts.py show them.
 """
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from models.errors import ComparisonError
+from models.quality.groups import Groups, clustered_error
 from service.atomic import write_text
 
 COMPARISON_FILE: Final = "comparison.json"
@@ -47,6 +50,10 @@ class Row:
     """One system's figures. Metrics are in percent, milliseconds are those of one query.
 
     `digest` changes whenever the system does. Training seconds are None where no run recorded them.
+    `errors` are standard errors of the metrics, `unseen` the metrics without test points whose
+    series was trained on. `right` has the number of right labels among the first (`p1`) and the
+    first five (`p5`) of each test point with a label, one digit a point. These three are empty in
+    rows of older code.
     """
 
     system: str
@@ -60,6 +67,24 @@ class Row:
     query_ms_p50: float
     query_ms_p99: float
     measured_by: Provenance
+    errors: dict[str, float] = field(default_factory=dict)
+    unseen: dict[str, float] = field(default_factory=dict)
+    right: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """By how much `system` is above `than` on the same test points, in points of P@1 and of P@5.
+
+    Standard errors are paired, and let points of a series vary together.
+    """
+
+    system: str
+    than: str
+    p1: float
+    p1_error: float
+    p5: float
+    p5_error: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +93,20 @@ class Comparison:
 
     subject: ComparedData
     rows: tuple[Row, ...] = ()
+
+    differences: tuple[Difference, ...] = ()
+
+    def with_differences(self, groups: Groups) -> "Comparison":
+        """A copy that says how far the best of our own systems is from each other one.
+
+        `groups` (n_test,) are the series of the test points with a label. Rows of older code, which
+        do not say how each point went, are left out.
+        """
+        rows = [row for row in self.rows if row.right]
+        first = next((row for row in rows if row.system.startswith(OURS)), None)
+        others = [row for row in rows if row is not first]
+        found = () if first is None else tuple(_difference(first, row, groups) for row in others)
+        return replace(self, differences=found)
 
     def find(self, system: str, digest: str) -> Row | None:
         """The row of exactly this system, None where no run has measured it."""
@@ -109,6 +148,16 @@ def open_comparison(folder: Path, subject: ComparedData) -> Comparison:
             "another --out"
         )
     return Comparison(subject, rows)
+
+
+def _difference(ours: Row, theirs: Row, groups: Groups) -> Difference:
+    figures = {}
+    for name, k in (("p1", 1), ("p5", 5)):
+        right = [np.array([int(digit) for digit in row.right[name]]) for row in (ours, theirs)]
+        gains = 100 * (right[0] - right[1]) / k
+        figures[name] = round(float(gains.mean()), 3)
+        figures[f"{name}_error"] = round(clustered_error(gains, groups), 3)
+    return Difference(ours.system, theirs.system, **figures)
 
 
 def _row(raw: dict[str, Any]) -> Row:

@@ -6,7 +6,7 @@ There are two tables, quality and cost, because one would be too wide to read.
 import textwrap
 from pathlib import Path
 
-from models.compare.record import Comparison, Provenance, Row
+from models.compare.record import Comparison, Difference, Provenance, Row
 from models.errors import ComparisonError
 from service.atomic import write_text
 
@@ -32,6 +32,8 @@ def as_markdown(comparison: Comparison) -> str:
     lines = [
         *_table(list(_FIGURES), [(row.system, _quality(row)) for row in comparison.rows]),
         "",
+        *_differences(comparison.differences),
+        *_unseen(comparison.rows),
         *_table(list(_COSTS), [(row.system, _cost(row)) for row in comparison.rows]),
         "",
         _wrap(
@@ -86,6 +88,35 @@ def _table(heads: list[str], rows: list[tuple[str, list[str]]]) -> list[str]:
         "|---|" + "---:|" * len(heads),
         *(f"| {' | '.join([system, *cells])} |" for system, cells in rows),
     ]
+
+
+def _differences(differences: tuple[Difference, ...]) -> list[str]:
+    """A sentence on how far the first of our systems is above each other one, if there is any."""
+    if not differences:
+        return []
+    parts = [
+        f"{each.than} by {each.p1:.2f} +- {each.p1_error:.2f} and {each.p5:.2f} +- "
+        f"{each.p5_error:.2f}"
+        for each in differences
+    ]
+    text = (
+        f"{differences[0].system} is above {'; '.join(parts)}, in P@1 and P@5 with standard errors "
+        "of the differences, in which points of a series vary together."
+    )
+    return [_wrap(text), ""]
+
+
+def _unseen(rows: tuple[Row, ...]) -> list[str]:
+    """A sentence with the P@1 and P@5 without test points whose series was trained on."""
+    parts = [
+        f"{row.system} {row.unseen['p1']:.2f} and {row.unseen['p5']:.2f}"
+        for row in rows
+        if row.unseen
+    ]
+    if not parts:
+        return []
+    text = "Without test points whose series has a training point, P@1 and P@5: "
+    return [_wrap(f"{text}{'; '.join(parts)}."), ""]
 
 
 def _quality(row: Row) -> list[str]:

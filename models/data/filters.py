@@ -34,6 +34,19 @@ def filtered_pairs(pairs: NDArray[np.integer] | None, n_rows: int, n_labels: int
     return csr_array((ones, (unique[:, 0], unique[:, 1])), shape=(n_rows, n_labels))
 
 
+def without_cells(labels: csr_array, filtered: csr_array) -> csr_array:
+    """The labels (n, n_labels) that are not `filtered` (n, n_labels) for their point.
+
+    No answer can hold a filtered label, so it cannot be asked for either.
+
+    >>> without_cells(csr_array([[1.0, 1.0, 0.0]]), csr_array([[1.0, 0.0, 1.0]])).toarray()
+    array([[0., 1., 0.]])
+    """
+    kept = csr_array(labels - labels.multiply(filtered > 0))
+    kept.eliminate_zeros()
+    return kept
+
+
 def with_own_items(dataset: Dataset) -> Dataset:
     """A copy of the data set whose filters also hold every point's own label, that of its uid."""
     rows = {uid: row for row, uid in enumerate(dataset.labels.uids)}

@@ -15,9 +15,14 @@ from numpy.typing import NDArray
 
 from models.config import Config, load_config
 from models.data.dataset import Dataset, Points, has_text, label_texts, point_texts
-from models.data.filters import check_item_ids, filtered_pairs, with_own_items
+from models.data.filters import (
+    check_item_ids,
+    filtered_pairs,
+    with_own_items,
+    without_cells,
+)
 from models.data.formats import open_dataset, text_file
-from models.data.splits import validation_split
+from models.data.splits import Grouping, joint_groups, validation_split
 from models.data.tokens import TokenizedTexts, concatenate, tokenize_texts
 from models.errors import ConfigError, DataError
 from models.rng import Rng
@@ -116,6 +121,16 @@ def split(config: Config, dataset: Dataset) -> Split:
     return Split(train_rows, validation_rows)
 
 
+def point_groups(config: Config, points: Points) -> NDArray[np.int64]:
+    """The group (n,) of each point by `validation.group`, such as its series, from 0."""
+    return joint_groups(config.validation.group, config.data.fields, points)[0]
+
+
+def grouping_of(config: Config) -> Grouping:
+    """How points are said to be of one work: as for the validation split, or else by series."""
+    return "series" if config.validation.group == "none" else config.validation.group
+
+
 def _check_points(config: Config, part: str, what: str, points: Points) -> None:
     """Raise DataError unless some point has a label and a text that can be seen."""
     path = text_file(Path(config.data.path), part)
@@ -129,16 +144,19 @@ def _check_points(config: Config, part: str, what: str, points: Points) -> None:
 
 
 def _check_validation_filter(config: Config, dataset: Dataset, rows: NDArray[np.int64]) -> None:
-    """Raise DataError where the filter may leave the calibration nothing to be fitted on.
+    """Raise DataError where the filter may leave nothing to choose by or to calibrate on.
 
-    It takes every second validation point's first answers in turn, without the filter pairs.
+    A point can be scored if it keeps a label, and calibrated on if an answer of it keeps one.
+    Each half of the points that can be needs one.
     """
-    shape = dataset.train.labels.shape
-    n_filtered = np.diff(filtered_pairs(dataset.train_filter, *shape)[rows].indptr)
-    depth = min(CALIBRATION_DEPTH, shape[1])
-    if min(n_filtered[::2].min(), n_filtered[1::2].min()) >= depth:
-        found = f"at least {depth} of {shape[1]} left out for every second validation point"
-        expected = "a filter of training points that leaves labels to choose from"
+    labels = dataset.train.labels
+    filtered = filtered_pairs(dataset.train_filter, *labels.shape)[rows]
+    depth = min(CALIBRATION_DEPTH, labels.shape[1])
+    kept = np.diff(without_cells(labels[rows], filtered).indptr) > 0
+    n_good = int((kept & (np.diff(filtered.indptr) < depth)).sum())
+    if n_good < LEAST_VALIDATION_POINTS:
+        found = f"a label and an answer without filter pairs for {n_good} of {len(rows)}"
+        expected = "a filter of training points that leaves labels to choose by"
         raise DataError(Path(config.data.path), None, expected, found)
 
 

@@ -15,7 +15,7 @@ from typing import Final, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from models.data.dataset import Points
+from models.data.dataset import Fields, Points, point_texts
 
 Grouping = Literal["series", "content", "none"]
 Rows = NDArray[np.int64]
@@ -84,7 +84,7 @@ def validation_split(
         raise ValueError(f"n is {n}; give at least 1 and fewer than the {len(points)} points")
     if len(texts) != len(points):
         raise ValueError(f"{len(texts)} texts for {len(points)} points; give one per point")
-    group_rows = _group_rows(texts, group)
+    group_rows = group_numbers(texts, group)
     n_groups = int(group_rows.max(initial=-1)) + 1
     movable = np.ones(n_groups, dtype=bool)
     movable[group_rows[np.diff(points.labels.indptr) == 0]] = False
@@ -100,8 +100,20 @@ def validation_split(
     return np.flatnonzero(~in_validation), np.flatnonzero(in_validation)
 
 
-def _group_rows(texts: Sequence[str], group: Grouping) -> Rows:
-    """The group number (n,) of every text, from 0 in order of appearance."""
+def joint_groups(grouping: Grouping, fields: Fields, *parts: Points) -> list[Rows]:
+    """The group (n,) of each point of several parts; a number means one group in all of them."""
+    texts = [
+        part.contents if grouping == "content" else point_texts(part, fields) for part in parts
+    ]
+    numbers = group_numbers([text for some in texts for text in some], grouping)
+    return np.split(numbers, np.cumsum([len(part) for part in parts])[:-1])
+
+
+def group_numbers(texts: Sequence[str], group: Grouping) -> Rows:
+    """The group number (n,) of every text, from 0 in order of appearance.
+
+    Raises ValueError for a grouping that is none.
+    """
     if group == "none":
         return np.arange(len(texts), dtype=np.int64)
     if group not in _KEYS:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from models.config import IndexConfig, MemoryConfig
 from models.errors import ReleaseError
 from models.index.registry import KINDS
+from models.quality.groups import Groups, clustered_error
 from models.quality.metrics import precision_at_k
 from models.quality.ranking import EmbeddedSet
 from service.bundle.manifest import EFFORTS, EXACT, IndexInfo, OperatingPoint
@@ -50,7 +51,9 @@ def measure(
     reference = exact_index(vectors) if info.metric == "inner_product" else index
     exact = reference.search(queries, _TOP, EXACT).rows
     choices = cheapest(
-        lambda effort: recall_at_10(index.search(queries, _TOP, effort).rows, exact),
+        lambda effort: recall_at_10(
+            index.search(queries, _TOP, effort).rows, exact, validation.groups
+        ),
         grid,
         recall_targets(config),
         info.params,
@@ -124,10 +127,15 @@ def machine() -> str:
     return f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
 
 
-def recall_at_10(rows: NDArray[np.int64], exact: NDArray[np.int64]) -> tuple[float, float]:
-    """Mean share of the rows `exact` (n, 10) that are in `rows` (n, 10), and its standard error."""
+def recall_at_10(
+    rows: NDArray[np.int64], exact: NDArray[np.int64], groups: Groups
+) -> tuple[float, float]:
+    """Mean share of the rows `exact` (n, 10) that are in `rows` (n, 10), and its standard error.
+
+    The error lets queries of a group (n,) vary together.
+    """
     shares = (rows[:, :, None] == exact[:, None, :]).any(axis=1).mean(axis=1)
-    return float(shares.mean()), float(shares.std() / np.sqrt(len(shares)))
+    return float(shares.mean()), clustered_error(shares, groups)
 
 
 def one_by_one_us(
@@ -160,7 +168,7 @@ def _point(
     return OperatingPoint(
         name=name,
         params=dict(params),
-        recall_at_10=round(recall_at_10(rows, exact)[0], 5),
+        recall_at_10=round(recall_at_10(rows, exact, validation.groups)[0], 5),
         p_at_1=round(100 * precision_at_k(ranked, truth, 1), 3),
         p_at_5=round(100 * precision_at_k(ranked, truth, 5), 3),
         search_us_p50=round(float(microseconds[0]), 1),

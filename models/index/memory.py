@@ -22,6 +22,7 @@ from models.index.flat import Flat
 from models.index.hnsw import GRID as GRAPH_GRID
 from models.index.hnsw import Hnsw
 from models.index.kind import FaissKind
+from models.quality.groups import Groups, clustered_error, fold_in_two
 from models.quality.metrics import ndcg_of_each, precision_at_k, remove_filtered
 from models.quality.ranking import EmbeddedSet, EvaluationSet
 from models.runs import Run
@@ -51,6 +52,9 @@ MEMORY_FILES = (MEMORY_INDEX_FILE, MEMORY_OFFSETS_FILE, MEMORY_LABELS_FILE, MEMO
 Values = Literal["one", "share"]
 _TOP = 5
 """The k of the nDCG@k that chooses the setting; `choose` says why."""
+_REPEATS = 10
+"""Draws of the halves that a gain is the mean of. A choice: single draws of the demo's gain had a
+standard deviation as large as the gain."""
 _RECALL_TOP = 10
 _HALF_PRECISION = 1e-3
 """Above the rounding error of a cosine between vectors in 16 bits."""
@@ -110,16 +114,16 @@ def write_memory(memory: Memory, config: IndexConfig, folder: Path) -> None:
 
 
 def memory_recall(
-    index: FaissIndex, effort: str, queries: NDArray[np.float32], exact: Hits
+    index: FaissIndex, effort: str, validation: EmbeddedSet, exact: Hits
 ) -> tuple[float, float]:
     """Mean share of the `exact` ten nearest (n, 10) that an effort finds, and its standard error.
 
     Every neighbour as near as the tenth counts, because queries repeat, and either of two equal
     ones is right.
     """
-    neighbours = index.search(queries, exact.rows.shape[1], effort)
+    neighbours = index.search(validation.queries, exact.rows.shape[1], effort)
     shares = (neighbours.scores >= exact.scores[:, -1:] - _HALF_PRECISION).mean(axis=1)
-    return float(shares.mean()), float(shares.std() / np.sqrt(len(shares)))
+    return float(shares.mean()), clustered_error(shares, validation.groups)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +156,9 @@ class MemoryChoice:
     """The best setting (weight 0: no memory), and the figures of all `trials`.
 
     `gain` is nDCG@5 with a memory minus nDCG@5 without one. It is cross-fitted: each half of the
-    queries is scored with the best setting of the other half. `gain` and its `standard_error` are
-    in percent.
+    queries is scored with the best setting of the other half, no group is in both, and the mean is
+    over several draws of the halves. `gain` and its `standard_error`, which lets queries of a group
+    vary together, are in percent.
     """
 
     chosen: Trial
@@ -199,23 +204,24 @@ def choose(
         ranked = blend(label_hits, nearest, labels, setting, n_labels, width).rows
         trials.append(_trial(validation, ranked, weight, temperature, count))
     ndcg = np.stack([query_ndcg for _, query_ndcg in trials])  # (trials, queries)
-    gains = _cross_fitted_gains(ndcg)
-    gain, error = 100 * float(gains.mean()), 100 * float(gains.std() / np.sqrt(len(gains)))
+    groups = validation.labelled_groups
+    gains = _cross_fitted_gains(ndcg, groups)
+    gain, error = 100 * float(gains.mean()), 100 * clustered_error(gains, groups)
     best = 1 + int(ndcg[1:].mean(axis=1).argmax()) if grid.demanded or gain > 2 * error else 0
     return MemoryChoice(trials[best][0], gain, error, tuple(trial for trial, _ in trials))
 
 
-def _cross_fitted_gains(ndcg: NDArray[np.float64]) -> NDArray[np.float64]:
+def _cross_fitted_gains(ndcg: NDArray[np.float64], groups: Groups) -> NDArray[np.float64]:
     """The gain (n,) of each query over trial 0, with the best trial of the other half.
 
-    `ndcg` is (trials, n).
+    `ndcg` is (trials, n). The gain is the mean over the draws of the halves.
     """
-    fold = np.arange(ndcg.shape[1]) % 2
-    gains = np.empty(ndcg.shape[1])
-    for held_out in (0, 1):
-        inside = fold == held_out
-        best = 1 + int(ndcg[1:, ~inside].mean(axis=1).argmax())
-        gains[inside] = ndcg[best, inside] - ndcg[0, inside]
+    gains = np.zeros(ndcg.shape[1])
+    for seed in range(_REPEATS):
+        second = fold_in_two(groups, np.random.default_rng(seed))
+        for half in (second, ~second):
+            best = 1 + int(ndcg[1:, ~half].mean(axis=1).argmax())
+            gains[half] += (ndcg[best, half] - ndcg[0, half]) / _REPEATS
     return gains
 
 
@@ -274,7 +280,7 @@ def measure(
         index = open_faiss(path, dim, n_rows, named(GRAPH_GRID))
         nearest = exact_index(memory.vectors).search(queries, _RECALL_TOP, EXACT)
         choices = cheapest(
-            lambda effort: memory_recall(index, effort, queries, nearest),
+            lambda effort: memory_recall(index, effort, validation, nearest),
             GRAPH_GRID,
             recalls,
             info.params,

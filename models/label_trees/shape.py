@@ -42,10 +42,11 @@ class MassBalance:
         return weights if weights.any() else np.ones(len(masses))
 
     def cut(self, weights: Floats, gains: Floats) -> int:
-        """The number of labels that go left; of two cuts equally close to half, the smaller."""
+        """The number of labels that go left; of cuts equally close to half, the middlemost."""
         del gains
         sums = np.cumsum(weights)
-        return 1 + int(np.abs(sums[:-1] - sums[-1] / 2).argmin())
+        distances = np.abs(sums[:-1] - sums[-1] / 2)
+        return _middlemost(distances == distances.min())
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +60,27 @@ class EntropySplit:
         return masses if masses.any() else np.ones(len(masses))
 
     def cut(self, weights: Floats, gains: Floats) -> int:
-        """The number of labels that go left at the best cut; prefix sums try all cuts."""
+        """The number of labels that go left at the best cut, of several the middlemost.
+
+        Prefix sums try all cuts.
+        """
         share = np.cumsum(weights)[:-1] / weights.sum()
         # The similarity of each cut, less that of all labels on the right, which is a constant.
         similarity = -np.cumsum(weights * gains)[:-1] / weights.sum()
         with np.errstate(divide="ignore", invalid="ignore"):
             entropies = -(share * np.log2(share) + (1 - share) * np.log2(1 - share))
-        return 1 + int((similarity + self.bits * np.nan_to_num(entropies)).argmax())
+        worth = similarity + self.bits * np.nan_to_num(entropies)
+        return _middlemost(worth == worth.max())
+
+
+def _middlemost(best: NDArray[np.bool_]) -> int:
+    """The number of labels left of the best cut that is nearest to the middle; (n_labels - 1,).
+
+    Labels without a training point have no mass, so many cuts are equally good. The first of them
+    would peel off one label a level.
+    """
+    cuts = 1 + np.flatnonzero(best)
+    return int(cuts[np.abs(2 * cuts - len(best) - 1).argmin()])
 
 
 Rule: TypeAlias = MassBalance | EntropySplit

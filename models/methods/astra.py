@@ -45,6 +45,7 @@ from models.training.negatives import (
     HardNegatives,
     allowed_in_pool,
     density_in_pool,
+    drawn_in_pool,
     hard_negatives,
     mine,
     uniform_pool,
@@ -199,12 +200,13 @@ class Astra(Method):
         config = self.config
         size = 0 if config.hard_only and self.hard is not None else config.uniform_negatives
         pool = uniform_pool(self.n_labels, size, rng.numpy)
-        allowed = allowed_in_pool(pool, cells_of(rows.known, batch), len(batch)).float()
+        known = cells_of(rows.known, batch)
+        allowed = allowed_in_pool(pool, known, len(batch)).float()
+        n_known = torch.bincount(known.rows, minlength=len(batch)).unsqueeze(1)
+        sizes = len(pool), self.n_labels, self.n_labels - n_known
         if self.hard is None:
             density = torch.zeros_like(allowed)
-            weights = weigh(
-                config, [(density, allowed)], torch.zeros(1, 1), len(pool), self.n_labels
-            )
+            weights = weigh(config, [(density, allowed)], torch.zeros(1, 1), *sizes)
             return _Draws(pool, weights[0], None, torch.empty(0))
         hard_rows = torch.from_numpy(batch)
         density = self.hard.density[hard_rows]
@@ -212,14 +214,15 @@ class Astra(Method):
         pool_density = density_in_pool(pool, self.hard.labels[hard_rows], density)
         if config.kind == "mips-s":
             hard, hard_density = self.hard.nearest(hard_rows, config.hard_negatives)
+            # A nearest label counts once, also where the pool has drawn it too.
+            allowed = allowed * ~drawn_in_pool(pool, hard, hard_density > 0)
         else:
             hard, hard_density = self.hard.draw(hard_rows, config.hard_negatives, rng.torch)
         weights = weigh(
             config,
             [(pool_density, allowed), (hard_density, (hard_density > 0).float())],
             n_hard,
-            len(pool),
-            self.n_labels,
+            *sizes,
         )
         return _Draws(pool, weights[0], hard, weights[1] * self._owned(hard))
 

@@ -45,7 +45,13 @@ from models.training.label_graph import (
 from models.training.losses import path_bce
 from models.training.method import Method, Phase, Ranking, Servable
 from models.training.optimizers import LABELS
-from models.training.path_scores import all_paths, cluster_scores, edge_weights, shortlist
+from models.training.path_scores import (
+    all_paths,
+    cluster_scores,
+    edge_shares,
+    edge_weights,
+    shortlist,
+)
 from models.training.training_rows import TrainingRows, cells_of, targets_at, with_label_rows
 
 INITIAL, FIXED, LEARNED = "initial", "fixed", "learned"
@@ -144,8 +150,13 @@ class Elias(Method):
 
     @torch.no_grad()
     def refresh(self, rows: TrainingRows) -> None:
-        """Set each label's parent: the cluster with the heaviest edge to it, -1 without an edge."""
+        """Set each label's parent: the cluster with the heaviest edge to it, -1 without an edge.
+
+        Edges count with their shares before they are cut at 1, where many would be equal.
+        """
         weights = self.edge_weights()
+        if self.learned:
+            weights = edge_shares(self.theta, self.edges, self.n_labels)
         heaviest = weights.new_zeros(self.n_labels + 1)
         heaviest.scatter_reduce_(0, self.edges.flatten(), weights.flatten(), "amax")
         cluster = torch.arange(len(weights), device=self.device).unsqueeze(1).expand_as(weights)

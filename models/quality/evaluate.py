@@ -6,13 +6,18 @@ filter, as for requests that name an item, or else by this module.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.data.dataset import Dataset, Fields, Points, point_texts
+from models.data.filters import filtered_pairs, without_cells
+from models.data.splits import Grouping, joint_groups
 from models.progress import track
-from models.quality.metrics import evaluate_ranking, remove_filtered
+from models.quality.groups import Groups
+from models.quality.metrics import evaluate_ranking, remove_filtered, standard_errors
 from models.quality.ranking import spare
 from service.bundle.manifest import EXACT, QualityInfo
 from service.core.engine import Engine
@@ -26,43 +31,106 @@ _RECALL_TEXTS = 2000
 """Enough for a recall to about a tenth of a percent; more texts only take more exact searches."""
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Points to score on, with their filter pairs (None: none).
+
+    `groups` (n,) are their series. `seen` (n,) are those whose series has a training point.
+    """
+
+    split: str
+    points: Points
+    filtered: NDArray[np.int64] | None
+    groups: Groups
+    seen: NDArray[np.bool_]
+
+    @classmethod
+    def test(cls, dataset: Dataset, fields: Fields, grouping: Grouping = "series") -> Self:
+        """The test points. Raises ValueError where the data has none."""
+        points = dataset.test
+        if points is None:
+            raise ValueError(f"data set {dataset.name} has no test split")
+        trained, groups = joint_groups(grouping, fields, dataset.train, points)
+        seen = np.isin(groups, trained)
+        return cls("test", points, dataset.test_filter, groups, seen)
+
+    @classmethod
+    def train(cls, dataset: Dataset, fields: Fields, grouping: Grouping = "series") -> Self:
+        """The training points, which show how much a model has memorised."""
+        points = dataset.train
+        [groups] = joint_groups(grouping, fields, points)
+        return cls("train", points, dataset.train_filter, groups, np.ones(len(points), np.bool_))
+
+    @classmethod
+    def validation(
+        cls, dataset: Dataset, rows: NDArray[np.int64], fields: Fields, grouping: Grouping
+    ) -> Self:
+        """The training points `rows`, which everything was chosen on and nothing trained."""
+        whole = cls.train(dataset, fields, grouping)
+        filtered = filtered_pairs(whole.filtered, *dataset.train.labels.shape)[rows]
+        points = whole.points.take(rows)
+        points = replace(points, labels=without_cells(points.labels, filtered))
+        pairs = np.stack(filtered.tocoo().coords, axis=1).astype(np.int64)
+        others = np.setdiff1d(np.arange(len(dataset.train)), rows)
+        seen = np.isin(whole.groups[rows], whole.groups[others])
+        return cls("validation", points, pairs, whole.groups[rows], seen)
+
+
 def evaluate(
-    engine: Engine, dataset: Dataset, split: str, fields: Fields, a: float, b: float
+    engine: Engine, dataset: Dataset, part: Part, fields: Fields, a: float, b: float
 ) -> QualityInfo:
-    """Score the split `test`, or `train` to see how much the model has memorised.
+    """Score a part of the data set, whole and without the points whose series was trained on.
 
     `a` and `b` are the propensity constants (Jain et al., KDD 2016). Figures are in percent. The
-    index's recall is over the first 2,000 texts. Raises ValueError if the data has no such split.
+    index's recall is over the first 2,000 texts.
     """
-    points, filtered = _part(dataset, split)
+    points = part.points
     counts = np.bincount(dataset.train.labels.indices, minlength=len(dataset.labels))
     texts = point_texts(points, fields)
     effort = engine.manifest.defaults.effort
     figures: dict[str, float] = {}
+    unseen: dict[str, float] = {}
+    errors: dict[str, float] = {}
+    new = np.flatnonzero(~part.seen & (np.diff(points.labels.indptr) > 0))
     for k in (_USUAL_K, _DEEP_K):
-        if engine.item_filter is None:
-            ranked = _rank(engine, texts, k, effort, filtered)
-        else:
-            ranked = _rank_items(engine, texts, points.uids, k, effort)
+        ranked = rank(engine, part, texts, k)
         found = evaluate_ranking(ranked, points.labels, counts, len(dataset.train), a, b)
-        figures |= found if not figures else {n: v for n, v in found.items() if n.endswith("r100")}
+        figures |= _of_depth(found, k)
+        if part.seen.any() and len(new):
+            some = ranked[new], points.labels[new]
+            unseen |= _of_depth(evaluate_ranking(*some, counts, len(dataset.train), a, b), k)
+        errors = errors or standard_errors(ranked, points.labels, part.groups)
     figures["index_recall10"] = 100 * _recall_against_exact(engine, texts[:_RECALL_TEXTS])
     return QualityInfo(
-        split=split,
+        split=part.split,
         n_queries=int(np.count_nonzero(np.diff(points.labels.indptr))),  # others are skipped
         effort=effort,
         propensity_a=a,
         propensity_b=b,
-        metrics={name: round(value, 3) for name, value in figures.items()},
+        metrics=_rounded(figures),
+        errors=_rounded(errors),
+        n_seen=int(part.seen.sum()),
+        unseen=_rounded(unseen),
     )
 
 
-def _part(dataset: Dataset, split: str) -> tuple[Points, NDArray[np.int64] | None]:
-    if split == "train":
-        return dataset.train, dataset.train_filter
-    if split == "test" and dataset.test is not None:
-        return dataset.test, dataset.test_filter
-    raise ValueError(f"data set {dataset.name} has no {split} split")
+def _of_depth(figures: dict[str, float], k: int) -> dict[str, float]:
+    """The figures that answers of `k` labels stand for: those at 100, or all others."""
+    return {
+        name: value for name, value in figures.items() if name.endswith("r100") == (k == _DEEP_K)
+    }
+
+
+def _rounded(figures: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in figures.items()}
+
+
+def rank(engine: Engine, part: Part, texts: Sequence[str], k: int) -> NDArray[np.int64]:
+    """Label rows (n, 100) of the answers at k to a part's texts, without filter pairs."""
+    effort = engine.manifest.defaults.effort
+    if engine.item_filter is None:
+        return _rank(engine, texts, k, effort, part.filtered)
+    return _rank_items(engine, texts, part.points.uids, k, effort)
 
 
 def _rank(

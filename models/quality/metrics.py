@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 
+from models.quality.groups import Groups, clustered_error
+
 LabelRows = NDArray[np.integer]  # (n, K)
 Floats = NDArray[np.float64]
 
@@ -28,6 +30,16 @@ def precision_at_k(ranked: LabelRows, truth: csr_array, k: int) -> float:
     0.25
     """
     return _Marks.of(ranked, truth).precision(k)
+
+
+def precision_of_each(ranked: LabelRows, truth: csr_array, k: int) -> Floats:
+    """P@k of every query that has a label, in their order; `precision_at_k` is the mean.
+
+    >>> truth = csr_array([[0, 1, 0], [0, 0, 0], [0, 0, 1]])
+    >>> precision_of_each(np.array([[1, 2], [0, 1], [0, 1]]), truth, k=1)
+    array([1., 0.])
+    """
+    return _Marks.of(ranked, truth).precision_of_each(k)
 
 
 def ndcg_at_k(ranked: LabelRows, truth: csr_array, k: int) -> float:
@@ -178,6 +190,18 @@ def expected_calibration_error(
     return float(np.abs(np.bincount(bins, weights=stated - observed)).sum() / len(stated))
 
 
+def standard_errors(ranked: LabelRows, truth: csr_array, groups: Groups) -> dict[str, float]:
+    """Standard errors of `p1`, `p3`, `p5` and `ndcg5` in percent; queries of a group vary together.
+
+    `groups` (n,) are of all queries, those without a label too.
+    """
+    marks = _Marks.of(ranked, truth)
+    scored = groups[np.diff(csr_array(truth > 0).indptr) > 0]
+    values = {f"p{k}": marks.precision_of_each(k) for k in (1, 3, 5)}
+    values["ndcg5"] = marks.ndcg_of_each(5)
+    return {name: 100 * clustered_error(each, scored) for name, each in values.items()}
+
+
 def evaluate_ranking(
     ranked: LabelRows,
     truth: csr_array,
@@ -262,6 +286,9 @@ class _Marks:
 
     def precision(self, k: int) -> float:
         return float(self._first(k).sum() / (k * self.n_queries))
+
+    def precision_of_each(self, k: int) -> Floats:
+        return np.asarray(self._first(k).sum(axis=1) / k)
 
     def recall(self, k: int) -> float:
         return float((self._first(k).sum(axis=1) / self._labels_per_query()).mean())

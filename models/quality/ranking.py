@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from models.quality.groups import Groups
 from models.quality.metrics import remove_filtered
 
 Queries = TypeVar("Queries")
@@ -21,16 +22,30 @@ class EvaluationSet(Generic[Queries]):
     """Queries with their true labels, to score rankings on.
 
     `queries` are n texts or their embeddings (n, dim). `truth` is csr (n, n_labels). `filter_pairs`
-    (m, 2) are pairs (row, label); predictions leave these labels out.
+    (m, 2) are pairs (row, label); predictions leave these labels out. `known_groups` (n,) are the
+    queries' groups, None if each query is a group of its own.
     """
 
     queries: Queries
     truth: csr_array
     filter_pairs: NDArray[np.int64] | None = None
+    known_groups: Groups | None = None
 
     def of(self, queries: Others) -> "EvaluationSet[Others]":
         """The same n queries in another form, such as their embeddings."""
-        return EvaluationSet(queries, self.truth, self.filter_pairs)
+        return EvaluationSet(queries, self.truth, self.filter_pairs, self.known_groups)
+
+    @property
+    def groups(self) -> Groups:
+        """The group (n,) of each query."""
+        if self.known_groups is None:
+            return np.arange(self.truth.shape[0], dtype=np.int64)
+        return self.known_groups
+
+    @property
+    def labelled_groups(self) -> Groups:
+        """The groups of the queries that have a label, which alone are scored."""
+        return self.groups[np.diff(self.truth.indptr) > 0]
 
     @property
     def spare(self) -> int:
@@ -47,7 +62,7 @@ EmbeddedSet: TypeAlias = EvaluationSet[NDArray[np.float32]]
 
 
 def take(validation: EmbeddedSet, rows: NDArray[np.int64]) -> EmbeddedSet:
-    """The queries `rows` (m,), in this order, with their labels and filter pairs."""
+    """The queries `rows` (m,), in this order, with their labels, filter pairs and groups."""
     pairs = validation.filter_pairs
     if pairs is not None:
         place_of = np.full(len(validation.queries), -1)
@@ -55,7 +70,7 @@ def take(validation: EmbeddedSet, rows: NDArray[np.int64]) -> EmbeddedSet:
         pairs = np.stack([place_of[pairs[:, 0]], pairs[:, 1]], axis=1)
         pairs = pairs[pairs[:, 0] >= 0]
     queries = np.ascontiguousarray(validation.queries[rows])
-    return EvaluationSet(queries, validation.truth[rows], pairs)
+    return EvaluationSet(queries, validation.truth[rows], pairs, validation.groups[rows])
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ It is written from the manifest alone, so the two cannot disagree.
 """
 
 from models.tune.goal import Goal
-from service.bundle.manifest import Manifest
+from service.bundle.manifest import CalibrationInfo, Manifest
 
 
 def model_card(manifest: Manifest) -> str:
@@ -65,20 +65,30 @@ def _quality(manifest: Manifest) -> list[str]:
     quality = manifest.quality
     if quality is None:
         return []
-    rows = [f"| {name} | {value:.2f} |" for name, value in quality.metrics.items()]
+    rows = [
+        f"| {name} | {value:.2f} | {_number(quality.errors, name)} "
+        f"| {_number(quality.unseen, name)} |"
+        for name, value in quality.metrics.items()
+    ]
     return [
         "## Quality",
         "",
         f"{quality.n_queries:,} queries of the {quality.split} split at effort {quality.effort}, "
         f"in percent; propensities with A = {quality.propensity_a}, B = {quality.propensity_b}. "
         "Head, torso and tail are the labels that hold the first, second and last third of the "
-        "training positives.",
+        "training positives. Standard errors let points of a series vary together. "
+        f"{quality.n_seen or 0:,} points share their series with a training point; the last column "
+        "is without them.",
         "",
-        "| figure | percent |",
-        "|---|---|",
+        "| figure | percent | standard error | without them |",
+        "|---|---|---|---|",
         *rows,
         "",
     ]
+
+
+def _number(figures: dict[str, float], name: str) -> str:
+    return f"{figures[name]:.2f}" if name in figures else ""
 
 
 def _points(manifest: Manifest) -> list[str]:
@@ -138,6 +148,17 @@ def _scores(manifest: Manifest) -> list[str]:
         "## Scores",
         "",
         f"Probabilities by {calibration.kind} calibration; expected calibration error "
-        f"{calibration.ece_before:.4f} before and {calibration.ece_after:.4f} after (held out).",
+        f"{calibration.ece_before:.4f} before and {calibration.ece_after:.4f} after (held out), "
+        "over the first ten labels together.",
+        *_first_label(calibration),
         "",
+    ]
+
+
+def _first_label(calibration: CalibrationInfo) -> list[str]:
+    if calibration.first_before is None or calibration.first_after is None:
+        return []
+    return [
+        f"Of the first label alone it is {calibration.first_before:.4f} before and "
+        f"{calibration.first_after:.4f} after."
     ]

@@ -19,12 +19,12 @@ import numpy as np
 from models.config import Config
 from models.data.dataset import Dataset, point_texts
 from models.data.filters import item_pairs
-from models.data.prepare import Split
+from models.data.prepare import Split, grouping_of
 from models.errors import ReleaseError
 from models.export.export_onnx import OPSET
 from models.export.precisions import REFERENCE, Exported
 from models.index.indexed import Indexed
-from models.quality.evaluate import evaluate
+from models.quality.evaluate import Part, evaluate
 from models.runs import (
     CALIBRATION_FILE,
     TOKENIZER_FILE,
@@ -100,11 +100,12 @@ def release(
             for name in {*candidate.encoder.measured, REFERENCE}
         }
 
+        scored = _scored_part(config, dataset, parts)
+
         def measure(engine: Engine) -> dict[str, Any]:
             a, b = config.metrics.propensity_a, config.metrics.propensity_b
-            split_name = "test" if dataset.test is not None else "train"
             return {
-                "quality": evaluate(engine, dataset, split_name, config.data.fields, a, b),
+                "quality": evaluate(engine, dataset, scored, config.data.fields, a, b),
                 "reference": record_reference(engine, texts[:REFERENCE_SIZE]),
             }
 
@@ -112,6 +113,14 @@ def release(
         target = seal(folder, draft, golden_texts, precisions, measure)
     log.info("sealed %s", target)
     return target
+
+
+def _scored_part(config: Config, dataset: Dataset, parts: Split) -> Part:
+    """The test points, or where there are none those that were not trained on."""
+    fields, grouping = config.data.fields, grouping_of(config)
+    if dataset.test is not None:
+        return Part.test(dataset, fields, grouping)
+    return Part.validation(dataset, parts.validation_rows, fields, grouping)
 
 
 def seal(

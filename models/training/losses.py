@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, softplus
 
 _TINY = 1e-30  # a logarithm's argument at least: finite in fp32
-_ALMOST_ONE = 1.0 - 1e-6  # a probability at most: log(1 - p) is finite in fp32
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +195,10 @@ def path_bce(
     labels and means over queries. From ELIAS (arXiv 2210.08410).
     """
     log_paths = paths.clamp(min=_TINY).log()
-    probabilities = (logits.sigmoid() * paths).clamp(max=_ALMOST_ONE)
-    wrong = -torch.log1p(-probabilities)
+    # -log(1 - sigmoid(logit) * path), in a form whose gradient also moves what is surely wrong.
+    rest = 1.0 - paths
+    log_rest = torch.where(rest > 0, rest, 1.0).log()
+    wrong = softplus(logits) - torch.where(rest > 0, softplus(logits + log_rest), 0.0)
     right = softplus(-logits) - log_paths
     whole = targets * right + (1.0 - targets) * wrong - path_weight * targets * log_paths
     return torch.where(counted, whole, 0.0).sum() / len(logits)

@@ -90,6 +90,19 @@ def allowed_in_pool(pool: Tensor, known: Cells, n: int) -> Tensor:
     return allowed
 
 
+def drawn_in_pool(pool: Tensor, labels: Tensor, drawn: Tensor) -> Tensor:
+    """A mask (n, len(pool)): which labels of a sorted pool are among a query's drawn `labels`.
+
+    `labels` and `drawn`, which says where there is a label, are (n, m).
+    """
+    places, inside = places_in_pool(pool, labels)
+    rows = torch.arange(len(labels)).unsqueeze(1).expand_as(labels)
+    inside = inside & drawn
+    among = torch.zeros(len(labels), len(pool), dtype=torch.bool)
+    among[rows[inside], places[inside]] = True
+    return among
+
+
 def balance_weights(density: Tensor, n_hard: Tensor, uniform_rate: float) -> Tensor:
     """Weights (n, m) by the balance heuristic (Veach and Guibas, SIGGRAPH 1995).
 
@@ -109,13 +122,14 @@ def weigh(
     n_hard: Tensor,
     pool_size: int,
     n_labels: int,
+    n_allowed: Tensor,
 ) -> list[Tensor]:
     """Weights of draws by `config.weights`; one tensor for each pair (density, allowed) of `draws`.
 
     `density` is the chance that a hard draw gives the label. `allowed` is 0 if the label is no
-    negative of its query, else 1. `n_hard` (n, 1) is the number of a query's hard draws.
-    `self-normalised` scales each query's balance weights so that their sum is the number of labels,
-    which is also their expected sum but for the positives.
+    negative of its query, else 1. `n_hard` (n, 1) is the number of a query's hard draws,
+    `n_allowed` (n, 1) that of its negatives among all labels. `self-normalised` scales each query's
+    balance weights so that their sum is `n_allowed`, which is also their expected sum.
     """
     if config.kind == "mips-s" or config.weights == "unit":
         return [allowed for _, allowed in draws]
@@ -128,7 +142,7 @@ def weigh(
         return [weight.clamp(max=config.weight_cap) for weight in weights]
     if config.weights == "self-normalised":
         total = torch.cat(weights, dim=1).sum(dim=1, keepdim=True)
-        return [weight * (n_labels / total.clamp(min=1e-6)) for weight in weights]
+        return [weight * (n_allowed / total.clamp(min=1e-6)) for weight in weights]
     return weights
 
 

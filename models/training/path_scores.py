@@ -19,11 +19,15 @@ def cluster_scores(logits: Tensor, alpha: float) -> Tensor:
     return (alpha * logits.softmax(dim=1)).clamp(max=1.0)
 
 
+def edge_shares(theta: Tensor, edges: Tensor, n_labels: int) -> Tensor:
+    """Softmax over a cluster's edges, (n_clusters, width); padding is 0."""
+    real = edges < n_labels
+    return theta.masked_fill(~real, -torch.inf).softmax(dim=1).nan_to_num() * real
+
+
 def edge_weights(theta: Tensor, edges: Tensor, n_labels: int, beta: float) -> Tensor:
     """Weights min(1, beta * softmax over a cluster's edges), (n_clusters, width); padding is 0."""
-    real = edges < n_labels
-    shares = theta.masked_fill(~real, -torch.inf).softmax(dim=1).nan_to_num()
-    return (beta * shares).clamp(max=1.0) * real
+    return (beta * edge_shares(theta, edges, n_labels)).clamp(max=1.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,8 +91,10 @@ class Measurement:
 
     `recall` (recall@10) and its standard error are shares, compared with an exhaustive search by
     the same scores. `p_at_1` and `p_at_5` are in percent. `p_at_1_loss` is in points below an exact
-    search, by the label vectors where these are the model. With `own_scores` the index has a
-    scoring model of its own, and recall does not tell how good those scores are.
+    search, by the label vectors where these are the model. Its standard error is paired, of the
+    differences of the same queries; None in older records. Both errors let queries of a group vary
+    together. With `own_scores` the index has a scoring model of its own, and recall does not tell
+    how good those scores are.
     """
 
     candidate: Candidate
@@ -105,6 +107,7 @@ class Measurement:
     own_scores: bool
     timing: Timing
     index_bytes: int
+    p_at_1_loss_error: float | None = None
 
     @property
     def sure_recall(self) -> float:

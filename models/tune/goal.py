@@ -141,7 +141,8 @@ class Goal:
         if limit is None or found.p_at_1_loss <= limit:
             return None
         over = found.p_at_1_loss - limit
-        words = f"P@1 loses {found.p_at_1_loss:.2f} points, {over:.2f} more than {limit:g}"
+        error = "" if (e := found.p_at_1_loss_error) is None else f" (standard error {e:.2f})"
+        words = f"P@1 loses {found.p_at_1_loss:.2f} points{error}, {over:.2f} more than {limit:g}"
         return Miss("P@1", words, over)
 
     def _memory(self, found: Measurement) -> Miss | None:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from models.config import IndexConfig
 from models.index.efforts import exact_index, recall_at_10
 from models.index.kind import Material
-from models.quality.metrics import precision_at_k
+from models.quality.groups import Groups, clustered_error
+from models.quality.metrics import precision_at_k, precision_of_each
 from models.quality.ranking import EmbeddedSet, take
 from models.tune.candidate import Candidate, Measurement
 from models.tune.timing import time_search
@@ -92,10 +93,14 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """Best rows (n, 10) of an exhaustive search; `ranked` (n, 10) leaves filtered pairs out."""
+    """Best rows (n, 10) of an exhaustive search; `ranked` (n, 10) leaves filtered pairs out.
+
+    `groups` (n,) are the queries' groups.
+    """
 
     rows: NDArray[np.int64]
     ranked: NDArray[np.int64]
+    groups: Groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +117,8 @@ class Searched:
     def recall(self, queries: NDArray[np.float32]) -> tuple[float, float]:
         """Recall@10 on `queries`, the first of the subject's, and its standard error."""
         rows = self.index.search(queries, TOP, self.effort).rows
-        return recall_at_10(rows, self.truth.rows[: len(queries)])
+        n = len(queries)
+        return recall_at_10(rows, self.truth.rows[:n], self.truth.groups[:n])
 
 
 class Judge:
@@ -137,17 +143,23 @@ class Judge:
 
     def _exhaustive(self, index: LabelIndex) -> Truth:
         rows = index.search(self.subject.queries, TOP, EXACT).rows
-        return Truth(rows, self.subject.rank(index, EXACT, len(rows)))
+        groups = self.subject.validation.groups
+        return Truth(rows, self.subject.rank(index, EXACT, len(rows)), groups)
 
     def measure(self, searched: Searched, n: int, *, carefully: bool) -> Measurement:
         """Measure quality and time on the first n queries; `carefully` as in `time_search`."""
         subject, index, effort = self.subject, searched.index, searched.effort
         truth, queries = subject.validation.truth[:n], subject.queries[:n]
         rows = index.search(queries, TOP, effort).rows
-        recall, error = recall_at_10(rows, searched.truth.rows[:n])
+        groups = searched.truth.groups[:n]
+        recall, error = recall_at_10(rows, searched.truth.rows[:n], groups)
         ranked = subject.rank(index, effort, n) if subject.validation.spare else rows
         p_at_1 = 100 * precision_at_k(ranked, truth, 1)
-        exact_p_at_1 = 100 * precision_at_k(searched.truth.ranked[:n], truth, 1)
+        losses = 100 * (
+            precision_of_each(searched.truth.ranked[:n], truth, 1)
+            - precision_of_each(ranked, truth, 1)
+        )
+        loss_error = clustered_error(losses, groups[np.diff(truth.indptr) > 0])
         timing = time_search(
             lambda query: index.search(query, TOP, effort),
             queries,
@@ -161,7 +173,8 @@ class Judge:
             recall_error=round(error, 6),
             p_at_1=round(p_at_1, 3),
             p_at_5=round(100 * precision_at_k(ranked, truth, 5), 3),
-            p_at_1_loss=round(exact_p_at_1 - p_at_1, 3),
+            p_at_1_loss=round(float(losses.mean()), 3),
+            p_at_1_loss_error=round(loss_error, 3),
             own_scores=searched.own_scores,
             timing=timing,
             index_bytes=searched.index_bytes,

@@ -235,13 +235,17 @@ class FilterInfo(Part):
 class CalibrationInfo(Part):
     """How raw scores become served scores.
 
-    `ece_before` and `ece_after` are the expected calibration error on held-out queries, in [0, 1].
+    `ece_before` and `ece_after` are the expected calibration error on held-out queries, in [0, 1],
+    over the first ten labels of each. `first_before` and `first_after` are over the first label
+    alone, which ten together can hide; None in bundles of older code.
     """
 
     file: str | None
     kind: Text
     ece_before: Share | None
     ece_after: Share | None
+    first_before: Share | None = None
+    first_after: Share | None = None
 
 
 class Defaults(Part):
@@ -285,6 +289,9 @@ class QualityInfo(Part):
     """Metrics on `split` at `effort`, computed by the code that serves.
 
     `propensity_a` and `propensity_b` are the constants of the propensity model (Jain et al., 2016).
+    `errors` are standard errors of some of the metrics, which let points of a series vary together.
+    `n_seen` queries share their series with a training point; `unseen` are the metrics without
+    them, empty if there are none. All three are empty in bundles of older code.
     """
 
     split: Text
@@ -293,6 +300,9 @@ class QualityInfo(Part):
     propensity_a: float
     propensity_b: float
     metrics: dict[str, float]
+    errors: dict[str, NotNegative] = Field(default_factory=dict)
+    n_seen: Count | None = None
+    unseen: dict[str, float] = Field(default_factory=dict)
 
 
 class ParityInfo(Part):

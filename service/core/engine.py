@@ -28,7 +28,7 @@ from service.core.encoding.providers import GpuOptions
 from service.core.encoding.tokenizer import Tokenizer, length_sorted_chunks, pad
 from service.core.index.augmented import AugmentedIndex
 from service.core.index.protocol import LabelIndex
-from service.core.labels.filtered_search import resolve_filter, search_filtered
+from service.core.labels.filtered_search import Searchable, resolve_filter, search_filtered
 from service.core.labels.item_filter import NO_ROWS, ItemFilter
 from service.core.labels.label_directory import LabelDirectory
 from service.core.labels.labels import Label, LabelStore
@@ -319,8 +319,9 @@ class Engine:
     ) -> list[Prediction]:
         """Search the index once for each group of queries with one depth, effort and filter.
 
-        The depth is k plus the number of rows that the item filter lists for the query's item.
-        Queries of different depths stay apart, because the answer of a graph search depends on it.
+        The depth is k plus the number of rows that the item filter lists for the query's item, and
+        no less than what the calibration reads. Queries of different depths stay apart, because the
+        answer of a graph search depends on it.
         """
         item_rows = {
             position: self._rows_of_item(query.item_id)
@@ -333,6 +334,7 @@ class Engine:
             depth = query.k
             if depth and label_filter is None:
                 depth += len(item_rows.get(position, NO_ROWS))
+                depth = max(depth, self.calibration.depth)
             item_id = query.item_id if label_filter else None
             groups.setdefault((depth, query.effort, label_filter, item_id), []).append(position)
         predictions: list[Prediction | None] = [None] * len(queries)
@@ -340,14 +342,14 @@ class Engine:
             one_group = len(groups) == 1  # nearly always, and then no vector is copied
             vectors = embeddings if one_group else embeddings[positions]
             hidden = item_rows.get(positions[0])
-            hits, plan = self._hits(vectors, depth, effort, label_filter, hidden)
-            scores = self.calibration.apply(hits.scores)
+            hits, plan, best = self._hits(vectors, depth, effort, label_filter, hidden)
+            scores = self.calibration.apply(hits.scores, best)
             for i, position in enumerate(positions):
                 rows, calibrated, raw = hits.rows[i], scores[i], hits.scores[i]
+                visible: slice | NDArray[np.int64] = slice(queries[position].k)
                 if position in item_rows and plan is None:
-                    visible = np.flatnonzero(~np.isin(rows, item_rows[position]))
-                    visible = visible[: queries[position].k]
-                    rows, calibrated, raw = rows[visible], calibrated[visible], raw[visible]
+                    visible = np.flatnonzero(~np.isin(rows, item_rows[position]))[visible]
+                rows, calibrated, raw = rows[visible], calibrated[visible], raw[visible]
                 predictions[position] = Prediction(
                     rows,
                     calibrated,
@@ -367,23 +369,27 @@ class Engine:
         effort: str,
         label_filter: LabelFilter | None,
         hidden: NDArray[np.int64] | None,
-    ) -> tuple[Hits, FilterPlan | None]:
+    ) -> tuple[Hits, FilterPlan | None, Float32Rows]:
         """Search the index under the filter and the label rules; at depth 0 the hits are empty.
 
         `hidden` are rows that a filtered answer leaves out. The plan is None without a filter: an
-        answer does not report label rules.
+        answer does not report label rules. The scores behind it are the best of all labels, as many
+        as the calibration reads. They know no filter, so no filter changes a label's probability.
         """
         if depth == 0:
             shape = (len(vectors), 0)
-            return Hits(np.empty(shape, np.int64), np.empty(shape, np.float32)), None
+            none = Hits(np.empty(shape, np.int64), np.empty(shape, np.float32))
+            return none, None, none.scores
         # Labels may change during the search: read one state and use it to the end.
         snapshot = self.catalogue.snapshot
         index = self.index if snapshot is None else snapshot
         rule_rows = None if self.rules is None else self.rules.rows(snapshot)
         if label_filter is None:
             if rule_rows is None:
-                return self.catalogue.search(vectors, depth, effort), None
-            return search_filtered(index, vectors, depth, effort, rule_rows)[0], None
+                hits = self.catalogue.search(vectors, depth, effort)
+                return hits, None, hits.scores
+            hits, _ = search_filtered(index, vectors, depth, effort, rule_rows)
+            return hits, None, self._best_scores(index, vectors, effort)
         rows = resolve_filter(label_filter, self.catalogue)
         if hidden is not None:
             rows = rows.without(hidden)
@@ -391,7 +397,15 @@ class Engine:
         rows = rows.restrict_to_live(is_live)
         if rule_rows is not None:
             rows = rows.within(rule_rows)
-        return search_filtered(index, vectors, depth, effort, rows)
+        hits, plan = search_filtered(index, vectors, depth, effort, rows)
+        return hits, plan, self._best_scores(index, vectors, effort)
+
+    def _best_scores(self, index: Searchable, vectors: Float32Rows, effort: str) -> Float32Rows:
+        """The best raw scores of all labels for each query, as many as the calibration reads."""
+        depth = self.calibration.depth
+        if depth == 0:
+            return np.empty((len(vectors), 0), np.float32)
+        return index.search(vectors, depth, effort).scores
 
     def _allowed(self, rows: NDArray[np.integer]) -> NDArray[np.integer]:
         """The rows of (n,) whose labels the rules allow."""

@@ -6,7 +6,7 @@ from scipy.sparse import csr_array
 
 from models.config import IndexConfig
 from models.errors import ReleaseError
-from models.index.efforts import measure
+from models.index.efforts import measure, recall_at_10
 from models.index.kind import Material
 from models.index.registry import KINDS, build_label_index
 from models.quality.ranking import EvaluationSet
@@ -155,3 +155,15 @@ def test_precision_is_of_answers_without_the_filtered_pairs(vectors, queries, tr
     left = measure(tmp_path, info, config, vectors, EvaluationSet(queries, truth, filtered))[0]
     assert (plain.p_at_1, left.p_at_1) == (100.0, 50.0)
     assert left.recall_at_10 == plain.recall_at_10
+
+
+def test_a_recall_is_less_sure_where_queries_come_in_series():
+    """Each query stands there four times, so there are 25 of them and not 100."""
+    rng = np.random.default_rng(1)
+    exact = np.tile(np.arange(10), (100, 1))
+    found = np.repeat(np.where(rng.random((25, 10)) < 0.9, np.arange(10), 99), 4, axis=0)
+    (recall, error), (same, larger) = (
+        recall_at_10(found, exact, groups) for groups in (np.arange(100), np.arange(100) // 4)
+    )
+    assert recall == same
+    assert larger == pytest.approx(2 * error)

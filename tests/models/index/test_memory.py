@@ -183,6 +183,26 @@ def test_a_memory_that_helps_is_used(helpful):
     assert choice.gain > 2 * choice.standard_error > 0
 
 
+def test_queries_of_a_series_make_a_gain_less_sure(helpful):
+    """The queries of one topic are right or wrong together."""
+    _, topics = np.unique(helpful.validation.truth.toarray(), axis=0, return_inverse=True)
+    memory = remember(helpful.memory_vectors, helpful.memory_labels, "one")
+    found, recalled = helpful.found(), helpful.recalled()
+    alone, together = (
+        choose(
+            found,
+            recalled,
+            memory.labels,
+            replace(helpful.validation, known_groups=groups),
+            BIAS,
+            SMALL,
+        )
+        for groups in (None, topics.astype(np.int64))
+    )
+    assert together.gain == pytest.approx(alone.gain, abs=2 * alone.standard_error)
+    assert together.standard_error > 1.2 * alone.standard_error
+
+
 def test_a_memory_that_says_nothing_is_left_out_unless_demanded(useless):
     choice = chosen(useless)
     assert not choice.used
@@ -248,7 +268,7 @@ def test_recall_of_the_memory_index_rises_to_nearly_one(helpful, written):
     efforts = {str(ef): {"ef_search": ef} for ef in (4, 40, 400)}
     index = open_faiss(folder / MEMORY_FILES[0], DIM, N_MEMORY, efforts)
     exact = exact_index(memory.vectors).search(helpful.queries, 10, EXACT)
-    recalls = [memory_recall(index, effort, helpful.queries, exact)[0] for effort in efforts]
+    recalls = [memory_recall(index, effort, helpful.validation, exact)[0] for effort in efforts]
     assert recalls == sorted(recalls)
     assert recalls[0] < 0.97 < 0.99 < recalls[-1]
 
@@ -258,7 +278,8 @@ def test_equal_queries_stand_for_one_another_in_the_recall():
     rows = np.repeat(np.eye(2, dtype=np.float32)[:1], 12, axis=0)
     exact = exact_index(rows).search(rows[:1], 10, EXACT)
     others = Hits(exact.rows + 2, exact.scores)
-    assert memory_recall(exact_index(rows), EXACT, rows[:1], others) == (1.0, 0.0)
+    asked = EvaluationSet(rows[:1], csr_array((1, 12)))
+    assert memory_recall(exact_index(rows), EXACT, asked, others) == (1.0, 0.0)
 
 
 def measured(world, written, recalls, points):
@@ -291,7 +312,8 @@ def test_each_effort_gets_a_search_width_of_its_own_for_the_memory(helpful, writ
 def test_a_gain_is_judged_on_the_half_that_did_not_choose():
     """Trial 1 is best on the even queries alone, trial 2 on the odd ones: neither holds up."""
     each = np.array([[0.5] * 4, [1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 1.0]])
-    assert _cross_fitted_gains(each).tolist() == [-0.5] * 4
+    groups = np.array([0, 1, 0, 1])  # so that the halves are these, in every draw
+    assert _cross_fitted_gains(each, groups) == pytest.approx([-0.5] * 4)
 
 
 def test_a_recall_out_of_reach_is_refused_with_what_to_change(

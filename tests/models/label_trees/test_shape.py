@@ -190,3 +190,16 @@ def test_a_chain_of_cuts_ends():
     shape = grow(vectors, np.ones(400, np.int64), EntropySplit(0.0), 1, seed=1)
     check(shape, 400, 1)
     assert shape.depth.max() <= 64 + 9
+
+
+@pytest.mark.parametrize(
+    "rule", [MassBalance(0.5), MassBalance(1.0), EntropySplit(0.0), EntropySplit(0.5)], ids=str
+)
+@pytest.mark.parametrize("share", [0.1, 0.6])
+def test_labels_without_a_point_do_not_deepen_a_tree(rule, share):
+    vectors, counts = unit(1000, 16, 5), zipf(1000, 1.0)
+    counts = np.where(np.random.default_rng(6).random(1000) < share, 0, counts)
+    with_points = grow(vectors[counts > 0], counts[counts > 0], rule, 1, seed=1)
+    shape = grow(vectors, counts, rule, 1, seed=1)
+    check(shape, 1000, 1)
+    assert shape.depth.max() <= with_points.depth.max() + 5

@@ -227,6 +227,31 @@ def test_mips_s_takes_the_nearest_labels_as_they_are(points, label_texts):
         assert len(touched) <= 4
 
 
+def test_mips_s_counts_a_nearest_label_once_where_the_pool_has_it_too(points, label_texts):
+    """With all labels in the pool each negative counts once: the loss is full BCE's."""
+    changes = {"kind": "mips-s", "uniform_negatives": N_LABELS, "hard_negatives": 2}
+    model, rows = make(points, label_texts, hard_pool=4, **changes)
+    full, _ = make(points, label_texts, model.encoder, kind="full-bce")
+    batch = np.arange(3)
+    model.refresh(rows)
+    sampled, exact = (
+        each.train_step(rows, batch, Rng.from_seed(1)).item() for each in (model, full)
+    )
+    assert sampled == pytest.approx(exact, rel=1e-5)
+
+
+def test_self_normalised_weights_leave_out_what_a_query_knows(points, label_texts):
+    """Without hard negatives and with all labels in the pool, every weight is 1."""
+    changes = {"weights": "self-normalised", "uniform_negatives": N_LABELS}
+    model, rows = make(ignoring(points, 1, 2), label_texts, **changes)
+    full, _ = make(points, label_texts, model.encoder, kind="full-bce")
+    batch = np.arange(3)
+    sampled, exact = (
+        each.train_step(rows, batch, Rng.from_seed(1)).item() for each in (model, full)
+    )
+    assert sampled == pytest.approx(exact, rel=1e-5)
+
+
 def test_a_query_without_candidates_touches_no_label_for_its_empty_draws(points, label_texts):
     """Point 1 knows all labels but its positive as ignored: nothing is left to draw."""
     ignored = np.zeros((3, N_LABELS), np.float32)

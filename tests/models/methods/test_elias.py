@@ -215,6 +215,25 @@ def test_a_parent_is_the_cluster_with_the_heaviest_edge(trained):
             assert heaviest in weights[parent][model.edges[parent] == label]
 
 
+def test_of_edges_cut_at_one_the_heavier_makes_the_parent(trained):
+    """Both edges count 1 in a search; the parent is the cluster that has more of the label."""
+    model = load_model(trained.run)
+    edges, theta = model.edges.clone(), torch.full_like(model.theta, -9.0)
+    edges[:] = model.n_labels
+    edges[:, :2] = torch.arange(2)  # labels 0 and 1 in every cluster
+    theta[:, 0], theta[:, 1] = 1.0, 1.0
+    theta[1, 0], theta[1, 1] = 3.0, 1.0  # and most of label 0 in cluster 1
+    with torch.no_grad():
+        model.edges.copy_(edges)
+        model.theta.copy_(theta)
+    model.elias = model.elias.model_copy(update={"beta": 100.0})
+    assert (model.edge_weights()[:, :2] == 1).all()
+    model.refresh(None)
+    assert model.parents[0] == 1
+    assert model.parents[1] != 1
+    assert (model.parents[2:] == -1).all()
+
+
 @pytest.mark.parametrize("dense", [True, False])
 def test_gathered_logits_are_the_dense_ones(tmp_path, monkeypatch, dense):
     if not dense:
@@ -236,6 +255,19 @@ def test_the_loss_is_the_two_crossentropies():
     expected = -np.log(first) - np.log(1 - second) - 0.3 * np.log(0.9)
     found = path_bce(logits, paths, targets, counted, 0.3)
     assert float(found) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("logit", [8.0, 12.0, 16.0, 20.0, 90.0])
+@pytest.mark.parametrize("path", [1.0, 1.0 - 1e-6])
+def test_a_label_that_is_surely_wrong_is_pulled_down(logit, path):
+    """The gradient is sigmoid(s) - sigmoid(s + log(1 - path)), and 1 where the path is 1."""
+    logits = torch.tensor([[logit]], requires_grad=True)
+    off, on = torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool)
+    path_bce(logits, torch.tensor([[path]]), off, on, 1.0).backward()
+    rest = 1.0 - np.float64(np.float32(path))
+    chance = 1 / (1 + np.exp(-logit))
+    expected = chance * (1 - chance) * (1 - rest) / (1 - chance * (1 - rest)) if rest else chance
+    assert logits.grad.item() == pytest.approx(expected, rel=1e-3)
 
 
 def test_nothing_is_no_number_where_a_path_is_gone():

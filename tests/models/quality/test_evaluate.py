@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from models.data.dataset import LabelCatalogue
-from models.quality.evaluate import evaluate
+from models.quality.evaluate import Part, evaluate
 from models.seal.release import release
+from models.stages import run_prepare
 from service.bundle.manifest import Defaults
 from service.bundle.verify import read_manifest, verify
 from service.core.engine import Engine
@@ -34,7 +35,8 @@ def filtered(tiny_job, sealed, tmp_path_factory):
 
 
 def figures(engine, dataset, split):
-    return evaluate(engine, dataset, split, "title", 0.55, 1.5)
+    part = {"test": Part.test, "train": Part.train}[split](dataset, "title")
+    return evaluate(engine, dataset, part, "title", 0.55, 1.5)
 
 
 @BOTH
@@ -92,3 +94,57 @@ def test_own_items_go_into_the_bundle_with_every_label(tiny_job, sealed, tmp_pat
     query = Query(labels.titles[7], 3, "exact", uids[7])
     assert 7 not in engine.predict([query]).predictions[0].rows
     assert engine.item_filter.rows_for(dataset.train.uids[0]).tolist() == [0]
+
+
+def test_figures_also_come_without_points_whose_series_was_trained_on(tiny_job, sealed):
+    """A quarter of the test points are another volume of a training point."""
+    dataset, engine = tiny_job.dataset, Engine.open(sealed, device="cpu")
+    n = len(dataset.test) // 4
+    volumes = [f"{title}, Volume 2" for title in dataset.train.titles[:n]]
+    titles = [*volumes, *dataset.test.titles[n:]]
+    leaky = replace(dataset, test=replace(dataset.test, titles=titles))
+    part = Part.test(leaky, "title")
+    assert part.seen[:n].all()
+    whole = figures(engine, leaky, "test")
+    assert whole.n_seen == part.seen.sum()
+    clean = replace(leaky, test=leaky.test.take(np.flatnonzero(~part.seen)))
+    alone = figures(engine, clean, "test")
+    expected = {name: value for name, value in alone.metrics.items() if name in whole.unseen}
+    assert whole.unseen == pytest.approx(expected)
+    assert {"p1", "p5", "psp5", "r100"} <= whole.unseen.keys()
+    assert (alone.n_seen, alone.unseen) == (0, {})
+
+
+def test_a_figure_is_less_sure_where_points_come_in_series(tiny_job, sealed):
+    engine = Engine.open(sealed, device="cpu")
+    part = Part.test(tiny_job.dataset, "title")
+    one_by_one, in_fours = (
+        evaluate(engine, tiny_job.dataset, replace(part, groups=groups), "title", 0.55, 1.5)
+        for groups in (np.arange(len(part.seen)), np.arange(len(part.seen)) // 40)
+    )
+    share = one_by_one.metrics["p1"] / 100
+    plain = 100 * np.sqrt(share * (1 - share) / one_by_one.n_queries)
+    assert one_by_one.errors["p1"] == pytest.approx(plain, abs=0.01)
+    assert in_fours.errors != one_by_one.errors
+    assert in_fours.metrics == one_by_one.metrics
+
+
+def test_without_test_points_the_sealed_figures_are_of_validation_points(
+    tiny_job, sealed, tmp_path
+):
+    dataset = replace(tiny_job.dataset, test=None, test_filter=None)
+    quality = read_manifest(release(tiny_job.run, dataset, tiny_job.parts, tmp_path)).quality
+    rows = tiny_job.parts.validation_rows
+    assert quality.split == "validation"
+    assert quality.n_queries == np.count_nonzero(np.diff(dataset.train.labels[rows].indptr))
+    assert quality.n_seen == 0
+
+
+def test_the_report_on_the_data_counts_test_points_of_trained_series(tiny_job):
+    dataset = tiny_job.dataset
+    titles = [f"{dataset.train.titles[0]}: Part 2", *dataset.test.titles[1:]]
+    leaky = replace(dataset, test=replace(dataset.test, titles=titles))
+    n_seen = int(Part.test(leaky, "title").seen.sum())
+    assert n_seen >= 1
+    line = f"test points whose series has a training point: {n_seen} of {len(titles)}"
+    assert line in run_prepare(replace(tiny_job, dataset=leaky))

@@ -13,3 +13,12 @@ def test_a_card_says_how_much_a_memory_counts(tiny_memory_bundle: Path, tiny_bun
     assert told in model_card(manifest)
     assert "Memory: 40 training queries" in model_card(manifest)
     assert "Memory" not in model_card(read_manifest(tiny_bundle))
+
+
+def test_a_card_says_how_far_the_first_label_is_off(tiny_bundle: Path) -> None:
+    manifest = read_manifest(tiny_bundle)
+    assert "first label alone" not in model_card(manifest)
+    errors = {"first_before": 0.16, "first_after": 0.033}
+    measured = manifest.calibration.model_copy(update=errors)
+    card = model_card(manifest.model_copy(update={"calibration": measured}))
+    assert "Of the first label alone it is 0.1600 before and 0.0330 after." in card

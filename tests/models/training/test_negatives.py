@@ -79,7 +79,7 @@ WEIGHED = {
     "balance": ([2.5, 0.0], [1.0, 0.625]),
     "unit": ([1.0, 0.0], [1.0, 1.0]),
     "capped": ([2.0, 0.0], [1.0, 0.625]),
-    "self-normalised": ([6.0606, 0.0], [2.4242, 1.5152]),
+    "self-normalised": ([4.8485, 0.0], [1.9394, 1.2121]),
 }
 
 
@@ -88,12 +88,13 @@ def test_weights_of_a_hand_worked_example(mode):
     """Ten labels, a pool of four (rate 0.4), three hard draws, densities 0.2 and 0.4.
 
     Balance: 1 / (3 * 0 + 0.4) = 2.5; 1 / (3 * 0.2 + 0.4) = 1; 1 / (3 * 0.4 + 0.4) = 0.625. The
-    pool's second label is no negative. Self-normalised: times 10 / (2.5 + 1 + 0.625).
+    pool's second label is no negative. Self-normalised with 8 negatives of the ten labels: times
+    8 / (2.5 + 1 + 0.625).
     """
     config = MethodConfig(weights=mode, weight_cap=2.0)
     in_pool = (torch.tensor([[0.0, 0.2]]), torch.tensor([[1.0, 0.0]]))
     drawn = (torch.tensor([[0.2, 0.4]]), torch.ones(1, 2))
-    found = weigh(config, [in_pool, drawn], torch.tensor([[3.0]]), 4, 10)
+    found = weigh(config, [in_pool, drawn], torch.tensor([[3.0]]), 4, 10, torch.tensor([[8.0]]))
     assert [weights[0].tolist() for weights in found] == [
         pytest.approx(expected, rel=1e-4) for expected in WEIGHED[mode]
     ]
@@ -101,7 +102,9 @@ def test_weights_of_a_hand_worked_example(mode):
 
 def test_mips_s_weighs_all_negatives_alike_whatever_the_mode():
     drawn = [(torch.tensor([[0.5]]), torch.ones(1, 1)), (torch.tensor([[0.0]]), torch.zeros(1, 1))]
-    found = weigh(MethodConfig(kind="mips-s"), drawn, torch.tensor([[3.0]]), 4, 10)
+    found = weigh(
+        MethodConfig(kind="mips-s"), drawn, torch.tensor([[3.0]]), 4, 10, torch.tensor([[8.0]])
+    )
     assert [weights.tolist() for weights in found] == [[[1.0]], [[0.0]]]
 
 
@@ -110,7 +113,7 @@ def test_weights_without_a_pool_are_finite_and_come_from_the_draws_alone():
         (torch.empty(2, 0), torch.empty(2, 0)),
         (torch.tensor([[0.5], [0.0]]), torch.ones(2, 1)),
     ]
-    found = weigh(MethodConfig(), drawn, torch.tensor([[4.0], [0.0]]), 0, 10)
+    found = weigh(MethodConfig(), drawn, torch.tensor([[4.0], [0.0]]), 0, 10, torch.ones(2, 1))
     assert found[1].tolist() == [[0.5], [0.0]]
 
 
@@ -131,7 +134,8 @@ def mean_estimate(mode, rounds=4000):
         labels, density = hard.draw(torch.tensor([0]), n_hard, rng.torch)
         in_pool = density_in_pool(pool, hard.labels, hard.density)
         drawn = [(in_pool, torch.ones_like(in_pool)), (density, torch.ones_like(density))]
-        weights = weigh(config, drawn, torch.tensor([[float(n_hard)]]), pool_size, n_labels)
+        n_drawn, n_allowed = torch.tensor([[float(n_hard)]]), torch.tensor([[n_labels]])
+        weights = weigh(config, drawn, n_drawn, pool_size, n_labels, n_allowed)
         picked = torch.cat([pool, labels[0]])
         sums.append(float((values[picked] * torch.cat(weights, dim=1)[0]).sum()))
         weight_sums.append(float(torch.cat(weights, dim=1).sum()))
@@ -148,7 +152,7 @@ def test_unit_weights_do_not():
     assert sums.mean() < expected / 2
 
 
-def test_self_normalised_weights_of_a_query_sum_to_the_number_of_labels():
+def test_self_normalised_weights_of_a_query_sum_to_the_number_of_its_negatives():
     _, weight_sums, _ = mean_estimate("self-normalised", rounds=20)
     assert weight_sums == pytest.approx(40)
 

@@ -98,3 +98,9 @@ def test_the_sentence_names_the_nearest_and_what_it_misses_by_how_much(goal, sai
     sentence = nearest(goal, [far, near])
     assert f"no index holds {goal}: the nearest, hnsw, ef_search=7" in sentence
     assert said in sentence
+
+
+def test_the_sentence_says_how_sure_a_loss_of_precision_is():
+    found = tuning_measurement(p_at_1_loss=0.5, p_at_1_loss_error=0.12)
+    said = "P@1 loses 0.50 points (standard error 0.12), 0.40 more than 0.1"
+    assert said in nearest(Goal(p_at_1_loss=0.1), [found])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.calibration import PiecewiseLinear, RawScores, load_calibration
+from service.core.calibration import Level, PiecewiseLinear, RawScores, load_calibration
 from service.errors import ManifestInvalid
 
 
@@ -29,6 +29,45 @@ def test_order_is_kept(scores: list[float]) -> None:
     calibration = PiecewiseLinear(np.array([-1.0, 0.0, 2.0]), np.array([0.1, 0.1, 0.9]))
     ranked = np.sort(np.array(scores, np.float32))
     assert (np.diff(calibration.apply(ranked)) >= 0).all()
+
+
+LEVEL = {"depth": 3, "share": 0.5, "probable": False}
+KNOTS = {"scores": [-3.0, 3.0], "probabilities": [0.0, 1.0]}
+
+
+def test_a_score_counts_for_less_where_the_query_has_others_like_it(tmp_path: Path) -> None:
+    calibration = load_calibration(write(tmp_path, KNOTS | {"level": LEVEL}))
+    alone, crowded = calibration.apply(np.array([[2.0, -9, -9], [2.0, 2.0, 2.0]], np.float32))
+    # Levels are 2 and 2 + log 3; half of each is taken away, and the knots are 6 apart.
+    np.testing.assert_allclose([alone[0], crowded[0]], [4 / 6, (4 - np.log(3) / 2) / 6], atol=1e-4)
+    assert calibration.depth == 3
+
+
+def test_what_is_asked_for_does_not_change_a_probability(tmp_path: Path) -> None:
+    calibration = load_calibration(write(tmp_path, KNOTS | {"level": LEVEL}))
+    best = np.array([[2.0, 1.0, 0.5, 0.0]], np.float32)
+    whole = calibration.apply(best)
+    for k in range(5):
+        np.testing.assert_array_equal(calibration.apply(best[:, :k], best), whole[:, :k])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_probabilities_of_zero_and_one_are_scores_too(share: float) -> None:
+    calibration = PiecewiseLinear(
+        np.array([-40.0, 40.0]), np.array([0.0, 1.0]), Level(10, share, probable=True)
+    )
+    served = calibration.apply(np.array([[1.0, 0.5, 1e-3, 0.0, 0.0]], np.float32))
+    assert np.isfinite(served).all()
+    assert (np.diff(served) <= 0).all()
+
+
+@given(st.lists(st.floats(-1e9, 1e9, width=32), min_size=1, max_size=20), st.floats(0, 1))
+def test_a_level_keeps_the_order_of_an_answer(scores: list[float], share: float) -> None:
+    calibration = PiecewiseLinear(
+        np.array([-1.0, 0.0, 2.0]), np.array([0.1, 0.1, 0.9]), Level(10, share, probable=False)
+    )
+    ranked = np.sort(np.array([scores], np.float32))[:, ::-1]
+    assert (np.diff(calibration.apply(ranked)) <= 0).all()
 
 
 def test_kind_of_score_is_named() -> None:
@@ -56,6 +95,16 @@ def test_without_calibration_scores_stay() -> None:
         {"scores": [0.0, 0.0], "probabilities": [0.1, 0.2]},
         {"scores": [0.0, 1.0], "probabilities": [0.2, 0.1]},
         {"scores": [0.0, 1.0], "probabilities": [0.2, 1.1]},
+        KNOTS | {"level": None},
+        KNOTS | {"level": {}},
+        KNOTS | {"level": LEVEL | {"more": 1}},
+        KNOTS | {"level": LEVEL | {"depth": 0}},
+        KNOTS | {"level": LEVEL | {"depth": 101}},
+        KNOTS | {"level": LEVEL | {"depth": 3.0}},
+        KNOTS | {"level": LEVEL | {"depth": True}},
+        KNOTS | {"level": LEVEL | {"share": 1.1}},
+        KNOTS | {"level": LEVEL | {"share": "0.5"}},
+        KNOTS | {"level": LEVEL | {"probable": 0}},
         '{"scores": [0.0, NaN], "probabilities": [0.1, 0.2]}',
         '{"scores": [0.0, 1.0], "probabilities": [0.1, NaN]}',
     ],
