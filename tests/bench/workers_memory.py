@@ -1,7 +1,6 @@
 """How much memory do N workers need, against one process that serves the same bundle?
 
-    python -m tests.bench.workers_memory BUNDLE [--workers 4]
-    python -m tests.bench.workers_memory BUNDLE --workers 4 --swaps 3
+    python -m tests.bench.workers_memory BUNDLE [--workers 4] [--swaps 3]
 
 Prints the proportional set size (PSS) of every process after some requests. In a process's PSS each
 page counts by one over the number of processes that share it, so the sum is the memory that all of
