@@ -48,7 +48,9 @@ class _ParsedRequest(Request):
 
     def __init__(self, request: Request, body: bytes, value: Any) -> None:
         super().__init__(request.scope, request.receive)
-        self._raw, self._value = body, value
+        # Older FastAPI (0.140) takes null for a body that is missing; any other value that is no
+        # object is refused for what it is.
+        self._raw, self._value = body, False if value is None else value
 
     async def body(self) -> bytes:
         return self._raw

@@ -66,7 +66,7 @@ async def test_the_routes_are_found() -> None:
         (b'{"a": 1e400}', 400, "line 1 column 7"),
         (b'{"a": 1, "a": 1}', 400, "the name 'a' stands twice"),
         (b'{"labels": [{"metadata": {"b": 1, "b": 1}}]}', 400, "labels[0].metadata: the name 'b'"),
-        (b'{"a": "\\ud800"}', 400, "surrogate in string: line 1 column 8"),
+        (b'{"a": "\\ud800"}', 400, "surrogate in string: line 1 column"),
         (b'{"a": [9223372036854775808]}', 400, "a[0]: the whole number 9223372036854775808"),
         (b'{"a": [123456789012345678901]}', 400, "a[0]: the whole number 1234567890123"),
         (b'{"a": %s}' % DEEP, 400, "nested over 32 deep"),
