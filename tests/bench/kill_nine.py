@@ -78,7 +78,7 @@ def killed_service(
     command += ["--admin-key", KEY, "--state-dir", str(state), "--log-level", "error"]
     acknowledged: set[str] = set()
     with (
-        subprocess.Popen([*command, "--max-changes-bytes", "10000000"]) as server,
+        subprocess.Popen(command) as server,
         httpx.Client(
             base_url=f"http://127.0.0.1:{PORT}", headers={"Authorization": f"Bearer {KEY}"}
         ) as client,
