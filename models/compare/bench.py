@@ -136,7 +136,8 @@ class Bench:
         peer.fit(matrices.train, labels)
         seconds, cpu_seconds = stopwatch.read()
         log.info("%s: trained in %.0f s", peer.title, seconds)
-        scored = exam.score(lambda part, k: peer.rank(matrices.test[part], k), peer.title)
+        ranked = exam.answers(lambda part, k: peer.rank(matrices.test[part], k), peer.title)
+        figures = exam.score(ranked)
         uids = exam.dataset.labels.uids
 
         def answer(text: str, k: int) -> list[str]:
@@ -149,16 +150,16 @@ class Bench:
             version=peer.version,
             digest=digest,
             settings=settings | {"made_with": matrices.tfidf.version},
-            metrics=scored.metrics,
+            metrics=figures.metrics,
             train_seconds=round(matrices.seconds + seconds, 1),
             train_cpu_seconds=round(matrices.cpu_seconds + cpu_seconds, 1),
             model_bytes=peer.size_bytes + matrices.tfidf.size_bytes,
             query_ms_p50=p50,
             query_ms_p99=p99,
             measured_by=self._provenance,
-            errors=scored.errors,
-            unseen=scored.unseen,
-            right=scored.right,
+            errors=figures.errors,
+            unseen=figures.unseen,
+            right=exam.right(ranked),
         )
 
     @cached_property

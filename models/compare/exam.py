@@ -8,6 +8,7 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -17,13 +18,11 @@ from models.compare.record import ComparedData
 from models.data.dataset import Dataset, Fields, Points, point_texts
 from models.errors import ComparisonError
 from models.progress import track
-from models.quality.evaluate import Part
+from models.quality.evaluate import Part, Score, score
 from models.quality.groups import Groups
 from models.quality.metrics import (
-    evaluate_ranking,
     relevant,
     remove_filtered,
-    standard_errors,
 )
 from models.quality.ranking import spare
 
@@ -37,17 +36,7 @@ TIMED_QUERIES: Final = 500
 _BATCH: Final = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """A system's figures on the test points, as a `Row` holds them."""
-
-    metrics: dict[str, float]
-    errors: dict[str, float]
-    unseen: dict[str, float]
-    right: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Exam:
     """A data set with a test split, the fields of its texts, and the propensity constants."""
 
@@ -79,10 +68,15 @@ class Exam:
             raise ComparisonError(f"{self.dataset.name} has no tst file to compare on")
         return self.dataset.test
 
-    @property
+    @cached_property
     def part(self) -> Part:
-        """The test points with their series."""
+        """The test points with their series, which the titles of all training points decide."""
         return Part.test(self.dataset, self.fields)
+
+    def score(self, ranked: NDArray[np.int64]) -> Score:
+        """The figures of label rows (n, DEPTH) for the test points."""
+        a, b = self.propensity_a, self.propensity_b
+        return score(ranked, self.part, self.dataset, a, b)
 
     @property
     def train_texts(self) -> list[str]:
@@ -94,8 +88,10 @@ class Exam:
         """The texts of the test points."""
         return point_texts(self.test, self.fields)
 
-    def score(self, rank: Callable[[slice, int], NDArray[np.int64]], what: str) -> Scored:
-        """Quality of a system on the test points, in percent, by the names of `evaluate_ranking`.
+    def answers(
+        self, rank: Callable[[slice, int], NDArray[np.int64]], what: str
+    ) -> NDArray[np.int64]:
+        """A system's label rows (n, DEPTH) for the test points, best first, without filter pairs.
 
         `rank(part, k)` returns the label rows (n, k) of a slice of the test points, best first; k
         is DEPTH and as many more as the filter may take out of one ranking. `what` names the system
@@ -111,23 +107,7 @@ class Exam:
         ranked = np.concatenate(parts)
         if filtered is not None:
             ranked = np.asarray(remove_filtered(ranked, filtered), np.int64)
-        ranked, part = ranked[:, :DEPTH], self.part
-        constants = (
-            np.bincount(self.dataset.train.labels.indices, minlength=n_labels),
-            len(self.dataset.train),
-            self.propensity_a,
-            self.propensity_b,
-        )
-        new = np.flatnonzero(~part.seen & (np.diff(self.test.labels.indptr) > 0))
-        unseen: dict[str, float] = {}
-        if part.seen.any() and len(new):
-            unseen = evaluate_ranking(ranked[new], self.test.labels[new], *constants)
-        return Scored(
-            _rounded(evaluate_ranking(ranked, self.test.labels, *constants)),
-            _rounded(standard_errors(ranked, self.test.labels, part.groups)),
-            _rounded(unseen),
-            self.right(ranked),
-        )
+        return ranked[:, :DEPTH]
 
     def right(self, ranked: NDArray[np.int64]) -> dict[str, str]:
         """The number of right labels among the first 1 and 5 of each ranking.
@@ -160,7 +140,3 @@ class Exam:
             latencies_ms.append(1000 * (time.perf_counter() - start_s))
         p50, p99 = np.percentile(latencies_ms, (50, 99))
         return round(float(p50), 4), round(float(p99), 4)
-
-
-def _rounded(figures: dict[str, float]) -> dict[str, float]:
-    return {name: round(value, 3) for name, value in figures.items()}

@@ -2,7 +2,7 @@
 
 The map is fitted on the exact top 50 labels of each validation query, so it covers low scores too.
 It is of scores relative to the level of their query (`service.core.calibration.Level`), because raw
-scores compare poorly across queries (docs/decisions/0030). The share of the level, and the errors
+scores compare poorly across queries (docs/decisions/0028). The share of the level, and the errors
 on record, are cross-fitted: the map of one half of the queries is judged on the other half, and no
 series is in both. Isotonic regression for multi-label ranking is from arXiv 2411.04276.
 """
@@ -32,7 +32,7 @@ _EVALUATED = 10
 """Labels of an answer that the error is measured on: the default k (`release.default_k`)."""
 LEVEL_DEPTH: Final = 10
 """Labels that a level looks at: the default k, so that an answer of ten needs no deeper search. 20
-or 50 labels gain little more (docs/decisions/0030)."""
+or 50 labels gain little more (docs/decisions/0028)."""
 SHARES: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of the level to choose from: from each score for itself to a softmax over the answer."""
 _REPEATS: Final = 3

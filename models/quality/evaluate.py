@@ -85,40 +85,57 @@ def evaluate(
     index's recall is over the first 2,000 texts.
     """
     points = part.points
-    counts = np.bincount(dataset.train.labels.indices, minlength=len(dataset.labels))
     texts = point_texts(points, fields)
     effort = engine.manifest.defaults.effort
-    figures: dict[str, float] = {}
-    unseen: dict[str, float] = {}
-    errors: dict[str, float] = {}
-    new = np.flatnonzero(~part.seen & (np.diff(points.labels.indptr) > 0))
-    for k in (_USUAL_K, _DEEP_K):
-        ranked = rank(engine, part, texts, k)
-        found = evaluate_ranking(ranked, points.labels, counts, len(dataset.train), a, b)
-        figures |= _of_depth(found, k)
-        if part.seen.any() and len(new):
-            some = ranked[new], points.labels[new]
-            unseen |= _of_depth(evaluate_ranking(*some, counts, len(dataset.train), a, b), k)
-        errors = errors or standard_errors(ranked, points.labels, part.groups)
-    figures["index_recall10"] = 100 * _recall_against_exact(engine, texts[:_RECALL_TEXTS])
+    usual, deep = (
+        score(rank(engine, part, texts, k), part, dataset, a, b) for k in (_USUAL_K, _DEEP_K)
+    )
+    recall = 100 * _recall_against_exact(engine, texts[:_RECALL_TEXTS])
     return QualityInfo(
         split=part.split,
         n_queries=int(np.count_nonzero(np.diff(points.labels.indptr))),  # others are skipped
         effort=effort,
         propensity_a=a,
         propensity_b=b,
-        metrics=_rounded(figures),
-        errors=_rounded(errors),
+        metrics=_by_depth(usual.metrics, deep.metrics) | {"index_recall10": round(recall, 3)},
+        errors=usual.errors,
         n_seen=int(part.seen.sum()),
-        unseen=_rounded(unseen),
+        unseen=_by_depth(usual.unseen, deep.unseen),
     )
 
 
-def _of_depth(figures: dict[str, float], k: int) -> dict[str, float]:
-    """The figures that answers of `k` labels stand for: those at 100, or all others."""
-    return {
-        name: value for name, value in figures.items() if name.endswith("r100") == (k == _DEEP_K)
-    }
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Figures of rankings, in percent, by the names of `evaluate_ranking`.
+
+    `errors` are standard errors of some. `unseen` are the figures without the points whose series
+    was trained on, empty if there are none.
+    """
+
+    metrics: dict[str, float]
+    errors: dict[str, float]
+    unseen: dict[str, float]
+
+
+def score(ranked: NDArray[np.int64], part: Part, dataset: Dataset, a: float, b: float) -> Score:
+    """Score label rows (n, K) of the points of a part; `a` and `b` as for `evaluate`."""
+    truth = part.points.labels
+    counts = np.bincount(dataset.train.labels.indices, minlength=len(dataset.labels))
+    constants = counts, len(dataset.train), a, b
+    new = np.flatnonzero(~part.seen & (np.diff(truth.indptr) > 0))
+    unseen: dict[str, float] = {}
+    if part.seen.any() and len(new):
+        unseen = evaluate_ranking(ranked[new], truth[new], *constants)
+    return Score(
+        _rounded(evaluate_ranking(ranked, truth, *constants)),
+        _rounded(standard_errors(ranked, truth, part.groups)),
+        _rounded(unseen),
+    )
+
+
+def _by_depth(usual: dict[str, float], deep: dict[str, float]) -> dict[str, float]:
+    """The figures at 100 of deep answers, and all others of usual ones."""
+    return {name: (deep if name.endswith("r100") else usual)[name] for name in usual}
 
 
 def _rounded(figures: dict[str, float]) -> dict[str, float]:

@@ -25,8 +25,7 @@ def stamps(folder: Path) -> dict[str, Stamp]:
         names = os.listdir(folder)
     except OSError:  # the verification says what is wrong
         return {}
-    found = {name: _stamp(folder / name) for name in names}
-    return {name: stamp for name, stamp in found.items() if stamp is not None}
+    return {name: stamp for name in names if (stamp := _stamp(folder / name)) is not None}
 
 
 class OpenFiles:

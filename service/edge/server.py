@@ -119,8 +119,7 @@ class DrainingServer(uvicorn.Server):
         _load(self.config)
         self._serving = app.serving
         self._lifeline = lifeline
-        self._all_stop = all_stop
-        self._serving.all_stop = lambda: self._all_stop()
+        self._serving.all_stop = all_stop
         self._beat = beat
         self._log_messages = {
             settings.admin_port: "serving admin",
@@ -206,7 +205,7 @@ class DrainingServer(uvicorn.Server):
         those that wait, reads those that rest, and gives all a moment to send their requests. A
         worker that stops alone drops no new connections: the other workers accept them.
         """
-        if self._all_stop():
+        if self._serving.all_stop():
             for listener in listeners:
                 hold_new_connections(listener)
             await asyncio.sleep(LAST_HANDSHAKES_S)
@@ -230,7 +229,7 @@ class DrainingServer(uvicorn.Server):
     def _on_master_gone(self, loop: asyncio.AbstractEventLoop, lifeline: int) -> None:
         loop.remove_reader(lifeline)
         log.error("the master process has died: this worker drains and ends")
-        self._all_stop = lambda: True
+        self._serving.all_stop = lambda: True
         self.on_signal()
 
     def _stop(self) -> None:

@@ -21,7 +21,7 @@ from service.process.usage import n_threads
 from service.serving.deployment import open_engine, with_changes
 from service.serving.desired import Desired, DesiredModel, read_desired, stamp, write_desired
 from service.serving.held import HeldBundles
-from service.serving.pointer import Pointer, bundle_id_at
+from service.serving.pointer import Pointer, still_lies_at
 from service.settings.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -191,10 +191,14 @@ class SharedBundles:
         any_missing = False
         for name, model in wanted.models.items():
             for folder in _folders_of(model):
+                engine = engines.get(folder)
                 try:
-                    if folder not in refused and not _lies_at(folder, engines.get(folder)):
-                        any_missing = True
-                        engines[folder] = self._open(folder, name)
+                    if folder in refused or (
+                        engine is not None and still_lies_at(folder, engine.manifest.bundle_id)
+                    ):
+                        continue
+                    any_missing = True
+                    engines[folder] = self._open(folder, name)
                 except AstrolabeError as exc:
                     any_missing = True
                     refused[folder] = exc
@@ -255,8 +259,3 @@ def _folders_of(model: DesiredModel) -> set[Path]:
 
 def _ids(engines: Mapping[Path, Engine]) -> dict[Path, str]:
     return {folder: engine.manifest.bundle_id for folder, engine in engines.items()}
-
-
-def _lies_at(folder: Path, engine: Engine | None) -> bool:
-    """Whether the bundle in a folder is that of an open engine, or is gone since it was opened."""
-    return engine is not None and bundle_id_at(folder) in (None, engine.manifest.bundle_id)

@@ -34,7 +34,7 @@ from service.errors import (
 from service.memory import give_back_memory
 from service.observe.telemetry import Telemetry
 from service.serving.deployment import Deployment, open_changed_engine
-from service.serving.pointer import bundle_id_at
+from service.serving.pointer import still_lies_at
 from service.settings.settings import Settings
 from service.version import __version__
 
@@ -299,11 +299,10 @@ class Deployments:
         path = path.resolve()
         try:
             for deployment in self:
-                if deployment.folder == path:
-                    # What lies there now counts: the folder may hold another bundle since.
-                    lies_there = await asyncio.to_thread(bundle_id_at, path)
-                    if lies_there in (None, deployment.bundle_id):
-                        return deployment
+                if deployment.folder == path and await asyncio.to_thread(
+                    still_lies_at, path, deployment.bundle_id
+                ):
+                    return deployment
             engine = await asyncio.to_thread(self._open, path, self._settings)
         except CatalogueUnavailable as exc:
             self._telemetry.count_swap("failed")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from service.core.engine import Engine
 from service.serving.deployment import open_changed_engine, with_changes
-from service.serving.pointer import Target, bundle_id_at
+from service.serving.pointer import Target, still_lies_at
 from service.settings.settings import Settings
 
 
@@ -26,6 +26,6 @@ class HeldBundles:
         Raises what `open_changed_engine` raises.
         """
         engine = self.engines.get(folder)
-        if engine is not None and bundle_id_at(folder) in (None, engine.manifest.bundle_id):
+        if engine is not None and still_lies_at(folder, engine.manifest.bundle_id):
             return with_changes(engine, settings)
         return open_changed_engine(folder, settings)

@@ -44,9 +44,12 @@ class Pointer:
         return info.st_mtime_ns, info.st_ino
 
 
-def bundle_id_at(folder: Path) -> str | None:
-    """The id of the bundle that lies in a folder now; None without a manifest."""
+def still_lies_at(folder: Path, bundle_id: str) -> bool:
+    """Whether a folder holds this bundle, or has lost its manifest since the bundle was opened.
+
+    It may hold another bundle by now, and what lies there counts. Raises BundleError.
+    """
     try:
-        return read_manifest(folder).bundle_id
+        return read_manifest(folder).bundle_id == bundle_id
     except BundleNotFound:
-        return None
+        return True

@@ -3,17 +3,14 @@ import re
 import runpy
 import subprocess
 import sys
-import threading
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from fnmatch import fnmatch
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
 from service.settings.settings import Settings, load_settings, variable_of
 from tests.support.dockerfile import ROOT, effective, environment, everything_in, read_stages
+from tests.support.status_server import status_server
 
 IMAGES = ("service", "service-gpu", "trainer", "loadtest")
 SERVICES = ("service", "service-gpu")
@@ -127,14 +124,14 @@ def test_health_check_reads_readyz(status: int, exit_code: int) -> None:
     _, _, command = effective(STAGES, "service", "HEALTHCHECK").partition("CMD ")
     program, *arguments = json.loads(command)
     assert program == "python"
-    with answering({"/readyz": status}) as port:
+    with status_server({"/readyz": status}) as port:
         done = run_check(arguments, port)
     assert done.returncode == exit_code
 
 
 def test_health_check_fails_where_nothing_listens() -> None:
     _, _, command = effective(STAGES, "service", "HEALTHCHECK").partition("CMD ")
-    with answering({}) as port:
+    with status_server({}) as port:
         pass
     assert run_check(json.loads(command)[1:], port).returncode != 0
 
@@ -188,25 +185,3 @@ def run_check(arguments: list[str], port: int) -> "subprocess.CompletedProcess[b
         timeout=30,
         check=False,
     )
-
-
-@contextmanager
-def answering(statuses: dict[str, int]) -> Iterator[int]:
-    """A server on loopback that answers each path with its status; yields the port."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(statuses[self.path])
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield server.server_port
-        finally:
-            server.shutdown()
-            thread.join()

@@ -52,18 +52,19 @@ def test_filtered_pairs_are_taken_out_of_a_ranking_that_is_long_enough(exam):
         asked.append(k)
         return ranking([[7, 8, 4], [7, 5]][part], k)
 
-    figures = exam.score(rank, "fake")
+    ranked = exam.answers(rank, "fake")
     assert asked == [102]  # a hundred, and the two that may be taken out
-    assert figures.metrics["p1"] == 50.0  # 4 moves up to the first place; 7 stays above 5
-    assert figures.metrics["r100"] == 100.0
-    assert figures.right == {"p1": "10", "p5": "11"}
+    metrics = exam.score(ranked).metrics
+    assert metrics["p1"] == 50.0  # 4 moves up to the first place; 7 stays above 5
+    assert metrics["r100"] == 100.0
+    assert exam.right(ranked) == {"p1": "10", "p5": "11"}
 
 
 def test_more_labels_than_there_are_are_never_asked_for(exam):
     crowded = np.stack([np.zeros(60, np.int64), np.arange(60) + 60], axis=1)
     exam = replace(exam, dataset=replace(exam.dataset, test_filter=crowded))
-    figures = exam.score(lambda part, k: ranking([[4], [5]][part], k), "fake")
-    assert figures.metrics["p1"] == 100.0
+    ranked = exam.answers(lambda part, k: ranking([[4], [5]][part], k), "fake")
+    assert exam.score(ranked).metrics["p1"] == 100.0
 
 
 def test_one_text_at_a_time_is_timed_after_a_warm_up(exam):

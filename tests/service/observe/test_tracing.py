@@ -3,11 +3,9 @@
 import io
 import json
 import logging
-import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
@@ -18,8 +16,15 @@ from service.background import Background
 from service.errors import SettingsInvalid
 from service.observe import tracing
 from service.observe.logs import JsonFormatter
-from service.observe.tracing import RequestTracer, check_tracing, open_tracer, provider_of
+from service.observe.tracing import (
+    TRACES_PATH,
+    RequestTracer,
+    check_tracing,
+    open_tracer,
+    provider_of,
+)
 from tests.support.fakes import Running, fake_settings, running
+from tests.support.status_server import status_server
 
 pytestmark = pytest.mark.anyio
 
@@ -114,29 +119,6 @@ async def test_nothing_is_traced_unless_asked_for() -> None:
     check_tracing(fake_settings())
 
 
-@contextmanager
-def collector(status: int) -> Iterator[str]:
-    """The address of a collector that answers every batch with this status."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["content-length"]))
-            self.send_response(status)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 def test_spans_that_no_collector_takes_show_once_in_the_log_and_in_the_metrics(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -146,8 +128,9 @@ def test_spans_that_no_collector_takes_show_once_in_the_log_and_in_the_metrics(
     said = []
     for status in (400, 400, 200):
         caplog.clear()
-        with collector(status) as url:
-            tracer = open_tracer(fake_settings(otel_endpoint=url), background)
+        with status_server({TRACES_PATH: status}) as port:
+            endpoint = f"http://127.0.0.1:{port}"
+            tracer = open_tracer(fake_settings(otel_endpoint=endpoint), background)
             assert tracer is not None
             trace = tracer.begin("GET", "/v1/info", {})
             assert trace is not None
