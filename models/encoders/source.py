@@ -2,7 +2,8 @@
 
 A source is a folder with `tokenizer.json` and `model.safetensors`; a transformer also needs
 `config.json`. A package and a folder need no network. A hub id needs the extra `hub`. This module
-reads word vectors only; models.encoders.transformer loads whole transformers.
+reads word vectors only; models.encoders.transformer loads whole transformers, and
+models.encoders.usage reads how they pool and what they read before a text.
 """
 
 import importlib.util
@@ -17,7 +18,14 @@ from models.errors import SourceError
 TOKENIZER_FILE = "tokenizer.json"
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+MODULES_FILE = "modules.json"
+PROMPTS_FILE = "config_sentence_transformers.json"
 PACKAGE_PREFIX = "package:"
+SCRATCH = "scratch"
+"""The source that is none: a tokenizer is learnt, or word vectors are random."""
+
+WORD_TABLES = ("word_embeddings.weight", "tok_embeddings.weight", "embed_tokens.weight")
+"""How names of the table of word vectors end: in the family of BERT, in ModernBERT, in EuroBERT."""
 
 
 def locate(source: str) -> Path:
@@ -37,13 +45,14 @@ def word_vectors(folder: Path) -> NDArray[np.float32]:
     path = folder / WEIGHTS_FILE
     try:
         with safe_open(str(path), framework="numpy") as tensors:
-            names = [name for name in tensors.keys() if name.endswith("word_embeddings.weight")]  # noqa: SIM118
+            names = [name for name in tensors.keys() if name.endswith(WORD_TABLES)]  # noqa: SIM118
             if len(names) == 1:
                 return np.asarray(tensors.get_tensor(names[0]), np.float32)
     except SafetensorError as exc:
         raise SourceError(f"{path} is no safetensors file: {exc}") from exc
     raise SourceError(
-        f"{path}: expected one tensor named *word_embeddings.weight, found {len(names)}"
+        f"{path}: expected one tensor of word vectors, named *{' or *'.join(WORD_TABLES)}, found "
+        f"{len(names)}"
     )
 
 
@@ -73,8 +82,8 @@ def _from_hub(source: str) -> Path:
             "huggingface-hub must be installed: pip install 'astrolabe[hub]'"
         ) from exc
     try:
-        files = [TOKENIZER_FILE, WEIGHTS_FILE, CONFIG_FILE]
-        folder = snapshot_download(source, allow_patterns=files)
+        files = [TOKENIZER_FILE, WEIGHTS_FILE, CONFIG_FILE, MODULES_FILE, PROMPTS_FILE]
+        folder = snapshot_download(source, allow_patterns=[*files, f"*_Pooling/{CONFIG_FILE}"])
     except Exception as exc:  # the client raises many unrelated types for network and name errors
         raise SourceError(f"encoder.source {source} could not be fetched: {exc}") from exc
     return _checked(Path(folder), source)

@@ -1,4 +1,7 @@
-"""The transformer encoder: a backbone of the BERT family, pooling, a linear map and unit norm.
+"""The transformer encoder: an encoder-only backbone, pooling, a linear map and unit norm.
+
+The backbone is any model of transformers that reads token ids and mask and gives a state a token;
+tests/models/export/test_export_onnx_architectures.py names those that are known to work.
 
 `BagTransformer` puts a bag beside a `TransformerEncoder`, because a pooled average loses rare
 words. It concatenates the embeddings of both.
@@ -34,6 +37,7 @@ class TransformerEncoder(nn.Module):
         self.pooling = pooling
         self.projection = nn.Linear(width_of(backbone), dim, bias=False)
         # The identity where both widths are the same, so that training starts from the backbone.
+        # models.encoders.projection starts a narrower one.
         nn.init.eye_(self.projection.weight)
 
     @property
@@ -118,12 +122,16 @@ def load_backbone(folder: Path) -> nn.Module:
             str(folder),
             local_files_only=True,
             dtype=torch.float32,
-            attn_implementation="sdpa",
             output_loading_info=True,
         )
     except Exception as exc:  # the library raises many unrelated types for unfit files
         reason = " ".join(str(exc).split())
         raise SourceError(f"{folder} holds no transformer that can be loaded: {reason}") from exc
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise SourceError(
+            f"{folder} holds {type(model).__name__}, an encoder with a decoder: name a source that "
+            "is an encoder alone"
+        )
     # The library itself would fill missing weights with random numbers and go on.
     keys = loading_info["missing_keys"]
     missing = sorted(name for name in keys if not name.startswith("pooler."))
@@ -137,7 +145,7 @@ def build_backbone(architecture: str) -> nn.Module:
     from transformers import AutoConfig, AutoModel
 
     config = AutoConfig.for_model(**json.loads(architecture))
-    model = AutoModel.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    model = AutoModel.from_config(config, dtype=torch.float32)
     return _without_pooler(model)
 
 

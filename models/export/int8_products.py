@@ -51,20 +51,24 @@ class Int8Products:
         quiet[loud] = 0.0
         levels, scales = quantised(quiet, axis=0)
         sums = levels.sum(axis=0, keepdims=True, dtype=np.float32) * scales
-        graph.store(f"{name}.int8", levels)
-        graph.store(f"{name}.scales", scales)
-        graph.store(f"{name}.exact", np.concatenate([sums, matrix[loud]]))
+        # Layers may share a matrix, as in ALBERT, each with loud channels of its own.
+        stored = ".".join([name, *map(str, loud)])
+        graph.store(f"{stored}.int8", levels)
+        graph.store(f"{stored}.scales", scales)
+        graph.store(f"{stored}.exact", np.concatenate([sums, matrix[loud]]))
         return [
             *_quantise_states(graph, states, loud, len(matrix)),
             helper.make_node(
-                "MatMulInteger", [f"{states}.bytes", f"{name}.int8"], [f"{product}.int32"]
+                "MatMulInteger", [f"{states}.bytes", f"{stored}.int8"], [f"{product}.int32"]
             ),
             cast(f"{product}.int32", f"{product}.wide", TensorProto.FLOAT),
-            helper.make_node("Mul", [f"{product}.wide", f"{name}.scales"], [f"{product}.columns"]),
+            helper.make_node(
+                "Mul", [f"{product}.wide", f"{stored}.scales"], [f"{product}.columns"]
+            ),
             helper.make_node(
                 "Mul", [f"{product}.columns", f"{states}.scales"], [f"{product}.quiet"]
             ),
-            helper.make_node("MatMul", [f"{states}.exact", f"{name}.exact"], [f"{product}.loud"]),
+            helper.make_node("MatMul", [f"{states}.exact", f"{stored}.exact"], [f"{product}.loud"]),
             helper.make_node("Add", [f"{product}.quiet", f"{product}.loud"], [product]),
         ]
 
