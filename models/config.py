@@ -9,16 +9,19 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.errors import ConfigError
-from service.bundle.manifest import Width
+from service.bundle.manifest import Text, Width
 from service.regular_files import read_text
 
 MAX_BYTES = 1 << 20
 """Of a configuration file. A choice: those that ship have a few kilobytes."""
+
+AUTO: Final = "auto"
+"""A value that is derived from elsewhere before a run begins."""
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1, lt=2**31)]
@@ -59,13 +62,18 @@ class EncoderConfig(_Section):
     """A bag of word pieces and hashed pairs, a transformer, or both side by side.
 
     `dim` is the width of each half. A `frozen` transformer encodes every text once, into a cache,
-    and only the layers behind it are trained.
+    and only the layers behind it are trained. A bag's word vectors come from `bag_source`, or
+    without one from `source`. With `auto`, `source` says how it pools and what it reads before the
+    texts of queries and labels (`models.encoders.usage`).
     """
 
     kind: Literal["bag", "transformer", "bag+transformer"] = "bag"
     source: str
+    bag_source: str = ""
     dim: Width = 384
-    pooling: Literal["mean", "cls"] = "mean"
+    pooling: Literal["auto", "mean", "cls"] = AUTO
+    query_prefix: Text = AUTO
+    label_prefix: Text = AUTO
     frozen: bool = True
     pair_buckets: Positive = 65536
     word_smoothing: Annotated[float, Field(gt=0)] = 1e-3

@@ -36,7 +36,9 @@ from models.encoders.build import (
     transformer_of,
 )
 from models.encoders.frozen import cached_pooled
+from models.encoders.projection import start_at_principal_axes
 from models.encoders.transformer import architecture_of
+from models.encoders.usage import resolve_config
 from models.errors import DataError
 from models.export.export_onnx import encode_with
 from models.export.precisions import RECORD, Exported, export_variants
@@ -105,6 +107,7 @@ class TrainingJob:
     @classmethod
     def open(cls, config: Config, var: Path) -> Self:
         """Read the data, and find or make the run folder under `var`. Raises ModelsError."""
+        config = resolve_config(config)
         dataset = open_configured(config)
         parts = split(config, dataset)
         return cls._of(open_run(var, config, dataset.sha256, parts.sha256), dataset, parts, var)
@@ -208,6 +211,8 @@ def _untrained(
     if (bag := bag_of(encoder)) is not None:
         token_ids = np.concatenate([points.texts.ids, labels.ids])
         bag.weigh_words(token_ids, config.encoder.word_smoothing)
+    if (transformer := transformer_of(encoder)) is not None:
+        start_at_principal_axes(transformer, points.texts)
     world.leader_first(lambda: contrastive.pretrain(encoder, points, labels, validation, run))
     model, rows = fresh_model(encoder, labels, config, points, world)
     log.info(
@@ -405,12 +410,15 @@ def run_evaluate(config: Config, bundle: Path, split_name: str) -> QualityInfo:
 
 
 def find_sealed(config: Config, var: Path) -> Path | None:
-    """The newest bundle of this name, if it has the same configuration; else None."""
+    """The newest bundle of this name, if it has the same configuration; else None.
+
+    Raises SourceError.
+    """
     try:
         folder = resolve(var / "bundles" / config.name)
     except BundleNotFound:
         return None
-    return folder if read_manifest(folder).config == config.model_dump() else None
+    return folder if read_manifest(folder).config == resolve_config(config).model_dump() else None
 
 
 def _onnx(run: Run) -> OnnxEncoder:

@@ -18,15 +18,15 @@ from scipy.special import expit
 
 from models.config import TeacherConfig
 from models.data.dataset import Dataset, point_texts
+from models.data.prepare import tokenizer_of
 from models.data.tokens import tokenize_texts
 from models.encoders.build import embed, transformer_of
 from models.encoders.frozen import cached_pooled
 from models.errors import RunError
 from models.progress import track
-from models.runs import RUN_FILE, TOKENIZER_FILE, Run, read_run
+from models.runs import RUN_FILE, Run, read_run
 from models.trained import load_model
 from service.atomic import write_atomic
-from service.core.encoding.tokenizer import Tokenizer
 from service.core.engine import Engine
 from service.core.types import Query
 
@@ -106,8 +106,9 @@ def _ask_run(
     if run.data_sha256 != dataset.sha256:
         raise RunError(f"teacher.path {folder} was trained on other data: name a run on this data")
     config, model = run.config, load_model(run)
-    tokenizer = Tokenizer(run.require(TOKENIZER_FILE, "train"), config.encoder.max_tokens)
-    texts = tokenize_texts(tokenizer, point_texts(dataset.train, config.data.fields))
+    texts = tokenize_texts(
+        tokenizer_of(run, "query"), point_texts(dataset.train, config.data.fields)
+    )
     transformer = transformer_of(model.encoder)
     if transformer is not None and config.encoder.frozen:
         texts = replace(texts, pooled=cached_pooled(transformer, texts, cache))

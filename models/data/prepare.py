@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.config import Config, load_config
+from models.config import AUTO, Config, EncoderConfig, load_config
 from models.data.dataset import Dataset, Points, has_text, label_texts, point_texts
 from models.data.filters import (
     check_item_ids,
@@ -34,6 +35,9 @@ CALIBRATION_DEPTH = 50
 
 LEAST_VALIDATION_POINTS = 2
 """The calibration is measured on each half of them, fitted on the other."""
+
+Role: TypeAlias = Literal["query", "label"]
+"""What a text is to the encoder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +164,19 @@ def _check_validation_filter(config: Config, dataset: Dataset, rows: NDArray[np.
         raise DataError(Path(config.data.path), None, expected, found)
 
 
+def prefix_of(config: EncoderConfig, role: Role) -> str:
+    """What the encoder reads before the text of a query, or of a label."""
+    prefix = config.query_prefix if role == "query" else config.label_prefix
+    # `models.encoders.usage` resolves `auto` before a run begins; older runs had no prefixes.
+    return "" if prefix == AUTO else prefix
+
+
+def tokenizer_of(run: Run, role: Role) -> Tokenizer:
+    """The run's tokenizer for queries, or for labels. Raises RunError, ManifestInvalid."""
+    path, config = run.require(TOKENIZER_FILE, "train"), run.config.encoder
+    return Tokenizer(path, config.max_tokens, prefix_of(config, role))
+
+
 class Corpus:
     """The texts of a run as token ids, by the tokenizer that will serve.
 
@@ -184,7 +201,7 @@ class Corpus:
     def labels(self) -> TokenizedTexts:
         """The labels."""
         fields = self._run.config.data.label_fields
-        return self._tokenize(label_texts(self._dataset.labels, fields))
+        return self._tokenize(label_texts(self._dataset.labels, fields), "label")
 
     @property
     def points(self) -> TokenizedTexts:
@@ -199,8 +216,7 @@ class Corpus:
 
     def _points(self, rows: NDArray[np.int64]) -> TokenizedTexts:
         points = self._dataset.train.take(rows)
-        return self._tokenize(point_texts(points, self._run.config.data.fields))
+        return self._tokenize(point_texts(points, self._run.config.data.fields), "query")
 
-    def _tokenize(self, texts: list[str]) -> TokenizedTexts:
-        tokenizer_file = self._run.require(TOKENIZER_FILE, "train")
-        return tokenize_texts(Tokenizer(tokenizer_file, self._run.config.encoder.max_tokens), texts)
+    def _tokenize(self, texts: list[str], role: Role) -> TokenizedTexts:
+        return tokenize_texts(tokenizer_of(self._run, role), texts)

@@ -23,7 +23,7 @@ from tokenizers import normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 
 from models.config import EncoderConfig
-from models.encoders.source import TOKENIZER_FILE, locate, word_vectors
+from models.encoders.source import SCRATCH, TOKENIZER_FILE, locate, word_vectors
 from models.errors import SourceError
 from service.core.encoding.text import normalise
 
@@ -105,21 +105,54 @@ def build_bag(config: EncoderConfig, texts: list[str], seed: int) -> tuple[BagEn
     With the source `scratch` it trains the tokenizer on `texts`, otherwise it ignores them. Raises
     SourceError.
     """
-    if config.source == "scratch":
+    if config.source == SCRATCH:
         tokenizer = train_tokenizer(texts, config.scratch_vocabulary)
-        generator = np.random.default_rng(seed)
+    else:
+        tokenizer = read_tokenizer(locate(config.source) / TOKENIZER_FILE)
+    words = torch.from_numpy(_words(config, tokenizer, seed))
+    return BagEncoder(words, config.pair_buckets), tokenizer.to_str()
+
+
+def _words(config: EncoderConfig, tokenizer: FastTokenizer, seed: int) -> NDArray[np.float32]:
+    """The first word vectors (vocabulary, dim) for the tokenizer, by `bag_source`."""
+    source = config.bag_source or config.source
+    if source == SCRATCH:
         shape = (tokenizer.get_vocab_size(), config.dim)
-        vectors = generator.standard_normal(shape, np.float32)
-        return BagEncoder(_centred(vectors), config.pair_buckets), tokenizer.to_str()
-    folder = locate(config.source)
+        return _centred(np.random.default_rng(seed).standard_normal(shape, np.float32))
+    folder = locate(source)
     vectors = word_vectors(folder)
     if vectors.shape[1] != config.dim:
+        key = "bag_source" if config.bag_source else "source"
         raise SourceError(
-            f"encoder.source {config.source} has word vectors of {vectors.shape[1]}, "
-            f"encoder.dim is {config.dim}: set encoder.dim to {vectors.shape[1]}"
+            f"encoder.{key} {source} has word vectors of {vectors.shape[1]}, encoder.dim is "
+            f"{config.dim}: set encoder.dim to {vectors.shape[1]}, or let the words come from "
+            "another encoder.bag_source"
         )
-    tokenizer = read_tokenizer(folder / TOKENIZER_FILE)
-    return BagEncoder(_centred(vectors), config.pair_buckets), tokenizer.to_str()
+    vectors = _centred(vectors)
+    if source == config.source:
+        return vectors
+    return transfer_words(vectors, read_tokenizer(folder / TOKENIZER_FILE), tokenizer)
+
+
+def transfer_words(
+    vectors: NDArray[np.float32], theirs: FastTokenizer, ours: FastTokenizer
+) -> NDArray[np.float32]:
+    """Word vectors (our vocabulary, dim) from `vectors` of another tokenizer's vocabulary.
+
+    A piece that both have keeps its vector. Any other gets the mean of the pieces that the other
+    tokenizer makes of it, and zeros where that makes none (Gee et al., EMNLP 2022, "Fast Vocabulary
+    Transfer").
+    """
+    own, known = ours.get_vocab(), theirs.get_vocab()
+    words = np.zeros((1 + max(own.values()), vectors.shape[1]), np.float32)
+    # WordPiece marks what goes on a word, where other tokenizers mark what begins one.
+    texts = [ours.decode([row]).removeprefix("##") for row in own.values()]
+    encodings = theirs.encode_batch_fast(texts, add_special_tokens=False)
+    for (piece, row), encoding in zip(own.items(), encodings, strict=True):
+        rows = [known[piece]] if piece in known else encoding.ids
+        if rows:
+            words[row] = vectors[rows].mean(axis=0)
+    return words
 
 
 def read_tokenizer(path: Path) -> FastTokenizer:
@@ -154,10 +187,10 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> FastTokenizer:
     return tokenizer
 
 
-def _centred(vectors: NDArray[np.float32]) -> Tensor:
+def _centred(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Subtract the mean vector and scale to a mean norm of one.
 
     Pretrained vectors share one large direction, which would make all texts alike.
     """
     centred = vectors - vectors.mean(axis=0)
-    return torch.from_numpy(centred / np.linalg.norm(centred, axis=1).mean())
+    return np.asarray(centred / np.linalg.norm(centred, axis=1).mean(), np.float32)

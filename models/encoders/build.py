@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models.config import EncoderConfig
+from models.config import AUTO, EncoderConfig
 from models.data.tokens import TokenizedTexts
 from models.encoders.bag import BagEncoder, build_bag, read_tokenizer
-from models.encoders.source import TOKENIZER_FILE, locate
+from models.encoders.source import SCRATCH, TOKENIZER_FILE, locate
 from models.encoders.transformer import (
     BagTransformer,
     TransformerEncoder,
@@ -20,6 +20,7 @@ from models.encoders.transformer import (
     load_backbone,
     positions_of,
 )
+from models.encoders.usage import resolve_encoder
 from models.errors import SourceError
 
 TextEncoder: TypeAlias = BagEncoder | TransformerEncoder | BagTransformer
@@ -39,11 +40,11 @@ def build_encoder(config: EncoderConfig, texts: list[str], seed: int) -> tuple[T
     """
     if config.kind == "bag":
         return build_bag(config, texts, seed)
-    if config.source == "scratch":
+    if config.source == SCRATCH:
         raise SourceError(
             f"encoder.kind {config.kind} needs a pretrained encoder.source: scratch is for bags"
         )
-    folder = locate(config.source)
+    config, folder = resolve_encoder(config), locate(config.source)
     backbone = load_backbone(folder).requires_grad_(not config.frozen)
     positions = positions_of(backbone)
     if positions is not None and config.max_tokens > positions:
@@ -51,7 +52,7 @@ def build_encoder(config: EncoderConfig, texts: list[str], seed: int) -> tuple[T
             f"encoder.source {config.source} reads at most {positions} tokens, "
             f"encoder.max_tokens is {config.max_tokens}: lower it"
         )
-    transformer = TransformerEncoder(backbone, config.pooling, config.dim)
+    transformer = _transformer(config, backbone)
     if config.kind == "transformer":
         return transformer, read_tokenizer(folder / TOKENIZER_FILE).to_str()
     bag, tokenizer = build_bag(config, texts, seed)
@@ -72,10 +73,15 @@ def empty_encoder(
     if architecture is None:
         return bag("")
     backbone = build_backbone(architecture).requires_grad_(not config.frozen)
-    transformer = TransformerEncoder(backbone, config.pooling, config.dim)
+    transformer = _transformer(config, backbone)
     if config.kind == "transformer":
         return transformer
     return BagTransformer(bag("bag."), transformer)
+
+
+def _transformer(config: EncoderConfig, backbone: nn.Module) -> TransformerEncoder:
+    assert config.pooling != AUTO  # a run's configuration is resolved
+    return TransformerEncoder(backbone, config.pooling, config.dim)
 
 
 def transformer_of(encoder: TextEncoder) -> TransformerEncoder | None:

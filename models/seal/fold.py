@@ -40,6 +40,7 @@ from service.core.catalogue.live import measure_placement
 from service.core.catalogue.snapshot import Snapshot
 from service.core.catalogue.store import ChangeStore, store_path
 from service.core.encoding.embedding import embed_texts
+from service.core.encoding.tokenizer import Tokenizer
 from service.core.engine import Engine
 from service.core.index.augmented import AugmentedIndex, open_memory
 from service.core.index.faiss_index import FaissIndex
@@ -118,7 +119,8 @@ def _plan(engine: Engine, store: ChangeStore, folder: Path) -> _Plan:
     base_vectors = _label_index(engine).vectors(kept)
     moved = np.full(snapshot.n_base, -1, np.int64)
     moved[kept] = np.arange(len(kept))
-    embed = partial(_embed, engine)
+    label_tokenizer = engine.tokenizer.with_prefix(manifest.tokenizer.label_prefix)
+    embed = partial(_embed, engine, label_tokenizer)
     scale = measure_placement(manifest, engine.index, engine.labels, embed).scale
     return _Plan(
         labels=[snapshot.label(int(row)) for row in rows],
@@ -152,8 +154,8 @@ def _label_index(engine: Engine) -> FaissIndex:
     return index
 
 
-def _embed(engine: Engine, texts: Sequence[str]) -> NDArray[np.float32]:
-    return embed_texts(engine.tokenizer, engine.encoder, texts, _TOKENS_AT_ONCE)
+def _embed(engine: Engine, tokenizer: Tokenizer, texts: Sequence[str]) -> NDArray[np.float32]:
+    return embed_texts(tokenizer, engine.encoder, texts, _TOKENS_AT_ONCE)
 
 
 def _validation(manifest: Manifest, engine: Engine, plan: _Plan, data: Path | None) -> EmbeddedSet:
@@ -173,7 +175,11 @@ def _validation(manifest: Manifest, engine: Engine, plan: _Plan, data: Path | No
     columns = _columns(plan, dataset.labels.uids)
     pairs = np.stack(_moved(csr_array(filtered), columns, len(plan.labels)).nonzero(), axis=1)
     return EvaluationSet(
-        _embed(engine, point_texts(dataset.train.take(picked), config.data.fields)),
+        _embed(
+            engine,
+            engine.tokenizer,
+            point_texts(dataset.train.take(picked), config.data.fields),
+        ),
         _moved(dataset.train.labels[picked], columns, len(plan.labels)),
         pairs.astype(np.int64),
     )

@@ -17,7 +17,7 @@ def model_card(manifest: Manifest) -> str:
         f"({manifest.code.revision}).",
         f"Trained on {manifest.data.name} ({counts}; SHA-256 {manifest.data.sha256}).",
         f"Encoder: {manifest.encoder.dim} dimensions, {manifest.encoder.served}; at most "
-        f"{manifest.tokenizer.max_tokens} tokens are read.",
+        f"{manifest.tokenizer.max_tokens} tokens are read.{_prefixes(manifest)}",
         f"Index: {manifest.index.kind} over {manifest.index.n_rows:,} labels.",
         *_memory(manifest),
         *_filter(manifest),
@@ -29,6 +29,13 @@ def model_card(manifest: Manifest) -> str:
         *_scores(manifest),
     ]
     return "\n".join(lines)
+
+
+def _prefixes(manifest: Manifest) -> str:
+    spec = manifest.tokenizer
+    if not spec.query_prefix and not spec.label_prefix:
+        return ""
+    return f" Queries are read behind {spec.query_prefix!r}, labels behind {spec.label_prefix!r}."
 
 
 def _memory(manifest: Manifest) -> list[str]:

@@ -19,7 +19,7 @@ import numpy as np
 from models.config import Config
 from models.data.dataset import Dataset, point_texts
 from models.data.filters import item_pairs
-from models.data.prepare import Split, grouping_of
+from models.data.prepare import Split, grouping_of, prefix_of
 from models.errors import ReleaseError
 from models.export.export_onnx import OPSET
 from models.export.precisions import REFERENCE, Exported
@@ -177,7 +177,12 @@ def _candidate(run: Run, dataset: Dataset, exported: Exported, indexed: Indexed)
         data=DataInfo(name=dataset.name, sha256=dataset.sha256, counts=_counts(dataset)),
         config=config.model_dump(),
         text=TextInfo(normaliser=NORMALISER, version=NORMALISER_VERSION),
-        tokenizer=TokenizerInfo(file=TOKENIZER_FILE, max_tokens=config.encoder.max_tokens),
+        tokenizer=TokenizerInfo(
+            file=TOKENIZER_FILE,
+            max_tokens=config.encoder.max_tokens,
+            query_prefix=prefix_of(config.encoder, "query"),
+            label_prefix=prefix_of(config.encoder, "label"),
+        ),
         encoder=EncoderInfo(
             file=encoder_file(exported.served),
             variants={name: encoder_file(name) for name in exported.carried},

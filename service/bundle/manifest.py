@@ -141,10 +141,15 @@ class TextInfo(Part):
 
 
 class TokenizerInfo(Part):
-    """The tokenizer file, and the most tokens of a text after truncation."""
+    """The tokenizer file, and the most tokens of a text after truncation.
+
+    Before the tokenizer reads the text of a query or of a label, it gets its prefix, as it stands.
+    """
 
     file: str
     max_tokens: Width
+    query_prefix: Text = ""
+    label_prefix: Text = ""
 
 
 class VariantInfo(Part):

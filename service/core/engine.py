@@ -5,7 +5,6 @@ an engine. The service, the evaluation and the release gate all call `predict`, 
 code that serves. The queue of requests is in `service.core.batching.batcher`.
 """
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -165,7 +164,8 @@ class Engine:
             )
         calibration = manifest.calibration.file
         index = open_index(folder, manifest)
-        tokenizer = Tokenizer(folder / manifest.tokenizer.file, manifest.tokenizer.max_tokens)
+        spec = manifest.tokenizer
+        tokenizer = Tokenizer(folder / spec.file, spec.max_tokens, spec.query_prefix)
         return cls(
             manifest=manifest,
             tokenizer=tokenizer,
@@ -358,7 +358,8 @@ class Engine:
                     raw,
                     plan,
                     n_tokens.get(position, 0),
-                    n_tokens.get(position, math.inf) <= self.tokenizer.n_special,
+                    position in n_tokens
+                    and self.tokenizer.leaves_no_token(queries[position].text, n_tokens[position]),
                 )
         return [prediction for prediction in predictions if prediction is not None]
 

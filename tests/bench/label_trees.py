@@ -27,7 +27,7 @@ from scipy.sparse import csr_array
 from models.config import Config
 from models.data.dataset import point_texts
 from models.data.filters import filtered_pairs
-from models.data.prepare import open_configured, split
+from models.data.prepare import open_configured, split, tokenizer_of
 from models.data.tokens import tokenize_texts
 from models.export.export_onnx import encode_with
 from models.export.precisions import Exported
@@ -40,10 +40,9 @@ from models.label_trees.shape import (
 from models.methods.tree import DenseForest, TreeConfig, train_forest
 from models.quality.metrics import inverse_propensity, precision_at_k, psp_at_k
 from models.quality.ranking import spare, without
-from models.runs import TOKENIZER_FILE, encoder_file, read_run
+from models.runs import encoder_file, read_run
 from models.trained import load_model
 from service.core.encoding.encoder import OnnxEncoder
-from service.core.encoding.tokenizer import Tokenizer
 from service.core.index.label_tree import DenseScorer, LabelTreeIndex
 from service.core.index.tree_beam import Blocks
 from tests.support.tree_depth import entropy, expected_depth, huffman_depth
@@ -100,7 +99,7 @@ def of_run(folder: Path, work: Path, test: bool) -> World:
     train = dataset.train.labels
     filtered = filtered_pairs(dataset.train_filter, *train.shape)
     embeddings_file = work / f"{config.name}-{folder.name}.npz"
-    tokenizer = Tokenizer(run.folder / TOKENIZER_FILE, config.encoder.max_tokens)
+    tokenizer = tokenizer_of(run, "query")
     encoder = OnnxEncoder(run.folder / encoder_file(Exported.of(run).served), "cpu")
     if not embeddings_file.is_file():
         texts = tokenize_texts(tokenizer, point_texts(dataset.train, config.data.fields))

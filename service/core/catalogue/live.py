@@ -94,7 +94,12 @@ class LiveCatalogue:
         max_batch_tokens: int,
         store: ChangeStore | None = None,
     ) -> "LiveCatalogue":
-        """The catalogue of a bundle whose parts are open; raises CatalogueError, BundleMismatch."""
+        """The catalogue of a bundle whose parts are open.
+
+        `tokenizer` is the bundle's with any prefix; the texts of labels get their own. Raises
+        CatalogueError, BundleMismatch, ManifestInvalid.
+        """
+        tokenizer = tokenizer.with_prefix(manifest.tokenizer.label_prefix)
         embed = partial(_embed, tokenizer, encoder, max_batch_tokens)
         folded = manifest.folded
         return cls(
@@ -324,10 +329,12 @@ def measure_placement(
 
 
 def _encoder_key(manifest: Manifest, variant: str) -> str:
-    """Identifies the encoder and tokenizer; bundles with the same key share embeddings."""
+    """Identifies what makes a label's embedding; bundles with the same key share embeddings."""
     encoder = manifest.files[manifest.encoder.variants[variant]].sha256
     tokenizer = manifest.files[manifest.tokenizer.file].sha256
-    return f"{encoder[:32]}:{tokenizer[:32]}:{manifest.tokenizer.max_tokens}"
+    key = f"{encoder[:32]}:{tokenizer[:32]}:{manifest.tokenizer.max_tokens}"
+    prefix = manifest.tokenizer.label_prefix
+    return f"{key}:{prefix}" if prefix else key
 
 
 def _embed(

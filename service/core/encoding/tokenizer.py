@@ -7,8 +7,9 @@ batch to its longest text. To keep padding small, the caller first splits its te
 
 import os
 from collections.abc import Iterator, Sequence
+from copy import copy
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 from tokenizers import Encoding
@@ -26,11 +27,10 @@ MAX_FILE_BYTES: Final = 64 << 20
 class Tokenizer:
     """A `tokenizer.json`; it adds special tokens and cuts texts at `max_tokens`.
 
-    `n_special` is the number of special tokens that it adds: a text of no more tokens has none of
-    its own. Threads may share it.
+    It puts `prefix` before each text, as the encoder expects. Threads may share it.
     """
 
-    def __init__(self, path: Path, max_tokens: int) -> None:
+    def __init__(self, path: Path, max_tokens: int, prefix: str = "") -> None:
         """Open the file; raises ManifestInvalid, FileMissing, FileCorrupt."""
         # The lanes are the parallelism; the library's own threads would compete for their cores.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -41,24 +41,40 @@ class Tokenizer:
         # The library raises plain Exception, and a panic of Rust is a BaseException only.
         except BaseException as exc:
             raise ManifestInvalid(f"{path} is not a tokenizer.json: {exc}") from exc
-        self.n_special = int(self._fast.num_special_tokens_to_add(False))
-        if max_tokens <= self.n_special:
-            raise ManifestInvalid(
-                f"{path} adds {self.n_special} special tokens, and max_tokens is {max_tokens}: no "
-                "text would leave a token"
-            )
+        self._path = path
+        self._n_special = int(self._fast.num_special_tokens_to_add(False))
         self._fast.no_padding()
         self._fast.enable_truncation(max_tokens)
         self.max_tokens = max_tokens
+        self._set_prefix(prefix)
+
+    def with_prefix(self, prefix: str) -> Self:
+        """The same tokenizer with another prefix; raises ManifestInvalid if that is too long."""
+        other = copy(self)
+        other._set_prefix(prefix)
+        return other
+
+    def _set_prefix(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._n_around = len(self._encode([prefix])[0]) if prefix else self._n_special
+        if self.max_tokens <= self._n_around:
+            what = f"special tokens and the prefix {prefix!r}" if prefix else "special tokens"
+            raise ManifestInvalid(
+                f"{self._path} adds {self._n_around} tokens ({what}), and max_tokens is "
+                f"{self.max_tokens}: no text would leave a token"
+            )
 
     def tokenize(self, texts: Sequence[str]) -> list[Encoding]:
         """Clean the texts and split them into tokens; raises RuntimeError if the library panics.
 
-        Special tokens are added. A result is empty only if the tokenizer has none, and the text no
-        token.
+        Prefix and special tokens are added. A result is empty only if the tokenizer has neither,
+        and the text no token.
         """
+        return self._encode([self._prefix + normalise(text) for text in texts])
+
+    def _encode(self, texts: list[str]) -> list[Encoding]:
         try:
-            return self._fast.encode_batch_fast([normalise(text) for text in texts])
+            return self._fast.encode_batch_fast(texts)
         except BaseException as exc:
             if isinstance(exc, Exception | KeyboardInterrupt | SystemExit):
                 raise
@@ -67,7 +83,18 @@ class Tokenizer:
     def without_tokens(self, texts: Sequence[str]) -> list[int]:
         """The positions of the texts that leave no token, such as one of soft hyphens only."""
         encodings = self.tokenize(texts)
-        return [i for i, encoding in enumerate(encodings) if len(encoding) <= self.n_special]
+        return [
+            i
+            for i, (text, encoding) in enumerate(zip(texts, encodings, strict=True))
+            if self.leaves_no_token(text, len(encoding))
+        ]
+
+    def leaves_no_token(self, text: str, n_tokens: int) -> bool:
+        """Whether a text that became `n_tokens` tokens has none of its own among them."""
+        if n_tokens > self._n_around:
+            return False
+        # A short text may share its token with the blank at the end of the prefix.
+        return not self._prefix or len(self._encode([normalise(text)])[0]) <= self._n_special
 
 
 def pad(encodings: Sequence[Encoding]) -> TokenBatch:

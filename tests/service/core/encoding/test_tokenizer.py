@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import models, pre_tokenizers
 
 from service.core.encoding.tokenizer import Tokenizer, length_sorted_chunks, pad
 from service.errors import ManifestInvalid
@@ -61,6 +63,31 @@ def test_text_is_normalised_before_it_is_split(tokenizer: Tokenizer) -> None:
 def test_a_limit_that_leaves_room_for_special_tokens_only_is_refused(tiny_bundle: Path) -> None:
     with pytest.raises(ManifestInvalid, match="no text would leave a token"):
         Tokenizer(tiny_bundle / "tokenizer.json", 1)
+
+
+def test_a_prefix_is_read_before_each_text_and_is_no_token_of_it(tokenizer: Tokenizer) -> None:
+    prefixed = tokenizer.with_prefix("sea: ")
+    [alone], [after] = tokenizer.tokenize(["ship"]), prefixed.tokenize([" SHIP "])
+    assert after.ids == [*tokenizer.tokenize(["sea:"])[0].ids, *alone.ids[1:]]
+    assert prefixed.without_tokens(["ship", "", "\u200b", "sea"]) == [1, 2]
+    assert tokenizer.tokenize(["ship"])[0].ids == alone.ids
+
+
+def test_a_text_of_one_letter_is_none_without_tokens(tmp_path: Path) -> None:
+    """Where a blank begins a word, the blank that ends the prefix becomes part of the text."""
+    pieces = [("<unk>", 0.0), ("▁query", -1.0), (":", -1.0), ("▁", -2.0), ("▁x", -1.0)]
+    fast = FastTokenizer(models.Unigram(pieces, unk_id=0))
+    fast.pre_tokenizer = pre_tokenizers.Metaspace()
+    fast.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path / "tokenizer.json", 8, "query: ")
+    lengths = [len(encoding) for encoding in tokenizer.tokenize(["x", ""])]
+    assert lengths == [3, 3]
+    assert tokenizer.without_tokens(["x", ""]) == [1]
+
+
+def test_a_prefix_that_leaves_no_room_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ManifestInvalid, match=r"the prefix 'sea sea .*no text would leave a token"):
+        tokenizer.with_prefix("sea " * MAX_TOKENS)
 
 
 def test_unreadable_file_is_refused_by_name(tmp_path: Path) -> None:
