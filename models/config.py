@@ -88,8 +88,10 @@ class MethodConfig(_Section):
     Babbar, 2023) takes the nearest wrong labels themselves, with the weight of uniform ones.
     `logit_bias` is added to every training score, so that each label is improbable at first.
     `softmax_share` of the loss is a softmax over the same negatives, the rest is BCE
-    (docs/decisions/0011). `elias` has a section of its own; of this one it reads `label_rows`,
-    `label_init`, `label_init_norm`, `score_scale`, `logit_bias` and `dropout`.
+    (docs/decisions/0011). A label row's targets are its label and `label_cooccurrence` of the
+    probability of labels that come with it. `elias` has a section of its own; of this one it reads
+    `label_rows`, `label_cooccurrence`, `label_init`, `label_init_norm`, `score_scale`, `logit_bias`
+    and `dropout`.
     """
 
     kind: Literal["astra", "full-bce", "mips-s", "elias"] = "astra"
@@ -105,6 +107,7 @@ class MethodConfig(_Section):
     uniform_only_epochs: Annotated[int, Field(ge=0)] = 1
     refresh_epochs: Annotated[int, Field(ge=0)] = 2
     label_rows: bool = True
+    label_cooccurrence: Share = 0.0
     label_init: Literal["text", "zero"] = "text"
     label_init_norm: Annotated[float, Field(ge=0)] = 1.0
     score_scale: Annotated[float, Field(gt=0)] = 10.0
@@ -328,6 +331,10 @@ class Config(_Section):
         if method.softmax_share and method.kind in ("full-bce", "elias"):
             raise ValueError(
                 f"method.softmax_share is for losses that sample: {method.kind} has no softmax"
+            )
+        if method.label_cooccurrence and not method.label_rows:
+            raise ValueError(
+                "method.label_cooccurrence is for label rows: set method.label_rows, or leave it 0"
             )
         if method.hard_only and not mining:
             raise ValueError(

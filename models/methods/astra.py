@@ -281,5 +281,5 @@ def build(
         vectors = normalize(vectors, dim=1) * norm
     rows = points
     if config.label_rows:
-        rows = with_label_rows(points, label_texts)
+        rows = with_label_rows(points, label_texts, config.label_cooccurrence)
     return Astra(encoder, vectors, config, world), rows

@@ -373,5 +373,7 @@ def build(
     points: TrainingRows,
 ) -> tuple[Elias, TrainingRows]:
     """The untrained model, and its training rows: the points, then label texts if configured."""
-    rows = with_label_rows(points, label_texts) if config.label_rows else points
+    rows = points
+    if config.label_rows:
+        rows = with_label_rows(points, label_texts, config.label_cooccurrence)
     return Elias(encoder, len(label_texts), config, elias, label_texts), rows

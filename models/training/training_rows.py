@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import torch
@@ -10,6 +11,12 @@ from scipy.sparse import csr_array, eye_array, vstack
 
 from models.data.tokens import TokenizedTexts, concatenate
 from models.training.losses import Cells
+
+LEAST_COOCCURRENCE: Final = 0.1
+"""Gandalf's threshold delta: what comes along less often than that is chance."""
+PRIOR_POINTS: Final = 5
+"""A choice: with one point a label says nothing (1 / 6 of each other label at most), with five half
+of what was counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +48,46 @@ class TrainingRows:
         return len(self.texts)
 
 
-def with_label_rows(points: TrainingRows, label_texts: TokenizedTexts) -> TrainingRows:
-    """Append one row for each label: its text, with the label as the only target.
+def with_label_rows(
+    points: TrainingRows, label_texts: TokenizedTexts, cooccurrence: float = 0.0
+) -> TrainingRows:
+    """Append one row for each label: its text, with the label as its target.
 
-    The idea is Renee's (Jain et al., MLSys 2023).
+    The idea is Renee's (Jain et al., MLSys 2023). Labels that often come with it are targets too,
+    of `cooccurrence` times their probability beside it, as in Gandalf (Kharbanda et al., KDD 2024).
     """
     n = len(label_texts)
-    identity = eye_array(n, dtype=np.float32, format="csr")
+    targets = csr_array(eye_array(n, dtype=np.float32, format="csr"))
+    if cooccurrence:
+        targets = csr_array(targets + cooccurrence * cooccurring(points.labels))
     nothing = csr_array((n, n), dtype=np.float32)
     return TrainingRows(
         concatenate(points.texts, label_texts),
-        csr_array(vstack([points.labels, identity], format="csr")),
+        csr_array(vstack([points.labels, targets], format="csr")),
         csr_array(vstack([points.ignored, nothing], format="csr")),
         [*points.uids, *(f"label row {row}" for row in range(n))],
     )
+
+
+def cooccurring(labels: csr_array) -> csr_array:
+    """P(column's label | row's label), (n_labels, n_labels) float32, of points (n, n_labels).
+
+    It is the number of points with both labels over `PRIOR_POINTS` more than the points with the
+    row's label, so that a rare label says little. Cells below `LEAST_COOCCURRENCE` are left out, as
+    are labels beside themselves.
+
+    >>> cooccurring(csr_array(np.repeat([[1, 1, 0], [0, 1, 1]], [5, 1], axis=0))).toarray().round(2)
+    array([[0.  , 0.5 , 0.  ],
+           [0.45, 0.  , 0.  ],
+           [0.  , 0.17, 0.  ]], dtype=float32)
+    """
+    has = csr_array(labels > 0, dtype=np.float64)
+    shares = csr_array(has.T @ has).tocoo()
+    rows, columns = shares.coords
+    values = shares.data / (has.sum(axis=0) + PRIOR_POINTS)[rows]
+    kept = (rows != columns) & (values >= LEAST_COOCCURRENCE)
+    cells = (values[kept].astype(np.float32), (rows[kept], columns[kept]))
+    return csr_array(cells, shape=shares.shape)
 
 
 def cells_of(matrix: csr_array, batch: NDArray[np.int64]) -> Cells:

@@ -5,7 +5,7 @@ import pytest
 from scipy.sparse import csr_array
 
 from models.data.tokens import TokenizedTexts
-from models.training.training_rows import TrainingRows, cells_of, with_label_rows
+from models.training.training_rows import TrainingRows, cells_of, cooccurring, with_label_rows
 
 
 @pytest.fixture
@@ -41,6 +41,34 @@ def test_label_texts_join_the_rows_with_themselves_as_target(points):
     assert rows.ignored.toarray()[2:].sum() == 0
     assert rows.texts.batch(np.array([3])).ids.tolist() == [[10]]
     assert list(rows.uids) == ["a", "b", "label row 0", "label row 1", "label row 2"]
+
+
+def test_labels_that_come_along_are_soft_targets_of_a_label_row():
+    """Twelve points have labels 0 and 1, eight have 1 alone, and one has 2 and 3."""
+    labels = np.repeat([[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 1]], [12, 8, 1], axis=0)
+    texts = TokenizedTexts(np.ones(21, np.int32), np.arange(22), 0)
+    ignored = csr_array((21, 4), dtype=np.float32)
+    points = TrainingRows(texts, csr_array(labels, dtype=np.float32), ignored, ["a"] * 21)
+    names = TokenizedTexts(np.arange(4, dtype=np.int32), np.arange(5), 0)
+    rows = with_label_rows(points, names, cooccurrence=0.5)
+    assert rows.labels.toarray()[21:] == pytest.approx(
+        np.array(
+            [
+                [1, 0.5 * 12 / 17, 0, 0],
+                [0.5 * 12 / 25, 1, 0, 0],
+                [0, 0, 1, 0.5 / 6],
+                [0, 0, 0.5 / 6, 1],
+            ]
+        )
+    )
+    assert rows.labels.dtype == np.float32
+    assert (rows.known.toarray()[21:] > 0).sum() == 8
+
+
+def test_what_seldom_comes_along_is_no_target():
+    """One of twenty points with label 0 has label 1 too: 1 / 25 is below a tenth."""
+    labels = csr_array(np.repeat([[1, 1], [1, 0]], [1, 19], axis=0))
+    assert cooccurring(labels).toarray() == pytest.approx(np.array([[0, 0], [1 / 6, 0]]))
 
 
 def test_cells_come_with_their_place_in_the_batch(points):
