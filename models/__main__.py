@@ -114,7 +114,11 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     what = "measure bundles, configurations and peers on the same data: one table, two charts"
     add = commands.add_parser(COMPARE, help=what, description=what).add_argument
     add("--data", type=Path, help="a folder with a data set; default: the first config's")
-    add("--fields", choices=["title", "title+content"], help="default: the first config's")
+    add(
+        "--fields",
+        choices=["title", "title+content", "title|content"],
+        help="default: the first config's",
+    )
     add("--own-item", action="store_true", help="never answer a point with itself (data.own_item)")
     add("--config", type=Path, action="append", default=[], help="TOML; trained if need be; repeat")
     add("--bundle", type=Path, action="append", default=[], help="a sealed bundle; may be repeated")

@@ -28,6 +28,8 @@ Positive = Annotated[int, Field(ge=1, lt=2**31)]
 Entry = TypeVar("Entry")
 Grid = Annotated[list[Entry], Field(min_length=1)]
 Precision = Literal["fp32", "fp16", "int8"]
+Fields = Literal["title", "title+content", "title|content"]
+"""What of a point or label the encoder reads: one text, or two views of one text."""
 
 
 class _Section(BaseModel):
@@ -37,14 +39,20 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """The folder of the points and labels, and the fields of theirs that the model reads.
 
-    `own_item` says that points and labels are items of one kind. A point's own label (the one with
-    its uid) is then never a right answer.
+    `title+content` is one text, `title|content` two views, each of a length of its own
+    (`encoder.field_tokens`). `own_item` says that points and labels are items of one kind. A
+    point's own label (the one with its uid) is then never a right answer.
     """
 
     path: str
-    fields: Literal["title", "title+content"] = "title"
-    label_fields: Literal["title", "title+content"] = "title"
+    fields: Fields = "title"
+    label_fields: Fields = "title"
     own_item: bool = False
+
+    @property
+    def views(self) -> list[str]:
+        """The names of the fields that are kept apart; one where the text is one."""
+        return self.fields.split("|")
 
 
 class ValidationConfig(_Section):
@@ -64,7 +72,8 @@ class EncoderConfig(_Section):
     `dim` is the width of each half. A `frozen` transformer encodes every text once, into a cache,
     and only the layers behind it are trained. A bag's word vectors come from `bag_source`, or
     without one from `source`. With `auto`, `source` says how it pools and what it reads before the
-    texts of queries and labels (`models.encoders.usage`).
+    texts of queries and labels (`models.encoders.usage`). Where `data.fields` are views,
+    `field_tokens` has the most tokens of each, in place of `max_tokens`.
     """
 
     kind: Literal["bag", "transformer", "bag+transformer"] = "bag"
@@ -78,7 +87,13 @@ class EncoderConfig(_Section):
     pair_buckets: Positive = 65536
     word_smoothing: Annotated[float, Field(gt=0)] = 1e-3
     max_tokens: Annotated[Width, Field(ge=4)] = 64
+    field_tokens: Annotated[list[Annotated[Width, Field(ge=4)]], Field(max_length=2)] = []
     scratch_vocabulary: Positive = 16384
+
+    @property
+    def limits(self) -> list[int]:
+        """The most tokens of each view of a text."""
+        return self.field_tokens or [self.max_tokens]
 
 
 class MethodConfig(_Section):
@@ -321,6 +336,7 @@ class Config(_Section):
     def _cross_check(self) -> "Config":
         method, train = self.method, self.train
         self._check_elias()
+        self._check_fields()
         mining = method.kind in ("astra", "mips-s") and method.hard_negatives > 0
         if mining and method.uniform_only_epochs >= train.epochs:
             raise ValueError(
@@ -345,6 +361,20 @@ class Config(_Section):
         if not index.recall_fast <= index.recall_balanced <= index.recall_thorough:
             raise ValueError("index.recall_fast, _balanced and _thorough must rise in this order")
         return self
+
+    def _check_fields(self) -> None:
+        """Refuse a number of lengths that is not that of the views, and labels of more views."""
+        n_views, n_lengths = len(self.data.views), len(self.encoder.field_tokens)
+        if n_lengths != (n_views if n_views > 1 else 0):
+            raise ValueError(
+                f"data.fields {self.data.fields} and {n_lengths} encoder.field_tokens do not go "
+                "together: give one for each view, such as [16, 64], and none for one text"
+            )
+        if "|" in self.data.label_fields and n_views == 1:
+            raise ValueError(
+                f"data.label_fields is {self.data.label_fields}, and data.fields is "
+                f"{self.data.fields}, which has no views: labels are read as points are"
+            )
 
     def _check_elias(self) -> None:
         """Refuse `elias` settings of another method, and an index that cannot serve the method."""

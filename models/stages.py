@@ -216,11 +216,11 @@ def _untrained(
     world.leader_first(lambda: contrastive.pretrain(encoder, points, labels, validation, run))
     model, rows = fresh_model(encoder, labels, config, points, world)
     log.info(
-        "training on %d rows, %d labels; %d of all points were cut at encoder.max_tokens (%d)",
+        "training on %d rows, %d labels; %d of all points were cut (at %s tokens)",
         len(rows),
         len(labels),
         points.texts.n_truncated + validation.queries.n_truncated,
-        config.encoder.max_tokens,
+        " and ".join(map(str, config.encoder.limits)),
     )
     return model, rows
 

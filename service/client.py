@@ -29,7 +29,7 @@ import httpx
 
 from service.remote import calls
 from service.remote.answers import Applied, Embeddings, Info, Label, Recommendation, Result
-from service.remote.calls import Call, NewLabel, RecommendOptions
+from service.remote.calls import Call, NewLabel, RecommendOptions, Text
 from service.remote.errors import (
     AstrolabeClientError,
     AstrolabeConnectionError,
@@ -144,7 +144,7 @@ class Client(_Calls):
 
     def recommend(
         self,
-        texts: str | Sequence[str],
+        texts: Text | Sequence[Text],
         *,
         item_id: str | Sequence[str | None] | None = None,
         timeout_s: float | None = None,
@@ -155,7 +155,7 @@ class Client(_Calls):
 
     def recommend_many(
         self,
-        texts: Iterable[str],
+        texts: Iterable[Text],
         *,
         item_ids: Sequence[str | None] | None = None,
         timeout_s: float | None = None,
@@ -181,7 +181,7 @@ class Client(_Calls):
 
     def embed(
         self,
-        texts: str | Sequence[str],
+        texts: Text | Sequence[Text],
         *,
         model: str | None = None,
         timeout_s: float | None = None,
@@ -281,7 +281,7 @@ class AsyncClient(_Calls):
 
     async def recommend(
         self,
-        texts: str | Sequence[str],
+        texts: Text | Sequence[Text],
         *,
         item_id: str | Sequence[str | None] | None = None,
         timeout_s: float | None = None,
@@ -292,7 +292,7 @@ class AsyncClient(_Calls):
 
     async def recommend_many(
         self,
-        texts: Iterable[str],
+        texts: Iterable[Text],
         *,
         item_ids: Sequence[str | None] | None = None,
         timeout_s: float | None = None,
@@ -317,7 +317,7 @@ class AsyncClient(_Calls):
 
     async def embed(
         self,
-        texts: str | Sequence[str],
+        texts: Text | Sequence[Text],
         *,
         model: str | None = None,
         timeout_s: float | None = None,

@@ -16,8 +16,7 @@ from models.compare.exam import Exam
 from models.compare.peers.registry import make_peer
 from models.compare.record import Comparison, Provenance, open_comparison
 from models.compare.table import check_markers, write_between_markers, write_table
-from models.config import Config
-from models.data.dataset import Fields
+from models.config import Config, Fields
 from models.data.filters import with_own_items
 from models.data.formats import open_dataset
 from models.data.prepare import load_config_with_data

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.compare.record import ComparedData
-from models.data.dataset import Dataset, Fields, Points, point_texts
+from models.config import Fields
+from models.data.dataset import Dataset, Points, point_texts
 from models.errors import ComparisonError
 from models.progress import track
 from models.quality.evaluate import Part, Score, score

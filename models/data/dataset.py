@@ -8,13 +8,14 @@ serving.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-Fields = Literal["title", "title+content"]
+from models.config import Fields
+from service.core.encoding.text import join_fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,9 @@ def _join_fields(titles: list[str], contents: list[str], fields: Fields) -> list
             f"{title} {content}" if title and content else title or content
             for title, content in zip(titles, contents, strict=True)
         ]
-    raise ValueError(f'fields is {fields!r}; use "title" or "title+content"')
+    if fields == "title|content":
+        return [join_fields(pair) for pair in zip(titles, contents, strict=True)]
+    raise ValueError(f'fields is {fields!r}; use "title", "title+content" or "title|content"')
 
 
 def _check_lengths(what: str, uids: list[str], titles: list[str], contents: list[str]) -> None:

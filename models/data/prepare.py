@@ -28,7 +28,7 @@ from models.data.tokens import TokenizedTexts, concatenate, tokenize_texts
 from models.errors import ConfigError, DataError
 from models.rng import Rng
 from models.runs import TOKENIZER_FILE, Run
-from service.core.encoding.tokenizer import Tokenizer
+from service.core.encoding.field_tokenizer import AnyTokenizer, open_tokenizer
 
 CALIBRATION_DEPTH = 50
 """Labels of an answer that the calibration is fitted on. A choice: five times the default k."""
@@ -171,10 +171,10 @@ def prefix_of(config: EncoderConfig, role: Role) -> str:
     return "" if prefix == AUTO else prefix
 
 
-def tokenizer_of(run: Run, role: Role) -> Tokenizer:
+def tokenizer_of(run: Run, role: Role) -> AnyTokenizer:
     """The run's tokenizer for queries, or for labels. Raises RunError, ManifestInvalid."""
     path, config = run.require(TOKENIZER_FILE, "train"), run.config.encoder
-    return Tokenizer(path, config.max_tokens, prefix_of(config, role))
+    return open_tokenizer(path, config.limits, prefix_of(config, role))
 
 
 class Corpus:

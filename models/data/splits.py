@@ -15,7 +15,9 @@ from typing import Final, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from models.data.dataset import Fields, Points, point_texts
+from models.config import Fields
+from models.data.dataset import Points, point_texts
+from service.core.encoding.text import split_fields
 
 Grouping = Literal["series", "content", "none"]
 Rows = NDArray[np.int64]
@@ -118,6 +120,8 @@ def group_numbers(texts: Sequence[str], group: Grouping) -> Rows:
         return np.arange(len(texts), dtype=np.int64)
     if group not in _KEYS:
         raise ValueError(f'group is {group!r}; use "series", "content" or "none"')
+    if group == "series":
+        texts = [split_fields(text, 2)[0] for text in texts]  # the title, if it is a view
     numbers: dict[str | int, int] = {}
     # Where the key is empty ("1984"), only equal texts share a group. Blank texts share no group.
     keys = ((_KEYS[group](text) or f"={text.strip()}", row) for row, text in enumerate(texts))

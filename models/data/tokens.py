@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from service.core.encoding.tokenizer import Tokenizer
+from service.core.encoding.field_tokenizer import AnyTokenizer, FieldTokenizer
+from service.core.encoding.tokenizer import FieldTokens
 from service.core.types import TokenBatch
 
 _TEXTS_AT_ONCE = 8192  # a choice: it bounds the tokenizer's objects in memory
@@ -21,13 +22,15 @@ class TokenizedTexts:
     """Token ids of n texts end to end: text i is `ids[offsets[i]:offsets[i + 1]]`.
 
     `pooled` (n, width) holds a frozen transformer's pooled rows of the texts, where there is one.
-    `n_truncated` counts the texts that were too long.
+    `n_truncated` counts the texts that were too long. `marks` are the numbers of the tokens'
+    fields, from 1; None where texts have one field.
     """
 
     ids: NDArray[np.int32]
     offsets: NDArray[np.int64]
     n_truncated: int
     pooled: NDArray[np.float16] | None = None
+    marks: NDArray[np.int8] | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -41,7 +44,8 @@ class TokenizedTexts:
         # Clipping keeps the positions behind a text's end in range; the mask hides what they read.
         positions = np.minimum(starts[:, None] + columns, len(self.ids) - 1)
         padded = np.where(mask, self.ids[positions], 0).astype(np.int64)
-        return TokenBatch(padded, mask.astype(np.int64), np.zeros(len(rows), np.bool_))
+        marks = mask if self.marks is None else np.where(mask, self.marks[positions], 0)
+        return TokenBatch(padded, marks.astype(np.int64), np.zeros(len(rows), np.bool_))
 
     def batches_by_length(self, tokens: int) -> list[NDArray[np.int64]]:
         """All rows in batches of texts of similar length, so that there is little padding.
@@ -70,22 +74,30 @@ class TokenizedTexts:
         lengths = np.diff(self.offsets)[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         shifts = np.repeat(self.offsets[rows] - offsets[:-1], lengths)
-        ids = self.ids[np.arange(offsets[-1]) + shifts]
+        places = np.arange(offsets[-1]) + shifts
         pooled = None if self.pooled is None else self.pooled[rows]
-        return TokenizedTexts(ids, offsets, self.n_truncated, pooled)
+        marks = None if self.marks is None else self.marks[places]
+        return TokenizedTexts(self.ids[places], offsets, self.n_truncated, pooled, marks)
 
 
-def tokenize_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> TokenizedTexts:
+def tokenize_texts(tokenizer: AnyTokenizer, texts: Sequence[str]) -> TokenizedTexts:
     """Tokenize all texts, with the special tokens that the tokenizer adds."""
     parts: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
     lengths: list[int] = [0]
+    marks = [np.empty(0, np.int8)]
     n_truncated = 0
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
         encodings = tokenizer.tokenize(texts[start : start + _TEXTS_AT_ONCE])
         lengths += [len(encoding.ids) for encoding in encodings]
         n_truncated += sum(bool(encoding.overflowing) for encoding in encodings)
         parts.append(np.concatenate([np.asarray(e.ids, np.int32) for e in encodings]))
-    return TokenizedTexts(np.concatenate(parts), np.cumsum(lengths, dtype=np.int64), n_truncated)
+        marks += [np.asarray(e.marks, np.int8) for e in encodings if isinstance(e, FieldTokens)]
+    return TokenizedTexts(
+        np.concatenate(parts),
+        np.cumsum(lengths, dtype=np.int64),
+        n_truncated,
+        marks=np.concatenate(marks) if isinstance(tokenizer, FieldTokenizer) else None,
+    )
 
 
 def concatenate(first: TokenizedTexts, second: TokenizedTexts) -> TokenizedTexts:
@@ -93,9 +105,13 @@ def concatenate(first: TokenizedTexts, second: TokenizedTexts) -> TokenizedTexts
     pooled = None
     if first.pooled is not None and second.pooled is not None:
         pooled = np.concatenate([first.pooled, second.pooled])
+    marks = None
+    if first.marks is not None and second.marks is not None:
+        marks = np.concatenate([first.marks, second.marks])
     return TokenizedTexts(
         np.concatenate([first.ids, second.ids]),
         np.concatenate([first.offsets, second.offsets[1:] + first.offsets[-1]]),
         first.n_truncated + second.n_truncated,
         pooled,
+        marks,
     )

@@ -45,10 +45,13 @@ class BagEncoder(nn.Module):
     """Two tables, `words` (vocabulary, dim) and `pairs` (buckets, dim), with row-sparse gradients.
 
     `words` of the constructor are the initial word vectors (vocabulary, dim). Pairs start at zero.
+    Each of `fields` views of a text is summed by itself, over the same tables. The embedding is all
+    sums side by side, each of the same norm, so that a long field does not drown a short one.
     """
 
-    def __init__(self, words: Tensor, pair_buckets: int) -> None:
+    def __init__(self, words: Tensor, pair_buckets: int, fields: int = 1) -> None:
         super().__init__()
+        self.fields = fields
         self.words = nn.Embedding.from_pretrained(words, freeze=False, sparse=True)
         self.pairs = nn.Embedding.from_pretrained(
             torch.zeros(pair_buckets, words.shape[1]), freeze=False, sparse=True
@@ -57,16 +60,20 @@ class BagEncoder(nn.Module):
     @property
     def dim(self) -> int:
         """Width of an embedding."""
-        return int(self.words.embedding_dim)
+        return int(self.words.embedding_dim) * self.fields
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, pooled: Tensor | None = None
     ) -> Tensor:
         """Embed token ids and mask (n, length) as unit rows (n, dim); a bag ignores `pooled`."""
-        words = _masked_sum(self.words, input_ids, attention_mask)  # (n, dim)
+        views = view_masks(attention_mask, self.fields)
+        return side_by_side([self._sum(input_ids, mask) for mask in views])
+
+    def _sum(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """The sum (n, dim) of the vectors of the unmasked words, and of pairs that end in one."""
+        words = _masked_sum(self.words, input_ids, mask)  # (n, dim)
         pair_ids = hash_pairs(input_ids, self.pairs.num_embeddings)  # (n, length - 1)
-        pairs = _masked_sum(self.pairs, pair_ids, attention_mask[:, 1:])
-        return nn.functional.normalize(words + pairs, dim=1, eps=EPSILON)
+        return words + _masked_sum(self.pairs, pair_ids, mask[:, 1:])
 
     @torch.no_grad()
     def weigh_words(self, token_ids: NDArray[np.int32], smoothing: float) -> None:
@@ -79,6 +86,21 @@ class BagEncoder(nn.Module):
         weights = smoothing / (smoothing + counts / max(1, counts.sum()))
         column = torch.from_numpy(weights).float().unsqueeze(1)
         self.words.weight.mul_(column.to(self.words.weight.device))
+
+
+def view_masks(attention_mask: Tensor, fields: int) -> list[Tensor]:
+    """For each field a mask (n, length) of its tokens, by their marks in `attention_mask`."""
+    if fields == 1:
+        return [attention_mask]
+    return [(attention_mask == number).to(attention_mask.dtype) for number in range(1, fields + 1)]
+
+
+def side_by_side(views: list[Tensor]) -> Tensor:
+    """Views (n, dim) beside each other, as unit rows (n, fields * dim); a view may be zeros."""
+    rows = [nn.functional.normalize(view, dim=1, eps=EPSILON) for view in views]
+    if len(rows) == 1:
+        return rows[0]
+    return nn.functional.normalize(torch.cat(rows, dim=1), dim=1, eps=EPSILON)
 
 
 def hash_pairs(input_ids: Tensor, buckets: int) -> Tensor:
@@ -110,7 +132,8 @@ def build_bag(config: EncoderConfig, texts: list[str], seed: int) -> tuple[BagEn
     else:
         tokenizer = read_tokenizer(locate(config.source) / TOKENIZER_FILE)
     words = torch.from_numpy(_words(config, tokenizer, seed))
-    return BagEncoder(words, config.pair_buckets), tokenizer.to_str()
+    bag = BagEncoder(words, config.pair_buckets, len(config.limits))
+    return bag, tokenizer.to_str()
 
 
 def _words(config: EncoderConfig, tokenizer: FastTokenizer, seed: int) -> NDArray[np.float32]:

@@ -47,10 +47,11 @@ def build_encoder(config: EncoderConfig, texts: list[str], seed: int) -> tuple[T
     config, folder = resolve_encoder(config), locate(config.source)
     backbone = load_backbone(folder).requires_grad_(not config.frozen)
     positions = positions_of(backbone)
-    if positions is not None and config.max_tokens > positions:
+    limit, key = sum(config.limits), "field_tokens" if config.field_tokens else "max_tokens"
+    if positions is not None and limit > positions:
         raise SourceError(
             f"encoder.source {config.source} reads at most {positions} tokens, "
-            f"encoder.max_tokens is {config.max_tokens}: lower it"
+            f"encoder.{key} is {limit}: lower it"
         )
     transformer = _transformer(config, backbone)
     if config.kind == "transformer":
@@ -68,7 +69,8 @@ def empty_encoder(
     """
 
     def bag(prefix: str) -> BagEncoder:
-        return BagEncoder(weights[f"{prefix}words.weight"], config.pair_buckets)
+        words = weights[f"{prefix}words.weight"]
+        return BagEncoder(words, config.pair_buckets, len(config.limits))
 
     if architecture is None:
         return bag("")
@@ -81,7 +83,7 @@ def empty_encoder(
 
 def _transformer(config: EncoderConfig, backbone: nn.Module) -> TransformerEncoder:
     assert config.pooling != AUTO  # a run's configuration is resolved
-    return TransformerEncoder(backbone, config.pooling, config.dim)
+    return TransformerEncoder(backbone, config.pooling, config.dim, len(config.limits))
 
 
 def transformer_of(encoder: TextEncoder) -> TransformerEncoder | None:

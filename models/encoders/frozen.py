@@ -57,6 +57,8 @@ def _key(encoder: TransformerEncoder, texts: TokenizedTexts) -> str:
     digest.update(hash_weights(encoder.backbone).encode())
     digest.update(np.ascontiguousarray(texts.offsets).tobytes())
     digest.update(np.ascontiguousarray(texts.ids).tobytes())
+    if texts.marks is not None:
+        digest.update(np.ascontiguousarray(texts.marks).tobytes())
     return digest.hexdigest()[:32]
 
 

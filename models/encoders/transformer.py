@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.encoders.bag import BagEncoder
+from models.encoders.bag import BagEncoder, view_masks
 from models.encoders.source import CONFIG_FILE
 from models.errors import SourceError
 
@@ -31,8 +31,9 @@ Pooling = Literal["mean", "cls"]
 class TransformerEncoder(nn.Module):
     """`backbone` gives (n, length, width); `projection` maps its pooled rows to (n, dim)."""
 
-    def __init__(self, backbone: nn.Module, pooling: Pooling, dim: int) -> None:
+    def __init__(self, backbone: nn.Module, pooling: Pooling, dim: int, fields: int = 1) -> None:
         super().__init__()
+        self.fields = fields
         self.backbone = backbone
         self.pooling = pooling
         self.projection = nn.Linear(width_of(backbone), dim, bias=False)
@@ -54,13 +55,21 @@ class TransformerEncoder(nn.Module):
         return nn.functional.normalize(self.projection(pooled), dim=1, eps=EPSILON)
 
     def pool(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Pool the backbone's last layer to (n, width): the mean of all tokens, or [CLS] alone."""
-        states = self.backbone(input_ids=input_ids, attention_mask=attention_mask)
-        last = states.last_hidden_state  # (n, length, width)
+        """Pool the backbone's last layer to (n, width): the mean of all tokens, or [CLS] alone.
+
+        The backbone reads all fields of a text at once. The mean is that of the fields' means, so
+        that a long field does not drown a short one.
+        """
+        read = attention_mask if self.fields == 1 else (attention_mask > 0).to(attention_mask.dtype)
+        last = self.backbone(input_ids=input_ids, attention_mask=read).last_hidden_state
         if self.pooling == "cls":
             return last[:, 0]
-        mask = attention_mask.to(last.dtype).unsqueeze(2)
-        return (last * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
+        masks = [m.to(last.dtype).unsqueeze(2) for m in view_masks(attention_mask, self.fields)]
+        means = [(last * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0) for mask in masks]
+        if len(means) == 1:
+            return means[0]
+        given = torch.stack([mask.amax(dim=1) for mask in masks])  # (fields, n, 1) of 0 and 1
+        return torch.stack(means).sum(dim=0) / given.sum(dim=0).clamp(min=1.0)
 
 
 class BagTransformer(nn.Module):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from models.data.tokens import TokenizedTexts
-from models.encoders.bag import EPSILON, BagEncoder, hash_pairs
+from models.encoders.bag import EPSILON, BagEncoder, hash_pairs, view_masks
 from models.encoders.build import TextEncoder, transformer_of
 from models.encoders.transformer import BagTransformer
 from service.bundle.manifest import ParityInfo
@@ -34,18 +34,26 @@ class PaddedBag(BagEncoder):
     """A bag for the tracer: it multiplies by the mask where BagEncoder selects rows by it."""
 
     def __init__(self, bag: BagEncoder) -> None:
-        super().__init__(bag.words.weight.detach(), bag.pairs.num_embeddings)
+        super().__init__(bag.words.weight.detach(), bag.pairs.num_embeddings, bag.fields)
         self.pairs = bag.pairs
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, pooled: Tensor | None = None
     ) -> Tensor:
         """Embed token ids and mask (n, length) as unit rows (n, dim)."""
-        mask = attention_mask.float().unsqueeze(2)  # (n, length, 1)
         pair_ids = hash_pairs(input_ids, self.pairs.num_embeddings)  # (n, length - 1)
-        words = (embedding(input_ids, self.words.weight) * mask).sum(dim=1)
-        total = words + (embedding(pair_ids, self.pairs.weight) * mask[:, 1:]).sum(dim=1)
-        return total / total.norm(dim=1, keepdim=True).clamp(min=EPSILON)
+        words = embedding(input_ids, self.words.weight)
+        pairs = embedding(pair_ids, self.pairs.weight)
+        views = []
+        for view in view_masks(attention_mask, self.fields):
+            mask = view.float().unsqueeze(2)  # (n, length, 1)
+            views.append((words * mask).sum(dim=1) + (pairs * mask[:, 1:]).sum(dim=1))
+        rows = [_unit(view) for view in views]
+        return rows[0] if len(rows) == 1 else _unit(torch.cat(rows, dim=1))
+
+
+def _unit(rows: Tensor) -> Tensor:
+    return rows / rows.norm(dim=1, keepdim=True).clamp(min=EPSILON)
 
 
 def trace(encoder: TextEncoder) -> onnx.ModelProto:

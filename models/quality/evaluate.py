@@ -12,7 +12,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from models.data.dataset import Dataset, Fields, Points, point_texts
+from models.config import Fields
+from models.data.dataset import Dataset, Points, point_texts
 from models.data.filters import filtered_pairs, without_cells
 from models.data.splits import Grouping, joint_groups
 from models.progress import track

@@ -40,7 +40,7 @@ from service.core.catalogue.live import measure_placement
 from service.core.catalogue.snapshot import Snapshot
 from service.core.catalogue.store import ChangeStore, store_path
 from service.core.encoding.embedding import embed_texts
-from service.core.encoding.tokenizer import Tokenizer
+from service.core.encoding.field_tokenizer import AnyTokenizer
 from service.core.engine import Engine
 from service.core.index.augmented import AugmentedIndex, open_memory
 from service.core.index.faiss_index import FaissIndex
@@ -154,7 +154,7 @@ def _label_index(engine: Engine) -> FaissIndex:
     return index
 
 
-def _embed(engine: Engine, tokenizer: Tokenizer, texts: Sequence[str]) -> NDArray[np.float32]:
+def _embed(engine: Engine, tokenizer: AnyTokenizer, texts: Sequence[str]) -> NDArray[np.float32]:
     return embed_texts(tokenizer, engine.encoder, texts, _TOKENS_AT_ONCE)
 
 

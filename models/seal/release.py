@@ -41,6 +41,7 @@ from service.bundle.manifest import (
     DataInfo,
     Defaults,
     EncoderInfo,
+    FieldInfo,
     FilterInfo,
     Golden,
     HistogramInfo,
@@ -177,12 +178,7 @@ def _candidate(run: Run, dataset: Dataset, exported: Exported, indexed: Indexed)
         data=DataInfo(name=dataset.name, sha256=dataset.sha256, counts=_counts(dataset)),
         config=config.model_dump(),
         text=TextInfo(normaliser=NORMALISER, version=NORMALISER_VERSION),
-        tokenizer=TokenizerInfo(
-            file=TOKENIZER_FILE,
-            max_tokens=config.encoder.max_tokens,
-            query_prefix=prefix_of(config.encoder, "query"),
-            label_prefix=prefix_of(config.encoder, "label"),
-        ),
+        tokenizer=_tokenizer(config),
         encoder=EncoderInfo(
             file=encoder_file(exported.served),
             variants={name: encoder_file(name) for name in exported.carried},
@@ -202,6 +198,20 @@ def _candidate(run: Run, dataset: Dataset, exported: Exported, indexed: Indexed)
         parity=exported.parity(exported.served),
         golden=[],
         files={},
+    )
+
+
+def _tokenizer(config: Config) -> TokenizerInfo:
+    encoder, fields = config.encoder, []
+    if encoder.field_tokens:
+        pairs = zip(config.data.views, encoder.field_tokens, strict=True)
+        fields = [FieldInfo(name=name, max_tokens=limit) for name, limit in pairs]
+    return TokenizerInfo(
+        file=TOKENIZER_FILE,
+        max_tokens=sum(encoder.limits),
+        query_prefix=prefix_of(encoder, "query"),
+        label_prefix=prefix_of(encoder, "label"),
+        fields=fields,
     )
 
 

@@ -100,6 +100,7 @@ def info_report(serving: Serving, deployment: Deployment) -> InfoResponse:
         item_filter=manifest.filter,
         label_rules=_label_rules(engine),
         adaptive_effort=_adaptive_effort(deployment),
+        fields=manifest.tokenizer.fields,
         encoder=EncoderReport(
             variant=engine.variant,
             default=manifest.encoder.served,

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from service.bundle.manifest import (
     CalibrationInfo,
+    FieldInfo,
     FilterInfo,
     MemoryInfo,
     OperatingPoint,
@@ -248,6 +249,9 @@ class InfoResponse(BaseModel):
     )
     adaptive_effort: AdaptiveEffortReport | None = Field(
         description="Null if adaptive effort is off; then every query gets its own effort."
+    )
+    fields: list[FieldInfo] = Field(
+        description="The fields of a text that the model reads apart; empty if it reads one text."
     )
     encoder: EncoderReport
     device: DeviceReport

@@ -140,16 +140,39 @@ class TextInfo(Part):
     version: Count
 
 
+class FieldInfo(Part):
+    """A field of a text, by the name that requests give it, and its most tokens."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+    max_tokens: Width
+
+
 class TokenizerInfo(Part):
     """The tokenizer file, and the most tokens of a text after truncation.
 
     Before the tokenizer reads the text of a query or of a label, it gets its prefix, as it stands.
+    A text of several `fields` has up to the sum of their tokens; a label without any is its first.
     """
 
     file: str
     max_tokens: Width
     query_prefix: Text = ""
     label_prefix: Text = ""
+    fields: Annotated[list[FieldInfo], Field(max_length=8)] = Field(default_factory=list)
+
+    @property
+    def limits(self) -> list[int]:
+        """The most tokens of each field; of the whole text where it has no fields."""
+        return [field.max_tokens for field in self.fields] or [self.max_tokens]
+
+    @model_validator(mode="after")
+    def _check_fields(self) -> Self:
+        if self.fields and (
+            len({field.name for field in self.fields}) < max(2, len(self.fields))
+            or sum(self.limits) != self.max_tokens
+        ):
+            raise ValueError("fields are two or more, each by its own name, of max_tokens in all")
+        return self
 
 
 class VariantInfo(Part):

@@ -23,8 +23,9 @@ from service.core.catalogue.label_rules import LabelRules, RuledLabels
 from service.core.catalogue.live import LiveCatalogue
 from service.core.catalogue.store import ChangeStore, store_path
 from service.core.encoding.encoder import DEFAULT_GPU, Encoder, open_encoder
+from service.core.encoding.field_tokenizer import AnyTokenizer, open_tokenizer
 from service.core.encoding.providers import GpuOptions
-from service.core.encoding.tokenizer import Tokenizer, length_sorted_chunks, pad
+from service.core.encoding.tokenizer import length_sorted_chunks, pad
 from service.core.index.augmented import AugmentedIndex
 from service.core.index.protocol import LabelIndex
 from service.core.labels.filtered_search import Searchable, resolve_filter, search_filtered
@@ -61,7 +62,7 @@ class Engine:
     """
 
     manifest: Manifest
-    tokenizer: Tokenizer
+    tokenizer: AnyTokenizer
     encoder: Encoder
     index: LabelIndex
     catalogue: LiveCatalogue
@@ -165,7 +166,7 @@ class Engine:
         calibration = manifest.calibration.file
         index = open_index(folder, manifest)
         spec = manifest.tokenizer
-        tokenizer = Tokenizer(folder / spec.file, spec.max_tokens, spec.query_prefix)
+        tokenizer = open_tokenizer(folder / spec.file, spec.limits, spec.query_prefix)
         return cls(
             manifest=manifest,
             tokenizer=tokenizer,

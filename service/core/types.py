@@ -22,7 +22,8 @@ Int64Rows: TypeAlias = NDArray[np.int64]
 class TokenBatch:
     """Padded token ids of n texts, each (n, length).
 
-    `mask` is 1 on real tokens and 0 on padding; `truncated` (n,) marks texts that were cut.
+    `mask` is 0 on padding, and on a real token the number of its field, from 1; texts of one field
+    have ones alone. `truncated` (n,) marks texts that were cut.
     """
 
     ids: Int64Rows
@@ -32,7 +33,7 @@ class TokenBatch:
     @property
     def n_tokens(self) -> int:
         """Tokens without padding."""
-        return int(self.mask.sum())
+        return int(np.count_nonzero(self.mask))
 
 
 @dataclass(frozen=True, slots=True)

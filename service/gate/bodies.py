@@ -200,6 +200,8 @@ def _place(location: tuple[int | str, ...], raw: Any) -> str:
             raw = raw[part] if isinstance(raw, list) and part < len(raw) else None
         elif isinstance(raw, Mapping) and (part in raw or position == len(location) - 1):
             raw = raw.get(part)
+            if part in _LISTS and isinstance(raw, Mapping):
+                raw = None  # the fields of a text, which are validated as one string
         else:
             continue  # a branch of a union
         path.append(part)

@@ -6,7 +6,7 @@ Nothing here does I/O, so the synchronous and the asynchronous client share all 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypedDict, TypeVar
+from typing import Any, Generic, TypeAlias, TypedDict, TypeVar
 from urllib.parse import quote, urlencode
 
 from service.remote.answers import (
@@ -20,6 +20,8 @@ from service.remote.answers import (
 from service.remote.errors import AnswerNotUnderstood
 
 T = TypeVar("T")
+Text: TypeAlias = str | Mapping[str, str]
+"""A text, or its fields by name for a model that reads them apart (GET /v1/info names them)."""
 Headers = Mapping[str, str]
 
 
@@ -77,7 +79,7 @@ class Call(Generic[T]):
 
 
 def recommend(
-    texts: str | Sequence[str],
+    texts: Text | Sequence[Text],
     item_id: str | Sequence[str | None] | None,
     options: RecommendOptions,
 ) -> Call[Recommendation]:
@@ -97,7 +99,7 @@ def recommend_by_embedding(
     return Call("POST", "v1/recommend/by-embedding", Recommendation.parse, body)
 
 
-def embed(texts: str | Sequence[str], model: str | None) -> Call[Embeddings]:
+def embed(texts: Text | Sequence[Text], model: str | None) -> Call[Embeddings]:
     """POST /v1/embed."""
     body: dict[str, Any] = {"input": _plain(texts)}
     if model is not None:
@@ -141,17 +143,17 @@ def _change(method: str, path: str, body: Mapping[str, Any] | None) -> Call[Appl
 
 
 def chunks(
-    texts: Iterable[str],
+    texts: Iterable[Text],
     item_ids: Sequence[str | None] | None,
     limits: Limits,
     options: RecommendOptions,
-) -> Iterator[tuple[list[str], list[str | None] | None]]:
+) -> Iterator[tuple[list[Text], list[str | None] | None]]:
     """Split texts and their item ids, in order, into requests within the service's limits.
 
     A text that is too long by itself goes alone, so that the service answers with its own error.
     """
     overhead = _n_bytes(_set_options(options)) + 64  # 64: the names of the other fields
-    part: list[str] = []
+    part: list[Text] = []
     ids: list[str | None] | None = None if item_ids is None else []
     n_bytes = overhead
     for i, text in enumerate(texts):
@@ -179,8 +181,8 @@ def _set_options(options: RecommendOptions) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _plain(texts: str | Sequence[Any]) -> str | list[Any]:
-    return texts if isinstance(texts, str) else list(texts)
+def _plain(texts: Text | Sequence[Any]) -> Text | list[Any]:
+    return texts if isinstance(texts, str | Mapping) else list(texts)
 
 
 def _label_path(label_id: str) -> str:

@@ -264,4 +264,5 @@ def _limits(engine: Engine, settings: Settings) -> RequestLimits:
         efforts=engine.efforts,
         item_filter=manifest.filter is not None,
         dim=manifest.encoder.dim,
+        fields=[field.name for field in manifest.tokenizer.fields],
     )

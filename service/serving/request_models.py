@@ -5,7 +5,7 @@ has models of its own, which state the limits in force.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
@@ -15,11 +15,13 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    WithJsonSchema,
     create_model,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
+from service.core.encoding.text import join_fields
 from service.core.labels.label_id import MAX_ID_CHARS
 
 VISIBLE = "[^\\s\\u0000-\\u001f\\u007f-\\u009f\\u200b\\u2028\\u2029\\ufeff]"
@@ -134,7 +136,10 @@ class ItemParameters(RecommendParameters):
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """Upper limits of request fields, and defaults of the fields that a request leaves out."""
+    """Upper limits of request fields, and defaults of the fields that a request leaves out.
+
+    `fields` are the names of a text's fields, in their order; none if a text has only one.
+    """
 
     max_queries: int
     max_text_chars: int
@@ -145,6 +150,7 @@ class RequestLimits:
     efforts: Sequence[str]
     item_filter: bool
     dim: int
+    fields: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +169,9 @@ def request_models(limits: RequestLimits) -> RequestModels:
         str,
         StringConstraints(min_length=1, max_length=limits.max_text_chars, pattern=VISIBLE),
     ]
-    texts: Any = _list(text, limits.max_queries, 1)
+    texts: Any = text | _list(text, limits.max_queries, 1)
+    if limits.fields:
+        texts = Annotated[texts, BeforeValidator(_joiner(limits.fields)), _schema(limits)]
     # With both bounds pydantic refuses a list of another length before it converts the numbers.
     vector: Any = Annotated[
         list[Annotated[float, Field(allow_inf_nan=False)]],
@@ -176,7 +184,7 @@ def request_models(limits: RequestLimits) -> RequestModels:
         "RecommendBody",
         __base__=ItemRequest if limits.item_filter else RecommendRequest,
         __doc__="Texts to recommend labels for.",
-        query=(text | texts, Field(description="One text, or a list of texts.", examples=examples)),
+        query=(texts, Field(description="One text, or a list of texts.", examples=examples)),
         **shared,
         **filters,
         **(_item_field(limits, many=True) if limits.item_filter else {}),
@@ -196,7 +204,7 @@ def request_models(limits: RequestLimits) -> RequestModels:
         "EmbedBody",
         __base__=EmbedRequest,
         __doc__="Texts to turn into vectors.",
-        input=(text | texts, Field(description="One text, or a list of texts.", examples=examples)),
+        input=(texts, Field(description="One text, or a list of texts.", examples=examples)),
         model=shared["model"],
     )
     parameters = create_model(
@@ -212,6 +220,41 @@ def request_models(limits: RequestLimits) -> RequestModels:
 def _list(entry: Any, most: int, least: int = 0) -> Any:
     """The type of a list; its first fault ends validation, which might find a million others."""
     return Annotated[list[entry], Field(min_length=least, max_length=most, fail_fast=True)]
+
+
+def _joiner(names: Sequence[str]) -> Callable[[Any], Any]:
+    """What makes one string of each text that is given by its fields, and leaves all else."""
+
+    def joined(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        for name, text in value.items():
+            if name not in names:
+                raise ValueError(
+                    f"a text has no field {name!r:.80}: this model reads {', '.join(names)}"
+                )
+            if not isinstance(text, str):
+                raise ValueError(f"the field {name} of a text must be a string")
+        return join_fields(value.get(name, "") for name in names)
+
+    def joined_all(value: Any) -> Any:
+        return list(map(joined, value)) if isinstance(value, list) else joined(value)
+
+    return joined_all
+
+
+def _schema(limits: RequestLimits) -> WithJsonSchema:
+    """OpenAPI's description of texts that may be given by their fields."""
+    text = {"type": "string", "minLength": 1, "maxLength": limits.max_text_chars}
+    by_field = {
+        "type": "object",
+        "properties": {name: {"type": "string"} for name in limits.fields},
+        "additionalProperties": False,
+        "minProperties": 1,
+    }
+    one = [{**text, "pattern": VISIBLE}, by_field]
+    many = {"type": "array", "items": {"anyOf": one}, "minItems": 1}
+    return WithJsonSchema({"anyOf": [*one, {**many, "maxItems": limits.max_queries}]})
 
 
 def _few_fields(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """The training configuration: what is refused and how it is said."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,28 @@ def test_overrides_win_and_keep_their_types(path):
 def test_a_wrong_override_is_named(path, override, sentence):
     with pytest.raises(ConfigError, match=sentence):
         load_config(path, [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["data.fields=title|content"], "and 0 encoder.field_tokens do not go together: give one"),
+        (["data.fields=title|content", "encoder.field_tokens=[8]"], "1 encoder.field_tokens"),
+        (["encoder.field_tokens=[8, 16]"], "data.fields title and 2 encoder.field_tokens"),
+        (["data.label_fields=title|content"], "which has no views"),
+        (["method.label_cooccurrence=0.5", "method.label_rows=false"], "is for label rows"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(path, overrides, sentence):
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        load_config(path, overrides)
+
+
+def test_views_have_a_length_each(path):
+    given = load_config(path, ["data.fields=title|content", "encoder.field_tokens=[8, 16]"])
+    assert given.data.views == ["title", "content"]
+    assert given.encoder.limits == [8, 16]
+    assert load_config(path, []).encoder.limits == [64]
 
 
 @pytest.mark.parametrize(

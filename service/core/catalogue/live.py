@@ -23,7 +23,7 @@ from service.core.catalogue.state import CatalogueState, Vectors
 from service.core.catalogue.store import ChangeStore
 from service.core.encoding.embedding import embed_texts
 from service.core.encoding.encoder import Encoder
-from service.core.encoding.tokenizer import Tokenizer
+from service.core.encoding.field_tokenizer import AnyTokenizer
 from service.core.index.protocol import LabelIndex
 from service.core.labels.label_directory import LabelDirectory
 from service.core.labels.labels import Label, LabelStore
@@ -87,7 +87,7 @@ class LiveCatalogue:
         index: LabelIndex,
         labels: LabelStore,
         directory: LabelDirectory,
-        tokenizer: Tokenizer,
+        tokenizer: AnyTokenizer,
         encoder: Encoder,
         *,
         variant: str,
@@ -338,6 +338,6 @@ def _encoder_key(manifest: Manifest, variant: str) -> str:
 
 
 def _embed(
-    tokenizer: Tokenizer, encoder: Encoder, max_batch_tokens: int, texts: Sequence[str]
+    tokenizer: AnyTokenizer, encoder: Encoder, max_batch_tokens: int, texts: Sequence[str]
 ) -> Float32Rows:
     return embed_texts(tokenizer, encoder, texts, max_batch_tokens)

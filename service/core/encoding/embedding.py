@@ -5,12 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from service.core.encoding.encoder import Encoder
-from service.core.encoding.tokenizer import Tokenizer, length_sorted_chunks, pad
+from service.core.encoding.field_tokenizer import AnyTokenizer
+from service.core.encoding.tokenizer import length_sorted_chunks, pad
 from service.core.types import Float32Rows
 
 
 def embed_texts(
-    tokenizer: Tokenizer, encoder: Encoder, texts: Sequence[str], max_batch_tokens: int
+    tokenizer: AnyTokenizer, encoder: Encoder, texts: Sequence[str], max_batch_tokens: int
 ) -> Float32Rows:
     """Encode n texts to (n, dim) float32, row i for text i; zeros where a text has no token.
 

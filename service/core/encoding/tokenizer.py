@@ -8,8 +8,9 @@ batch to its longest text. To keep padding small, the caller first splits its te
 import os
 from collections.abc import Iterator, Sequence
 from copy import copy
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Self, TypeAlias
 
 import numpy as np
 from tokenizers import Encoding
@@ -27,7 +28,8 @@ MAX_FILE_BYTES: Final = 64 << 20
 class Tokenizer:
     """A `tokenizer.json`; it adds special tokens and cuts texts at `max_tokens`.
 
-    It puts `prefix` before each text, as the encoder expects. Threads may share it.
+    It puts `prefix` before each text, as the encoder expects. Prefix and special tokens of a text
+    are `n_around` tokens. Threads may share it.
     """
 
     def __init__(self, path: Path, max_tokens: int, prefix: str = "") -> None:
@@ -56,11 +58,11 @@ class Tokenizer:
 
     def _set_prefix(self, prefix: str) -> None:
         self._prefix = prefix
-        self._n_around = len(self._encode([prefix])[0]) if prefix else self._n_special
-        if self.max_tokens <= self._n_around:
+        self.n_around = len(self._encode([prefix])[0]) if prefix else self._n_special
+        if self.max_tokens <= self.n_around:
             what = f"special tokens and the prefix {prefix!r}" if prefix else "special tokens"
             raise ManifestInvalid(
-                f"{self._path} adds {self._n_around} tokens ({what}), and max_tokens is "
+                f"{self._path} adds {self.n_around} tokens ({what}), and max_tokens is "
                 f"{self.max_tokens}: no text would leave a token"
             )
 
@@ -91,18 +93,37 @@ class Tokenizer:
 
     def leaves_no_token(self, text: str, n_tokens: int) -> bool:
         """Whether a text that became `n_tokens` tokens has none of its own among them."""
-        if n_tokens > self._n_around:
+        if n_tokens > self.n_around:
             return False
         # A short text may share its token with the blank at the end of the prefix.
         return not self._prefix or len(self._encode([normalise(text)])[0]) <= self._n_special
 
 
-def pad(encodings: Sequence[Encoding]) -> TokenBatch:
+@dataclass(frozen=True, slots=True)
+class FieldTokens:
+    """The tokens of a text with several fields, in place of an Encoding.
+
+    `marks` has the number of each token's field, from 1. `overflowing` says that a field was cut.
+    """
+
+    ids: list[int]
+    marks: list[int]
+    overflowing: bool
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+Tokens: TypeAlias = Encoding | FieldTokens
+
+
+def pad(encodings: Sequence[Tokens]) -> TokenBatch:
     """Stack n encodings into arrays (n, longest), padded with zeros on the right."""
     ids = [encoding.ids for encoding in encodings]
     lengths = [len(row) for row in ids]
     width = max(lengths, default=1)
-    if min(lengths, default=0) == width:  # all texts have one length: nothing to pad
+    marks = [encoding.marks for encoding in encodings if isinstance(encoding, FieldTokens)]
+    if not marks and min(lengths, default=0) == width:  # all have one length: nothing to pad
         padded_ids = np.array(ids, np.int64)
         mask = np.ones_like(padded_ids)
     else:
@@ -110,6 +131,8 @@ def pad(encodings: Sequence[Encoding]) -> TokenBatch:
         mask = real.astype(np.int64)
         padded_ids = np.zeros((len(ids), width), np.int64)
         padded_ids[real] = [token for row in ids for token in row]
+        if marks:
+            mask[real] = [mark for row in marks for mark in row]
     truncated = np.array([bool(encoding.overflowing) for encoding in encodings], np.bool_)
     return TokenBatch(padded_ids, mask, truncated)
 

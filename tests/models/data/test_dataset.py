@@ -45,6 +45,11 @@ def test_title_and_content_join_with_a_blank_only_when_both_are_there():
     assert point_texts(points, "title+content") == ["t c", "t", "c", ""]
 
 
+def test_views_stay_apart_in_one_text():
+    points = make_points(["t", "t", "", "a\x1fb"], ["c", "", "c", "d"])
+    assert point_texts(points, "title|content") == ["t\x1fc", "t", "\x1fc", "a b\x1fd"]
+
+
 def test_label_texts_join_the_same_way():
     labels = LabelCatalogue(["1", "2"], ["a", "b"], ["x", ""])
     assert label_texts(labels, "title+content") == ["a x", "b"]
@@ -57,7 +62,7 @@ def test_texts_are_a_copy_that_may_be_changed():
 
 
 def test_unknown_fields_say_which_exist():
-    with pytest.raises(ValueError, match=r'use "title" or "title\+content"'):
+    with pytest.raises(ValueError, match=r'use "title", "title\+content" or "title'):
         point_texts(make_points(["t"]), "content")
 
 

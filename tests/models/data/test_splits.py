@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
 from models.data.dataset import Points
-from models.data.splits import series_key, validation_split
+from models.data.splits import group_numbers, series_key, validation_split
+from service.core.encoding.text import join_fields
 
 
 def make_points(texts, labels, n_labels=6):
@@ -123,3 +124,10 @@ def test_texts_of_other_points_are_refused():
     points = make_points(["a", "b"], [{0}] * 2)
     with pytest.raises(ValueError, match="1 texts for 2 points"):
         validation_split(points, ["a"], np.random.default_rng(0), n=1)
+
+
+def test_titles_that_are_views_make_the_groups_that_titles_alone_make():
+    titles = ["Punch, July", "Punch, July", "1984", "1984", "Tea"]
+    contents = ["of 1892", "another", "a novel", "a song", ""]
+    views = [join_fields(pair) for pair in zip(titles, contents, strict=True)]
+    assert (group_numbers(views, "series") == group_numbers(titles, "series")).all()

@@ -1,10 +1,14 @@
 """Tokenized texts: batches, orders and parts give back the very texts that went in."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from models.data import tokens
 from models.data.tokens import TokenizedTexts, concatenate, tokenize_texts
+from service.core.encoding.field_tokenizer import open_tokenizer
+from service.core.encoding.text import join_fields
 from service.core.encoding.tokenizer import Tokenizer
 
 ROWS = [[5, 6, 7], [], [8], [9, 10], [11, 12, 13, 14]]
@@ -53,6 +57,21 @@ def test_putting_together_keeps_order_and_pooled_rows_where_both_have_them(texts
     assert both.pooled.tolist()[-1] == [4, 5]
     assert both.n_truncated == 2
     assert concatenate(texts, flat([[1]])).pooled is None
+
+
+def test_marks_of_fields_come_along_in_batches_parts_and_sums(texts):
+    marked = replace(texts, marks=np.array([1, 1, 2, 1, 1, 2, 1, 2, 2, 2], np.int8))
+    assert marked.batch(np.array([3, 0])).mask.tolist() == [[1, 2, 0], [1, 1, 2]]
+    assert marked.take(np.array([3, 2])).marks.tolist() == [1, 2, 1]
+    assert concatenate(marked, marked.take(np.array([2]))).marks.tolist() == [*marked.marks, 1]
+    assert concatenate(marked, texts).marks is None
+
+
+def test_texts_of_several_fields_are_tokenised_with_their_marks(tiny_bundle):
+    tokenizer = open_tokenizer(tiny_bundle / "tokenizer.json", [4, 8])
+    texts = tokenize_texts(tokenizer, [join_fields(["sea", "whale ship"]), "moon"])
+    assert texts.marks.tolist() == [1, 1, 2, 2, 2, 1, 1]
+    assert tokenize_texts(tokenizer, []).marks.tolist() == []
 
 
 @pytest.mark.parametrize("tokens", [1, 4, 6, 1000])

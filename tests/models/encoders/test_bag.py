@@ -64,6 +64,22 @@ def test_a_text_of_no_tokens_is_a_row_of_zeros_and_harms_no_other(encoder):
     assert torch.allclose(rows[1], encoder(torch.tensor([[1, 5]]), torch.ones(1, 2).long())[0])
 
 
+def test_views_are_summed_apart_and_count_alike(encoder):
+    """A title of one word keeps half of the embedding beside a content of twenty."""
+    words = BagEncoder(encoder.words.weight.detach(), pair_buckets=64, fields=2)
+    words.pairs = encoder.pairs
+    ids = torch.tensor([[5, *[7, 8] * 10]])
+    marks = torch.tensor([[1, *[2] * 20]])
+    both = words(ids, marks)
+    title = encoder(ids[:, :1], marks[:, :1])
+    assert words.dim == both.shape[1] == 16
+    assert torch.allclose(both[:, :8] * 2**0.5, title, atol=1e-6)
+    assert both.norm().item() == pytest.approx(1)
+    alone = words(ids[:, :1], marks[:, :1])
+    assert torch.allclose(alone[:, :8], title)
+    assert alone[:, 8:].abs().max() == 0
+
+
 def test_frequent_words_start_out_light(encoder):
     """Token 3 is half of all tokens: its vector keeps 0.5 / (0.5 + 0.5) of its length."""
     before = encoder.words.weight.detach().clone()

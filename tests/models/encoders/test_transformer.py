@@ -50,6 +50,16 @@ def test_cls_pooling_is_the_first_token(backbone):
     assert torch.equal(encoder.pool(IDS, MASK), states(backbone, IDS, MASK)[:, 0])
 
 
+def test_the_mean_of_views_is_that_of_their_means(backbone):
+    """Three title tokens weigh as much as one content token; an absent view weighs nothing."""
+    encoder = TransformerEncoder(backbone, "mean", WIDTH, fields=2)
+    marks = torch.tensor([[1, 1, 1, 2], [1, 1, 1, 0]])
+    read = states(backbone, IDS, (marks > 0).long())
+    expected = (read[0, :3].mean(dim=0) + read[0, 3]) / 2
+    assert torch.allclose(encoder.pool(IDS, marks)[0], expected, atol=1e-6)
+    assert torch.allclose(encoder.pool(IDS, marks)[1], read[1, :3].mean(dim=0), atol=1e-6)
+
+
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_padding_changes_nothing(backbone, pooling):
     encoder = TransformerEncoder(backbone, pooling, WIDTH)

@@ -19,17 +19,20 @@ from tests.support.tiny_job import one_word_texts, tiny_transformer
 
 VOCABULARY = 400
 SAMPLE = TokenizedTexts(np.arange(2, 42, dtype=np.int32), np.arange(0, 41, 8), 0)
-KINDS = ("bag", "transformer", "bag+transformer")
+VIEWS = "bag+transformer of two views"
+KINDS = ("bag", "transformer", "bag+transformer", VIEWS)
 TOLERANCES = {"fp32": 1e-5, "fp16": 3e-3, "int8": 4e-2}
 
 
 def make_encoder(kind):
     torch.manual_seed(0)
-    bag = BagEncoder(torch.randn(VOCABULARY, 16), pair_buckets=64)
+    fields = 2 if kind == VIEWS else 1
+    bag = BagEncoder(torch.randn(VOCABULARY, 16), pair_buckets=64, fields=fields)
     torch.nn.init.normal_(bag.pairs.weight, std=0.3)
     if kind == "bag":
         return bag
     transformer = tiny_transformer()
+    transformer.fields = fields
     torch.nn.init.normal_(transformer.projection.weight)
     return transformer if kind == "transformer" else BagTransformer(bag, transformer)
 
@@ -67,17 +70,20 @@ def variant(request, traced, tmp_path_factory):
     )
 
 
-def batch_of(n, length, seed=1):
-    generator = torch.Generator().manual_seed(seed)
+def batch_of(n, length, kind):
+    """Texts of at least two tokens, the first two of them a title where there are two views."""
+    generator = torch.Generator().manual_seed(1)
     ids = torch.randint(0, VOCABULARY, (n, length), generator=generator)
     lengths = torch.randint(2, length + 1, (n, 1), generator=generator)
     mask = (torch.arange(length) < lengths).long()
+    if kind == VIEWS:
+        mask *= 1 + (torch.arange(length) >= 2).long()
     return SimpleNamespace(ids=ids.numpy(), mask=mask.numpy())
 
 
 @pytest.mark.parametrize(("n", "length"), [(1, 2), (1, 9), (5, 3), (40, 64)])
-def test_onnx_matches_torch_at_every_shape(encoder, variant, n, length):
-    batch = batch_of(n, length)
+def test_onnx_matches_torch_at_every_shape(kind, encoder, variant, n, length):
+    batch = batch_of(n, length, kind)
     with torch.no_grad():
         expected = encoder(torch.from_numpy(batch.ids), torch.from_numpy(batch.mask)).numpy()
     rows = variant.encoder.encode(batch)
@@ -86,11 +92,11 @@ def test_onnx_matches_torch_at_every_shape(encoder, variant, n, length):
     assert np.allclose(np.linalg.norm(rows, axis=1), 1.0, atol=1e-5)
 
 
-def test_a_row_does_not_depend_on_padding_or_on_its_batch(variant):
-    batch = batch_of(6, 12)
+def test_a_row_does_not_depend_on_padding_or_on_its_batch(kind, variant):
+    batch = batch_of(6, 12, kind)
     together = variant.encoder.encode(batch)
     for i in range(len(batch.ids)):
-        row, length = slice(i, i + 1), int(batch.mask[i].sum())
+        row, length = slice(i, i + 1), int(np.count_nonzero(batch.mask[i]))
         alone = SimpleNamespace(ids=batch.ids[row, :length], mask=batch.mask[row, :length])
         assert np.abs(variant.encoder.encode(alone)[0] - together[i]).max() < 1e-5
 
