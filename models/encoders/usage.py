@@ -8,9 +8,9 @@ whether the list has a step Normalize or not.
 
 import logging
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from models.config import AUTO, Config, EncoderConfig
 from models.encoders.source import CONFIG_FILE, MODULES_FILE, PROMPTS_FILE, SCRATCH, locate
@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 MAX_BYTES = 1 << 20
 """Of such a file. A choice: the largest have some kilobytes."""
+MAX_PREFIX = 1024
+"""Characters that a manifest has room for."""
 
 _POOLINGS: dict[str, Literal["mean", "cls"]] = {
     "mean": "mean",
@@ -57,7 +59,7 @@ class _PoolingSettings(BaseModel):
 
 
 class _Prompts(BaseModel):
-    prompts: dict[str, str] = {}
+    prompts: dict[str, Annotated[str, Field(max_length=MAX_PREFIX)]] = {}
     default_prompt_name: str | None = None
 
     def first(self, names: tuple[str, ...]) -> str:

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
+from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel, T5Config, T5Model
 
 from models.encoders.bag import BagEncoder
 from models.encoders.transformer import (
@@ -165,6 +165,15 @@ def test_positions_are_counted_as_the_family_counts_them(backbone):
     )
     assert positions_of(RobertaModel(config)) == 32
     assert positions_of(torch.nn.Linear(2, 2)) is None
+
+
+def test_an_encoder_with_a_decoder_is_refused(tmp_path):
+    """It would load, and fail in the middle of a training."""
+    config = T5Config(vocab_size=50, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    model = T5Model(config)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(SourceError, match="holds T5Model, an encoder with a decoder"):
+        load_backbone(tmp_path)
 
 
 def test_a_folder_without_a_configuration_is_refused(folder):

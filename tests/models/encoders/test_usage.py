@@ -79,6 +79,12 @@ def test_prompts_become_prefixes_as_the_library_would_choose_them(folder, about,
     assert resolved(folder)[1:] == expected
 
 
+def test_a_prompt_that_no_manifest_has_room_for_is_refused(folder):
+    write(folder, about={"prompts": {"query": "x" * 1025}})
+    with pytest.raises(SourceError, match=r"prompts\.query: String should have at most 1024"):
+        resolved(folder)
+
+
 def test_what_the_configuration_says_wins(folder):
     write(folder, pooling={"pooling_mode": "max"}, about={"prompts": E5})
     given = {"pooling": "cls", "query_prefix": "", "label_prefix": "label: "}

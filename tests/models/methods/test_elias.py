@@ -324,7 +324,9 @@ def test_labels_that_come_along_train_as_soft_targets(tmp_path):
     job = job_in(tmp_path, "method.label_cooccurrence=0.5", "train.epochs=2")
     stages.run_train(job)
     model = load_model(job.run)
-    assert recall_at_k(model.best(queries_of(job, model), 10).labels, job.validation.truth, 10) > 0.5
+    assert (
+        recall_at_k(model.best(queries_of(job, model), 10).labels, job.validation.truth, 10) > 0.5
+    )
 
 
 def test_from_training_to_an_answer(trained):
