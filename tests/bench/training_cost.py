@@ -88,7 +88,7 @@ def _measure(args: argparse.Namespace, kind: str, n_labels: int) -> dict[str, fl
     del vectors
     groups = parameter_groups(encoder) | {LABELS: list(model.labels.parameters())}
     config = TrainConfig()
-    optimizers = Optimizers(groups, config, sparse_labels=kind == "astra")
+    optimizers = Optimizers(groups, config)
     scaler = torch.amp.GradScaler(enabled=False)
     refresh_s = 0.0
     if kind == "astra":
