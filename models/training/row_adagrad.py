@@ -52,7 +52,7 @@ def _update(weight: Tensor, gradient: Tensor, squares: Tensor, rate: float) -> N
     rows, values = gradient.indices()[0], gradient.values()
     sums = squares.index_select(0, rows).add_(_mean_square(values))
     squares.index_copy_(0, rows, sums)
-    weight.index_add_(0, rows, values * _factors(sums, rate))
+    weight.index_add_(0, rows, values.mul_(_factors(sums, rate)))
 
 
 def _mean_square(rows: Tensor) -> Tensor:
