@@ -71,7 +71,7 @@ class _BagSums(torch.autograd.Function):
     def forward(ctx: Any, table: Tensor, ids: Tensor, lengths: Tensor) -> Tensor:
         ctx.save_for_backward(ids, lengths)
         ctx.n = len(table)
-        return embedding_bag(ids, table, lengths.cumsum(0) - lengths, mode="sum")
+        return embedding_bag(ids, table.detach(), lengths.cumsum(0) - lengths, mode="sum")
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -101,7 +101,7 @@ class _PairProducts(torch.autograd.Function):
         of_pairs, of_shared = gradients
         n, m = of_shared.shape
         to_queries = of_shared @ table.index_select(0, shared)
-        to_queries += row_sums(at, rows, table, of_pairs, n).to_dense()
+        to_queries += row_sums(at, rows, table.detach(), of_pairs, n).to_dense()
         # A shared row meets every query: its sum is one more row to choose from.
         source = torch.cat([queries, of_shared.T @ queries])
         extra = torch.arange(n, n + m, device=at.device)
