@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from models.config import EncoderConfig
 from models.encoders.source import SCRATCH, TOKENIZER_FILE, locate, word_vectors
 from models.errors import SourceError
+from models.sparse_rows import bag_sums
 from service.core.encoding.text import normalise
 
 # Three primes; the last is 2^31 - 1. They are a choice, and part of every trained table: with other
@@ -52,10 +53,9 @@ class BagEncoder(nn.Module):
     def __init__(self, words: Tensor, pair_buckets: int, fields: int = 1) -> None:
         super().__init__()
         self.fields = fields
-        self.words = nn.Embedding.from_pretrained(words, freeze=False, sparse=True)
-        self.pairs = nn.Embedding.from_pretrained(
-            torch.zeros(pair_buckets, words.shape[1]), freeze=False, sparse=True
-        )
+        self.words = nn.Embedding.from_pretrained(words, freeze=False)
+        pairs = torch.zeros(pair_buckets, words.shape[1])
+        self.pairs = nn.Embedding.from_pretrained(pairs, freeze=False)
 
     @property
     def dim(self) -> int:
@@ -116,9 +116,7 @@ def hash_pairs(input_ids: Tensor, buckets: int) -> Tensor:
 def _masked_sum(table: nn.Embedding, ids: Tensor, mask: Tensor) -> Tensor:
     """Sum the table's rows of the unmasked ids: (n, length) to (n, dim). It reads no padding."""
     unmasked = mask.bool()
-    lengths = unmasked.sum(dim=1)
-    starts = torch.cumsum(lengths, dim=0) - lengths
-    return nn.functional.embedding_bag(ids[unmasked], table.weight, starts, mode="sum", sparse=True)
+    return bag_sums(table.weight, ids[unmasked], unmasked.sum(dim=1))
 
 
 def build_bag(config: EncoderConfig, texts: list[str], seed: int) -> tuple[BagEncoder, str]:

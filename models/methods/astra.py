@@ -31,13 +31,14 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 from torch import Tensor, nn
-from torch.nn.functional import embedding, normalize
+from torch.nn.functional import normalize
 
 from models.config import MethodConfig, TrainConfig
 from models.data.tokens import TokenizedTexts
 from models.encoders.build import TextEncoder, embed, encode_batch
 from models.quality.ranking import top_products
 from models.rng import Rng
+from models.sparse_rows import pair_products
 from models.training.distributed import World
 from models.training.losses import Cells, full_bce, log_partition, sampled_bce, sampled_softmax
 from models.training.method import Method, Phase, Ranking, Servable
@@ -62,12 +63,9 @@ class Astra(Method):
         self, encoder: TextEncoder, labels: Tensor, config: MethodConfig, world: World | None = None
     ) -> None:
         super().__init__(encoder, len(labels), world)
-        self.labels = nn.Embedding.from_pretrained(
-            labels[self.shard].clone(), freeze=False, sparse=True
-        )
+        self.labels = nn.Embedding.from_pretrained(labels[self.shard].clone(), freeze=False)
         self.config = config
         self.hard: HardNegatives | None = None
-        self.sparse_labels = config.kind != "full-bce"
 
     def place(self, device: torch.device, autocast: torch.dtype | None) -> None:
         """Move the encoder to `device`, and the label vectors too, unless `label_device` is host.
@@ -170,20 +168,29 @@ class Astra(Method):
         self, queries: Tensor, rows: TrainingRows, batch: NDArray[np.int64], rng: Rng
     ) -> Tensor:
         positives = self._in_shard(cells_of(rows.labels, batch))
-        vectors = self._vectors(positives.labels, queries.device)
-        products = (queries[positives.rows.to(queries.device)] * vectors).sum(dim=1)
         draws = self._draw(rows, batch, rng)
-        negatives = []
-        if draws.hard is not None:
-            logits = self._hard_logits(queries, draws.hard, draws.hard_weights > 0)
-            negatives.append((logits, draws.hard_weights.to(logits.device)))
         inside = slice(
             *torch.searchsorted(draws.pool, torch.tensor([self.shard.start, self.shard.stop]))
         )
-        pool_vectors = self._vectors(draws.pool[inside] - self.shard.start, queries.device)
-        logits = self._logits(queries @ pool_vectors.T)
-        negatives.append((logits, draws.pool_weights[:, inside].to(logits.device)))
-        positive_logits, targets = self._logits(products), positives.values.to(queries.device)
+        # A draw without a weight (another rank's, or none) does not read its row: the optimiser
+        # moves every row that was read.
+        counted = draws.hard_weights > 0
+        of_pairs, of_pool = pair_products(
+            queries,
+            self.labels.weight,
+            torch.cat([positives.rows, counted.nonzero()[:, 0]]),
+            torch.cat([positives.labels, draws.hard[counted] - self.shard.start]),
+            draws.pool[inside] - self.shard.start,
+        )
+        logits, n_positives = self._logits(of_pairs), len(positives.rows)
+        positive_logits, hard_logits = logits[:n_positives], logits[n_positives:]
+        places = counted.flatten().nonzero()[:, 0].to(logits.device)
+        spread = logits.new_zeros(counted.numel()).index_add(0, places, hard_logits)
+        negatives = [
+            (spread.view(counted.shape), draws.hard_weights.to(logits.device)),
+            (self._logits(of_pool), draws.pool_weights[:, inside].to(logits.device)),
+        ]
+        targets = positives.values.to(queries.device)
         n, share = len(batch), self.config.softmax_share
         loss = sampled_bce(positive_logits, targets, negatives, n)
         if not share:
@@ -207,7 +214,8 @@ class Astra(Method):
         if self.hard is None:
             density = torch.zeros_like(allowed)
             weights = weigh(config, [(density, allowed)], torch.zeros(1, 1), *sizes)
-            return _Draws(pool, weights[0], None, torch.empty(0))
+            nothing = torch.empty(len(batch), 0)
+            return _Draws(pool, weights[0], nothing.long(), nothing)
         hard_rows = torch.from_numpy(batch)
         density = self.hard.density[hard_rows]
         n_hard = (density.sum(dim=1, keepdim=True) > 0) * float(config.hard_negatives)
@@ -225,24 +233,6 @@ class Astra(Method):
             *sizes,
         )
         return _Draws(pool, weights[0], hard, weights[1] * self._owned(hard))
-
-    def _hard_logits(self, queries: Tensor, hard: Tensor, counted: Tensor) -> Tensor:
-        """Logits (n, m_h) of the hard draws `hard` (n, m_h).
-
-        A draw that is not `counted` (another rank's, or none) must not read its row. The sparse
-        optimiser moves every row that was read, even one with weight 0.
-        """
-        vectors = self._vectors(hard[counted] - self.shard.start, queries.device)
-        if not counted.all():
-            spread = vectors.new_zeros(*hard.shape, vectors.shape[1])
-            vectors = spread.index_put((counted.to(queries.device),), vectors)
-        vectors = vectors.view(*hard.shape, -1)  # (n, m_h, dim)
-        return self._logits(torch.bmm(vectors, queries.unsqueeze(2)).squeeze(2))
-
-    def _vectors(self, local: Tensor, device: torch.device) -> Tensor:
-        """This rank's label vectors at rows `local`, read on their device and moved to `device`."""
-        weight = self.labels.weight
-        return embedding(local.to(weight.device), weight, sparse=True).to(device)
 
     def _owned(self, labels: Tensor) -> Tensor:
         return ((labels >= self.shard.start) & (labels < self.shard.stop)).float()
@@ -263,7 +253,7 @@ class _Draws:
 
     pool: Tensor
     pool_weights: Tensor
-    hard: Tensor | None
+    hard: Tensor
     hard_weights: Tensor
 
 

@@ -28,12 +28,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import embedding, normalize
+from torch.nn.functional import normalize
 
 from models.config import EliasConfig, MethodConfig, TrainConfig
 from models.data.tokens import TokenizedTexts
 from models.encoders.build import TextEncoder, embed, encode_batch
 from models.rng import Rng
+from models.sparse_rows import pair_products
 from models.training.label_graph import (
     LabelGraph,
     balanced_clusters,
@@ -89,11 +90,10 @@ class Elias(Method):
         super().__init__(encoder, n_labels)
         self.config, self.elias = config, elias
         self.dense = n_labels <= _GATHER_BEYOND * elias.shortlist
-        self.sparse_labels = not self.dense
         target = min(elias.clusters or usual_clusters(n_labels), n_labels)
         size = -(-n_labels // target)
         n_clusters, width = -(-n_labels // size), max(elias.kappa, size)
-        self.labels = nn.Embedding(n_labels, encoder.dim, sparse=self.sparse_labels)
+        self.labels = nn.Embedding(n_labels, encoder.dim)
         self.clusters = nn.Linear(encoder.dim, n_clusters)
         self.theta = nn.Parameter(torch.zeros(n_clusters, width))
         self.register_buffer("edges", torch.full((n_clusters, width), n_labels))
@@ -267,8 +267,9 @@ class Elias(Method):
         if self.dense:
             products = (queries @ weight.T).gather(1, labels)
         else:
-            vectors = embedding(labels, weight, sparse=True)  # (n, K, dim)
-            products = torch.bmm(vectors, queries.unsqueeze(2)).squeeze(2)
+            at = torch.arange(len(labels)).repeat_interleave(labels.shape[1])
+            pairs, _ = pair_products(queries, weight, at, labels.flatten(), at[:0])
+            products = pairs.view_as(labels)
         return products * self.config.score_scale + self.config.logit_bias
 
     @torch.no_grad()

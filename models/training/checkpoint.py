@@ -196,8 +196,5 @@ def _restore_optimizers(
         for name, scalar in scalars.items():
             owner, number, part = name.split(".")
             if owner == kind:
-                # SparseAdam counts its steps with a Python number, Adam with a tensor.
-                sparse = isinstance(optimizer, torch.optim.SparseAdam)
-                step: object = int(scalar) if sparse else torch.tensor(scalar)
-                state.setdefault(int(number), {})[part] = step
+                state.setdefault(int(number), {})[part] = torch.tensor(scalar)
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

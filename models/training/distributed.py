@@ -122,18 +122,17 @@ class World:
                 dist.all_reduce(parameter.grad)
 
     def _sum_sparse(self, gradient: Tensor) -> Tensor:
-        """The sum of row-sparse gradients: gathered and merged, because no backend reduces them."""
+        """The sum of row-sparse gradients: all parts of all ranks, as no backend reduces them."""
         gradient = gradient.coalesce()
         rows, values = gradient.indices()[0], gradient.values()
         counts = self.gather(torch.tensor([len(rows)]), self.size).tolist()
         every_row, every_value = self._gather(rows, counts), self._gather(values, counts)
-        summed = torch.sparse_coo_tensor(
+        return torch.sparse_coo_tensor(
             torch.cat(every_row).unsqueeze(0),
             torch.cat(every_value),
             gradient.shape,
             check_invariants=False,
         )
-        return summed.coalesce()
 
     def _gather(self, part: Tensor, counts: list[int]) -> list[Tensor]:
         """Every rank's rows, `counts` of them; sent padded, because all must send one shape."""

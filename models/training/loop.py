@@ -49,6 +49,10 @@ log = logging.getLogger(__name__)
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """The type that the encoder computes in, by `train.precision`."""
 
+_FIRST_SCALE = 1024.0
+"""Of fp16's loss; it doubles every 2,000 steps. A choice: our losses are sums over labels, whose
+gradients at torch's 65,536 overflow, and then a group skips steps that the others make."""
+
 Validation: TypeAlias = EvaluationSet[TokenizedTexts]
 """Validation texts and their labels, which choose the best epoch."""
 
@@ -115,7 +119,7 @@ class Loop:
         self.order: NDArray[np.int64] = np.empty(0, np.int64)
         self.steps_per_epoch = math.ceil(len(self.usable) / self.config.batch_size)
         self.scaler = torch.amp.GradScaler(
-            model.device.type, enabled=self.config.precision == "fp16"
+            model.device.type, _FIRST_SCALE, enabled=self.config.precision == "fp16"
         )
         self.board: Board | None = None
         self._checkpoint = run.folder / self.checkpoint_file
@@ -216,7 +220,6 @@ class Loop:
         return Optimizers(
             model.parameter_groups(),
             self.config,
-            sparse_labels=model.sparse_labels,
             rates=self.phases[phase].rates,
         )
 

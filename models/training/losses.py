@@ -130,13 +130,15 @@ def log_partition(
     The rivals are the query's `negatives`, as in `sampled_bce`, and each positive with the weight
     1 - target. `rows` (n_positives,) are the positives' queries.
     """
-    weighted = [logits + weights.clamp(min=_TINY).log() for logits, weights in negatives]
-    # A rank may hold none of the batch's negatives, and then has no column.
-    others = torch.cat(weighted, dim=1).logsumexp(dim=1).clamp(min=math.log(_TINY))
-    logits = positive_logits + (1 - targets).clamp(min=_TINY).log()
-    peak = others.detach().scatter_reduce(0, rows, logits.detach(), "amax")
-    total = (others - peak).exp().index_add(0, rows, (logits - peak[rows]).exp())
-    return peak + total.log()
+    # A rank may hold none of the batch's negatives; the last column stands for no rival at all.
+    nobody = positive_logits.new_full((len(negatives[0][0]), 1), math.log(_TINY))
+    rivals = [logits.masked_fill(weights <= 0, -torch.inf) for logits, weights in negatives]
+    logits = torch.cat([*rivals, nobody], dim=1)
+    weights = torch.cat([*(weights for _, weights in negatives), torch.ones_like(nobody)], dim=1)
+    own = positive_logits + (1 - targets).clamp(min=_TINY).log()
+    peak = logits.detach().amax(dim=1).scatter_reduce(0, rows, own.detach(), "amax")
+    total = ((logits - peak.unsqueeze(1)).exp() * weights).sum(dim=1)
+    return peak + total.index_add(0, rows, (own - peak[rows]).exp()).log()
 
 
 def sampled_softmax(positive_logits: Tensor, targets: Tensor, partition: Tensor, n: int) -> Tensor:

@@ -63,8 +63,6 @@ class Trainable(nn.Module, ABC):
     """
 
     encoder: TextEncoder
-    sparse_labels = False
-    """Whether a step moves only the label vectors that it reads."""
 
     def __init__(self, encoder: TextEncoder, n_labels: int, world: World | None = None) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """The optimisers of a run, one for each parameter group, and their schedule.
 
-Tables of the bag and sampled label vectors get row-sparse Adam, which moves only the rows that a
-batch read. Label vectors that are all scored in each step get plain Adam. So do a method's own
-groups, such as the clusters and edges of ELIAS. The other groups get AdamW.
+Tables of the bag and label vectors get row-wise Adagrad, which moves only the rows that a batch
+read. A method's own groups, such as the clusters and edges of ELIAS, get Adam. The other groups get
+AdamW.
 """
 
 import math
@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
-from torch.optim import Adam, AdamW, Optimizer, SparseAdam
+from torch.optim import Adam, AdamW, Optimizer
 
 from models.config import TrainConfig
+from models.training.row_adagrad import RowAdagrad
 
 LABELS = "labels"
 _EPSILON = 1e-6
@@ -29,8 +30,6 @@ class Optimizers:
         self,
         groups: dict[str, list[nn.Parameter]],
         config: TrainConfig,
-        *,
-        sparse_labels: bool,
         rates: Mapping[str, float] | None = None,
     ) -> None:
         self.groups = groups
@@ -45,9 +44,9 @@ class Optimizers:
         self.named: dict[str, Optimizer] = {}
         for name, parameters in groups.items():
             rate = self.rates[name]
-            if name == "tables" or (name == LABELS and sparse_labels):
-                self.named[name] = SparseAdam(parameters, lr=rate)
-            elif name == LABELS or name in own:
+            if name in ("tables", LABELS):
+                self.named[name] = RowAdagrad(parameters, rate)
+            elif name in own:
                 self.named[name] = Adam(parameters, lr=rate)
             else:
                 self.named[name] = AdamW(

@@ -58,7 +58,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("models.data",),
         ("models.runs",),
         ("models.config",),
-        ("models.extras", "models.progress", "models.rng", "models.svg"),
+        ("models.extras", "models.progress", "models.rng", "models.sparse_rows", "models.svg"),
         ("models.errors",),
     ),
     "loadtest": (

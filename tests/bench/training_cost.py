@@ -30,7 +30,9 @@ def main() -> None:
     """Run every case in a child process; write training_cost.json and .md."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--labels", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--kinds", nargs="+", default=["astra", "full-bce"])
     parser.add_argument("--points", type=int, default=40_000)
+    parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--dim", type=int, default=384)
     parser.add_argument("--full-steps", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
@@ -42,9 +44,10 @@ def main() -> None:
         return
     results = []
     for n_labels in args.labels:
-        for kind in ("astra", "full-bce"):
+        for kind in args.kinds:
             command = [sys.executable, "-m", "tests.bench.training_cost", "--case", kind]
             command += [str(n_labels), "--points", str(args.points), "--dim", str(args.dim)]
+            command += ["--batch", str(args.batch)]
             command += ["--full-steps", str(args.full_steps), "--out", str(args.out)]
             command += ["--threads", str(args.threads)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -87,8 +90,8 @@ def _measure(args: argparse.Namespace, kind: str, n_labels: int) -> dict[str, fl
     model = Astra(encoder, vectors, MethodConfig(kind=kind, refresh_epochs=REFRESH_EPOCHS))
     del vectors
     groups = parameter_groups(encoder) | {LABELS: list(model.labels.parameters())}
-    config = TrainConfig()
-    optimizers = Optimizers(groups, config, sparse_labels=kind == "astra")
+    config = TrainConfig(batch_size=args.batch)
+    optimizers = Optimizers(groups, config)
     scaler = torch.amp.GradScaler(enabled=False)
     refresh_s = 0.0
     if kind == "astra":
@@ -105,12 +108,14 @@ def _measure(args: argparse.Namespace, kind: str, n_labels: int) -> dict[str, fl
         model.train_step(rows, batch, rng).backward()
         optimizers.step(1.0, scaler)
         step_s.append(time.process_time() - started)
-    # The first step also allocates the moments of the optimisers, so it does not count.
+    # The first step also allocates the state of the optimisers, so it does not count.
     steps_s = float(np.mean(step_s[1:])) * len(batches)
     return {
         "kind": kind,
         "labels": n_labels,
         "points": n,
+        "batch": config.batch_size,
+        "step_cpu_ms": round(1e3 * steps_s / len(batches), 1),
         "steps_cpu_s": round(steps_s, 1),
         "refresh_cpu_s": round(refresh_s, 1),
         "epoch_cpu_s": round(steps_s + refresh_s / REFRESH_EPOCHS, 1),
@@ -120,8 +125,8 @@ def _measure(args: argparse.Namespace, kind: str, n_labels: int) -> dict[str, fl
 
 
 def _table(results: list[dict[str, float | str]]) -> str:
-    names = ("kind", "labels", "points", "steps_cpu_s", "refresh_cpu_s", "epoch_cpu_s")
-    names += ("peak_memory_mb",)
+    names = ("kind", "labels", "points", "batch", "step_cpu_ms", "steps_cpu_s")
+    names += ("refresh_cpu_s", "epoch_cpu_s", "peak_memory_mb")
     rows = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
     rows += ["| " + " | ".join(str(result[name]) for name in names) + " |" for result in results]
     return "\n".join(rows) + "\n"

@@ -90,7 +90,7 @@ def test_a_frozen_backbone_never_moves_and_another_does(bert, texts, kind, froze
     backbone = transformer_of(encoder).backbone
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     projection = transformer_of(encoder).projection.weight.detach().clone()
-    optimizers = Optimizers(parameter_groups(encoder), TrainConfig(), sparse_labels=True)
+    optimizers = Optimizers(parameter_groups(encoder), TrainConfig())
     for _ in range(2):
         optimizers.zero_grad()
         encode_batch(encoder, texts, np.arange(5))[:, -3:].sum().backward()
