@@ -1,6 +1,7 @@
 """From a configuration to each kind of encoder, what of it is trained, and back from weights."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -134,3 +135,20 @@ def test_an_encoder_comes_back_from_its_weights(bert, texts, kind):
     again.load_state_dict(weights)
     assert type(again) is KINDS[kind]
     assert np.array_equal(embed(again, texts), embed(encoder, texts))
+
+
+def test_views_widen_a_bag_and_not_a_transformer(bert, texts):
+    """They come back from weights, and need as many positions as all views together."""
+    given = config(bert, kind="bag+transformer", pooling="mean", field_tokens=[8, 16])
+    encoder, _ = build_encoder(given, [], seed=1)
+    assert encoder.dim == 2 * WIDTH + WIDTH
+    weights = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    again = empty_encoder(given, weights, architecture_of(transformer_of(encoder).backbone))
+    again.load_state_dict(weights)
+    marked = replace(texts, marks=np.resize([1, 2, 2], len(texts.ids)).astype(np.int8))
+    rows = embed(again, marked)
+    assert np.array_equal(rows, embed(encoder, marked))
+    assert np.abs(rows - embed(encoder, texts)).max() > 0.1
+    assert np.linalg.norm(rows, axis=1) == pytest.approx(1, abs=1e-5)
+    with pytest.raises(SourceError, match=r"at most 64 tokens, encoder\.field_tokens is 65"):
+        build_encoder(config(bert, kind="transformer", field_tokens=[40, 25]), [], seed=1)

@@ -1,5 +1,7 @@
 """The cache of a frozen transformer: computed once, named by what went in, never half written."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -48,6 +50,21 @@ def test_rows_are_what_the_backbone_gives_each_text_alone(encoder, texts, monkey
         with torch.no_grad():
             alone = encoder.pool(torch.from_numpy(batch.ids), torch.from_numpy(batch.mask))
         assert np.abs(rows[row] - alone[0].numpy()).max() < 2e-3
+
+
+def test_texts_whose_fields_part_elsewhere_have_a_cache_of_their_own(encoder, texts, tmp_path):
+    encoder.fields = 2
+    titles, contents = (
+        cached_pooled(
+            encoder, replace(texts, marks=np.full(len(texts.ids), mark, np.int8)), tmp_path
+        )
+        for mark in (1, 2)
+    )
+    split = np.resize([1, 2], len(texts.ids)).astype(np.int8)
+    both = cached_pooled(encoder, replace(texts, marks=split), tmp_path)
+    assert np.array_equal(titles, contents)
+    assert np.abs(np.array(both) - titles).max() > 1e-3
+    assert len(list(tmp_path.glob("*.npy"))) == 3
 
 
 def test_the_second_call_reads_what_the_first_wrote(encoder, texts, tmp_path, broken):
