@@ -23,6 +23,7 @@ from models.compare.peers.peer import Peer
 from models.compare.peers.registry import make_peer
 from models.compare.record import OURS, Comparison, Provenance, Row
 from models.config import Config
+from models.encoders.usage import resolve_config
 from models.errors import ComparisonError
 from models.quality.evaluate import evaluate, rank
 from models.runs import Run, run_digest
@@ -80,6 +81,7 @@ class Bench:
         A configuration that has a row but no bundle any more is not trained again, unless `again`
         is true. Raises ModelsError.
         """
+        config = resolve_config(config)  # as bundles and rows on record have it
         system = f"{OURS} {config.name}"
         sealed = stages.find_sealed(config, self._var)
         if sealed is None and not self._again and self._has_config(system, config.digest):

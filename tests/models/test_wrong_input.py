@@ -194,7 +194,7 @@ def test_a_text_of_100_000_characters_is_cut_and_trained_on(tmp_path, caplog):
     assert len(ENDLESS) == 100_000
     path = write_job(tmp_path, change)
     assert run("train", path, "train.epochs=2", "validation.group=none") == 0
-    assert "20 of all points were cut at encoder.max_tokens (24)" in caplog.text
+    assert "20 of all points were cut (at 24 tokens)" in caplog.text
 
 
 def test_a_query_of_100_000_characters_is_cut_and_answered(engine):
