@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 
-from models.config import Config
+from models.config import Config, fold_config
 from models.data.dataset import Dataset, label_texts, point_texts, report_text
 from models.data.filters import filtered_pairs, without_cells
 from models.data.prepare import (
@@ -48,12 +48,14 @@ from models.index.memory import LabelIndexFacts, Memory, build_memory, remember
 from models.index.registry import KINDS, build_label_index
 from models.methods import contrastive
 from models.quality.evaluate import Part, evaluate
+from models.quality.groups import folds_of
 from models.quality.ranking import EvaluationSet
 from models.rng import Rng
 from models.runs import (
     ARCHITECTURE_FILE,
     CALIBRATION_FILE,
     CHECKPOINT_FILE,
+    FOLDS_FOLDER,
     TEACHER_FILE,
     TOKENIZER_FILE,
     Run,
@@ -138,11 +140,36 @@ class TrainingJob:
         """Labels of the points that are trained on, csr (n, n_labels) of ones."""
         return csr_array(self.dataset.train.labels[self.parts.train_rows] > 0, dtype=np.float32)
 
+    @cached_property
+    def folds(self) -> list["TrainingJob"]:
+        """The jobs whose models score, for the second stage, the points that they do not train on.
+
+        Each is in a folder of the run's own. Empty without a second stage, or where it learns from
+        validation points.
+        """
+        rerank, parts = self.run.config.rerank, self.parts
+        if rerank.kind == "none" or rerank.scores != "folds":
+            return []
+        config = fold_config(self.run.config)
+        groups = point_groups(config, self.dataset.train.take(parts.train_rows))
+        fold = folds_of(groups, rerank.folds, Rng.from_seed(config.seed).numpy)
+        jobs = []
+        for number in np.unique(fold):
+            held = fold == number
+            split = Split(parts.train_rows[~held], parts.validation_rows, parts.train_rows[held])
+            run = replace(
+                self.run, folder=self.run.folder / FOLDS_FOLDER / str(number + 1), config=config
+            )
+            corpus = Corpus(run, self.dataset, split)
+            jobs.append(replace(self, run=run, parts=split, corpus=corpus))
+        return jobs
+
     @property
     def reads_points_again(self) -> bool:
         """Whether the index or the memory needs the training points once more."""
         config = self.run.config
-        return KINDS[config.index.kind].wants_points or config.memory.kind != "none"
+        kind = KINDS[config.index.kind]
+        return kind.wants_points or config.memory.kind != "none" or config.rerank.kind != "none"
 
 
 def job_of_bundle(bundle: Path, var: Path) -> TrainingJob:
@@ -172,13 +199,18 @@ def run_prepare(job: TrainingJob) -> str:
 
 
 def run_train(job: TrainingJob) -> None:
-    """Train to the end; writes model.safetensors and tokenizer.json. Raises ModelsError."""
+    """Train to the end; writes model.safetensors and tokenizer.json. Raises ModelsError.
+
+    Then it trains the models of the folds, if there are some, each in its own folder.
+    """
     world = World.join()
     try:
-        if "training" in job.run.measured():
-            log.info("%s is trained already", job.run.folder)
-        else:
-            _train(job, world)
+        for each in (job, *job.folds):
+            if "training" in each.run.measured():
+                log.info("%s is trained already", each.run.folder)
+            else:
+                each.run.folder.mkdir(parents=True, exist_ok=True)
+                _train(each, world)
     finally:
         world.leave()
 
@@ -253,7 +285,7 @@ def _points(job: TrainingJob, encoder: TextEncoder, world: World) -> TrainingRow
 
 def _texts(
     job: TrainingJob,
-    part: Literal["train", "validation", "labels"],
+    part: Literal["train", "validation", "held", "labels"],
     encoder: TextEncoder,
     world: World,
 ) -> TokenizedTexts:
@@ -264,7 +296,8 @@ def _texts(
         return texts
     everything = corpus.labels if part == "labels" else corpus.points
     pooled = world.leader_first(lambda: cached_pooled(transformer, everything, job.cache))
-    rows = {"train": job.parts.train_rows, "validation": job.parts.validation_rows}
+    parts = job.parts
+    rows = {"train": parts.train_rows, "validation": parts.validation_rows, "held": parts.held_rows}
     return replace(texts, pooled=pooled[rows[part]] if part in rows else pooled)
 
 
