@@ -12,7 +12,8 @@ from service.errors import BundleMismatch
 
 def raw_score_kind(manifest: Manifest) -> str:
     """The kind of a bundle's scores before calibration: `logit` or `probability`."""
-    probable = manifest.memory or manifest.index.metric == "probability"
+    blended = manifest.memory is not None and manifest.memory.weight > 0
+    probable = blended or manifest.index.metric == "probability"
     return "probability" if probable else "logit"
 
 
