@@ -349,7 +349,8 @@ class Config(_Section):
         if self.rerank.kind != "none" and self.index.kind in ("label-tree", "learned-graph"):
             raise ValueError(
                 f"rerank.kind {self.rerank.kind} and index.kind {self.index.kind} do not go "
-                "together: trees re-order inner products; set rerank.kind to none, or take another index"
+                "together: trees re-order inner products; set rerank.kind to none, or take another "
+                "index"
             )
         index = self.index
         if not index.recall_fast <= index.recall_balanced <= index.recall_thorough:

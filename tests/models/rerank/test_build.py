@@ -1,0 +1,75 @@
+"""The second stage of a run: what it is made of, and when it is left out."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models import stages
+from models.index.indexed import memory_of, second_stage_of
+from models.stages import TrainingJob
+from tests.support.tiny_job import write_tiny_job
+
+QUICK = (
+    *("train.epochs=2", "method.hard_negatives=0", "rerank.kind=trees", "rerank.trees=15"),
+    *("rerank.leaves=4", "rerank.depth=10", "rerank.rate=0.2"),
+)
+
+
+def indexed(folder: Path, *overrides: str) -> TrainingJob:
+    job = TrainingJob.open(write_tiny_job(folder, *QUICK, *overrides), folder / "var")
+    for stage in (stages.run_train, stages.run_export, stages.run_index):
+        stage(job)
+    return job
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    return indexed(tmp_path_factory.mktemp("job"), "memory.kind=auto")
+
+
+def test_every_effort_but_the_quickest_has_trees_and_a_width_for_the_memory(job):
+    stage = second_stage_of(job.run)
+    assert stage is not None
+    assert {name: params["rerank_depth"] for name, params in stage.params.items()} == {
+        "balanced": 10,
+        "thorough": 10,
+        "exact": 10,
+    }
+    assert stage.params["balanced"]["memory_ef_search"] > 0
+
+
+def test_the_memory_is_read_by_the_trees_and_blended_with_nothing(job):
+    memory, stage = memory_of(job.run), second_stage_of(job.run)
+    assert memory is not None
+    assert memory.weight == 0
+    assert "memory_nearest" in stage.info.features
+
+
+def test_the_trees_learnt_from_all_points_that_the_folds_held_out(job):
+    labelled = np.diff(job.training_labels.indptr) > 0
+    assert second_stage_of(job.run).info.params["queries"] == labelled.sum()
+
+
+def test_its_files_are_in_the_run(job):
+    info = second_stage_of(job.run).info
+    names = [info.graph, *info.files, info.calibration.file]
+    assert all((job.run.folder / name).is_file() for name in names)
+
+
+def test_without_a_memory_no_feature_needs_one(tmp_path):
+    job = indexed(tmp_path, "rerank.scores=validation")
+    info = second_stage_of(job.run).info
+    assert not any(name.startswith("memory") for name in info.features)
+    assert info.params["queries"] == len(job.parts.validation_rows)
+    assert not (job.run.folder / "folds").exists()
+
+
+def test_a_stage_that_does_not_gain_is_left_out(tmp_path):
+    """One split, by the score, cuts each answer in two parts that stand as they stood."""
+    job = indexed(
+        *(tmp_path, "rerank.kind=auto", "rerank.scores=validation"),
+        *("rerank.trees=1", "rerank.leaves=2"),
+    )
+    assert second_stage_of(job.run) is None
+    assert not job.run.measured()["rerank"]["used"]
