@@ -1,13 +1,19 @@
 """The second stage of a run: what it is made of, and when it is left out."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from models import stages
+from models.encoders.build import embed
 from models.index.indexed import memory_of, second_stage_of
+from models.rerank.build import build_rerank
+from models.rerank.examples import Scorer
+from models.rerank.knowledge import count_knowledge
 from models.stages import TrainingJob
+from models.trained import load_model
 from tests.support.tiny_job import write_tiny_job
 
 QUICK = (
@@ -65,11 +71,18 @@ def test_without_a_memory_no_feature_needs_one(tmp_path):
     assert not (job.run.folder / "folds").exists()
 
 
-def test_a_stage_that_does_not_gain_is_left_out(tmp_path):
-    """One split, by the score, cuts each answer in two parts that stand as they stood."""
-    job = indexed(
-        *(tmp_path, "rerank.kind=auto", "rerank.scores=validation"),
-        *("rerank.trees=1", "rerank.leaves=2"),
+def test_a_stage_that_does_not_gain_is_left_out(job):
+    """The ranking before is perfect."""
+    config = job.run.config
+    auto = config.model_copy(update={"rerank": config.rerank.model_copy(update={"kind": "auto"})})
+    model = load_model(job.run)
+    knowledge = count_knowledge(job.training_labels, [[]] * job.training_labels.shape[1], 1)
+    scorer = Scorer(model.servable().label_vectors, knowledge, None, 0.05)
+    validation = job.validation.of(embed(model.encoder, job.corpus.validation))
+    best = np.argsort(-validation.truth.toarray(), axis=1)
+    outcome = build_rerank(
+        *(scorer, validation, job.corpus.validation, lambda names: None, best),
+        replace(job.run, config=auto),
     )
-    assert second_stage_of(job.run) is None
-    assert not job.run.measured()["rerank"]["used"]
+    assert not outcome.used
+    assert "info" not in outcome.record
