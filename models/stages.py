@@ -93,7 +93,7 @@ from service.bundle.manifest import EXACT, QualityInfo
 from service.bundle.verify import read_manifest, resolve
 from service.core.encoding.encoder import OnnxEncoder
 from service.core.engine import Engine
-from service.core.index.augmented import MEMORY_EF_SEARCH
+from service.core.index.memory import MEMORY_EF_SEARCH
 from service.core.index.opening import open_whole_index
 from service.errors import BundleNotFound
 

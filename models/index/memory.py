@@ -29,13 +29,13 @@ from models.runs import Run
 from service.atomic import write_array
 from service.bundle.manifest import EXACT, IndexInfo, MemoryInfo, OperatingPoint
 from service.core.index.augmented import (
-    MEMORY_EF_SEARCH,
     AugmentedIndex,
     Blend,
     blend,
     open_augmented,
 )
 from service.core.index.faiss_index import FaissIndex, open_faiss
+from service.core.index.memory import MEMORY_EF_SEARCH
 from service.core.index.memory_labels import MemoryLabels
 from service.core.index.opening import open_label_index
 from service.core.index.protocol import LabelIndex

@@ -41,8 +41,9 @@ from service.core.catalogue.snapshot import Snapshot
 from service.core.catalogue.store import ChangeStore, store_path
 from service.core.encoding.embedding import embed_texts
 from service.core.engine import Engine
-from service.core.index.augmented import AugmentedIndex, open_memory
+from service.core.index.augmented import AugmentedIndex
 from service.core.index.faiss_index import FaissIndex
+from service.core.index.memory import open_memory
 from service.core.index.memory_labels import MemoryLabels
 from service.core.index.opening import Efforts
 from service.core.labels.id_hash import hash_ids
@@ -277,10 +278,11 @@ def _move_memory(base: Path, staging: Path, manifest: Manifest, plan: _Plan) -> 
     assert memory is not None
     dim = manifest.encoder.dim
     scanned: Efforts = {EXACT: {}}
-    _, labels = open_memory(base, memory, dim, manifest.index.n_rows, scanned)
+    labels = open_memory(base, memory, dim, manifest.index.n_rows, scanned).labels
     _write_memory_labels(staging, memory.files[1:], labels, plan.moved)
-    index, new = open_memory(staging, memory, dim, len(plan.labels), scanned)
-    return memories.Memory(index.vectors(np.arange(memory.n_rows)), new)
+    new = open_memory(staging, memory, dim, len(plan.labels), scanned)
+    assert isinstance(new.index, FaissIndex)  # as every memory of a bundle
+    return memories.Memory(new.index.vectors(np.arange(memory.n_rows)), new.labels)
 
 
 def _write_memory_labels(

@@ -41,6 +41,10 @@ class Tokens:
     ids: Int64Rows
     mask: Int64Rows
 
+    def of(self, positions: Sequence[int]) -> "Tokens":
+        """The tokens of these queries."""
+        return Tokens(self.ids[positions], self.mask[positions])
+
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
@@ -102,7 +106,9 @@ class Batch:
         """Sum over the other candidates c of P(candidate | c), weighed by the softmax of c."""
         n, m = self.rows.shape
         partners = self.knowledge.partners[self._known_rows]  # (n, m, width)
-        weights = self.knowledge.partner_shares[self._known_rows] * self.shares[..., None]
+        # What a label that was added occurs with is not known.
+        of_whom = self.shares if self._is_unknown is None else self.shares * ~self._is_unknown
+        weights = self.knowledge.partner_shares[self._known_rows] * of_whom[..., None]
         owners = np.repeat(np.arange(n), m * partners.shape[2])
         places, found = self._places(owners, partners.ravel())
         sums = np.bincount(places, weights.ravel()[found], n * m)
@@ -130,26 +136,32 @@ class Batch:
     @cached_property
     def query_weights(self) -> Values:
         """(n, 1): weight of all tokens of the query; NaN for a query without a text."""
-        weights = self.knowledge.token_weights[self._query_tokens].sum(axis=1, keepdims=True)
+        # A cumulative sum adds from left to right, so padding cannot move the last bits.
+        weights = self.knowledge.token_weights[self._query_tokens].cumsum(axis=1)[:, -1:]
         return np.where(self._has_text, weights, np.nan)
+
+    @cached_property
+    def frequencies(self) -> Values:
+        """Log of 1 plus the training points with the label; NaN for one that was added."""
+        found: Values = self.knowledge.frequencies[self._known_rows]
+        if self._span == self.knowledge.n_labels:
+            return found
+        return np.where(self.rows < self.knowledge.n_labels, found, np.nan)
 
     def of_known(self, values: Values) -> Values:
         """The values (n, m), NaN for labels that were added to the catalogue."""
-        return np.where(self._is_added, np.nan, values) if self._is_added is not None else values
+        unknown = self._is_unknown
+        return values if unknown is None else np.where(unknown, np.nan, values)
 
     @cached_property
-    def known_rows(self) -> Int64Rows:
-        """The rows, with 0 for labels that were added: `of_known` blanks what is read there."""
-        return self._known_rows
-
-    @cached_property
-    def _is_added(self) -> NDArray[np.bool_] | None:
-        added = self.rows >= self.knowledge.n_labels
-        return added if added.any() else None
+    def _is_unknown(self) -> NDArray[np.bool_] | None:
+        unknown = np.isnan(self.frequencies)
+        return unknown if unknown.any() else None
 
     @cached_property
     def _known_rows(self) -> Int64Rows:
-        return self.rows if self._is_added is None else np.where(self._is_added, 0, self.rows)
+        n_labels = self.knowledge.n_labels
+        return self.rows if self._span == n_labels else np.where(self.rows < n_labels, self.rows, 0)
 
     @cached_property
     def _has_text(self) -> NDArray[np.bool_]:
@@ -269,7 +281,7 @@ def memory_first(batch: Batch) -> Values:
 
 def frequency(batch: Batch) -> Values:
     """Log of 1 plus the number of training points with the label."""
-    return batch.of_known(batch.knowledge.frequencies[batch.known_rows])
+    return batch.frequencies
 
 
 def cooccurrence(batch: Batch) -> Values:

@@ -31,7 +31,8 @@ _ROWS: Final = ("partners", "tokens")
 class Knowledge:
     """Arrays by label row, n of them. Each table has one width, so that a read is one take.
 
-    `frequencies` (n,) is log(1 + training points). `partners` (n, p) are the label rows that occur
+    `frequencies` (n,) is log(1 + training points), and NaN for a label without any knowledge, which
+    a fold added. `partners` (n, p) are the label rows that occur
     with a label most often, -1 where there are fewer, and `partner_shares` (n, p) is P(partner |
     label), 0 there. `tokens` (n, w) are the distinct tokens of a label's text, padded by the last
     entry of `token_weights` (vocabulary + 1,), which is 0; the others are the tokens' rarity among
@@ -68,8 +69,10 @@ def open_knowledge(folder: Path, n_labels: int) -> Knowledge:
         path = folder / KNOWLEDGE_FILES[field]
         if field != "token_weights" and len(array) != n_labels:
             raise BundleMismatch(f"{path} describes {len(array)} labels, the index has {n_labels}")
-        if field not in _ROWS and not np.isfinite(array).all():
+        if field not in (*_ROWS, "frequencies") and not np.isfinite(array).all():
             raise BundleMismatch(f"{path} holds NaN or an infinite value")
+    if np.isinf(arrays["frequencies"]).any():
+        raise BundleMismatch(f"{folder / KNOWLEDGE_FILES['frequencies']} holds infinite values")
     _check_rows(folder, "partners", arrays["partners"], -1, n_labels)
     _check_rows(folder, "tokens", arrays["tokens"], 0, len(arrays["token_weights"]))
     if arrays["partners"].shape != arrays["partner_shares"].shape:

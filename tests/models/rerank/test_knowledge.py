@@ -46,7 +46,8 @@ def test_the_service_reads_what_was_written(tmp_path) -> None:
     ("field", "array", "message"),
     [
         ("frequencies", np.zeros(2, np.float32), "describes 2 labels, the index has 3"),
-        ("frequencies", np.float32([0, np.nan, 0]), "NaN or an infinite value"),
+        ("frequencies", np.float32([0, np.inf, 0]), "holds infinite values"),
+        ("partner_shares", np.full((3, PARTNERS), np.nan, np.float32), "NaN or an infinite"),
         ("partners", np.full((3, PARTNERS), 3, np.int32), "holds 3 to 3, expected -1 to 2"),
         ("partners", np.full((3, 2), -1, np.int32), "differ in shape"),
         ("tokens", np.full((3, 2), 7, np.int32), "holds 7 to 7, expected 0 to 6"),
