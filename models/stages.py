@@ -351,7 +351,7 @@ def run_index(job: TrainingJob) -> None:
     answers = index.search(validation.queries, calibrate.DEPTH, EXACT)
     if config.rerank.kind != "none" and _second_stage(job, vectors, validation, answers.rows):
         # Trees read the memory as a feature, so the index's own scores are blended with nothing.
-        points, bias = label_index.points, config.method.logit_bias
+        points, bias = list(label_index.points), config.method.logit_bias
         index = open_whole_index(run.folder, info, None, vectors.shape[1], {EXACT: {}})
         answers = index.search(validation.queries, calibrate.DEPTH, EXACT)
     run.record(index=info.model_dump(), operating_points=[p.model_dump() for p in points])

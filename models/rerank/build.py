@@ -11,7 +11,6 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from service.core.rerank.reranker import reorder
 
 from models.data.tokens import TokenizedTexts
 from models.index import calibrate
@@ -25,8 +24,9 @@ from models.rerank.tree_graph import write_tree_graph
 from models.runs import Run
 from service.bundle.claims import RERANK_DEPTH
 from service.bundle.manifest import EFFORTS, MemoryInfo, RerankInfo
-from service.core.index.augmented import MEMORY_EF_SEARCH
+from service.core.index.memory import MEMORY_EF_SEARCH
 from service.core.rerank.features import NEIGHBOURS
+from service.core.rerank.reranker import reorder
 from service.core.types import Hits
 
 log = logging.getLogger(__name__)

@@ -52,8 +52,12 @@ class Examples:
     def take(self, queries: NDArray[np.integer] | NDArray[np.bool_]) -> "Examples":
         """The examples of these queries."""
         return Examples(
-            *(getattr(self, name)[queries] for name in ("rows", "logits", "features")),
-            *(getattr(self, name)[queries] for name in ("right", "allowed", "groups")),
+            rows=self.rows[queries],
+            logits=self.logits[queries],
+            features=self.features[queries],
+            right=self.right[queries],
+            allowed=self.allowed[queries],
+            groups=self.groups[queries],
         )
 
 
@@ -112,9 +116,14 @@ def joined(parts: Sequence[Examples]) -> Examples:
     for part in parts:
         groups.append(part.groups + end)
         end = int(groups[-1].max(initial=end)) + 1
-    names = ("rows", "logits", "features", "right", "allowed")
-    columns = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
-    return Examples(*columns, np.concatenate(groups))
+    return Examples(
+        rows=np.concatenate([part.rows for part in parts]),
+        logits=np.concatenate([part.logits for part in parts]),
+        features=np.concatenate([part.features for part in parts]),
+        right=np.concatenate([part.right for part in parts]),
+        allowed=np.concatenate([part.allowed for part in parts]),
+        groups=np.concatenate(groups),
+    )
 
 
 def usable_features(has_memory: bool) -> list[str]:

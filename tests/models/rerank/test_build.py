@@ -14,6 +14,8 @@ from models.rerank.examples import Scorer
 from models.rerank.knowledge import count_knowledge
 from models.stages import TrainingJob
 from models.trained import load_model
+from service.core.engine import Engine
+from service.core.types import Query
 from tests.support.tiny_job import write_tiny_job
 
 QUICK = (
@@ -86,3 +88,21 @@ def test_a_stage_that_does_not_gain_is_left_out(job):
     )
     assert not outcome.used
     assert "info" not in outcome.record
+
+
+def test_a_sealed_run_answers_with_its_trees_where_the_effort_has_them(job):
+    """The quickest effort orders by the index, the others by new scores, in the same sense."""
+    engine = Engine.open(stages.run_release(job), device="cpu")
+    texts = job.dataset.test.titles
+    truth = job.dataset.test.labels.toarray() > 0
+    precision = {}
+    for effort in ("fast", "balanced", "exact"):
+        answers = engine.predict([Query(text, 5, effort) for text in texts]).predictions
+        firsts = [answer.rows[0] for answer in answers]
+        precision[effort] = truth[np.arange(len(texts)), firsts].mean()
+        assert all((np.diff(answer.scores) <= 0).all() for answer in answers)
+    assert precision["balanced"] != precision["fast"]
+    assert precision["exact"] == pytest.approx(precision["balanced"], abs=0.03)
+    assert engine.manifest.quality.metrics["p1"] == pytest.approx(
+        100 * precision["balanced"], abs=0.1
+    )
