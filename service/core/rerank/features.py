@@ -53,8 +53,8 @@ class Tokens:
 class Neighbours:
     """The nearest remembered queries, best first, and the labels of all remembered ones.
 
-    `hits` are rows of the memory and cosines, (n, w), of which 100 are read. `temperature` divides the cosines in the
-    softmax that says how much each neighbour counts.
+    `hits` are rows of the memory and cosines, (n, w), of which 100 are read. `temperature` divides
+    the cosines in the softmax that says how much each neighbour counts.
     """
 
     hits: Hits
@@ -112,7 +112,7 @@ class Batch:
         # What a label that was added occurs with is not known.
         of_whom = self.shares if self._is_unknown is None else self.shares * ~self._is_unknown
         weights = self.knowledge.partner_shares[self._known_rows] * of_whom[..., None]
-        starts = np.arange(0, n * self._stride, self._stride)
+        starts = np.arange(n, dtype=np.int64) * self._stride
         places, found = self._places((starts[:, None, None] + partners).ravel())
         sums = np.bincount(places, weights.ravel()[found], n * m)
         return self.of_known(sums.astype(np.float32).reshape(n, m))
