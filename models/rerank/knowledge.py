@@ -22,7 +22,7 @@ MOST_TOKENS: Final = 16
 
 
 def count_knowledge(
-    labels: csr_array, label_tokens: Sequence[Sequence[int]], n_tokens: int
+    labels: csr_array, label_tokens: Sequence[Sequence[int] | NDArray[np.integer]], n_tokens: int
 ) -> Knowledge:
     """What training points with `labels` (n_points, n_labels) say about the labels.
 

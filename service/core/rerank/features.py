@@ -97,12 +97,12 @@ class Batch:
     @cached_property
     def masses(self) -> Values:
         """(3, n, m): the neighbours' weight on each candidate, among the first 10, 30, 100."""
-        return self._memory[0]
+        return self.of_known(self._memory[0])
 
     @cached_property
     def nearest(self) -> Values:
         """Cosine of the nearest neighbour that has the candidate, -1 if none has it."""
-        return self._memory[1]
+        return self.of_known(self._memory[1])
 
     @cached_property
     def cooccurrences(self) -> Values:
@@ -334,10 +334,10 @@ FEATURES: Final[Mapping[str, Feature]] = {
     "softmax": Feature(softmax, ("scores",)),
     "gap": Feature(gap, ("scores",)),
     "rank": Feature(rank, ("scores",)),
-    "memory_mass_10": Feature(memory_mass_10, ("memory",)),
-    "memory_mass_30": Feature(memory_mass_30, ("memory",)),
-    "memory_mass_100": Feature(memory_mass_100, ("memory",)),
-    "memory_nearest": Feature(memory_nearest, ("memory",)),
+    "memory_mass_10": Feature(memory_mass_10, ("labels", "memory")),
+    "memory_mass_30": Feature(memory_mass_30, ("labels", "memory")),
+    "memory_mass_100": Feature(memory_mass_100, ("labels", "memory")),
+    "memory_nearest": Feature(memory_nearest, ("labels", "memory")),
     "memory_first": Feature(memory_first, ("memory",)),
     "frequency": Feature(frequency, ("labels",)),
     "cooccurrence": Feature(cooccurrence, ("labels",)),
