@@ -55,6 +55,29 @@ def write_knowledge(knowledge: Knowledge, folder: Path) -> list[str]:
     return list(KNOWLEDGE_FILES.values())
 
 
+def move_knowledge(knowledge: Knowledge, moved: NDArray[np.int64], n_labels: int) -> Knowledge:
+    """The knowledge by new label rows, `n_labels` of them, for a fold.
+
+    `moved` (n,) is the new row of each label, -1 where it is removed. Of other labels nothing is
+    known: their frequency is NaN, which the features blank.
+    """
+    kept = np.flatnonzero(moved >= 0)
+    to = moved[kept]
+    padding = len(knowledge.token_weights) - 1
+    frequencies = np.full(n_labels, np.nan, np.float32)
+    frequencies[to] = knowledge.frequencies[kept]
+    partners = np.full((n_labels, knowledge.partners.shape[1]), -1, np.int32)
+    # The extra -1 is what a missing partner, of row -1, becomes.
+    partners[to] = np.append(moved, -1)[knowledge.partners[kept]]
+    shares = np.zeros(partners.shape, np.float32)
+    shares[to] = np.where(partners[to] >= 0, knowledge.partner_shares[kept], 0)
+    tokens = np.full((n_labels, knowledge.tokens.shape[1]), padding, np.int32)
+    tokens[to] = knowledge.tokens[kept]
+    weights = np.zeros(n_labels, np.float32)
+    weights[to] = knowledge.label_weights[kept]
+    return Knowledge(frequencies, partners, shares, tokens, knowledge.token_weights, weights)
+
+
 def _partners(
     present: csr_array, counts: NDArray[np.floating]
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:

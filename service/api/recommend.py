@@ -194,6 +194,7 @@ async def _explain(deployment: Deployment, answer: Answer, results: list[dict[st
     embeddings = np.stack([item.embedding for item in answer.predictions])
     # This searches the memory once more, which would block the event loop.
     neighbours = await asyncio.to_thread(engine.neighbours, embeddings, point.name)
+    moved = await asyncio.to_thread(engine.contributions, answer.queries, answer.predictions)
     stages = {"queue": answer.queue_s, **answer.timings.stages}
     for i, (result, prediction) in enumerate(zip(results, answer.predictions, strict=True)):
         scores = [label["score"] for label in result["labels"]]
@@ -203,9 +204,17 @@ async def _explain(deployment: Deployment, answer: Answer, results: list[dict[st
             "margins": [round(high - low, SCORE_DECIMALS) for high, low in pairwise(scores)],
             "raw_scores": [round(score, SCORE_DECIMALS) for score in raw.tolist()[: len(scores)]],
             "neighbours": None if neighbours is None else neighbours[i],
+            "contributions": None if moved is None else _rounded(moved[i][: len(scores)]),
             "stages_ms": {name: round(seconds * 1e3, 3) for name, seconds in stages.items()},
             "batch_queries": answer.batch_queries,
         }
+
+
+def _rounded(moved: list[dict[str, float] | None]) -> list[dict[str, float] | None]:
+    return [
+        features and {name: round(value, SCORE_DECIMALS) for name, value in features.items()}
+        for features in moved
+    ]
 
 
 def _label(label: Label, score: float, include: Sequence[str]) -> dict[str, Any]:

@@ -249,6 +249,38 @@ class Engine:
             for rows, similarities in zip(neighbours.rows, neighbours.scores, strict=True)
         ]
 
+    def contributions(
+        self, queries: Sequence[Query], predictions: Sequence[Prediction]
+    ) -> list[list[dict[str, float] | None]] | None:
+        """How much each feature moved the re-ranker's score of each label, for each query.
+
+        `Reranker.contributions` says what that means. A label beyond the candidates has None. The
+        queries have one effort; None if that effort re-ranks nothing. It searches and re-ranks once
+        more.
+        """
+        effort = queries[0].effort
+        depth = self._rerank_depth(effort)
+        if self.reranker is None or not depth:
+            return None
+        with_text = [i for i, query in enumerate(queries) if query.vector is None]
+        batch = pad(self.tokenizer.tokenize([queries[i].text for i in with_text]))
+        tokens = gather_tokens(len(queries), [(with_text, batch)])
+        embeddings = np.stack([prediction.embedding for prediction in predictions])
+        head = self.catalogue.search(embeddings, depth, effort)
+        changes = self.reranker.contributions(head, embeddings, tokens, effort)
+        answers: list[list[dict[str, float] | None]] = []
+        for i, prediction in enumerate(predictions):
+            places = {int(row): place for place, row in enumerate(head.rows[i])}
+            answers.append(
+                [
+                    {name: float(change[i, places[row]]) for name, change in changes.items()}
+                    if row in places
+                    else None
+                    for row in prediction.rows.tolist()
+                ]
+            )
+        return answers
+
     def search(self, embeddings: Float32Rows, k: int, effort: str) -> Hits:
         """Top k labels of each embedding (n, dim) by the index, under the label rules alone.
 

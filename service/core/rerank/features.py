@@ -23,7 +23,10 @@ from service.core.types import Float32Rows, Hits, Int64Rows
 MASS_WIDTHS: Final = (10, 30, 100)
 """Neighbours that the three masses look at: what `memory.neighbours` tries by default."""
 NEIGHBOURS: Final = MASS_WIDTHS[-1]
-"""Neighbours that a feature matrix takes; fewer only if the memory holds fewer."""
+"""Most neighbours that features read."""
+_BAND_OF: Final = np.repeat(np.arange(len(MASS_WIDTHS)), np.diff(MASS_WIDTHS, prepend=0))
+"""For each neighbour, which of the three bands it lies in: the first 10, the next 20, the rest."""
+_LAST_OF: Final = np.array(MASS_WIDTHS) - 1
 _LEAST_WEIGHT: Final = 1e-6
 """Keeps a share of nothing at 0: a text of special tokens alone weighs nothing."""
 
@@ -50,8 +53,8 @@ class Tokens:
 class Neighbours:
     """The nearest remembered queries, best first, and the labels of all remembered ones.
 
-    `hits` are rows of the memory and cosines, (n, w). `temperature` divides the cosines in the
-    softmax that says how much each neighbour counts.
+    `hits` are rows of the memory and cosines, (n, w), of which 100 are read. `temperature` divides
+    the cosines in the softmax that says how much each neighbour counts.
     """
 
     hits: Hits
@@ -109,8 +112,8 @@ class Batch:
         # What a label that was added occurs with is not known.
         of_whom = self.shares if self._is_unknown is None else self.shares * ~self._is_unknown
         weights = self.knowledge.partner_shares[self._known_rows] * of_whom[..., None]
-        owners = np.repeat(np.arange(n), m * partners.shape[2])
-        places, found = self._places(owners, partners.ravel())
+        starts = np.arange(n, dtype=np.int64) * self._stride
+        places, found = self._places((starts[:, None, None] + partners).ravel())
         sums = np.bincount(places, weights.ravel()[found], n * m)
         return self.of_known(sums.astype(np.float32).reshape(n, m))
 
@@ -144,7 +147,7 @@ class Batch:
     def frequencies(self) -> Values:
         """Log of 1 plus the training points with the label; NaN for one that was added."""
         found: Values = self.knowledge.frequencies[self._known_rows]
-        if self._span == self.knowledge.n_labels:
+        if self._stride == self.knowledge.n_labels + 1:
             return found
         return np.where(self.rows < self.knowledge.n_labels, found, np.nan)
 
@@ -161,7 +164,11 @@ class Batch:
     @cached_property
     def _known_rows(self) -> Int64Rows:
         n_labels = self.knowledge.n_labels
-        return self.rows if self._span == n_labels else np.where(self.rows < n_labels, self.rows, 0)
+        return (
+            self.rows
+            if self._stride == n_labels + 1
+            else np.where(self.rows < n_labels, self.rows, 0)
+        )
 
     @cached_property
     def _has_text(self) -> NDArray[np.bool_]:
@@ -183,24 +190,24 @@ class Batch:
         n, m = self.rows.shape
         if neighbours is None:
             return np.full((len(MASS_WIDTHS), n, m), np.nan), np.full((n, m), np.nan)
-        cosines, labels = neighbours.hits.scores, neighbours.labels
+        labels = neighbours.labels
+        cosines = neighbours.hits.scores[:, :NEIGHBOURS]
         weights = np.exp((cosines - cosines[:, :1]) / neighbours.temperature)
-        rows = neighbours.hits.rows.ravel()
+        rows = neighbours.hits.rows[:, :NEIGHBOURS].ravel()
         starts = labels.offsets[rows]
         lengths = labels.offsets[rows + 1] - starts
         ends = lengths.cumsum()
-        entries = np.repeat(starts - ends + lengths, lengths) + np.arange(ends[-1])
-        nearby = np.repeat(np.arange(len(rows)), lengths)
-        width = cosines.shape[1]
-        places, found = self._places(nearby // width, labels.labels[entries])
+        nearby = np.arange(len(rows)).repeat(lengths)  # the neighbour of each entry
+        entries = (starts - ends + lengths)[nearby] + np.arange(len(nearby))
+        width, size, n_bands = cosines.shape[1], n * m, len(MASS_WIDTHS)
+        owners = nearby // width
+        places, found = self._places(owners * self._stride + labels.labels[entries])
         nearby = nearby[found]
-        # The first 10, the next 20, the next 70: sums of these bands give all three masses.
-        bands = np.searchsorted(MASS_WIDTHS[:-1], np.arange(width), "right")
-        size, n_bands = n * m, len(MASS_WIDTHS)
-        at = bands[nearby % width] * size + places
+        # Sums over the first 10, the next 20 and the next 70 give all three masses.
+        bands = _BAND_OF.take(nearby - owners[found] * width, mode="clip")
+        at = bands * size + places
         sums = np.bincount(at, weights.ravel()[nearby], n_bands * size).reshape(n_bands, n, m)
-        ends_of_bands = np.minimum(MASS_WIDTHS, width) - 1
-        wholes = weights.cumsum(axis=1)[:, ends_of_bands].T[..., None]
+        wholes = weights.cumsum(axis=1).take(_LAST_OF, axis=1, mode="clip").T[..., None]
         nearest = np.full(size, -1.0, np.float32)
         # Of several neighbours the last write counts, so write the nearest last.
         nearest[places[::-1]] = cosines.ravel()[nearby[::-1]]
@@ -209,26 +216,24 @@ class Batch:
     @cached_property
     def _sorted_keys(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """One integer for each query and candidate, rising, and the place of each in (n, m)."""
-        keys = (np.arange(len(self.rows))[:, None] * self._span + self.rows).ravel()
+        starts = np.arange(0, len(self.rows) * self._stride, self._stride)
+        keys = (starts[:, None] + self.rows).ravel()
         order = keys.argsort()
-        return np.append(keys[order], np.iinfo(np.int64).max), order
+        return keys[order], order
 
     @cached_property
-    def _span(self) -> int:
-        return max(self.knowledge.n_labels, int(self.rows.max(initial=0)) + 1)
+    def _stride(self) -> int:
+        """Distance of the keys of two queries. Row -1 is a key that no candidate has."""
+        return max(self.knowledge.n_labels, int(self.rows.max(initial=0)) + 1) + 1
 
-    def _places(
-        self, owners: NDArray[np.int64], rows: NDArray[np.integer]
-    ) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
-        """Which of the label `rows` (e,) are candidates of the queries `owners` (e,).
+    def _places(self, wanted: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
+        """Which of the keys `wanted` (e,), of a query and a label row, are those of candidates.
 
-        Returns their places in the flat (n, m), and the positions of the rows that have one. A row
-        of -1 is nobody's candidate.
+        Returns their places in the flat (n, m), and the positions of the keys that have one.
         """
         keys, order = self._sorted_keys
-        wanted = owners * self._span + rows
         at = keys.searchsorted(wanted)
-        found = np.flatnonzero((keys[at] == wanted) & (rows >= 0))
+        (found,) = (keys.take(at, mode="clip") == wanted).nonzero()
         return order[at[found]], found
 
 

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from models.rerank.knowledge import MOST_TOKENS, PARTNERS, count_knowledge, write_knowledge
+from models.rerank.knowledge import (
+    MOST_TOKENS,
+    PARTNERS,
+    count_knowledge,
+    move_knowledge,
+    write_knowledge,
+)
+from service.core.rerank.features import Batch, feature_matrix
 from service.core.rerank.knowledge import KNOWLEDGE_FILES, open_knowledge
 from service.errors import BundleMismatch
 
@@ -40,6 +47,23 @@ def test_the_service_reads_what_was_written(tmp_path) -> None:
     opened = open_knowledge(tmp_path, 3)
     for each in fields(knowledge):
         np.testing.assert_array_equal(getattr(opened, each.name), getattr(knowledge, each.name))
+
+
+def test_a_fold_moves_rows_and_knows_nothing_of_added_labels(tmp_path) -> None:
+    knowledge = count_knowledge(LABELS, TOKENS, n_tokens=6)
+    moved = move_knowledge(knowledge, np.array([0, -1, 1]), 3)  # the second of three is removed
+    write_knowledge(moved, tmp_path)
+    opened = open_knowledge(tmp_path, 3)
+    assert np.expm1(opened.frequencies).tolist() == pytest.approx([4, 1, np.nan], nan_ok=True)
+    assert opened.partners[:, :2].tolist() == [[-1, 1], [0, -1], [-1, -1]]
+    assert opened.partner_shares[:, :2].tolist() == [[0, 0.25], [1, 0], [0, 0]]
+    assert opened.tokens[:, 0].tolist() == [knowledge.tokens[0, 0], 0, 6]
+    rows = np.array([[2, 1]])
+    batch = Batch(rows, np.float32([[1, 0]]), opened, None, None)
+    assert np.isnan(feature_matrix(["frequency", "label_length"], batch)).tolist() == [
+        [True, True],
+        [False, False],
+    ]
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,13 @@ def test_masses_count_the_first_neighbours_alone() -> None:
     assert column("memory_mass_100", one) == pytest.approx([10 / 40, 30 / 40])
 
 
+def test_neighbours_beyond_the_hundredth_count_for_nothing() -> None:
+    rows = [[1] * 100 + [0] * 50]
+    one = batch(rows=[[0, 1]], logits=[[1, 0]], neighbours=(rows, [[1.0] * 150]))
+    assert column("memory_mass_100", one) == [1, 0]
+    assert column("memory_nearest", one) == [1, -1]
+
+
 def test_a_neighbour_without_the_label_says_so() -> None:
     one = batch(rows=[[2, 1]], logits=[[1, 0]], neighbours=([[0]], [[0.7]]))
     assert column("memory_nearest", one) == pytest.approx([-1, 0.7])
