@@ -1,6 +1,7 @@
 """What does a second stage gain, and by which features? On the validation points of a run.
 
-    python -m tests.bench.rerank --run var/runs/gutenberg-bag/<digest> --without --trees 120 --leaves 15
+    python -m tests.bench.rerank --run var/runs/gutenberg-bag/<digest> \\
+        --without --trees 120 --leaves 15
 
 The run must be trained, with `rerank.kind` set. The first table compares the classifier, the memory
 blended as is best on these very points (if the run has one) and the trees. The second leaves one
