@@ -290,6 +290,25 @@ class MemoryConfig(_Section):
     recall_thorough: Share = 0.99
 
 
+class RerankConfig(_Section):
+    """The second stage: trees that re-order the first `depth` labels of an answer (LambdaMART).
+
+    `auto` keeps it only if it gains over two standard errors of nDCG@5 on validation points. The
+    trees learn from `scores` of points that the scoring model was not trained on. With `folds` each
+    of so many parts of the training points is scored by a model of the other parts, which trains
+    for `fold_epochs` of all epochs. With `validation` the trees learn from the validation points.
+    """
+
+    kind: Literal["none", "auto", "trees"] = "none"
+    scores: Literal["folds", "validation"] = "folds"
+    folds: Annotated[int, Field(ge=2, le=10)] = 2
+    fold_epochs: Annotated[float, Field(gt=0, le=1)] = 1.0
+    depth: Annotated[Width, Field(ge=10, le=100)] = 20
+    trees: Annotated[int, Field(ge=1, le=2000)] = 120
+    leaves: Annotated[int, Field(ge=2, le=255)] = 15
+    rate: Annotated[float, Field(gt=0, le=1)] = 0.05
+
+
 class MetricsConfig(_Section):
     """A and B of the inverse propensities (Jain et al., KDD 2016).
 
@@ -329,6 +348,7 @@ class Config(_Section):
     export: ExportConfig = ExportConfig()
     index: IndexConfig = IndexConfig()
     memory: MemoryConfig = MemoryConfig()
+    rerank: RerankConfig = RerankConfig()
     metrics: MetricsConfig = MetricsConfig()
     release: ReleaseConfig = ReleaseConfig()
 
@@ -356,6 +376,12 @@ class Config(_Section):
             raise ValueError(
                 "method.hard_only leaves no negatives at all without hard ones: "
                 "set method.hard_negatives, and a method.kind that mines"
+            )
+        if self.rerank.kind != "none" and self.index.kind in ("label-tree", "learned-graph"):
+            raise ValueError(
+                f"rerank.kind {self.rerank.kind} and index.kind {self.index.kind} do not go "
+                "together: trees re-order inner products; set rerank.kind to none, or take another "
+                "index"
             )
         index = self.index
         if not index.recall_fast <= index.recall_balanced <= index.recall_thorough:
@@ -451,3 +477,19 @@ def _sentence(exc: ValidationError) -> str:
         return f"unknown key {key}: check its spelling against docs/training.md"
     value = "" if first["type"] == "missing" else f" (found {first['input']!r:.80})"
     return f"{key or 'configuration'}: {first['msg']}{value if key else ''}"
+
+
+def fold_config(config: Config) -> Config:
+    """The configuration of a fold's model: `rerank.fold_epochs` of the epochs, no second stage.
+
+    At least one epoch stays, and one with hard negatives where the method mines them.
+    """
+    share, train, pretrain = config.rerank.fold_epochs, config.train, config.pretrain
+    least = config.method.uniform_only_epochs + 1 if config.method.hard_negatives else 1
+    epochs = min(train.epochs, max(least, round(share * train.epochs)))
+    update = {
+        "train": train.model_copy(update={"epochs": epochs}),
+        "pretrain": pretrain.model_copy(update={"epochs": round(share * pretrain.epochs)}),
+        "rerank": RerankConfig(),
+    }
+    return config.model_copy(update=update)

@@ -14,6 +14,7 @@
         encoder.fp32.onnx and the other precisions, index.*, memory.*, calibration.json, tune/
                                  from the later stages
         measured.json            the stages' measurements
+        folds/1/, folds/2/, ...  the same files of the models that score for the second stage
 
 The digest is over configuration and data. So the same command finds the same folder and resumes
 there. It refuses a folder that older code began with another validation split.
@@ -40,6 +41,7 @@ PRETRAIN_CHECKPOINT_FILE = "pretrain-checkpoint.safetensors"
 PRETRAINED_FILE = "pretrained.safetensors"
 FAILED_BATCH_FILE = "failed_batch.json"
 TENSORBOARD_FOLDER = "tensorboard"
+FOLDS_FOLDER = "folds"
 ARCHITECTURE_FILE = "backbone.json"
 TEACHER_FILE = "teacher.npz"
 MODEL_FILE = "model.safetensors"

@@ -8,15 +8,16 @@ it stopped.
 import logging
 import time
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from models.config import Config
+from models.config import Config, fold_config
 from models.data.dataset import Dataset, label_texts, point_texts, report_text
 from models.data.filters import filtered_pairs, without_cells
 from models.data.prepare import (
@@ -27,6 +28,7 @@ from models.data.prepare import (
     point_groups,
     split,
 )
+from models.data.splits import Rows
 from models.data.tokens import TokenizedTexts
 from models.encoders.build import (
     TextEncoder,
@@ -46,16 +48,27 @@ from models.index import calibrate
 from models.index.efforts import measure
 from models.index.indexed import memory_of
 from models.index.kind import Material
-from models.index.memory import LabelIndexFacts, Memory, build_memory, remember
+from models.index.memory import (
+    FEATURE_TEMPERATURE,
+    LabelIndexFacts,
+    Memory,
+    build_memory,
+    remember,
+)
 from models.index.registry import KINDS, build_label_index
 from models.methods import contrastive
 from models.quality.evaluate import Part, evaluate
-from models.quality.ranking import EvaluationSet
+from models.quality.groups import folds_of
+from models.quality.ranking import EmbeddedSet, EvaluationSet
+from models.rerank.build import build_rerank
+from models.rerank.examples import Examples, Scorer, joined
+from models.rerank.knowledge import count_knowledge
 from models.rng import Rng
 from models.runs import (
     ARCHITECTURE_FILE,
     CALIBRATION_FILE,
     CHECKPOINT_FILE,
+    FOLDS_FOLDER,
     TEACHER_FILE,
     TOKENIZER_FILE,
     Run,
@@ -82,7 +95,7 @@ from service.bundle.manifest import EXACT, QualityInfo
 from service.bundle.verify import read_manifest, resolve
 from service.core.encoding.encoder import OnnxEncoder
 from service.core.engine import Engine
-from service.core.index.augmented import MEMORY_EF_SEARCH
+from service.core.index.memory import MEMORY_EF_SEARCH
 from service.core.index.opening import open_whole_index
 from service.errors import BundleNotFound
 
@@ -129,23 +142,52 @@ class TrainingJob:
     @cached_property
     def validation(self) -> Validation:
         """The validation points; they choose epochs, precision, efforts, memory and calibration."""
-        train, rows = self.dataset.train.labels, self.parts.validation_rows
+        return self.evaluation_of(self.parts.validation_rows).of(self.corpus.validation)
+
+    def evaluation_of(self, rows: Rows) -> EvaluationSet[None]:
+        """The training points `rows` as an evaluation set, whose queries are yet to be given."""
+        train = self.dataset.train.labels
         filtered = filtered_pairs(self.dataset.train_filter, *train.shape)[rows]
         pairs = np.stack(filtered.tocoo().coords, axis=1).astype(np.int64)
         groups = point_groups(self.run.config, self.dataset.train.take(rows))
         truth = without_cells(train[rows], filtered)
-        return EvaluationSet(self.corpus.validation, truth, pairs, groups)
+        return EvaluationSet(None, truth, pairs, groups)
 
     @property
     def training_labels(self) -> csr_array:
         """Labels of the points that are trained on, csr (n, n_labels) of ones."""
         return csr_array(self.dataset.train.labels[self.parts.train_rows] > 0, dtype=np.float32)
 
+    @cached_property
+    def folds(self) -> list["TrainingJob"]:
+        """The jobs whose models score, for the second stage, the points that they do not train on.
+
+        Each is in a folder of the run's own. Empty without a second stage, or where it learns from
+        validation points.
+        """
+        rerank, parts = self.run.config.rerank, self.parts
+        if rerank.kind == "none" or rerank.scores != "folds":
+            return []
+        config = fold_config(self.run.config)
+        groups = point_groups(config, self.dataset.train.take(parts.train_rows))
+        fold = folds_of(groups, rerank.folds, Rng.from_seed(config.seed).numpy)
+        jobs = []
+        for number in np.unique(fold):
+            held = fold == number
+            split = Split(parts.train_rows[~held], parts.validation_rows, parts.train_rows[held])
+            run = replace(
+                self.run, folder=self.run.folder / FOLDS_FOLDER / str(number + 1), config=config
+            )
+            corpus = Corpus(run, self.dataset, split)
+            jobs.append(replace(self, run=run, parts=split, corpus=corpus))
+        return jobs
+
     @property
     def reads_points_again(self) -> bool:
         """Whether the index or the memory needs the training points once more."""
         config = self.run.config
-        return KINDS[config.index.kind].wants_points or config.memory.kind != "none"
+        kind = KINDS[config.index.kind]
+        return kind.wants_points or config.memory.kind != "none" or config.rerank.kind != "none"
 
 
 def job_of_bundle(bundle: Path, var: Path) -> TrainingJob:
@@ -175,13 +217,18 @@ def run_prepare(job: TrainingJob) -> str:
 
 
 def run_train(job: TrainingJob) -> None:
-    """Train to the end; writes model.safetensors and tokenizer.json. Raises ModelsError."""
+    """Train to the end; writes model.safetensors and tokenizer.json. Raises ModelsError.
+
+    Then it trains the models of the folds, if there are some, each in its own folder.
+    """
     world = World.join()
     try:
-        if "training" in job.run.measured():
-            log.info("%s is trained already", job.run.folder)
-        else:
-            _train(job, world)
+        for each in (job, *job.folds):
+            if "training" in each.run.measured():
+                log.info("%s is trained already", each.run.folder)
+            else:
+                each.run.folder.mkdir(parents=True, exist_ok=True)
+                _train(each, world)
     finally:
         world.leave()
 
@@ -258,7 +305,7 @@ def _points(job: TrainingJob, encoder: TextEncoder, world: World) -> TrainingRow
 
 def _texts(
     job: TrainingJob,
-    part: Literal["train", "validation", "labels"],
+    part: Literal["train", "validation", "held", "labels"],
     encoder: TextEncoder,
     world: World,
 ) -> TokenizedTexts:
@@ -269,7 +316,8 @@ def _texts(
         return texts
     everything = corpus.labels if part == "labels" else corpus.points
     pooled = world.leader_first(lambda: cached_pooled(transformer, everything, job.cache))
-    rows = {"train": job.parts.train_rows, "validation": job.parts.validation_rows}
+    parts = job.parts
+    rows = {"train": parts.train_rows, "validation": parts.validation_rows, "held": parts.held_rows}
     return replace(texts, pooled=pooled[rows[part]] if part in rows else pooled)
 
 
@@ -296,21 +344,65 @@ def run_index(job: TrainingJob) -> None:
     validation = job.validation.of(encode_with(encoder, job.corpus.validation))
     points = measure(run.folder, info, config.index, vectors, validation)
     bias = None if info.metric == "probability" else config.method.logit_bias
+    label_index = LabelIndexFacts(vectors, info, points)
     memory = None
     if config.memory.kind != "none":
-        label_index = LabelIndexFacts(vectors, info, points)
         outcome = build_memory(_memory(job), label_index, validation, run)
         run.record(memory=outcome.record)
         memory = outcome.info
         if memory is not None:
             points, bias = outcome.points, None  # blended scores are probabilities already
-    run.record(index=info.model_dump(), operating_points=[p.model_dump() for p in points])
     index = open_whole_index(run.folder, info, memory, vectors.shape[1], {EXACT: {}})
     answers = index.search(validation.queries, calibrate.DEPTH, EXACT)
+    if config.rerank.kind != "none" and _second_stage(job, vectors, validation, answers.rows):
+        # Trees read the memory as a feature, so the index's own scores are blended with nothing.
+        points, bias = list(label_index.points), config.method.logit_bias
+        index = open_whole_index(run.folder, info, None, vectors.shape[1], {EXACT: {}})
+        answers = index.search(validation.queries, calibrate.DEPTH, EXACT)
+    run.record(index=info.model_dump(), operating_points=[p.model_dump() for p in points])
     curve, errors = calibrate.calibrate(answers, validation, bias)
     calibrate.write_calibration(run.folder / CALIBRATION_FILE, curve)
     run.record(calibration=errors.model_dump())
     job.corpus.drop("train")
+
+
+def _second_stage(
+    job: TrainingJob, vectors: NDArray[np.float32], validation: EmbeddedSet, before: Rows
+) -> bool:
+    """Build the second stage; returns whether it is used. `before` are rankings (n, k) without."""
+    run, scorer, texts = job.run, scorer_of(job, vectors), job.corpus.validation
+    outcome = build_rerank(scorer, validation, texts, partial(held_out_examples, job), before, run)
+    run.record(rerank=outcome.record)
+    if outcome.memory is not None:
+        run.record(memory=run.measured()["memory"] | {"info": outcome.memory.model_dump()})
+    return outcome.used
+
+
+def held_out_examples(job: TrainingJob, names: list[str]) -> Examples | None:
+    """What trees learn from, with the features `names`: the points that each fold held out.
+
+    None without folds, where they learn from validation points.
+    """
+    parts = []
+    for fold in job.folds:
+        model, texts = load_model(fold.run), fold.corpus.held
+        queries = embed(model.encoder, _texts(fold, "held", model.encoder, World()))
+        held = job.evaluation_of(fold.parts.held_rows).of(queries)
+        scorer = scorer_of(fold, model.servable().label_vectors)
+        examples = scorer.describe(names, job.run.config.rerank.depth, held, texts)
+        parts.append(examples.take(np.diff(held.truth.indptr) > 0))
+        fold.corpus.drop("train", "held", "labels")
+    return joined(parts) if parts else None
+
+
+def scorer_of(job: TrainingJob, vectors: NDArray[np.float32]) -> Scorer:
+    """The job's model, with the memory and the counts of the points that it was trained on."""
+    config, labels = job.run.config, job.corpus.labels
+    memory = None if config.memory.kind == "none" else _memory(job)
+    tokens = np.split(labels.ids, labels.offsets[1:-1])
+    # A token that no label has is beyond the table, and weighs nothing in a query.
+    knowledge = count_knowledge(job.training_labels, tokens, int(labels.ids.max(initial=0)) + 1)
+    return Scorer(vectors, knowledge, memory, FEATURE_TEMPERATURE)
 
 
 def _material(job: TrainingJob, encoder: OnnxEncoder, wants_points: bool) -> Material:
@@ -363,6 +455,8 @@ def _subject(job: TrainingJob, wants_points: bool) -> Subject:
     """The run as the subject of a tuning; its memory keeps the search width of `balanced`."""
     run, encoder = job.run, _onnx(job.run)
     memory = memory_of(run)
+    if memory is not None and not memory.weight:
+        memory = None  # a second stage reads it, and the index's search does not
     points = {p["name"]: p["params"] for p in run.measured().get("operating_points", [])}
     return Subject(
         run_folder=run.folder,

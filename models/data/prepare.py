@@ -5,7 +5,7 @@ Every stage prepares its data here, so that all have the same split and the same
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -42,10 +42,14 @@ Role: TypeAlias = Literal["query", "label"]
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Rows (n,) of the data set's training points: those to train on, and those to choose by."""
+    """Rows (n,) of the data set's training points: those to train on, and those to choose by.
+
+    `held_rows` are held out of the training of a fold, to be scored by its model.
+    """
 
     train_rows: NDArray[np.int64]
     validation_rows: NDArray[np.int64]
+    held_rows: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     @property
     def sha256(self) -> str:
@@ -198,6 +202,11 @@ class Corpus:
         return self._points(self._parts.validation_rows)
 
     @cached_property
+    def held(self) -> TokenizedTexts:
+        """The points that a fold's model scores."""
+        return self._points(self._parts.held_rows)
+
+    @cached_property
     def labels(self) -> TokenizedTexts:
         """The labels."""
         fields = self._run.config.data.label_fields
@@ -205,9 +214,11 @@ class Corpus:
 
     @property
     def points(self) -> TokenizedTexts:
-        """The points of both parts in the data's order, which is the same whatever the split."""
-        rows = np.concatenate([self._parts.train_rows, self._parts.validation_rows])
-        return concatenate(self.train, self.validation).take(np.argsort(rows))
+        """The points of all parts in the data's order, which is the same whatever the split."""
+        parts = self._parts
+        rows = np.concatenate([parts.train_rows, parts.validation_rows, parts.held_rows])
+        texts = concatenate(concatenate(self.train, self.validation), self.held)
+        return texts.take(np.argsort(rows))
 
     def drop(self, *parts: str) -> None:
         """Free the memory of these parts; whoever reads one again has it tokenised again."""

@@ -6,7 +6,14 @@ from typing import Self
 
 from models.errors import RunError
 from models.runs import CALIBRATION_FILE, Run
-from service.bundle.manifest import CalibrationInfo, GoalInfo, IndexInfo, MemoryInfo, OperatingPoint
+from service.bundle.manifest import (
+    CalibrationInfo,
+    GoalInfo,
+    IndexInfo,
+    MemoryInfo,
+    OperatingPoint,
+    RerankInfo,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +54,29 @@ def memory_of(run: Run) -> MemoryInfo | None:
         raise RunError(f"{run.folder} has no memory yet: run `python -m models index` first")
     info = measured.get("memory", {}).get("info")
     return MemoryInfo.model_validate(info) if info else None
+
+
+@dataclass(frozen=True, slots=True)
+class SecondStage:
+    """The second stage of a run, and the parameters that it adds to those of each effort."""
+
+    info: RerankInfo
+    params: dict[str, dict[str, int]]
+
+    def add_to(self, points: list[OperatingPoint]) -> list[OperatingPoint]:
+        """The operating points with these parameters; an effort without any goes without trees."""
+        return [
+            point.model_copy(update={"params": point.params | self.params.get(point.name, {})})
+            for point in points
+        ]
+
+
+def second_stage_of(run: Run) -> SecondStage | None:
+    """The second stage of the `index` stage, None without one. Raises RunError before it."""
+    measured = run.measured()
+    if run.config.rerank.kind != "none" and "rerank" not in measured:
+        raise RunError(f"{run.folder} has no second stage yet: run `python -m models index` first")
+    record = measured.get("rerank", {})
+    if not record.get("info"):
+        return None
+    return SecondStage(RerankInfo.model_validate(record["info"]), record["params"])

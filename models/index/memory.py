@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,13 +29,13 @@ from models.runs import Run
 from service.atomic import write_array
 from service.bundle.manifest import EXACT, IndexInfo, MemoryInfo, OperatingPoint
 from service.core.index.augmented import (
-    MEMORY_EF_SEARCH,
     AugmentedIndex,
     Blend,
     blend,
     open_augmented,
 )
 from service.core.index.faiss_index import FaissIndex, open_faiss
+from service.core.index.memory import MEMORY_EF_SEARCH
 from service.core.index.memory_labels import MemoryLabels
 from service.core.index.opening import open_label_index
 from service.core.index.protocol import LabelIndex
@@ -56,6 +56,8 @@ _REPEATS = 10
 """Draws of the halves that a gain is the mean of. A choice: single draws of the demo's gain had a
 standard deviation as large as the gain."""
 _RECALL_TOP = 10
+FEATURE_TEMPERATURE: Final = 0.05
+"""Of a memory that is a feature. A choice: in the middle of what `memory.temperatures` tries."""
 _HALF_PRECISION = 1e-3
 """Above the rounding error of a cosine between vectors in 16 bits."""
 
@@ -275,19 +277,8 @@ def measure(
     """
     queries = validation.queries
     efforts = {point.name: dict(point.params) for point in label_index.points}
-    if info.kind == Hnsw.name:
-        path, (n_rows, dim) = folder / info.files[0], memory.vectors.shape
-        index = open_faiss(path, dim, n_rows, named(GRAPH_GRID))
-        nearest = exact_index(memory.vectors).search(queries, _RECALL_TOP, EXACT)
-        choices = cheapest(
-            lambda effort: memory_recall(index, effort, validation, nearest),
-            GRAPH_GRID,
-            recalls,
-            info.params,
-            "memory",
-        )
-        for name, params in choices.items():
-            efforts[name][MEMORY_EF_SEARCH] = params["ef_search"]
+    for name, width in search_widths(folder, memory, info, recalls, validation).items():
+        efforts[name][MEMORY_EF_SEARCH] = width
     labels = open_label_index(folder, label_index.info, label_index.vectors.shape[1], efforts)
     augmented = open_augmented(folder, info, labels, efforts)
     reference = AugmentedIndex(
@@ -298,6 +289,32 @@ def measure(
     )
     exact = reference.search(queries, _RECALL_TOP, EXACT).rows
     return measure_points(augmented, efforts, exact, validation)
+
+
+def search_widths(
+    folder: Path,
+    memory: Memory,
+    info: MemoryInfo,
+    recalls: Mapping[str, float],
+    validation: EmbeddedSet,
+) -> dict[str, int]:
+    """The smallest `ef_search` of the memory in `folder` with which each effort has its recall.
+
+    Empty where the memory is scanned. Raises ReleaseError if a target in `recalls` is missed.
+    """
+    if info.kind != Hnsw.name:
+        return {}
+    path, (n_rows, dim) = folder / info.files[0], memory.vectors.shape
+    index = open_faiss(path, dim, n_rows, named(GRAPH_GRID))
+    nearest = exact_index(memory.vectors).search(validation.queries, _RECALL_TOP, EXACT)
+    choices = cheapest(
+        lambda effort: memory_recall(index, effort, validation, nearest),
+        GRAPH_GRID,
+        recalls,
+        info.params,
+        "memory",
+    )
+    return {name: params["ef_search"] for name, params in choices.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,4 +372,21 @@ def _describe(
         weight=setting.weight,
         temperature=setting.temperature,
         logit_bias=logit_bias,
+    )
+
+
+def write_for_features(memory: Memory, config: Config, neighbours: int, folder: Path) -> MemoryInfo:
+    """Write a memory that no score is blended with, for a second stage to read `neighbours` of."""
+    write_memory(memory, config.index, folder)
+    kind = index_kind(config.index)
+    return MemoryInfo(
+        kind=kind.name,
+        files=list(MEMORY_FILES),
+        n_rows=len(memory.vectors),
+        params=kind.params(config.index),
+        neighbours=min(neighbours, len(memory.vectors)),
+        depth=config.memory.depth,
+        weight=0.0,
+        temperature=FEATURE_TEMPERATURE,
+        logit_bias=None,
     )

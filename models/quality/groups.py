@@ -34,14 +34,26 @@ def fold_in_two(groups: Groups, rng: np.random.Generator) -> NDArray[np.bool_]:
     Neither half is empty. Where all points are of one group, they are drawn one by one. Raises
     ValueError for fewer than two points.
     """
-    if len(groups) < 2:
-        raise ValueError(f"{len(groups)} points cannot be in two halves: give at least 2")
+    return folds_of(groups, 2, rng) == 1
+
+
+def folds_of(groups: Groups, n_folds: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """The fold (n,) of each point, from 0: random folds of about one size; no group is in two.
+
+    Where there are fewer groups than folds, points are drawn one by one. A group larger than a fold
+    can leave a fold empty, but never the first or the last. Raises ValueError for fewer points than
+    folds.
+    """
+    if len(groups) < n_folds:
+        raise ValueError(
+            f"{len(groups)} points cannot be in {n_folds} folds: give at least {n_folds}"
+        )
     names, numbers = np.unique(groups, return_inverse=True)
-    if len(names) == 1:
+    if len(names) < n_folds:
         numbers = np.arange(len(groups))
     sizes = np.bincount(numbers)
     order = rng.permutation(len(sizes))
     # A group belongs where its middle lies, so the first is in one half and the last in the other.
     middles = np.empty(len(sizes))
     middles[order] = np.cumsum(sizes[order]) - sizes[order] / 2
-    return np.asarray(2 * middles[numbers] >= len(groups))
+    return np.asarray(n_folds * middles[numbers] // len(groups), np.int64)

@@ -2,10 +2,11 @@
 
 The base is the bundle that the changes were made to. The next bundle has the same encoder and a new
 index. Added labels keep the vectors with which the service serves them
-(`service.core.catalogue.placement`), and removed labels are left out. The item filter and the
-memory get new label rows. Operating points and golden queries are measured and recorded again.
-Quality and calibration are copied from the base, and the manifest says so. An index that was
-trained with its labels cannot take new ones, so such kinds are refused.
+(`service.core.catalogue.placement`), and removed labels are left out. The item filter, the memory
+and what the re-ranker knows about labels get new label rows. Operating points and golden queries
+are measured and recorded again. Quality, calibration and trees are copied from the base, and the
+manifest says so. An index that was trained with its labels cannot take new ones, so such kinds are
+refused.
 """
 
 import datetime
@@ -31,10 +32,12 @@ from models.index.efforts import measure, recall_targets
 from models.index.kind import Material
 from models.index.registry import build_label_index
 from models.quality.ranking import EmbeddedSet, EvaluationSet
+from models.rerank.knowledge import move_knowledge, write_knowledge
 from models.runs import code_revision
 from models.seal.release import LABEL_FILES, MODEL_CARD, seal
 from service.atomic import staging_folder, write_array
-from service.bundle.manifest import EXACT, FilterInfo, FoldedInfo, Manifest
+from service.bundle.claims import RERANK_DEPTH
+from service.bundle.manifest import EXACT, FilterInfo, FoldedInfo, Manifest, OperatingPoint
 from service.bundle.verify import resolve
 from service.core.catalogue.live import measure_placement
 from service.core.catalogue.snapshot import Snapshot
@@ -42,8 +45,9 @@ from service.core.catalogue.store import ChangeStore, store_path
 from service.core.encoding.embedding import embed_texts
 from service.core.encoding.field_tokenizer import AnyTokenizer
 from service.core.engine import Engine
-from service.core.index.augmented import AugmentedIndex, open_memory
+from service.core.index.augmented import AugmentedIndex
 from service.core.index.faiss_index import FaissIndex
+from service.core.index.memory import open_memory
 from service.core.index.memory_labels import MemoryLabels
 from service.core.index.opening import Efforts
 from service.core.labels.id_hash import hash_ids
@@ -219,6 +223,10 @@ def _seal(base: Path, staging: Path, engine: Engine, plan: _Plan, validation: Em
         points = memories.measure(
             staging, label_index, memory, manifest.memory, recalls, validation
         )
+    if manifest.rerank is not None and engine.reranker is not None:
+        knowledge = engine.reranker.knowledge
+        write_knowledge(move_knowledge(knowledge, plan.moved, len(plan.labels)), staging)
+        points = [_re_ranked(point, manifest) for point in points]
     update: dict[str, Any] = {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "code": manifest.code.model_copy(
@@ -237,6 +245,16 @@ def _seal(base: Path, staging: Path, engine: Engine, plan: _Plan, validation: Em
     texts = [item.query for item in manifest.golden]
     carried = {name: staging / file for name, file in manifest.encoder.variants.items()}
     return seal(staging, manifest.model_copy(update=update), texts, carried)
+
+
+def _re_ranked(point: OperatingPoint, manifest: Manifest) -> OperatingPoint:
+    """The point with the re-ranking depth that the base has for its effort."""
+    depths = {
+        each.name: {RERANK_DEPTH: each.params[RERANK_DEPTH]}
+        for each in manifest.operating_points
+        if RERANK_DEPTH in each.params
+    }
+    return point.model_copy(update={"params": {**point.params, **depths.get(point.name, {})}})
 
 
 def _copy(base: Path, staging: Path, manifest: Manifest) -> None:
@@ -283,10 +301,11 @@ def _move_memory(base: Path, staging: Path, manifest: Manifest, plan: _Plan) -> 
     assert memory is not None
     dim = manifest.encoder.dim
     scanned: Efforts = {EXACT: {}}
-    _, labels = open_memory(base, memory, dim, manifest.index.n_rows, scanned)
+    labels = open_memory(base, memory, dim, manifest.index.n_rows, scanned).labels
     _write_memory_labels(staging, memory.files[1:], labels, plan.moved)
-    index, new = open_memory(staging, memory, dim, len(plan.labels), scanned)
-    return memories.Memory(index.vectors(np.arange(memory.n_rows)), new)
+    new = open_memory(staging, memory, dim, len(plan.labels), scanned)
+    assert isinstance(new.index, FaissIndex)  # as every memory of a bundle
+    return memories.Memory(new.index.vectors(np.arange(memory.n_rows)), new.labels)
 
 
 def _write_memory_labels(

@@ -23,7 +23,7 @@ from models.data.prepare import Split, grouping_of, prefix_of
 from models.errors import ReleaseError
 from models.export.export_onnx import OPSET
 from models.export.precisions import REFERENCE, Exported
-from models.index.indexed import Indexed
+from models.index.indexed import Indexed, second_stage_of
 from models.quality.evaluate import Part, evaluate
 from models.runs import (
     CALIBRATION_FILE,
@@ -88,7 +88,7 @@ def release(
             shutil.copyfile(indexed.folder / name, folder / name)
         for name in candidate.encoder.variants.values():
             shutil.copyfile(run.require(name, "export"), folder / name)
-        for name in candidate.memory.files if candidate.memory is not None else ():
+        for name in _files_beside_index(candidate):
             shutil.copyfile(run.require(name, "index"), folder / name)
         write_labels(folder, _labels(dataset))
         write_directory(folder, dataset.labels.uids)
@@ -168,7 +168,7 @@ def check_parity(config: Config, parity: ParityInfo) -> None:
 
 
 def _candidate(run: Run, dataset: Dataset, exported: Exported, indexed: Indexed) -> Manifest:
-    config = run.config
+    config, stage = run.config, second_stage_of(run)
     return Manifest(
         schema_version=SCHEMA_VERSION,
         bundle_id="",
@@ -191,10 +191,11 @@ def _candidate(run: Run, dataset: Dataset, exported: Exported, indexed: Indexed)
         labels=LabelsInfo(files=LABEL_FILES, n_labels=len(dataset.labels)),
         calibration=indexed.calibration.model_copy(update={"file": CALIBRATION_FILE}),
         defaults=Defaults(k=config.release.default_k, effort=DEFAULT_EFFORT),
-        operating_points=indexed.points,
+        operating_points=stage.add_to(indexed.points) if stage else indexed.points,
         goal=indexed.goal,
         quality=None,
         memory=indexed.memory,
+        rerank=stage.info if stage else None,
         parity=exported.parity(exported.served),
         golden=[],
         files={},
@@ -213,6 +214,15 @@ def _tokenizer(config: Config) -> TokenizerInfo:
         label_prefix=prefix_of(encoder, "label"),
         fields=fields,
     )
+
+
+def _files_beside_index(manifest: Manifest) -> list[str]:
+    """The files of the memory and of the second stage, which lie in the run's folder."""
+    names = list(manifest.memory.files) if manifest.memory is not None else []
+    if (rerank := manifest.rerank) is not None:
+        assert rerank.calibration.file is not None
+        names += [rerank.graph, *rerank.files, rerank.calibration.file]
+    return names
 
 
 def _counts(dataset: Dataset) -> dict[str, int]:

@@ -18,7 +18,8 @@ from models.quality.ranking import EmbeddedSet, take
 from models.tune.candidate import Candidate, Measurement
 from models.tune.timing import time_search
 from service.bundle.manifest import EXACT, IndexInfo, MemoryInfo
-from service.core.index.augmented import MEMORY_EF_SEARCH, open_augmented
+from service.core.index.augmented import open_augmented
+from service.core.index.memory import MEMORY_EF_SEARCH
 from service.core.index.opening import Efforts, open_label_index
 from service.core.index.protocol import LabelIndex
 from service.version import __version__

@@ -14,7 +14,7 @@ from models.config import Config, IndexConfig
 from models.errors import ModelsError, TuneError
 from models.index import calibrate
 from models.index.efforts import machine
-from models.index.indexed import Indexed
+from models.index.indexed import Indexed, memory_of
 from models.index.registry import KINDS
 from models.progress import track
 from models.runs import CALIBRATION_FILE, Run
@@ -170,7 +170,7 @@ def _indexed(bench: Workbench, chosen: Measurement, goal: Goal, run: Run) -> Ind
     bias = None if probable else config.method.logit_bias
     fitted, described = calibrate.calibrate(answers, subject.validation, bias)
     calibrate.write_calibration(folder / CALIBRATION_FILE, fitted)
-    return Indexed(folder, info, points, described, subject.memory, goal.sealed())
+    return Indexed(folder, info, points, described, memory_of(run), goal.sealed())
 
 
 def pick_efforts(

@@ -170,16 +170,13 @@ def as_list(texts: str | list[str]) -> list[str]:
 def _offer(live_recall: LiveRecall, answer: Answer) -> None:
     for query, prediction in zip(answer.queries, answer.predictions, strict=True):
         if query.label_filter is None and query.item_id is None:
-            live_recall.offer(prediction.embedding, prediction.rows, query.effort, query.k)
+            rows = prediction.rows if prediction.searched is None else prediction.searched
+            live_recall.offer(prediction.embedding, rows, query.effort, query.k)
 
 
 def _server_timing(answer: Answer | None, total_s: float) -> bytes:
     """The Server-Timing header, in milliseconds; None stands for an answer from the cache."""
     if answer is None:
         return b"cache;desc=hit, total;dur=%.3f" % (total_s * 1e3)
-    timings = answer.timings
-    return (
-        f"queue;dur={answer.queue_s * 1e3:.3f}, tokenize;dur={timings.tokenize_s * 1e3:.3f}, "
-        f"encode;dur={timings.encode_s * 1e3:.3f}, search;dur={timings.search_s * 1e3:.3f}, "
-        f"total;dur={total_s * 1e3:.3f}"
-    ).encode()
+    stages = {"queue": answer.queue_s, **answer.timings.stages, "total": total_s}
+    return ", ".join(f"{name};dur={s * 1e3:.3f}" for name, s in stages.items()).encode()

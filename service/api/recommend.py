@@ -50,7 +50,7 @@ class Recommend(Endpoint[LabelsRequest]):
             "results": results,
             "bundle_id": deployment.bundle_id,
             "effort": effort,
-            "score_kind": engine.raw_score_kind if raw else engine.calibration.score_kind,
+            "score_kind": engine.raw_score_kind(effort) if raw else engine.calibration.score_kind,
         }
         if effort != request.effort:
             content["effort_asked"] = request.effort
@@ -185,7 +185,7 @@ def _plan(plan: FilterPlan) -> dict[str, Any]:
 
 async def _explain(deployment: Deployment, answer: Answer, results: list[dict[str, Any]]) -> None:
     """Add an explanation to each result."""
-    engine, timings = deployment.engine, answer.timings
+    engine = deployment.engine
     point = next(
         point
         for point in engine.manifest.operating_points
@@ -194,12 +194,8 @@ async def _explain(deployment: Deployment, answer: Answer, results: list[dict[st
     embeddings = np.stack([item.embedding for item in answer.predictions])
     # This searches the memory once more, which would block the event loop.
     neighbours = await asyncio.to_thread(engine.neighbours, embeddings, point.name)
-    stages = {
-        "queue": answer.queue_s,
-        "tokenize": timings.tokenize_s,
-        "encode": timings.encode_s,
-        "search": timings.search_s,
-    }
+    moved = await asyncio.to_thread(engine.contributions, answer.queries, answer.predictions)
+    stages = {"queue": answer.queue_s, **answer.timings.stages}
     for i, (result, prediction) in enumerate(zip(results, answer.predictions, strict=True)):
         scores = [label["score"] for label in result["labels"]]
         raw = prediction.scores if prediction.raw_scores is None else prediction.raw_scores
@@ -208,9 +204,17 @@ async def _explain(deployment: Deployment, answer: Answer, results: list[dict[st
             "margins": [round(high - low, SCORE_DECIMALS) for high, low in pairwise(scores)],
             "raw_scores": [round(score, SCORE_DECIMALS) for score in raw.tolist()[: len(scores)]],
             "neighbours": None if neighbours is None else neighbours[i],
+            "contributions": None if moved is None else _rounded(moved[i][: len(scores)]),
             "stages_ms": {name: round(seconds * 1e3, 3) for name, seconds in stages.items()},
             "batch_queries": answer.batch_queries,
         }
+
+
+def _rounded(moved: list[dict[str, float] | None]) -> list[dict[str, float] | None]:
+    return [
+        features and {name: round(value, SCORE_DECIMALS) for name, value in features.items()}
+        for features in moved
+    ]
 
 
 def _label(label: Label, score: float, include: Sequence[str]) -> dict[str, Any]:

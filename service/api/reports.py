@@ -97,6 +97,7 @@ def info_report(serving: Serving, deployment: Deployment) -> InfoResponse:
         parity=manifest.parity,
         calibration=manifest.calibration,
         memory=manifest.memory,
+        rerank=manifest.rerank,
         item_filter=manifest.filter,
         label_rules=_label_rules(engine),
         adaptive_effort=_adaptive_effort(deployment),

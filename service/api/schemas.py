@@ -15,6 +15,7 @@ from service.bundle.manifest import (
     OperatingPoint,
     ParityInfo,
     QualityInfo,
+    RerankInfo,
     VariantInfo,
 )
 
@@ -47,7 +48,7 @@ class PlanReport(BaseModel):
 
 
 class Neighbour(BaseModel):
-    """A training query near the query, whose labels the answer blends in."""
+    """A training query near the query, whose labels the answer looks at."""
 
     similarity: float = Field(description="Cosine similarity of the two embeddings.")
     labels: list[str] = Field(description="Ids of the training query's labels.")
@@ -68,10 +69,14 @@ class Explanation(BaseModel):
     point: PointReport
     margins: list[float] = Field(description="Score of each label minus the score of the next one.")
     raw_scores: list[float] = Field(
-        description="The index's score of each label, before calibration."
+        description="Score of each label before calibration: the index's, or the re-ranker's."
     )
     neighbours: list[Neighbour] | None = Field(
         description="Nearest training queries; null if the bundle has no memory."
+    )
+    contributions: list[dict[str, float] | None] | None = Field(
+        description="Of each label, the re-ranker's score minus the score without each feature; "
+        "null for a label that it did not score, and if the operating point does not re-rank."
     )
     stages_ms: dict[str, float] = Field(
         description="Milliseconds in each stage; those after `queue` are for the whole batch."
@@ -238,8 +243,12 @@ class InfoResponse(BaseModel):
     parity: ParityInfo
     calibration: CalibrationInfo
     memory: MemoryInfo | None = Field(
-        description="Training queries whose labels are blended into every answer; null if the "
-        "bundle has none."
+        description="Training queries whose labels are blended into every answer, or with weight "
+        "0 read by the re-ranker; null if the bundle has none."
+    )
+    rerank: RerankInfo | None = Field(
+        description="The trees that re-order the first labels; null if the bundle has none. An "
+        "operating point re-orders as many as its parameter `rerank_depth` says."
     )
     item_filter: FilterInfo | None = Field(
         description="The labels that `item_id` leaves out; null if the bundle has no item filter."

@@ -29,6 +29,8 @@ _LEAST_LABEL_BYTES: Final = 2
 """A lower bound for a line of labels.jsonl; real ones are longer."""
 _OFFSET_BYTES: Final = 8
 """Offsets, rows and hashes are 64-bit numbers."""
+RERANK_DEPTH: Final = "rerank_depth"
+"""Effort parameter: how many labels the re-ranker re-orders; without it none."""
 MOST_SEARCHED: Final = 1 << 20
 """Largest search parameter, or the number of rows if that is larger. A choice, far above any that
 a calibration tries."""
@@ -45,6 +47,7 @@ def check_claims(where: Path, manifest: "Manifest") -> None:
     _check_encoder(where, manifest)
     _check_efforts(where, manifest)
     _check_counts(where, manifest)
+    _check_rerank(where, manifest)
     _check_golden(where, manifest)
 
 
@@ -101,6 +104,29 @@ def _check_counts(where: Path, manifest: "Manifest") -> None:
             )
 
 
+def _check_rerank(where: Path, manifest: "Manifest") -> None:
+    rerank = manifest.rerank
+    for point in manifest.operating_points:
+        depth = point.params.get(RERANK_DEPTH, 0)
+        most = 0 if rerank is None else rerank.depth
+        if depth > most:
+            raise BundleMismatch(
+                f"{where}: operating point {point.name}: {RERANK_DEPTH} is {depth}, the bundle's "
+                f"trees re-order at most {most} labels"
+            )
+    if rerank is None:
+        return
+    if manifest.memory is not None and manifest.memory.weight:
+        raise BundleMismatch(
+            f"{where}: memory.weight is {manifest.memory.weight}: beside a re-ranker, which reads "
+            "the memory as a feature, it must be 0"
+        )
+    if (rerank.calibration.file is None) != (manifest.calibration.file is None):
+        raise BundleMismatch(
+            f"{where}: calibration and rerank.calibration must both have a file, or neither"
+        )
+
+
 def _check_golden(where: Path, manifest: "Manifest") -> None:
     for item in manifest.golden:
         if not 0 < len(item.label_ids) == len(item.scores) <= manifest.labels.n_labels:
@@ -115,4 +141,7 @@ def _referenced_files(manifest: "Manifest") -> list[str]:
     files += manifest.index.files + manifest.labels.files
     files += manifest.filter.files if manifest.filter else []
     files += manifest.memory.files if manifest.memory else []
+    if (rerank := manifest.rerank) is not None:
+        files += [rerank.graph, *rerank.files]
+        files += [rerank.calibration.file] if rerank.calibration.file else []
     return files + ([manifest.calibration.file] if manifest.calibration.file else [])

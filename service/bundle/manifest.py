@@ -225,9 +225,11 @@ class IndexInfo(Part):
 class MemoryInfo(Part):
     """Training queries whose labels are blended into every answer (retrieval augmentation).
 
-    `files` are the index over the queries, then the offsets, label rows and values of their labels.
-    `params` records how the memory was built. The other fields are the parameters of the blend in
-    `service.core.index.augmented`; `logit_bias` None means that label scores are probabilities.
+    With `weight` 0 nothing is blended: the memory is there for the re-ranker, which reads it as a
+    feature. `files` are the index over the queries, then the offsets, label rows and values of
+    their labels. `params` records how the memory was built. The other fields are the parameters of
+    the blend in `service.core.index.augmented`; `logit_bias` None means that label scores are
+    probabilities.
     """
 
     kind: Text
@@ -236,7 +238,7 @@ class MemoryInfo(Part):
     params: dict[str, int | float | str]
     neighbours: Width
     depth: Width
-    weight: Annotated[float, Field(gt=0, lt=1)]
+    weight: Annotated[float, Field(ge=0, lt=1)]
     temperature: Annotated[float, Field(gt=0)]
     logit_bias: float | None
 
@@ -274,6 +276,26 @@ class CalibrationInfo(Part):
     ece_after: Share | None
     first_before: Share | None = None
     first_after: Share | None = None
+
+
+class RerankInfo(Part):
+    """Small trees that re-order the first labels of a search (`service.core.rerank`).
+
+    `graph` is an ONNX graph of `trees` regression trees with at most `leaves` leaves each. It takes
+    the `features` in this order. `files` are the arrays that the features read. `depth` is the
+    number of candidates that the trees were trained on; an operating point re-ranks as many as its
+    parameter `rerank_depth` says, and none without it. `calibration` maps the trees' scores to
+    probabilities. `params` records how the trees were trained.
+    """
+
+    graph: Name
+    files: FileNames
+    features: Annotated[list[Name], Field(min_length=1, max_length=64)]
+    depth: Width
+    trees: Annotated[Count, Field(ge=1)]
+    leaves: Annotated[Count, Field(ge=2)]
+    calibration: CalibrationInfo
+    params: dict[str, int | float | str]
 
 
 class Defaults(Part):
@@ -375,6 +397,7 @@ class Manifest(Part):
     filter: FilterInfo | None = None
     folded: FoldedInfo | None = None
     calibration: CalibrationInfo
+    rerank: RerankInfo | None = None
     defaults: Defaults
     operating_points: Annotated[list[OperatingPoint], Field(min_length=1, max_length=64)]
     goal: GoalInfo | None = None

@@ -26,13 +26,15 @@ from service.core.encoding.encoder import DEFAULT_GPU, Encoder, open_encoder
 from service.core.encoding.field_tokenizer import AnyTokenizer, open_tokenizer
 from service.core.encoding.providers import GpuOptions
 from service.core.encoding.tokenizer import length_sorted_chunks, pad
-from service.core.index.augmented import AugmentedIndex
+from service.core.index.memory import Memory
 from service.core.index.protocol import LabelIndex
 from service.core.labels.filtered_search import Searchable, resolve_filter, search_filtered
 from service.core.labels.item_filter import NO_ROWS, ItemFilter
 from service.core.labels.label_directory import LabelDirectory
 from service.core.labels.labels import Label, LabelStore
-from service.core.parts import check_text, open_index, open_item_filter, raw_score_kind
+from service.core.parts import check_text, memory_of, open_index, open_item_filter, raw_score_kind
+from service.core.rerank.features import Tokens
+from service.core.rerank.reranker import Reranker, open_reranker
 from service.core.types import (
     FilterPlan,
     Float32Rows,
@@ -42,6 +44,7 @@ from service.core.types import (
     Prediction,
     Query,
     StageTimings,
+    TokenBatch,
 )
 from service.errors import BundleError, BundleMismatch, GoldenMismatch
 
@@ -72,6 +75,8 @@ class Engine:
     variant: str
     folder: Path | None = None
     item_filter: ItemFilter | None = None
+    memory: Memory | None = None
+    reranker: Reranker | None = None
     files: OpenFiles | None = None
     rules: RuledLabels | None = None
     clock: Callable[[], float] = time.perf_counter
@@ -165,6 +170,7 @@ class Engine:
             )
         calibration = manifest.calibration.file
         index = open_index(folder, manifest)
+        memory = memory_of(folder, manifest, index)
         spec = manifest.tokenizer
         tokenizer = open_tokenizer(folder / spec.file, spec.limits, spec.query_prefix)
         return cls(
@@ -192,6 +198,8 @@ class Engine:
             variant=variant,
             folder=folder,
             item_filter=open_item_filter(folder, manifest),
+            memory=memory,
+            reranker=open_reranker(folder, manifest, memory),
         )
 
     @property
@@ -199,10 +207,12 @@ class Engine:
         """The names of the operating points: the values that a query's `effort` may have."""
         return tuple(point.name for point in self.manifest.operating_points)
 
-    @property
-    def raw_score_kind(self) -> str:
-        """The kind of a score before calibration: `logit` or `probability`."""
-        return raw_score_kind(self.manifest)
+    def raw_score_kind(self, effort: str) -> str:
+        """The kind of a score before calibration: `logit` or `probability`.
+
+        A re-ranker's score is a logit by name: any number may be one.
+        """
+        return "logit" if self._rerank_depth(effort) else raw_score_kind(self.manifest)
 
     @property
     def catalogue_seq(self) -> int:
@@ -222,17 +232,17 @@ class Engine:
 
         None if the bundle has no memory of training queries.
         """
-        index = self.index
-        if not isinstance(index, AugmentedIndex):
+        memory = self.memory
+        if memory is None:
             return None
-        neighbours = index.recall(embeddings, effort)
+        neighbours = memory.recall(embeddings, effort)
         return [
             [
                 {
                     "similarity": round(float(similarity), 6),
                     "labels": [
                         self.catalogue.label(int(row)).label_id
-                        for row in self._allowed(index.labels_of(int(j)))
+                        for row in self._allowed(memory.labels_of(int(j)))
                     ],
                 }
                 for j, similarity in zip(rows, similarities, strict=True)
@@ -240,12 +250,44 @@ class Engine:
             for rows, similarities in zip(neighbours.rows, neighbours.scores, strict=True)
         ]
 
-    def search(self, embeddings: Float32Rows, k: int, effort: str) -> Hits:
-        """Top k labels of each embedding (n, dim), without a filter but under the label rules.
+    def contributions(
+        self, queries: Sequence[Query], predictions: Sequence[Prediction]
+    ) -> list[list[dict[str, float] | None]] | None:
+        """How much each feature moved the re-ranker's score of each label, for each query.
 
-        Scores are raw, before calibration.
+        `Reranker.contributions` says what that means. A label beyond the candidates has None. The
+        queries have one effort; None if that effort re-ranks nothing. It searches and re-ranks once
+        more.
         """
-        return self._hits(embeddings, k, effort, None, None)[0]
+        effort = queries[0].effort
+        depth = self._rerank_depth(effort)
+        if self.reranker is None or not depth:
+            return None
+        with_text = [i for i, query in enumerate(queries) if query.vector is None]
+        batch = pad(self.tokenizer.tokenize([queries[i].text for i in with_text]))
+        tokens = gather_tokens(len(queries), [(with_text, batch)])
+        embeddings = np.stack([prediction.embedding for prediction in predictions])
+        head = self.catalogue.search(embeddings, depth, effort)
+        changes = self.reranker.contributions(head, embeddings, tokens, effort)
+        answers: list[list[dict[str, float] | None]] = []
+        for i, prediction in enumerate(predictions):
+            places = {int(row): place for place, row in enumerate(head.rows[i])}
+            answers.append(
+                [
+                    {name: float(change[i, places[row]]) for name, change in changes.items()}
+                    if row in places
+                    else None
+                    for row in prediction.rows.tolist()
+                ]
+            )
+        return answers
+
+    def search(self, embeddings: Float32Rows, k: int, effort: str) -> Hits:
+        """Top k labels of each embedding (n, dim) by the index, under the label rules alone.
+
+        Scores are raw. No re-ranker moves them.
+        """
+        return self._hits(embeddings, k, 0, effort, None, None)[0]
 
     def predict(self, queries: Sequence[Query]) -> PredictedBatch:
         """Answer a batch. An answer does not depend on the other queries of the batch.
@@ -270,15 +312,17 @@ class Engine:
             embeddings[chunk] = self.encoder.encode(batch)
             truncated[chunk] = batch.truncated
         encoded_s = self.clock()
-        predictions = self._search(
-            queries, embeddings, truncated, dict(zip(texts, lengths, strict=True))
+        tokens = None if self.reranker is None else gather_tokens(len(queries), chunks)
+        predictions, rerank_s = self._search(
+            queries, embeddings, truncated, dict(zip(texts, lengths, strict=True)), tokens
         )
         timings = StageTimings(
             tokenize_s=tokenized_s - start_s,
             encode_s=encoded_s - tokenized_s,
-            search_s=self.clock() - encoded_s,
+            search_s=self.clock() - encoded_s - rerank_s,
             n_tokens=sum(lengths),
             n_padded_tokens=sum(batch.ids.size for _, batch in chunks),
+            rerank_s=rerank_s,
         )
         return PredictedBatch(predictions, timings)
 
@@ -317,12 +361,14 @@ class Engine:
         embeddings: Float32Rows,
         truncated: "np.ndarray[tuple[int], np.dtype[np.bool_]]",
         n_tokens: Mapping[int, int],
-    ) -> list[Prediction]:
+        tokens: Tokens | None,
+    ) -> tuple[list[Prediction], float]:
         """Search the index once for each group of queries with one depth, effort and filter.
 
         The depth is k plus the number of rows that the item filter lists for the query's item, and
-        no less than what the calibration reads. Queries of different depths stay apart, because the
-        answer of a graph search depends on it.
+        no less than what re-ranking and calibration read. Queries of different depths stay apart,
+        because the answer of a graph search depends on it. Returns the predictions, and the seconds
+        that re-ranking took.
         """
         item_rows = {
             position: self._rows_of_item(query.item_id)
@@ -335,16 +381,27 @@ class Engine:
             depth = query.k
             if depth and label_filter is None:
                 depth += len(item_rows.get(position, NO_ROWS))
-                depth = max(depth, self.calibration.depth)
+                depth = max(depth, self._head_depth(query.effort))
+            elif depth:
+                depth = max(depth, self._rerank_depth(query.effort))
             item_id = query.item_id if label_filter else None
             groups.setdefault((depth, query.effort, label_filter, item_id), []).append(position)
         predictions: list[Prediction | None] = [None] * len(queries)
+        rerank_s = 0.0
         for (depth, effort, label_filter, _), positions in groups.items():
             one_group = len(groups) == 1  # nearly always, and then no vector is copied
             vectors = embeddings if one_group else embeddings[positions]
             hidden = item_rows.get(positions[0])
-            hits, plan, best = self._hits(vectors, depth, effort, label_filter, hidden)
-            scores = self.calibration.apply(hits.scores, best)
+            head_depth = self._head_depth(effort)
+            hits, plan, head = self._hits(vectors, depth, head_depth, effort, label_filter, hidden)
+            calibration, searched = self.calibration, None
+            if self.reranker is not None and depth and self._rerank_depth(effort):
+                began_s = self.clock()
+                known = tokens if one_group or tokens is None else tokens.of(positions)
+                calibration, searched = self.reranker.calibration, hits.rows
+                hits, head = self.reranker.rerank(hits, head, vectors, known, effort)
+                rerank_s += self.clock() - began_s
+            scores = calibration.apply(hits.scores, head.scores)
             for i, position in enumerate(positions):
                 rows, calibrated, raw = hits.rows[i], scores[i], hits.scores[i]
                 visible: slice | NDArray[np.int64] = slice(queries[position].k)
@@ -361,27 +418,28 @@ class Engine:
                     n_tokens.get(position, 0),
                     position in n_tokens
                     and self.tokenizer.leaves_no_token(queries[position].text, n_tokens[position]),
+                    None if searched is None else searched[i, : queries[position].k],
                 )
-        return [prediction for prediction in predictions if prediction is not None]
+        return [prediction for prediction in predictions if prediction is not None], rerank_s
 
     def _hits(
         self,
         vectors: Float32Rows,
         depth: int,
+        head_depth: int,
         effort: str,
         label_filter: LabelFilter | None,
         hidden: NDArray[np.int64] | None,
-    ) -> tuple[Hits, FilterPlan | None, Float32Rows]:
+    ) -> tuple[Hits, FilterPlan | None, Hits]:
         """Search the index under the filter and the label rules; at depth 0 the hits are empty.
 
         `hidden` are rows that a filtered answer leaves out. The plan is None without a filter: an
-        answer does not report label rules. The scores behind it are the best of all labels, as many
-        as the calibration reads. They know no filter, so no filter changes a label's probability.
+        answer does not report label rules. The hits behind it are the first `head_depth` labels of
+        all. They know no filter, so no filter changes a label's score.
         """
         if depth == 0:
-            shape = (len(vectors), 0)
-            none = Hits(np.empty(shape, np.int64), np.empty(shape, np.float32))
-            return none, None, none.scores
+            none = _first(self.index, vectors, 0, effort)
+            return none, None, none
         # Labels may change during the search: read one state and use it to the end.
         snapshot = self.catalogue.snapshot
         index = self.index if snapshot is None else snapshot
@@ -389,9 +447,9 @@ class Engine:
         if label_filter is None:
             if rule_rows is None:
                 hits = self.catalogue.search(vectors, depth, effort)
-                return hits, None, hits.scores
+                return hits, None, hits
             hits, _ = search_filtered(index, vectors, depth, effort, rule_rows)
-            return hits, None, self._best_scores(index, vectors, effort)
+            return hits, None, _first(index, vectors, head_depth, effort)
         rows = resolve_filter(label_filter, self.catalogue)
         if hidden is not None:
             rows = rows.without(hidden)
@@ -400,14 +458,17 @@ class Engine:
         if rule_rows is not None:
             rows = rows.within(rule_rows)
         hits, plan = search_filtered(index, vectors, depth, effort, rows)
-        return hits, plan, self._best_scores(index, vectors, effort)
+        return hits, plan, _first(index, vectors, head_depth, effort)
 
-    def _best_scores(self, index: Searchable, vectors: Float32Rows, effort: str) -> Float32Rows:
-        """The best raw scores of all labels for each query, as many as the calibration reads."""
-        depth = self.calibration.depth
-        if depth == 0:
-            return np.empty((len(vectors), 0), np.float32)
-        return index.search(vectors, depth, effort).scores
+    def _rerank_depth(self, effort: str) -> int:
+        return 0 if self.reranker is None else self.reranker.depths.get(effort, 0)
+
+    def _head_depth(self, effort: str) -> int:
+        """The first labels of all that re-ranking and calibration read at this effort."""
+        depth = self._rerank_depth(effort)
+        if self.reranker is None or not depth:
+            return self.calibration.depth
+        return max(depth, self.reranker.calibration.depth)
 
     def _allowed(self, rows: NDArray[np.integer]) -> NDArray[np.integer]:
         """The rows of (n,) whose labels the rules allow."""
@@ -417,6 +478,24 @@ class Engine:
         if self.item_filter is None:
             raise ValueError(f"item_id is {item_id!r}, this bundle has no item filter")
         return self.item_filter.rows_for(item_id)
+
+
+def gather_tokens(n: int, chunks: Sequence[tuple[Sequence[int], TokenBatch]]) -> Tokens:
+    """The tokens of n queries, from the chunks that were encoded, each with its positions."""
+    width = max((batch.ids.shape[1] for _, batch in chunks), default=1)
+    ids, mask = np.zeros((2, n, width), np.int64)
+    for positions, batch in chunks:
+        ids[positions, : batch.ids.shape[1]] = batch.ids
+        mask[positions, : batch.ids.shape[1]] = batch.mask
+    return Tokens(ids, mask)
+
+
+def _first(index: Searchable, vectors: Float32Rows, depth: int, effort: str) -> Hits:
+    """The first labels of all for each query; none at depth 0."""
+    if depth == 0:
+        shape = (len(vectors), 0)
+        return Hits(np.empty(shape, np.int64), np.empty(shape, np.float32))
+    return index.search(vectors, depth, effort)
 
 
 def _place_vectors(queries: Sequence[Query], embeddings: Float32Rows) -> list[int]:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from service.bundle.manifest import Manifest
 from service.core.encoding.text import NORMALISER, NORMALISER_VERSION
+from service.core.index.augmented import AugmentedIndex
+from service.core.index.memory import Memory, open_memory
 from service.core.index.opening import open_whole_index
 from service.core.index.protocol import LabelIndex
 from service.core.labels.item_filter import ItemFilter
@@ -12,7 +14,8 @@ from service.errors import BundleMismatch
 
 def raw_score_kind(manifest: Manifest) -> str:
     """The kind of a bundle's scores before calibration: `logit` or `probability`."""
-    probable = manifest.memory or manifest.index.metric == "probability"
+    blended = manifest.memory is not None and manifest.memory.weight > 0
+    probable = blended or manifest.index.metric == "probability"
     return "probability" if probable else "logit"
 
 
@@ -27,13 +30,23 @@ def check_text(folder: Path, manifest: Manifest) -> None:
 
 
 def open_index(folder: Path, manifest: Manifest) -> LabelIndex:
-    """Open the index that the manifest names, with its memory if it has one.
+    """Open the index that the manifest names, with its memory where that is blended in.
 
     Raises BundleMismatch.
     """
     efforts = {point.name: point.params for point in manifest.operating_points}
     dim = manifest.encoder.dim
     return open_whole_index(folder, manifest.index, manifest.memory, dim, efforts)
+
+
+def memory_of(folder: Path, manifest: Manifest, index: LabelIndex) -> Memory | None:
+    """The bundle's memory: the one in its open `index`, or opened here; raises BundleMismatch."""
+    if isinstance(index, AugmentedIndex):
+        return index.memory
+    if (info := manifest.memory) is None:
+        return None
+    efforts = {point.name: point.params for point in manifest.operating_points}
+    return open_memory(folder, info, manifest.encoder.dim, index.n_rows, efforts)
 
 
 def open_item_filter(folder: Path, manifest: Manifest) -> ItemFilter | None:

@@ -101,10 +101,11 @@ class Query:
 class Prediction:
     """Answer to one query, best first: `rows` (k,) int64, `scores` (k,) float32 after calibration.
 
-    `raw_scores` (k,) are the index's, before calibration. `embedding` is (dim,). `plan` is set if
-    the query had a filter. `n_tokens` is the text's length after truncation, with special tokens;
-    it is 0 for a query by vector. `tokenless` says that the text left no token of its own, so that
-    the answer means nothing.
+    `raw_scores` (k,) are before calibration: the index's, or the re-ranker's. `searched` are the
+    rows as the search of the index ranked them, None where no re-ranker moved them. `embedding` is
+    (dim,). `plan` is set if the query had a filter. `n_tokens` is the text's length after
+    truncation, with special tokens; it is 0 for a query by vector. `tokenless` says that the text
+    left no token of its own, so that the answer means nothing.
     """
 
     rows: NDArray[np.int64]
@@ -115,17 +116,32 @@ class Prediction:
     plan: FilterPlan | None = None
     n_tokens: int = 0
     tokenless: bool = False
+    searched: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StageTimings:
-    """Seconds that each stage took for the whole batch, and the batch's tokens."""
+    """Seconds that each stage took for the whole batch, and the batch's tokens.
+
+    `rerank_s` is 0 where no query was re-ranked.
+    """
 
     tokenize_s: float
     encode_s: float
     search_s: float
     n_tokens: int
     n_padded_tokens: int
+    rerank_s: float = 0.0
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Seconds by the name of the stage, in their order."""
+        return {
+            "tokenize": self.tokenize_s,
+            "encode": self.encode_s,
+            "search": self.search_s,
+            "rerank": self.rerank_s,
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from service.observe.tracing import RequestTracer
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-STAGES: Final = ("queue", "tokenize", "encode", "search", "total")
+STAGES: Final = ("queue", "tokenize", "encode", "search", "rerank", "total")
 
 SECONDS_BUCKETS: Final = (
     *(0.00005, 0.0001, 0.0002, 0.0003, 0.0005, 0.00075),
@@ -221,9 +221,7 @@ class Telemetry:
         stage = self._stage
         padding = timings.n_padded_tokens - timings.n_tokens
         self._observe(
-            (stage["tokenize"].observe, timings.tokenize_s),
-            (stage["encode"].observe, timings.encode_s),
-            (stage["search"].observe, timings.search_s),
+            *((stage[name].observe, seconds) for name, seconds in timings.stages.items()),
             (self._batch_queries.observe, n_queries),
             (self._batch_tokens.observe, timings.n_tokens),
             (self._batch_padding_ratio.observe, padding / max(1, timings.n_padded_tokens)),

@@ -3,8 +3,8 @@
 It is off unless `otel_endpoint` is set. The spans are sent by OTLP over HTTP. The span of a request
 begins with the request, so that log lines can name its trace. The spans of the stages are added
 after the answer, from times that are measured in any case. They follow each other without a gap
-from the start of the request. All requests of a batch get the same times of tokenize, encode and
-search. No span holds a text, a key or a header.
+from the start of the request. All requests of a batch get the same times of all stages but the
+queue. No span holds a text, a key or a header.
 
 OpenTelemetry's own variables `OTEL_...` (service name, resource attributes, exporter headers,
 batching) work as its documentation says.
@@ -121,13 +121,7 @@ class RequestTracer:
             "astrolabe.batch_tokens": timings.n_tokens,
         }
         trace.span.set_attributes(attributes)
-        stages = {
-            "queue": answer.queue_s,
-            "tokenize": timings.tokenize_s,
-            "encode": timings.encode_s,
-            "search": timings.search_s,
-        }
-        for name, seconds in stages.items():
+        for name, seconds in {"queue": answer.queue_s, **timings.stages}.items():
             end = moment + int(seconds * 1e9)
             self._tracer.start_span(name, context, start_time=moment).end(end)
             moment = end

@@ -48,7 +48,7 @@ export function stagesOf(header) {
     if (match) ms[match[1]] = Number(match[2]);
   }
   if (!("total" in ms)) return null;
-  const stages = ["queue", "tokenize", "encode", "search"].map((name) => ({
+  const stages = ["queue", "tokenize", "encode", "search", "rerank"].map((name) => ({
     name,
     ms: ms[name] || 0,
   }));

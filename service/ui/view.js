@@ -174,6 +174,12 @@ export function drawAbout(info) {
       info.memory &&
         `${formatCount(info.memory.n_rows)} training queries, ${info.memory.neighbours} neighbours`,
     ],
+    [
+      "Re-ranker",
+      info.rerank &&
+        `${formatCount(info.rerank.trees)} trees, ${info.rerank.features.length} features, ` +
+          `first ${formatCount(info.rerank.depth)} labels`,
+    ],
     ["Item filter", info.item_filter && `${formatCount(info.item_filter.n_items)} items`],
     [
       "Adaptive effort",

@@ -347,7 +347,7 @@ def test_client_talks_to_a_real_service(tiny_bundle: Path) -> None:
         assert answer.results[0].embedding is not None
         assert len(answer.results[0].embedding) == info.dim
         assert answer.bundle_id == info.bundle_id
-        assert set(answer.stages_ms) == {"queue", "tokenize", "encode", "search", "total"}
+        assert set(answer.stages_ms) == {"queue", "tokenize", "encode", "search", "rerank", "total"}
         many = list(client.recommend_many(["rome"] * 100, k=1))
         assert len(many) == 100
         assert many[0].labels[0] == answer.results[1].labels[0]

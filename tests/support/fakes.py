@@ -128,7 +128,7 @@ def fake_engine(predict: FakePredict, **changes: Any) -> Any:
         folder=None,
         files=None,
         rules=None,
-        raw_score_kind="logit",
+        raw_score_kind=lambda effort: "logit",
         catalogue_seq=0,
         variant="fp32",
         catalogue=SimpleNamespace(

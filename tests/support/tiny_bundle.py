@@ -64,7 +64,7 @@ def write_tiny_bundle(
     manifest = tiny_manifest(kind, calibrated, memory)
     seal(folder, manifest)
     engine = Engine.open(folder, device="cpu")
-    seal(folder, manifest | {"golden": _golden(engine)})
+    seal(folder, manifest | {"golden": golden_of(engine)})
     return folder
 
 
@@ -182,7 +182,8 @@ def _write_memory(folder: Path, kind: str, vectors: np.ndarray) -> None:
     np.save(folder / "memory.values.npy", np.ones(offsets[-1], np.float32))
 
 
-def _golden(engine: Engine) -> list[dict[str, Any]]:
+def golden_of(engine: Engine) -> list[dict[str, Any]]:
+    """The golden queries with the engine's answers, as a manifest holds them."""
     effort = engine.manifest.defaults.effort
     queries = [Query(text, 5, effort) for text in GOLDEN_QUERIES]
     return [

@@ -25,7 +25,7 @@ MAX_DEPTH: Final = 16
 """Most messages nested in one another. A choice, well above our graphs."""
 MAX_NAME_BYTES: Final = 4096
 
-_DOMAINS: Final = (b"", b"ai.onnx")
+_DOMAINS: Final = (b"", b"ai.onnx", b"ai.onnx.ml")
 _REFUSED_OPERATORS: Final = (b"Loop", b"Scan")
 _HERE: Final = 0
 

@@ -14,19 +14,15 @@ beyond the label index's first `depth` labels, where that part is too small to m
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.bundle.manifest import EXACT, MemoryInfo
-from service.core.index.faiss_index import FaissIndex, open_faiss
-from service.core.index.memory_labels import MemoryLabels, open_memory_labels
+from service.core.index.memory import Memory, open_memory
+from service.core.index.memory_labels import MemoryLabels
 from service.core.index.protocol import LabelIndex, check_queries
 from service.core.types import Float32Rows, Hits
-
-MEMORY_EF_SEARCH: Final = "memory_ef_search"
-"""Effort parameter: the memory's `ef_search`. An effort without it scans the whole memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +51,7 @@ class AugmentedIndex:
         self.dim = labels.dim
         self.n_rows = labels.n_rows
         self.labels = labels
-        self._memory = memory
-        self._memory_labels = memory_labels
+        self.memory = Memory(memory, memory_labels, settings.neighbours, settings.temperature)
         self.settings = settings
 
     def search(self, queries: Float32Rows, k: int, effort: str) -> Hits:
@@ -65,8 +60,8 @@ class AugmentedIndex:
         k = min(k, self.n_rows)
         # At least k labels, so that the blend never has fewer.
         hits = self.labels.search(queries, max(k, self.settings.depth), effort)
-        neighbours = self._memory.search(queries, self.settings.neighbours, effort)
-        return blend(hits, neighbours, self._memory_labels, self.settings, self.n_rows, k)
+        neighbours = self.memory.recall(queries, effort)
+        return blend(hits, neighbours, self.memory.labels, self.settings, self.n_rows, k)
 
     def search_among(self, queries: Float32Rows, rows: NDArray[np.int64], k: int) -> Hits:
         """Top k of `rows` by blended probability, exact in both parts."""
@@ -74,21 +69,9 @@ class AugmentedIndex:
         if len(rows) == 0:
             return Hits(np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), "f4"))
         hits = self.labels.search_among(queries, rows, len(rows))
-        neighbours = self._memory.search(queries, self.settings.neighbours, EXACT)
+        neighbours = self.memory.recall(queries, EXACT)
         k = min(k, len(rows))
-        return blend(hits, neighbours, self._memory_labels, self.settings, self.n_rows, k, rows)
-
-    def recall(self, queries: Float32Rows, effort: str) -> Hits:
-        """The neighbours of each query (n, dim) that an answer at this effort uses, with cosines.
-
-        Rows are those of the memory, not of labels.
-        """
-        return self._memory.search(queries, self.settings.neighbours, effort)
-
-    def labels_of(self, neighbour: int) -> NDArray[np.int32]:
-        """Label rows of the training query in row `neighbour` of the memory."""
-        starts = self._memory_labels.offsets
-        return self._memory_labels.labels[starts[neighbour] : starts[neighbour + 1]]
+        return blend(hits, neighbours, self.memory.labels, self.settings, self.n_rows, k, rows)
 
 
 def blend(
@@ -159,30 +142,7 @@ def open_augmented(
     labels: LabelIndex,
     efforts: Mapping[str, Mapping[str, int]],
 ) -> AugmentedIndex:
-    """Open a bundle's memory and combine it with its label index; raises BundleMismatch.
-
-    An effort's `memory_ef_search` is the memory's `ef_search`; an effort without it scans the whole
-    memory.
-    """
-    params = {
-        name: {"ef_search": effort[MEMORY_EF_SEARCH]} if MEMORY_EF_SEARCH in effort else {}
-        for name, effort in efforts.items()
-    }
-    memory, memory_labels = open_memory(folder, info, labels.dim, labels.n_rows, params)
+    """Open a bundle's memory and combine it with its label index; raises BundleMismatch."""
+    memory = open_memory(folder, info, labels.dim, labels.n_rows, efforts)
     settings = Blend(info.weight, info.temperature, info.neighbours, info.depth, info.logit_bias)
-    return AugmentedIndex(labels, memory, memory_labels, settings)
-
-
-def open_memory(
-    folder: Path,
-    info: MemoryInfo,
-    dim: int,
-    n_labels: int,
-    efforts: Mapping[str, Mapping[str, int]],
-) -> tuple[FaissIndex, MemoryLabels]:
-    """The index over the memory's queries, and their labels; raises BundleMismatch."""
-    index_file, *array_files = info.files
-    kind = "memory.kind", info.kind
-    index = open_faiss(folder / index_file, dim, info.n_rows, efforts, kind)
-    paths = [folder / name for name in array_files]
-    return index, open_memory_labels(paths, info.n_rows, n_labels)
+    return AugmentedIndex(labels, memory.index, memory.labels, settings)

@@ -49,6 +49,8 @@ def open_label_index(folder: Path, info: IndexInfo, dim: int, efforts: Efforts) 
 def open_whole_index(
     folder: Path, info: IndexInfo, memory: MemoryInfo | None, dim: int, efforts: Efforts
 ) -> LabelIndex:
-    """The label index, with the memory beside it where there is one; raises BundleMismatch."""
+    """The label index, with the memory where it is blended in; raises BundleMismatch."""
     labels = open_label_index(folder, info, dim, efforts)
-    return labels if memory is None else open_augmented(folder, memory, labels, efforts)
+    if memory is None or not memory.weight:
+        return labels
+    return open_augmented(folder, memory, labels, efforts)

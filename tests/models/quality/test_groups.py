@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.quality.groups import clustered_error, fold_in_two
+from models.quality.groups import clustered_error, fold_in_two, folds_of
 
 groups_of = st.lists(st.integers(0, 6), min_size=2, max_size=40)
 
@@ -54,5 +54,15 @@ def test_folds_of_small_groups_are_halves():
 
 
 def test_one_point_has_no_halves():
-    with pytest.raises(ValueError, match="1 points cannot be in two halves"):
+    with pytest.raises(ValueError, match="1 points cannot be in 2 folds"):
         fold_in_two(np.zeros(1, np.int64), np.random.default_rng(0))
+
+
+@given(groups_of, st.integers(2, 5), st.integers(0, 99))
+def test_every_point_is_in_one_of_several_folds_with_its_group(groups, n_folds, seed):
+    groups = np.array(groups * 3)
+    fold = folds_of(groups, n_folds, np.random.default_rng(seed))
+    assert fold.min() == 0
+    assert fold.max() == n_folds - 1
+    if len(np.unique(groups)) >= n_folds:
+        assert all(len(np.unique(fold[groups == group])) == 1 for group in np.unique(groups))

@@ -18,6 +18,7 @@ from service.core.engine import Engine
 from tests.support.shop import add, answer, opened
 from tests.support.tiny_bundle import seal
 from tests.support.tiny_job import N_LABELS
+from tests.support.tiny_rerank import DEPTH, add_reranker
 
 TEXTS = 12
 
@@ -108,6 +109,20 @@ def test_the_command_folds_and_prints_the_new_figures(folded, sealed, tmp_path, 
     assert main(command) == 0
     assert "recall@10" in capsys.readouterr().out
     assert (out / POINTER).is_file()
+
+
+def test_a_re_ranker_comes_along(sealed, tiny_job, tmp_path):
+    base = add_reranker(Path(shutil.copytree(resolve(sealed), tmp_path / "base")))
+    with opened(base, tmp_path / "state") as (engine, catalogue):
+        catalogue.apply(some_changes(engine))
+        live = [answer(engine, catalogue, text) for text in asked(tiny_job)]
+    after = fold(base, tmp_path / "state", tmp_path / "out")
+    depths = [point.params.get("rerank_depth", 0) for point in verify(after).operating_points]
+    assert depths == [0 if name == "fast" else DEPTH for name in engine.efforts]
+    with opened(after, tmp_path / "state") as (engine, catalogue):
+        for text, before in zip(asked(tiny_job), live, strict=True):
+            now = answer(engine, catalogue, text)
+            np.testing.assert_allclose([s for _, s in now], [s for _, s in before], atol=2e-2)
 
 
 def test_nothing_to_fold_is_said(folded, sealed, tmp_path):

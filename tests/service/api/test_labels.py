@@ -173,7 +173,7 @@ async def test_explanations_say_why(tiny_memory_bundle: Path) -> None:
         assert why["margins"] == pytest.approx([a - b for a, b in pairwise(scores)])
         assert why["point"]["name"] == answer["effort"] == "balanced"
         assert [neighbour["labels"] for neighbour in why["neighbours"]]
-        assert set(why["stages_ms"]) == {"queue", "tokenize", "encode", "search"}
+        assert set(why["stages_ms"]) == {"queue", "tokenize", "encode", "search", "rerank"}
 
 
 async def test_metrics_say_how_much_waits_for_a_fold(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ async def test_server_timing_names_every_stage_in_milliseconds() -> None:
     async with running() as service:
         answer = await service.recommend({"query": "a"})
     stages = dict(part.split(";dur=") for part in answer.headers["server-timing"].split(", "))
-    assert list(stages) == ["queue", "tokenize", "encode", "search", "total"]
+    assert list(stages) == ["queue", "tokenize", "encode", "search", "rerank", "total"]
     assert (stages["tokenize"], stages["encode"], stages["search"]) == ("1.000", "2.000", "3.000")
 
 

@@ -1,8 +1,11 @@
 import re
+from pathlib import Path
 
 import pytest
 
+from service.core.engine import Engine
 from tests.support.fakes import FakePredict, fake_engine, fake_manifest, running
+from tests.support.tiny_rerank import DEPTH, FEATURES, write_tiny_reranked_bundle
 
 pytestmark = pytest.mark.anyio
 
@@ -63,6 +66,27 @@ async def test_info_says_how_a_memory_is_blended_in() -> None:
     async with running(predict, engine) as service:
         info = (await service.client.get("/v1/info")).json()
     assert info["memory"] == memory
+
+
+async def test_info_and_explanations_know_the_re_ranker(tmp_path: Path) -> None:
+    engine = Engine.open(write_tiny_reranked_bundle(tmp_path / "tiny"), device="cpu")
+    async with running(engine=engine) as service:
+        info = (await service.client.get("/v1/info")).json()
+        assert (info["rerank"]["depth"], info["rerank"]["features"]) == (DEPTH, list(FEATURES))
+        assert info["operating_points"][-1]["params"] == {"rerank_depth": DEPTH}
+        asked = {"query": "the white whale", "k": DEPTH + 2, "explain": True, "scores": "raw"}
+        answer = await service.client.post("/v1/recommend", json=asked)
+        (result,) = answer.json()["results"]
+        why = result["explanation"]
+        assert answer.json()["score_kind"] == "logit"
+        assert [label["score"] for label in result["labels"]] == why["raw_scores"]
+        moved = [features for features in why["contributions"] if features]
+        assert len(moved) == DEPTH
+        assert why["contributions"][DEPTH:] == [None, None]
+        assert {tuple(features) for features in moved} == {FEATURES}
+        assert why["stages_ms"]["rerank"] > 0
+        quick = await service.client.post("/v1/recommend", json=asked | {"effort": "fast"})
+        assert quick.json()["results"][0]["explanation"]["contributions"] is None
 
 
 async def test_metrics_are_prometheus_text() -> None:

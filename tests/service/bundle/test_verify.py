@@ -257,7 +257,7 @@ def test_sealed_bundle_with_a_memory_verifies(tiny_memory_bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "place"),
     [
-        (lambda m: m["memory"].update(weight=0.0), "memory.weight"),
+        (lambda m: m["memory"].update(weight=-0.1), "memory.weight"),
         (lambda m: m["memory"].update(weight=1.0), "memory.weight"),
         (lambda m: m["memory"].update(temperature=0.0), "memory.temperature"),
         (lambda m: m["memory"].update(neighbours=0), "memory.neighbours"),

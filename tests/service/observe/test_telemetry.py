@@ -40,8 +40,9 @@ def test_two_services_do_not_share_counts() -> None:
 
 def test_batch_feeds_stages_sizes_and_padding() -> None:
     telemetry = Telemetry()
-    telemetry.batch_done(3, StageTimings(0.1, 0.2, 0.3, n_tokens=6, n_padded_tokens=8))
+    telemetry.batch_done(3, StageTimings(0.1, 0.2, 0.3, 6, 8, rerank_s=0.4))
     assert sample(telemetry, "stage_seconds_sum", stage="encode") == pytest.approx(0.2)
+    assert sample(telemetry, "stage_seconds_sum", stage="rerank") == pytest.approx(0.4)
     assert sample(telemetry, "batch_queries_sum") == 3
     assert sample(telemetry, "batch_tokens_sum") == 6
     assert sample(telemetry, "batch_padding_ratio_sum") == pytest.approx(0.25)

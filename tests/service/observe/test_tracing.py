@@ -56,12 +56,12 @@ async def test_a_request_is_one_span_with_its_stages_end_to_end_below_it() -> No
         await run.service.recommend({"query": "a secret text", "effort": "fast"})
         spans = run.spans()
     request = spans["POST /v1/recommend"]
-    assert list(spans) == ["queue", "tokenize", "encode", "search", "POST /v1/recommend"]
+    assert list(spans) == ["queue", "tokenize", "encode", "search", "rerank", "POST /v1/recommend"]
     assert request.attributes is not None
     assert request.attributes["http.response.status_code"] == 200
     assert request.attributes["astrolabe.effort"] == "fast"
     assert request.parent is None
-    stages = [spans[name] for name in ("queue", "tokenize", "encode", "search")]
+    stages = [spans[name] for name in ("queue", "tokenize", "encode", "search", "rerank")]
     assert {span.parent.span_id for span in stages if span.parent} == {request.context.span_id}
     assert stages[0].start_time == request.start_time
     assert [s.end_time for s in stages[:-1]] == [s.start_time for s in stages[1:]]

@@ -31,6 +31,7 @@ def test_typing_gives_answers_with_bars_stages_and_measured_efforts(
         "tokenize",
         "encode",
         "search",
+        "rerank",
         "rest",
     ]
     expect(page.locator("#trip")).to_contain_text(
