@@ -390,19 +390,13 @@ class Engine:
         for (depth, effort, label_filter, _), positions in groups.items():
             one_group = len(groups) == 1  # nearly always, and then no vector is copied
             vectors = embeddings if one_group else embeddings[positions]
+            words = tokens if one_group or tokens is None else tokens.of(positions)
             hidden = item_rows.get(positions[0])
-            head_depth = self._head_depth(effort)
-            hits, plan, head = self._hits(vectors, depth, head_depth, effort, label_filter, hidden)
-            calibration, searched = self.calibration, None
-            if self.reranker is not None and depth and self._rerank_depth(effort):
-                began_s = self.clock()
-                known = tokens if one_group or tokens is None else tokens.of(positions)
-                calibration, searched = self.reranker.calibration, hits.rows
-                hits, head = self.reranker.rerank(hits, head, vectors, known, effort)
-                rerank_s += self.clock() - began_s
-            scores = calibration.apply(hits.scores, head.scores)
+            ranked = self._rank(vectors, words, depth, effort, label_filter, hidden)
+            hits, plan, searched = ranked.hits, ranked.plan, ranked.searched
+            rerank_s += ranked.rerank_s
             for i, position in enumerate(positions):
-                rows, calibrated, raw = hits.rows[i], scores[i], hits.scores[i]
+                rows, calibrated, raw = hits.rows[i], ranked.scores[i], hits.scores[i]
                 visible: slice | NDArray[np.int64] = slice(queries[position].k)
                 if position in item_rows and plan is None:
                     visible = np.flatnonzero(~np.isin(rows, item_rows[position]))[visible]
@@ -419,6 +413,26 @@ class Engine:
                     None if searched is None else searched[i, : queries[position].k],
                 )
         return [prediction for prediction in predictions if prediction is not None], rerank_s
+
+    def _rank(
+        self,
+        vectors: Float32Rows,
+        tokens: Tokens | None,
+        depth: int,
+        effort: str,
+        label_filter: LabelFilter | None,
+        hidden: NDArray[np.int64] | None,
+    ) -> "_Ranked":
+        """Search, re-rank where the effort does, and calibrate."""
+        head_depth = self._head_depth(effort)
+        hits, plan, head = self._hits(vectors, depth, head_depth, effort, label_filter, hidden)
+        if self.reranker is None or not depth or not self._rerank_depth(effort):
+            return _Ranked(hits, self.calibration.apply(hits.scores, head.scores), plan)
+        began_s, searched = self.clock(), hits.rows
+        hits, head = self.reranker.rerank(hits, head, vectors, tokens, effort)
+        rerank_s = self.clock() - began_s
+        scores = self.reranker.calibration.apply(hits.scores, head.scores)
+        return _Ranked(hits, scores, plan, searched, rerank_s)
 
     def _hits(
         self,
@@ -476,6 +490,20 @@ class Engine:
         if self.item_filter is None:
             raise ValueError(f"item_id is {item_id!r}, this bundle has no item filter")
         return self.item_filter.rows_for(item_id)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ranked:
+    """The hits of n queries in the order of the answer, with raw scores, and the served `scores`.
+
+    `searched` are the rows as the index ranked them, if they were re-ranked, which took `rerank_s`.
+    """
+
+    hits: Hits
+    scores: Float32Rows
+    plan: FilterPlan | None
+    searched: NDArray[np.int64] | None = None
+    rerank_s: float = 0.0
 
 
 def gather_tokens(n: int, chunks: Sequence[tuple[Sequence[int], TokenBatch]]) -> Tokens:
