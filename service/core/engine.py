@@ -364,27 +364,14 @@ class Engine:
     ) -> tuple[list[Prediction], float]:
         """Search the index once for each group of queries with one depth, effort and filter.
 
-        The depth is k plus the number of rows that the item filter lists for the query's item, and
-        no less than what re-ranking and calibration read. Queries of different depths stay apart,
-        because the answer of a graph search depends on it. Returns the predictions, and the seconds
-        that re-ranking took.
+        Returns the predictions, and the seconds that re-ranking took.
         """
         item_rows = {
             position: self._rows_of_item(query.item_id)
             for position, query in enumerate(queries)
             if query.item_id is not None
         }
-        groups: dict[tuple[int, str, LabelFilter | None, str | None], list[int]] = {}
-        for position, query in enumerate(queries):
-            label_filter = query.label_filter
-            depth = query.k
-            if depth and label_filter is None:
-                depth += len(item_rows.get(position, NO_ROWS))
-                depth = max(depth, self._head_depth(query.effort))
-            elif depth:
-                depth = max(depth, self._rerank_depth(query.effort))
-            item_id = query.item_id if label_filter else None
-            groups.setdefault((depth, query.effort, label_filter, item_id), []).append(position)
+        groups = self._groups(queries, item_rows)
         predictions: list[Prediction | None] = [None] * len(queries)
         rerank_s = 0.0
         for (depth, effort, label_filter, _), positions in groups.items():
@@ -413,6 +400,28 @@ class Engine:
                     None if searched is None else searched[i, : queries[position].k],
                 )
         return [prediction for prediction in predictions if prediction is not None], rerank_s
+
+    def _groups(
+        self, queries: Sequence[Query], item_rows: Mapping[int, NDArray[np.int64]]
+    ) -> dict[tuple[int, str, LabelFilter | None, str | None], list[int]]:
+        """The positions of queries that one search answers, by depth, effort, filter and item.
+
+        The depth is k plus the number of rows that the item filter lists for the query's item, and
+        no less than what re-ranking and calibration read. Queries of different depths stay apart,
+        because the answer of a graph search depends on it.
+        """
+        groups: dict[tuple[int, str, LabelFilter | None, str | None], list[int]] = {}
+        for position, query in enumerate(queries):
+            label_filter = query.label_filter
+            depth = query.k
+            if depth and label_filter is None:
+                depth += len(item_rows.get(position, NO_ROWS))
+                depth = max(depth, self._head_depth(query.effort))
+            elif depth:
+                depth = max(depth, self._rerank_depth(query.effort))
+            item_id = query.item_id if label_filter else None
+            groups.setdefault((depth, query.effort, label_filter, item_id), []).append(position)
+        return groups
 
     def _rank(
         self,
