@@ -365,15 +365,15 @@ def _second_stage(
     job: TrainingJob, vectors: NDArray[np.float32], validation: EmbeddedSet, before: Rows
 ) -> bool:
     """Build the second stage; returns whether it is used. `before` are rankings (n, k) without."""
-    run, scorer, texts = job.run, _scorer(job, vectors), job.corpus.validation
-    outcome = build_rerank(scorer, validation, texts, partial(_examples, job), before, run)
+    run, scorer, texts = job.run, scorer_of(job, vectors), job.corpus.validation
+    outcome = build_rerank(scorer, validation, texts, partial(held_out_examples, job), before, run)
     run.record(rerank=outcome.record)
     if outcome.memory is not None:
         run.record(memory=run.measured()["memory"] | {"info": outcome.memory.model_dump()})
     return outcome.used
 
 
-def _examples(job: TrainingJob, names: list[str]) -> Examples | None:
+def held_out_examples(job: TrainingJob, names: list[str]) -> Examples | None:
     """What trees learn from, with the features `names`: the points that each fold held out.
 
     None without folds, where they learn from validation points.
@@ -383,14 +383,14 @@ def _examples(job: TrainingJob, names: list[str]) -> Examples | None:
         model, texts = load_model(fold.run), fold.corpus.held
         queries = embed(model.encoder, _texts(fold, "held", model.encoder, World()))
         held = job.evaluation_of(fold.parts.held_rows).of(queries)
-        scorer = _scorer(fold, model.servable().label_vectors)
+        scorer = scorer_of(fold, model.servable().label_vectors)
         examples = scorer.describe(names, job.run.config.rerank.depth, held, texts)
         parts.append(examples.take(np.diff(held.truth.indptr) > 0))
         fold.corpus.drop("train", "held", "labels")
     return joined(parts) if parts else None
 
 
-def _scorer(job: TrainingJob, vectors: NDArray[np.float32]) -> Scorer:
+def scorer_of(job: TrainingJob, vectors: NDArray[np.float32]) -> Scorer:
     """The job's model, with the memory and the counts of the points that it was trained on."""
     config, labels = job.run.config, job.corpus.labels
     memory = None if config.memory.kind == "none" else _memory(job)

@@ -20,9 +20,10 @@ _TRUNCATION: Final = 8
 advises a little more than the k that matters, here 5."""
 _LEAST_ROWS: Final = 50
 """Candidates of a leaf at least. A choice: the prototype's."""
-_BLANK: Final = 0.05
-"""Share of the queries without a text, and of the candidates as added labels. A choice: enough for
-leaves of their own, and too few to cost the others."""
+_TEXTLESS: Final = 0.05
+"""Share of the queries that lose their text. A choice, as the next."""
+_ADDED: Final = 0.02
+"""Share of the candidates that look like added labels: enough for leaves of their own."""
 _INSTALL: Final = "pip install 'astrolabe[train]'"
 
 
@@ -64,9 +65,9 @@ def blanked(
 ) -> NDArray[np.float32]:
     """A copy of `features` (n, depth, n_features) in which a share of the values is not known."""
     copy = features.copy()
-    no_text = np.flatnonzero(rng.random(len(copy)) < _BLANK)
+    no_text = np.flatnonzero(rng.random(len(copy)) < _TEXTLESS)
     copy[np.ix_(no_text, np.arange(copy.shape[1]), columns_that_need(names, "text"))] = np.nan
-    is_added = rng.random(copy.shape[:2]) < _BLANK
+    is_added = rng.random(copy.shape[:2]) < _ADDED
     queries, places = np.nonzero(is_added)
     copy[queries[:, None], places[:, None], columns_that_need(names, "labels")] = np.nan
     return copy
