@@ -306,7 +306,7 @@ class RerankConfig(_Section):
     depth: Annotated[Width, Field(ge=10, le=100)] = 20
     trees: Annotated[int, Field(ge=1, le=2000)] = 120
     leaves: Annotated[int, Field(ge=2, le=255)] = 15
-    rate: Annotated[float, Field(gt=0, le=1)] = 0.05
+    rate: Annotated[float, Field(gt=0, le=1)] = 0.1
 
 
 class MetricsConfig(_Section):

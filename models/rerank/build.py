@@ -90,7 +90,15 @@ def build_rerank(
         trees=booster.num_trees(),
         leaves=config.leaves,
         calibration=errors.model_copy(update={"file": CALIBRATION}),
-        params={"scores": config.scores, "queries": n_learnt, "rate": config.rate},
+        params={
+            "scores": config.scores,
+            "queries": n_learnt,
+            "rate": config.rate,
+            "p_at_1_before": round(choice.p_at_1[0], 2),
+            "p_at_1": round(choice.p_at_1[1], 2),
+            "p_at_5_before": round(choice.p_at_5[0], 2),
+            "p_at_5": round(choice.p_at_5[1], 2),
+        },
     )
     params = {name: {RERANK_DEPTH: config.depth} for name in EFFORTS if name != QUICKEST}
     memory = None

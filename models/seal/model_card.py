@@ -4,6 +4,7 @@ It is written from the manifest alone, so the two cannot disagree.
 """
 
 from models.tune.goal import Goal
+from service.bundle.claims import RERANK_DEPTH
 from service.bundle.manifest import CalibrationInfo, Manifest
 
 
@@ -20,6 +21,7 @@ def model_card(manifest: Manifest) -> str:
         f"{manifest.tokenizer.max_tokens} tokens are read.{_prefixes(manifest)}",
         f"Index: {manifest.index.kind} over {manifest.index.n_rows:,} labels.",
         *_memory(manifest),
+        *_rerank(manifest),
         *_filter(manifest),
         *_folded(manifest),
         "",
@@ -42,10 +44,31 @@ def _memory(manifest: Manifest) -> list[str]:
     memory = manifest.memory
     if memory is None:
         return []
+    if not memory.weight:
+        return [f"Memory: {memory.n_rows:,} training queries, which the second stage reads."]
     return [
         f"Memory: {memory.n_rows:,} training queries; the labels of a query's {memory.neighbours} "
         f"nearest are {100 * memory.weight:g} % of its scores."
     ]
+
+
+def _rerank(manifest: Manifest) -> list[str]:
+    rerank = manifest.rerank
+    if rerank is None:
+        return []
+    efforts = [point.name for point in manifest.operating_points if RERANK_DEPTH in point.params]
+    line = (
+        f"Second stage: {rerank.trees} trees re-order the first labels at {', '.join(efforts)}. "
+        "Figures of operating points below are of the search alone."
+    )
+    figures = {name: rerank.params.get(name) for name in ("p_at_1", "p_at_5")}
+    if None not in figures.values():
+        line += (
+            f" On validation queries the trees move P@1 from {rerank.params['p_at_1_before']} to "
+            f"{figures['p_at_1']} and P@5 from {rerank.params['p_at_5_before']} to "
+            f"{figures['p_at_5']}, by exact search."
+        )
+    return [line]
 
 
 def _filter(manifest: Manifest) -> list[str]:
@@ -158,7 +181,18 @@ def _scores(manifest: Manifest) -> list[str]:
         f"{calibration.ece_before:.4f} before and {calibration.ece_after:.4f} after (held out), "
         "over the first ten labels together.",
         *_first_label(calibration),
+        *_reranked_scores(manifest),
         "",
+    ]
+
+
+def _reranked_scores(manifest: Manifest) -> list[str]:
+    if manifest.rerank is None:
+        return []
+    calibration = manifest.rerank.calibration
+    return [
+        f"Where trees re-order, it is {calibration.ece_after:.4f} after.",
+        *_first_label(calibration),
     ]
 
 

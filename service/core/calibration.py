@@ -115,6 +115,14 @@ class PiecewiseLinear:
         return np.interp(relative, self.scores, self.probabilities).astype(np.float32)
 
 
+def open_calibration(folder: Path, name: str | None, raw_kind: str) -> Calibration:
+    """The map in the file `name`, or without one the raw scores, which are of this kind.
+
+    Raises ManifestInvalid.
+    """
+    return RawScores(raw_kind) if name is None else load_calibration(folder / name)
+
+
 def load_calibration(path: Path) -> PiecewiseLinear:
     """Read calibration.json; raises ManifestInvalid if it is not a monotone map into [0, 1]."""
     raw = read_object(path)

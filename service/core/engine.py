@@ -18,7 +18,7 @@ from service.bundle.manifest import Golden, Manifest
 from service.bundle.open_files import OpenFiles, stamps
 from service.bundle.signatures import BundleKeys
 from service.bundle.verify import resolve, verify
-from service.core.calibration import Calibration, RawScores, load_calibration
+from service.core.calibration import Calibration, open_calibration
 from service.core.catalogue.label_rules import LabelRules, RuledLabels
 from service.core.catalogue.live import LiveCatalogue
 from service.core.catalogue.store import ChangeStore, store_path
@@ -44,7 +44,7 @@ from service.core.types import (
     Prediction,
     Query,
     StageTimings,
-    TokenBatch,
+    no_hits,
 )
 from service.errors import BundleError, BundleMismatch, GoldenMismatch
 
@@ -168,7 +168,6 @@ class Engine:
             raise BundleMismatch(
                 f"{folder} holds {len(labels)} labels, the manifest says {manifest.labels.n_labels}"
             )
-        calibration = manifest.calibration.file
         index = open_index(folder, manifest)
         memory = memory_of(folder, manifest, index)
         spec = manifest.tokenizer
@@ -188,10 +187,8 @@ class Engine:
                 variant=variant,
                 max_batch_tokens=max_batch_tokens,
             ),
-            calibration=(
-                load_calibration(folder / calibration)
-                if calibration
-                else RawScores(raw_score_kind(manifest))
+            calibration=open_calibration(
+                folder, manifest.calibration.file, raw_score_kind(manifest)
             ),
             labels=labels,
             max_batch_tokens=max_batch_tokens,
@@ -265,29 +262,21 @@ class Engine:
             return None
         with_text = [i for i, query in enumerate(queries) if query.vector is None]
         batch = pad(self.tokenizer.tokenize([queries[i].text for i in with_text]))
-        tokens = gather_tokens(len(queries), [(with_text, batch)])
+        tokens = Tokens.gather(len(queries), [(with_text, batch)])
         embeddings = np.stack([prediction.embedding for prediction in predictions])
         head = self.catalogue.search(embeddings, depth, effort)
         changes = self.reranker.contributions(head, embeddings, tokens, effort)
-        answers: list[list[dict[str, float] | None]] = []
-        for i, prediction in enumerate(predictions):
-            places = {int(row): place for place, row in enumerate(head.rows[i])}
-            answers.append(
-                [
-                    {name: float(change[i, places[row]]) for name, change in changes.items()}
-                    if row in places
-                    else None
-                    for row in prediction.rows.tolist()
-                ]
-            )
-        return answers
+        return [
+            [candidates.get(row) for row in prediction.rows.tolist()]
+            for candidates, prediction in zip(changes, predictions, strict=True)
+        ]
 
     def search(self, embeddings: Float32Rows, k: int, effort: str) -> Hits:
         """Top k labels of each embedding (n, dim) by the index, under the label rules alone.
 
         Scores are raw. No re-ranker moves them.
         """
-        return self._hits(embeddings, k, 0, effort, None, None)[0]
+        return self._hits(embeddings, k, effort, None, None)[0]
 
     def predict(self, queries: Sequence[Query]) -> PredictedBatch:
         """Answer a batch. An answer does not depend on the other queries of the batch.
@@ -312,7 +301,7 @@ class Engine:
             embeddings[chunk] = self.encoder.encode(batch)
             truncated[chunk] = batch.truncated
         encoded_s = self.clock()
-        tokens = None if self.reranker is None else gather_tokens(len(queries), chunks)
+        tokens = None if self.reranker is None else Tokens.gather(len(queries), chunks)
         predictions, rerank_s = self._search(
             queries, embeddings, truncated, dict(zip(texts, lengths, strict=True)), tokens
         )
@@ -365,45 +354,26 @@ class Engine:
     ) -> tuple[list[Prediction], float]:
         """Search the index once for each group of queries with one depth, effort and filter.
 
-        The depth is k plus the number of rows that the item filter lists for the query's item, and
-        no less than what re-ranking and calibration read. Queries of different depths stay apart,
-        because the answer of a graph search depends on it. Returns the predictions, and the seconds
-        that re-ranking took.
+        Returns the predictions, and the seconds that re-ranking took.
         """
         item_rows = {
             position: self._rows_of_item(query.item_id)
             for position, query in enumerate(queries)
             if query.item_id is not None
         }
-        groups: dict[tuple[int, str, LabelFilter | None, str | None], list[int]] = {}
-        for position, query in enumerate(queries):
-            label_filter = query.label_filter
-            depth = query.k
-            if depth and label_filter is None:
-                depth += len(item_rows.get(position, NO_ROWS))
-                depth = max(depth, self._head_depth(query.effort))
-            elif depth:
-                depth = max(depth, self._rerank_depth(query.effort))
-            item_id = query.item_id if label_filter else None
-            groups.setdefault((depth, query.effort, label_filter, item_id), []).append(position)
+        groups = self._groups(queries, item_rows)
         predictions: list[Prediction | None] = [None] * len(queries)
         rerank_s = 0.0
         for (depth, effort, label_filter, _), positions in groups.items():
             one_group = len(groups) == 1  # nearly always, and then no vector is copied
             vectors = embeddings if one_group else embeddings[positions]
+            words = tokens if one_group or tokens is None else tokens.of(positions)
             hidden = item_rows.get(positions[0])
-            head_depth = self._head_depth(effort)
-            hits, plan, head = self._hits(vectors, depth, head_depth, effort, label_filter, hidden)
-            calibration, searched = self.calibration, None
-            if self.reranker is not None and depth and self._rerank_depth(effort):
-                began_s = self.clock()
-                known = tokens if one_group or tokens is None else tokens.of(positions)
-                calibration, searched = self.reranker.calibration, hits.rows
-                hits, head = self.reranker.rerank(hits, head, vectors, known, effort)
-                rerank_s += self.clock() - began_s
-            scores = calibration.apply(hits.scores, head.scores)
+            ranked = self._rank(vectors, words, depth, effort, label_filter, hidden)
+            hits, plan, searched = ranked.hits, ranked.plan, ranked.searched
+            rerank_s += ranked.rerank_s
             for i, position in enumerate(positions):
-                rows, calibrated, raw = hits.rows[i], scores[i], hits.scores[i]
+                rows, calibrated, raw = hits.rows[i], ranked.scores[i], hits.scores[i]
                 visible: slice | NDArray[np.int64] = slice(queries[position].k)
                 if position in item_rows and plan is None:
                     visible = np.flatnonzero(~np.isin(rows, item_rows[position]))[visible]
@@ -422,11 +392,51 @@ class Engine:
                 )
         return [prediction for prediction in predictions if prediction is not None], rerank_s
 
+    def _groups(
+        self, queries: Sequence[Query], item_rows: Mapping[int, NDArray[np.int64]]
+    ) -> dict[tuple[int, str, LabelFilter | None, str | None], list[int]]:
+        """The positions of queries that one search answers, by depth, effort, filter and item.
+
+        The depth is k plus the number of rows that the item filter lists for the query's item, and
+        no less than what re-ranking and calibration read. Queries of different depths stay apart,
+        because the answer of a graph search depends on it.
+        """
+        groups: dict[tuple[int, str, LabelFilter | None, str | None], list[int]] = {}
+        for position, query in enumerate(queries):
+            label_filter = query.label_filter
+            depth = query.k
+            if depth and label_filter is None:
+                depth += len(item_rows.get(position, NO_ROWS))
+                depth = max(depth, self._head_depth(query.effort))
+            elif depth:
+                depth = max(depth, self._rerank_depth(query.effort))
+            item_id = query.item_id if label_filter else None
+            groups.setdefault((depth, query.effort, label_filter, item_id), []).append(position)
+        return groups
+
+    def _rank(
+        self,
+        vectors: Float32Rows,
+        tokens: Tokens | None,
+        depth: int,
+        effort: str,
+        label_filter: LabelFilter | None,
+        hidden: NDArray[np.int64] | None,
+    ) -> "_Ranked":
+        """Search, re-rank where the effort does, and calibrate."""
+        hits, plan, head = self._hits(vectors, depth, effort, label_filter, hidden)
+        if self.reranker is None or not depth or not self._rerank_depth(effort):
+            return _Ranked(hits, self.calibration.apply(hits.scores, head.scores), plan)
+        began_s, searched = self.clock(), hits.rows
+        hits, head = self.reranker.rerank(hits, head, vectors, tokens, effort)
+        rerank_s = self.clock() - began_s
+        scores = self.reranker.calibration.apply(hits.scores, head.scores)
+        return _Ranked(hits, scores, plan, searched, rerank_s)
+
     def _hits(
         self,
         vectors: Float32Rows,
         depth: int,
-        head_depth: int,
         effort: str,
         label_filter: LabelFilter | None,
         hidden: NDArray[np.int64] | None,
@@ -434,11 +444,11 @@ class Engine:
         """Search the index under the filter and the label rules; at depth 0 the hits are empty.
 
         `hidden` are rows that a filtered answer leaves out. The plan is None without a filter: an
-        answer does not report label rules. The hits behind it are the first `head_depth` labels of
-        all. They know no filter, so no filter changes a label's score.
+        answer does not report label rules. The hits behind it are the first labels of all, as
+        many as re-ranking and calibration read. They know no filter, so no filter changes a score.
         """
         if depth == 0:
-            none = _first(self.index, vectors, 0, effort)
+            none = no_hits(len(vectors))
             return none, None, none
         # Labels may change during the search: read one state and use it to the end.
         snapshot = self.catalogue.snapshot
@@ -449,7 +459,7 @@ class Engine:
                 hits = self.catalogue.search(vectors, depth, effort)
                 return hits, None, hits
             hits, _ = search_filtered(index, vectors, depth, effort, rule_rows)
-            return hits, None, _first(index, vectors, head_depth, effort)
+            return hits, None, self._head(index, vectors, effort)
         rows = resolve_filter(label_filter, self.catalogue)
         if hidden is not None:
             rows = rows.without(hidden)
@@ -458,7 +468,11 @@ class Engine:
         if rule_rows is not None:
             rows = rows.within(rule_rows)
         hits, plan = search_filtered(index, vectors, depth, effort, rows)
-        return hits, plan, _first(index, vectors, head_depth, effort)
+        return hits, plan, self._head(index, vectors, effort)
+
+    def _head(self, index: Searchable, vectors: Float32Rows, effort: str) -> Hits:
+        depth = self._head_depth(effort)
+        return index.search(vectors, depth, effort) if depth else no_hits(len(vectors))
 
     def _rerank_depth(self, effort: str) -> int:
         return 0 if self.reranker is None else self.reranker.depths.get(effort, 0)
@@ -480,22 +494,18 @@ class Engine:
         return self.item_filter.rows_for(item_id)
 
 
-def gather_tokens(n: int, chunks: Sequence[tuple[Sequence[int], TokenBatch]]) -> Tokens:
-    """The tokens of n queries, from the chunks that were encoded, each with its positions."""
-    width = max((batch.ids.shape[1] for _, batch in chunks), default=1)
-    ids, mask = np.zeros((2, n, width), np.int64)
-    for positions, batch in chunks:
-        ids[positions, : batch.ids.shape[1]] = batch.ids
-        mask[positions, : batch.ids.shape[1]] = batch.mask
-    return Tokens(ids, mask)
+@dataclass(frozen=True, slots=True)
+class _Ranked:
+    """The hits of n queries in the order of the answer, with raw scores, and the served `scores`.
 
+    `searched` are the rows as the index ranked them, if they were re-ranked, which took `rerank_s`.
+    """
 
-def _first(index: Searchable, vectors: Float32Rows, depth: int, effort: str) -> Hits:
-    """The first labels of all for each query; none at depth 0."""
-    if depth == 0:
-        shape = (len(vectors), 0)
-        return Hits(np.empty(shape, np.int64), np.empty(shape, np.float32))
-    return index.search(vectors, depth, effort)
+    hits: Hits
+    scores: Float32Rows
+    plan: FilterPlan | None
+    searched: NDArray[np.int64] | None = None
+    rerank_s: float = 0.0
 
 
 def _place_vectors(queries: Sequence[Query], embeddings: Float32Rows) -> list[int]:

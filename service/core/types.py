@@ -47,6 +47,11 @@ class Hits:
     scores: Float32Rows
 
 
+def no_hits(n: int) -> Hits:
+    """The empty result of n queries."""
+    return Hits(np.empty((n, 0), np.int64), np.empty((n, 0), np.float32))
+
+
 FieldValue: TypeAlias = str | int | float | bool
 """A metadata value that a filter can match."""
 

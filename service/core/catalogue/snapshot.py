@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from service.core.catalogue.delta import Delta
 from service.core.index.protocol import LabelIndex, check_queries
 from service.core.labels.labels import Label, LabelStore
-from service.core.types import Float32Rows, Hits
+from service.core.types import Float32Rows, Hits, no_hits
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +89,7 @@ class Snapshot:
             delta = self.delta.only(rows[border:])
             parts.append(delta.search(queries, min(k, delta.n_alive)))
         if not parts:
-            empty = (len(queries), 0)
-            return Hits(np.empty(empty, np.int64), np.empty(empty, np.float32))
+            return no_hits(len(queries))
         return parts[0] if len(parts) == 1 else merge(parts, k)
 
     def _search_base(self, queries: Float32Rows, k: int, effort: str) -> Hits:

@@ -14,7 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.core.labels.item_filter import NO_ROWS
-from service.core.types import FieldValue, FilterPlan, Float32Rows, Hits, Int64Rows, LabelFilter
+from service.core.types import (
+    FieldValue,
+    FilterPlan,
+    Float32Rows,
+    Hits,
+    Int64Rows,
+    LabelFilter,
+    no_hits,
+)
 
 SCANNED_PER_FOUND: Final = 1.0
 """Rows that can be scored in the time in which a search finds one more; measured for `pq-fastscan`
@@ -121,8 +129,7 @@ def search_filtered(
     plan = FilterPlan(kind, n_open, n, rows.unknown)
     k = min(k, n_open)
     if k == 0:
-        empty = (len(queries), 0)
-        return Hits(np.empty(empty, np.int64), np.empty(empty, np.float32)), plan
+        return no_hits(len(queries)), plan
     if allowed is not None and kind == "exact":
         return index.search_among(queries, allowed, k), plan
     return _widened(index, queries, k, effort, rows, n_open), plan

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from service.core.index.memory_labels import MemoryLabels
 from service.core.rerank.knowledge import Knowledge
-from service.core.types import Float32Rows, Hits, Int64Rows
+from service.core.types import Float32Rows, Hits, Int64Rows, TokenBatch
 
 MASS_WIDTHS: Final = (10, 30, 100)
 """Neighbours that the three masses look at: what `memory.neighbours` tries by default."""
@@ -43,6 +43,16 @@ class Tokens:
 
     ids: Int64Rows
     mask: Int64Rows
+
+    @classmethod
+    def gather(cls, n: int, chunks: Sequence[tuple[Sequence[int], TokenBatch]]) -> "Tokens":
+        """The tokens of n queries, from the chunks that were encoded, each with its positions."""
+        width = max((batch.ids.shape[1] for _, batch in chunks), default=1)
+        ids, mask = np.zeros((2, n, width), np.int64)
+        for positions, batch in chunks:
+            ids[positions, : batch.ids.shape[1]] = batch.ids
+            mask[positions, : batch.ids.shape[1]] = batch.mask
+        return cls(ids, mask)
 
     def of(self, positions: Sequence[int]) -> "Tokens":
         """The tokens of these queries."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from service.bundle.claims import RERANK_DEPTH
 from service.bundle.manifest import Manifest
-from service.core.calibration import Calibration, RawScores, load_calibration
+from service.core.calibration import Calibration, open_calibration
 from service.core.encoding.encoder import open_session
 from service.core.encoding.onnx_check import check_onnx
 from service.core.index.memory import Memory
@@ -86,20 +86,25 @@ class Reranker:
 
     def contributions(
         self, head: Hits, embeddings: Float32Rows, tokens: Tokens | None, effort: str
-    ) -> dict[str, Float32Rows]:
-        """For each feature, the scores (n, m) of `score` minus those without it.
+    ) -> list[dict[int, dict[str, float]]]:
+        """For each query, by row of a candidate: the score minus the one without each feature.
 
         Without it means that the trees see it as missing. Effects of features that work together
         therefore do not add up to the score.
         """
         matrix = feature_matrix(self.features, self._batch(head, embeddings, tokens, effort))
         scores = self.trees(matrix)
-        changes = {}
-        for column, name in enumerate(self.features):
+        changes = np.empty_like(matrix)
+        for column in range(len(self.features)):
             without = matrix.copy()
             without[:, column] = np.nan
-            changes[name] = (scores - self.trees(without)).reshape(head.rows.shape)
-        return changes
+            changes[:, column] = scores - self.trees(without)
+        moved = [dict(zip(self.features, change, strict=True)) for change in changes.tolist()]
+        m = head.rows.shape[1]
+        return [
+            dict(zip(rows, moved[i * m : (i + 1) * m], strict=True))
+            for i, rows in enumerate(head.rows.tolist())
+        ]
 
     def _batch(
         self, head: Hits, embeddings: Float32Rows, tokens: Tokens | None, effort: str
@@ -160,7 +165,6 @@ def open_reranker(folder: Path, manifest: Manifest, memory: Memory | None) -> Re
         raise BundleMismatch(
             f"{folder}: rerank.features has {unknown[0]!r}, this code has {', '.join(FEATURES)}"
         )
-    calibration = info.calibration.file
     depths = {point.name: point.params.get(RERANK_DEPTH, 0) for point in manifest.operating_points}
     return Reranker(
         OnnxTrees(folder / info.graph, len(info.features)),
@@ -169,7 +173,7 @@ def open_reranker(folder: Path, manifest: Manifest, memory: Memory | None) -> Re
         open_knowledge(folder, manifest.labels.n_labels),
         memory,
         manifest.index.metric == "probability",
-        load_calibration(folder / calibration) if calibration else RawScores(),
+        open_calibration(folder, info.calibration.file, "logit"),
     )
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from models.seal.model_card import model_card
 from service.bundle.verify import read_manifest
+from tests.support.tiny_rerank import write_tiny_reranked_bundle
 
 
 def test_a_card_says_how_much_a_memory_counts(tiny_memory_bundle: Path, tiny_bundle: Path) -> None:
@@ -31,3 +32,15 @@ def test_a_card_names_the_prefixes_that_texts_are_read_behind(tiny_bundle: Path)
     prefixed = manifest.tokenizer.model_copy(update=prefixes)
     card = model_card(manifest.model_copy(update={"tokenizer": prefixed}))
     assert "Queries are read behind 'query: ', labels behind 'passage: '." in card
+
+
+def test_a_card_says_which_efforts_trees_reorder_and_what_for(tmp_path: Path) -> None:
+    manifest = read_manifest(write_tiny_reranked_bundle(tmp_path / "bundle"))
+    card = model_card(manifest)
+    assert "trees re-order the first labels at balanced" in card
+    assert "training queries, which the second stage reads" in card
+    assert manifest.rerank is not None
+    params = {"p_at_1_before": 30.1, "p_at_1": 33.2, "p_at_5_before": 14.3, "p_at_5": 15.4}
+    told = manifest.rerank.model_copy(update={"params": params})
+    card = model_card(manifest.model_copy(update={"rerank": told}))
+    assert "move P@1 from 30.1 to 33.2 and P@5 from 14.3 to 15.4" in card
