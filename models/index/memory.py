@@ -22,6 +22,7 @@ from models.index.flat import Flat
 from models.index.hnsw import GRID as GRAPH_GRID
 from models.index.hnsw import Hnsw
 from models.index.kind import FaissKind
+from models.index.quantised import PqFastScan
 from models.quality.groups import Groups, clustered_error, fold_in_two
 from models.quality.metrics import ndcg_of_each, precision_at_k, remove_filtered
 from models.quality.ranking import EmbeddedSet, EvaluationSet
@@ -55,6 +56,10 @@ _TOP = 5
 _REPEATS = 10
 """Draws of the halves that a gain is the mean of. A choice: single draws of the demo's gain had a
 standard deviation as large as the gain."""
+MOST_SCANNED: Final = 1 << 16
+"""Most queries that are found by a scan of four-bit codes. A choice: of 35,386 in 384 dimensions a
+scan found 100 neighbours in 0.64 of the CPU time of a graph, and more of them; its time grows with
+their number (docs/decisions/0029)."""
 _RECALL_TOP = 10
 FEATURE_TEMPERATURE: Final = 0.05
 """Of a memory that is a feature. A choice: in the middle of what `memory.temperatures` tries."""
@@ -102,14 +107,21 @@ def remember(vectors: NDArray[np.float32], labels: csr_array, values: Values) ->
     )
 
 
-def index_kind(config: IndexConfig) -> FaissKind:
-    """The kind of the memory's own index: a scan if the label index is one, else a graph."""
+def index_kind(config: IndexConfig, n_rows: int) -> FaissKind:
+    """The kind of the memory's own index, of `n_rows` queries, beside a label index of `config`.
+
+    A scan of the label index's own sort while that is the quickest, else a graph.
+    """
+    if config.kind == PqFastScan.name and n_rows <= MOST_SCANNED:
+        return PqFastScan()
     return Flat() if config.kind == Flat.name else Hnsw()
 
 
 def write_memory(memory: Memory, config: IndexConfig, folder: Path) -> None:
     """Write MEMORY_FILES into `folder`, each atomically."""
-    index_kind(config).write(memory.vectors, config, folder / MEMORY_INDEX_FILE)
+    index_kind(config, len(memory.vectors)).write(
+        memory.vectors, config, folder / MEMORY_INDEX_FILE
+    )
     write_array(folder / MEMORY_OFFSETS_FILE, memory.labels.offsets)
     write_array(folder / MEMORY_LABELS_FILE, memory.labels.labels)
     write_array(folder / MEMORY_VALUES_FILE, memory.labels.values)
@@ -361,7 +373,7 @@ def build_memory(
 def _describe(
     memory: Memory, setting: Trial, config: Config, logit_bias: float | None
 ) -> MemoryInfo:
-    kind = index_kind(config.index)
+    kind = index_kind(config.index, len(memory.vectors))
     return MemoryInfo(
         kind=kind.name,
         files=list(MEMORY_FILES),
@@ -378,7 +390,7 @@ def _describe(
 def write_for_features(memory: Memory, config: Config, neighbours: int, folder: Path) -> MemoryInfo:
     """Write a memory that no score is blended with, for a second stage to read `neighbours` of."""
     write_memory(memory, config.index, folder)
-    kind = index_kind(config.index)
+    kind = index_kind(config.index, len(memory.vectors))
     return MemoryInfo(
         kind=kind.name,
         files=list(MEMORY_FILES),

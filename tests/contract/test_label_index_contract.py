@@ -108,14 +108,14 @@ def registered(kind: str, **settings: int) -> Callable[[Path], Opened]:
     return open_it
 
 
-def with_a_memory(kind: str) -> Callable[[Path], Opened]:
+def with_a_memory(kind: str, memory_kind: str = "hnsw") -> Callable[[Path], Opened]:
     def open_it(folder: Path) -> Opened:
         info = built(kind, folder)
         efforts = efforts_of(kind, {"memory_ef_search": 30})
         memory = remember(MATERIAL.points, MATERIAL.labels, "one")
-        write_memory(memory, CONFIG, folder)
+        write_memory(memory, CONFIG.model_copy(update={"kind": memory_kind}), folder)
         about = MemoryInfo(
-            kind="hnsw",
+            kind=memory_kind,
             files=list(MEMORY_FILES),
             n_rows=N_POINTS,
             params={},
@@ -182,6 +182,7 @@ def inner_products(queries: np.ndarray) -> np.ndarray:
 BY_KIND = {kind: registered(kind) for kind in KINDS}
 BY_KIND["ivf-pq with each label in two lists"] = registered("ivf-pq", ivf_copies=2)
 WITH_A_MEMORY = {f"{kind} with a memory": with_a_memory(kind) for kind in ("hnsw", "pq-fastscan")}
+WITH_A_MEMORY["hnsw with a scanned memory"] = with_a_memory("hnsw", "pq-fastscan")
 CHANGED = {
     f"{kind} with {what}": changed(kind, *counts)
     for kind in ("flat", "hnsw")

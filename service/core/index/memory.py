@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from service.bundle.manifest import MemoryInfo
+from service.bundle.manifest import EXACT, MemoryInfo
 from service.core.index.faiss_index import open_faiss
 from service.core.index.memory_labels import MemoryLabels, open_memory_labels
 from service.core.index.protocol import LabelIndex
@@ -55,13 +55,17 @@ def open_memory(
 
     `efforts` maps an effort's name to the parameters of its operating point.
     """
-    params = {
-        name: {"ef_search": effort[MEMORY_EF_SEARCH]} if MEMORY_EF_SEARCH in effort else {}
-        for name, effort in efforts.items()
-    }
+    params = {name: _search_params(info, name, effort) for name, effort in efforts.items()}
     index_file, *array_files = info.files
     kind = "memory.kind", info.kind
     index = open_faiss(folder / index_file, dim, info.n_rows, params, kind)
     paths = [folder / name for name in array_files]
     labels = open_memory_labels(paths, info.n_rows, n_labels)
     return Memory(index, labels, info.neighbours, info.temperature)
+
+
+def _search_params(info: MemoryInfo, name: str, effort: Mapping[str, int]) -> dict[str, int]:
+    """The parameters of the memory's index at an effort; empty for a full scan."""
+    if info.kind == "pq-fastscan":
+        return {} if name == EXACT else {"rescored": info.neighbours}
+    return {"ef_search": effort[MEMORY_EF_SEARCH]} if MEMORY_EF_SEARCH in effort else {}
