@@ -26,6 +26,7 @@ MAX_DEPTH: Final = 16
 MAX_NAME_BYTES: Final = 4096
 
 _DOMAINS: Final = (b"", b"ai.onnx", b"ai.onnx.ml")
+"""ONNX's own; the last one has the trees of a re-ranker."""
 _REFUSED_OPERATORS: Final = (b"Loop", b"Scan")
 _HERE: Final = 0
 

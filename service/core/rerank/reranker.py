@@ -138,8 +138,9 @@ def reorder(hits: Hits, candidates: Hits, scores: Float32Rows) -> Hits:
         is_there = hits.rows[:, :, None] == candidates.rows[:, None, :]  # (n, k, m)
         own = np.take_along_axis(scores, is_there.argmax(axis=2), 1)
         new = np.where(is_there.any(axis=2), own, new)
-    order = np.argsort(-new, axis=1, kind="stable")
-    return Hits(np.take_along_axis(hits.rows, order, 1), np.take_along_axis(new, order, 1))
+    order = (-new).argsort(axis=1, kind="stable")
+    queries = np.arange(len(order))[:, None]
+    return Hits(hits.rows[queries, order], new[queries, order])
 
 
 def log_odds(probabilities: Float32Rows) -> Float32Rows:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from service.bundle.manifest import MANIFEST
@@ -253,4 +254,26 @@ def test_a_part_that_does_not_fit_is_refused(
     change(manifest)
     seal(folder, manifest)
     with pytest.raises(error, match=words):
+        Engine.open(folder, device="cpu")
+
+
+@pytest.mark.parametrize("damage", ["itself", "back", "feature"])
+def test_trees_that_would_not_end_or_read_beyond_a_row_are_refused(
+    bundle: Path, tmp_path: Path, damage: str
+) -> None:
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for file in bundle.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    model = onnx.load(folder / "rerank.onnx")
+    nodes = {each.name: each for each in model.graph.node[0].attribute}
+    if damage == "feature":
+        nodes["nodes_featureids"].ints[0] = 1000
+    else:
+        nodes["nodes_truenodeids"].ints[0] = 0 if damage == "itself" else 1
+        nodes["nodes_modes"].strings[1] = b"BRANCH_LEQ"
+        nodes["nodes_falsenodeids"].ints[1] = 2
+    onnx.save(model, folder / "rerank.onnx")
+    seal(folder, json.loads((folder / MANIFEST).read_text()))
+    with pytest.raises(BundleError):
         Engine.open(folder, device="cpu")
