@@ -340,6 +340,10 @@ def _table(bundle: Path) -> str:
     if calibration.first_after is not None:
         change = f"{calibration.first_before} -> {calibration.first_after}"
         lines.append(f"of the first label alone {change}")
+    if manifest.rerank is not None:
+        trees = manifest.rerank.calibration
+        errors = f"{trees.ece_after}, of the first label alone {trees.first_after}"
+        lines.append(f"operating points are without trees; calibration error with them {errors}")
     return "\n".join(lines)
 
 

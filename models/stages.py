@@ -228,6 +228,8 @@ def run_train(job: TrainingJob) -> None:
                 log.info("%s is trained already", each.run.folder)
             else:
                 each.run.folder.mkdir(parents=True, exist_ok=True)
+                if each is not job:
+                    log.info("fold %s, to score what it does not train on:", each.run.folder.name)
                 _train(each, world)
     finally:
         world.leave()

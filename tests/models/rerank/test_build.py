@@ -14,6 +14,8 @@ from models.rerank.examples import Scorer
 from models.rerank.knowledge import count_knowledge
 from models.stages import TrainingJob
 from models.trained import load_model
+from models.tune.goal import Goal
+from models.tune.tuning import Request
 from service.core.engine import Engine
 from service.core.types import Query
 from tests.support.tiny_job import write_tiny_job
@@ -106,3 +108,21 @@ def test_a_sealed_run_answers_with_its_trees_where_the_effort_has_them(job):
     assert engine.manifest.quality.metrics["p1"] == pytest.approx(
         100 * precision["balanced"], abs=0.1
     )
+
+
+def test_a_tuned_run_keeps_its_trees_and_their_memory(job):
+    """The goal is within reach of any machine: the tuning seals the run with another index."""
+    goal = Goal(p99_us=1e7, recall=0.5)
+    report = stages.run_tune(job, Request(goal, kinds=("flat",)))
+    assert report.chosen is not None
+    engine = Engine.open(job.bundles, device="cpu")
+    manifest = engine.manifest
+    assert manifest.index.kind == "flat"
+    assert manifest.memory is not None
+    assert manifest.memory.weight == 0
+    efforts = {
+        point.name: point.params.get("rerank_depth", 0) for point in manifest.operating_points
+    }
+    assert efforts == {"fast": 0, "balanced": 10, "thorough": 10, "exact": 10}
+    [answer] = engine.predict([Query(job.dataset.test.titles[0], 5, "balanced")]).predictions
+    assert len(answer.rows) == 5
