@@ -72,14 +72,16 @@ class EncoderConfig(_Section):
     `dim` is the width of each half. A `frozen` transformer encodes every text once, into a cache,
     and only the layers behind it are trained. A bag's word vectors come from `bag_source`, or
     without one from `source`. With `auto`, `source` says how it pools and what it reads before the
-    texts of queries and labels (`models.encoders.usage`). Where `data.fields` are views,
-    `field_tokens` has the most tokens of each, in place of `max_tokens`.
+    texts of queries and labels (`models.encoders.usage`). A transformer wider than `dim` is mapped
+    to its first coordinates at first, or to the principal `axes` of its texts. Where `data.fields`
+    are views, `field_tokens` has the most tokens of each, in place of `max_tokens`.
     """
 
     kind: Literal["bag", "transformer", "bag+transformer"] = "bag"
     source: str
     bag_source: str = ""
     dim: Width = 384
+    projection_start: Literal["coordinates", "axes"] = "coordinates"
     pooling: Literal["auto", "mean", "cls"] = AUTO
     query_prefix: Text = AUTO
     label_prefix: Text = AUTO

@@ -260,7 +260,8 @@ def _untrained(
     if (bag := bag_of(encoder)) is not None:
         token_ids = np.concatenate([points.texts.ids, labels.ids])
         bag.weigh_words(token_ids, config.encoder.word_smoothing)
-    if (transformer := transformer_of(encoder)) is not None:
+    transformer = transformer_of(encoder)
+    if transformer is not None and config.encoder.projection_start == "axes":
         start_at_principal_axes(transformer, points.texts)
     world.leader_first(lambda: contrastive.pretrain(encoder, points, labels, validation, run))
     model, rows = fresh_model(encoder, labels, config, points, world)

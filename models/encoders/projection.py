@@ -16,9 +16,10 @@ def start_at_principal_axes(encoder: TransformerEncoder, texts: TokenizedTexts) 
     """Set a narrowing projection to the principal axes of the pooled rows of `texts`.
 
     Of all maps to `dim` dimensions it keeps the inner products of the rows best (Eckart and Young,
-    1936). The first coordinates, in which the axes of a pretrained encoder do not lie, keep less.
-    Rows count alike, and are not centred, as an embedding is not. Where nothing is narrowed the
-    projection stays the identity.
+    1936). Rows count alike, and are not centred, as an embedding is not. The axes are turned among
+    themselves until they lie nearest to the first coordinates (Schoenemann, 1966), because they
+    learn worse where a few of them hold most of the rows (docs/lab/trials.md). Where nothing is
+    narrowed the projection stays the identity.
     """
     weight = encoder.projection.weight
     dim, width = weight.shape
@@ -28,4 +29,6 @@ def start_at_principal_axes(encoder: TransformerEncoder, texts: TokenizedTexts) 
     pooled = pool_all(encoder, sample) if sample.pooled is None else sample.pooled
     rows = torch.nn.functional.normalize(torch.from_numpy(pooled.astype(np.float32)), dim=1)
     _, axes = torch.linalg.eigh((rows.T @ rows).double())  # (width, width), the main axis last
-    weight.copy_(axes[:, -dim:].flip(1).T)
+    main = axes[:, -dim:].T  # (dim, width)
+    left, _, right = torch.linalg.svd(main[:, :dim].T)
+    weight.copy_(left @ right @ main)

@@ -17,7 +17,10 @@ from tests.support.shop import add, opened
 from tests.support.tiny_job import write_tiny_job
 
 QUERY, LABEL = "baw cuv: ", "dex fip: "
-SETTINGS = ("encoder.kind=transformer", "train.epochs=2", "index.kind=flat", "export.serve=fp32")
+SETTINGS = (
+    *("encoder.kind=transformer", "encoder.dim=12", "encoder.projection_start=axes"),
+    *("train.epochs=2", "index.kind=flat", "export.serve=fp32"),
+)
 
 
 @pytest.fixture(scope="module")
