@@ -148,11 +148,11 @@ class TrainConfig(_Section):
 
     epochs: Positive = 6
     batch_size: Positive = 512
-    encoder_lr: Annotated[float, Field(gt=0)] = 0.002
+    encoder_lr: Annotated[float, Field(gt=0)] = 0.01
     projection_lr: Annotated[float, Field(gt=0)] = 0.001
     transformer_lr: Annotated[float, Field(gt=0)] = 5e-5
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    label_lr: Annotated[float, Field(gt=0)] = 0.003
+    label_lr: Annotated[float, Field(gt=0)] = 0.01
     schedule: Literal["linear", "cosine"] = "linear"
     warmup_steps: Annotated[int, Field(ge=0)] = 100
     accumulate: Positive = 1
@@ -179,7 +179,7 @@ class PretrainConfig(_Section):
     cluster_size: Positive = 8
     cluster_double_epochs: Positive = 2
     cluster_refresh_epochs: Positive = 5
-    encoder_lr: Annotated[float, Field(gt=0)] = 0.002
+    encoder_lr: Annotated[float, Field(gt=0)] = 0.01
     projection_lr: Annotated[float, Field(gt=0)] = 0.001
     transformer_lr: Annotated[float, Field(gt=0)] = 5e-5
     warmup_steps: Annotated[int, Field(ge=0)] = 100
