@@ -510,13 +510,10 @@ class _Ranked:
 
 def _place_vectors(queries: Sequence[Query], embeddings: Float32Rows) -> list[int]:
     """Copy the queries' own vectors into `embeddings`; returns the positions without a vector."""
-    texts = []
     for position, query in enumerate(queries):
-        if query.vector is None:
-            texts.append(position)
-        else:
+        if query.vector is not None:
             embeddings[position] = query.vector
-    return texts
+    return [position for position, query in enumerate(queries) if query.vector is None]
 
 
 def _drift(item: Golden, label_ids: set[str], answer: Prediction) -> float:
