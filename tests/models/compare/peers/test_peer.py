@@ -14,6 +14,14 @@ def test_a_missing_package_names_the_extra():
         need("no_such_peer")
 
 
+def test_a_package_without_its_system_library_says_which(tmp_path, monkeypatch):
+    said = "libgomp.so.1: cannot open shared object file"
+    (tmp_path / "half_a_peer.py").write_text(f"raise OSError({said!r})\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(PeerMissing, match=f"half_a_peer cannot be imported .{said}"):
+        need("half_a_peer")
+
+
 def test_an_installed_module_is_given():
     assert need("numpy") is np
 
