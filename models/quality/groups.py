@@ -40,9 +40,8 @@ def fold_in_two(groups: Groups, rng: np.random.Generator) -> NDArray[np.bool_]:
 def folds_of(groups: Groups, n_folds: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """The fold (n,) of each point, from 0: random folds of about one size; no group is in two.
 
-    Where there are fewer groups than folds, points are drawn one by one. A group larger than a fold
-    can leave a fold empty, but never the first or the last. Raises ValueError for fewer points than
-    folds.
+    No fold is empty. Where there are fewer groups than folds, points are drawn one by one. Raises
+    ValueError for fewer points than folds.
     """
     if len(groups) < n_folds:
         raise ValueError(
@@ -53,7 +52,12 @@ def folds_of(groups: Groups, n_folds: int, rng: np.random.Generator) -> NDArray[
         numbers = np.arange(len(groups))
     sizes = np.bincount(numbers)
     order = rng.permutation(len(sizes))
-    # A group belongs where its middle lies, so the first is in one half and the last in the other.
-    middles = np.empty(len(sizes))
-    middles[order] = np.cumsum(sizes[order]) - sizes[order] / 2
-    return np.asarray(n_folds * middles[numbers] // len(groups), np.int64)
+    # A group belongs where its middle lies. One larger than a fold would leave a fold empty, so
+    # the next group is at most one fold on, and the last ones are in the last folds.
+    middles = np.cumsum(sizes[order]) - sizes[order] / 2
+    wished = (n_folds * middles // len(groups)).astype(np.int64)
+    place = np.arange(len(sizes))
+    stepwise = np.minimum(np.minimum.accumulate(wished - place), 0) + place
+    folds = np.empty(len(sizes), np.int64)
+    folds[order] = np.maximum(stepwise, n_folds - len(sizes) + place)
+    return folds[numbers]
