@@ -39,7 +39,7 @@ from service.errors import (
 from service.gate.gate import begin_change
 from service.gate.problems import responses
 from service.serving.follow import Follower
-from service.serving.request_models import JsonObject
+from service.serving.json_object import JsonObject
 from service.serving.serving import Serving
 from service.settings.settings import Settings
 

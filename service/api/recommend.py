@@ -1,8 +1,6 @@
 """/v1/recommend: texts, or vectors, to the best labels. This is the hot route."""
 
 import asyncio
-import operator
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final
@@ -11,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from starlette.types import Receive, Scope
 
-from service.api.endpoint import NO_STORE, Endpoint, as_json, as_list
+from service.api.endpoint import NO_STORE, Endpoint, as_json, as_list, as_query, as_shown
 from service.core.batching.job import Answer
 from service.core.index.protocol import MAX_QUERY_LENGTH
 from service.core.labels.labels import Label
@@ -21,6 +19,7 @@ from service.gate.bodies import query_string, validate
 from service.gate.exchange import Exchange
 from service.gate.problems import Headers
 from service.serving.deployment import Deployment
+from service.serving.query_texts import HistoryRequest
 from service.serving.request_models import ItemRequest, LabelsRequest, RecommendRequest
 
 SCORE_DECIMALS: Final = 6
@@ -34,8 +33,9 @@ class Recommend(Endpoint[LabelsRequest]):
     ) -> tuple[LabelsRequest, list[Query]]:
         """One query for each text."""
         request = validate(deployment.request_models.body, value)
-        exchange.queries = as_list(request.query)
-        return request, _queries(request, exchange.queries)
+        texts = as_list(request.query)
+        exchange.queries = as_shown(texts)
+        return request, _queries(request, texts)
 
     async def write(
         self, deployment: Deployment, request: LabelsRequest, answer: Answer
@@ -93,10 +93,8 @@ class RecommendByEmbedding(Recommend):
     ) -> tuple[LabelsRequest, list[Query]]:
         """One query for each vector."""
         request = validate(deployment.request_models.by_embedding, value)
-        k, effort, strict = request.k, request.effort, request.effort_strict
-        label_filter = _label_filter(request)
-        vectors = _vectors(request.embedding)
-        return request, [Query("", k, effort, None, strict, label_filter, v) for v in vectors]
+        shared = _shared(request)
+        return request, [Query("", vector=v, **shared) for v in _vectors(request.embedding)]
 
 
 def _label_filter(request: LabelsRequest) -> LabelFilter | None:
@@ -111,13 +109,12 @@ def _label_filter(request: LabelsRequest) -> LabelFilter | None:
     return LabelFilter(None if allow is None else tuple(allow), tuple(deny or ()), values)
 
 
-def _queries(request: RecommendRequest, texts: list[str]) -> list[Query]:
-    k, effort, strict = request.k, request.effort, request.effort_strict
-    label_filter = _label_filter(request)
+def _queries(request: RecommendRequest, texts: Sequence[str | HistoryRequest]) -> list[Query]:
+    shared = _shared(request)
     item_id = request.item_id if isinstance(request, ItemRequest) else None
     if item_id is None:  # the hot path
-        return [Query(text, k, effort, None, strict, label_filter) for text in texts]
-    if isinstance(item_id, str) is not isinstance(request.query, str):
+        return [as_query(text, **shared) for text in texts]
+    if isinstance(item_id, str) is isinstance(request.query, list):
         raise InvalidValue("item_id must be like query: one for one text, a list for a list")
     item_ids = [item_id] if isinstance(item_id, str) else item_id
     if len(item_ids) != len(texts):
@@ -125,9 +122,20 @@ def _queries(request: RecommendRequest, texts: list[str]) -> list[Query]:
             f"item_id holds {len(item_ids)} ids for {len(texts)} texts: give one for each, or null"
         )
     return [
-        Query(text, k, effort, item, strict, label_filter)
-        for text, item in zip(texts, item_ids, strict=True)
+        as_query(text, item_id=item, **shared) for text, item in zip(texts, item_ids, strict=True)
     ]
+
+
+def _shared(request: LabelsRequest) -> dict[str, Any]:
+    """What all queries of a request share."""
+    # A query string has no `diversity`, as it has no filter.
+    return {
+        "k": request.k,
+        "effort": request.effort,
+        "effort_strict": request.effort_strict,
+        "label_filter": _label_filter(request),
+        "diversity": request.diversity,
+    }
 
 
 def _vectors(embedding: Sequence[float] | Sequence[Sequence[float]]) -> NDArray[np.float32]:
@@ -152,8 +160,10 @@ def _result(
         shown = prediction.raw_scores
     rows, scores = prediction.rows.tolist(), shown.tolist()
     if request.min_score is not None:
-        end = bisect_right(scores, -request.min_score, key=operator.neg)  # scores fall
-        rows, scores = rows[:end], scores[:end]
+        # Scores fall, unless diversity or a rule has moved a label.
+        pairs = zip(rows, scores, strict=True)
+        kept = [(row, score) for row, score in pairs if score >= request.min_score]
+        rows, scores = [row for row, _ in kept], [score for _, score in kept]
     label_of = deployment.engine.catalogue.label
     include = request.include
     labels: list[dict[str, Any]]

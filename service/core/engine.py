@@ -25,6 +25,7 @@ from service.core.catalogue.store import ChangeStore, store_path
 from service.core.encoding.encoder import DEFAULT_GPU, Encoder, open_encoder
 from service.core.encoding.field_tokenizer import AnyTokenizer, open_tokenizer
 from service.core.encoding.providers import GpuOptions
+from service.core.encoding.query_texts import QueryTexts
 from service.core.encoding.tokenizer import length_sorted_chunks, pad
 from service.core.index.memory import Memory
 from service.core.index.protocol import LabelIndex
@@ -44,6 +45,7 @@ from service.core.types import (
     Prediction,
     Query,
     StageTimings,
+    TokenBatch,
     no_hits,
 )
 from service.errors import BundleError, BundleMismatch, GoldenMismatch
@@ -260,9 +262,9 @@ class Engine:
         depth = self._rerank_depth(effort)
         if self.reranker is None or not depth:
             return None
-        with_text = [i for i, query in enumerate(queries) if query.vector is None]
-        batch = pad(self.tokenizer.tokenize([queries[i].text for i in with_text]))
-        tokens = Tokens.gather(len(queries), [(with_text, batch)])
+        spread = QueryTexts.of(queries)
+        batch = pad(self.tokenizer.tokenize(spread.texts))
+        tokens = _words(spread, [([*range(len(spread.texts))], batch)])
         embeddings = np.stack([prediction.embedding for prediction in predictions])
         head = self.catalogue.search(embeddings, depth, effort)
         changes = self.reranker.contributions(head, embeddings, tokens, effort)
@@ -285,26 +287,29 @@ class Engine:
         RuntimeError if the tokenizer or the encoder fails.
         """
         start_s = self.clock()
-        embeddings = np.zeros((len(queries), self.encoder.dim), np.float32)
-        truncated = np.zeros(len(queries), np.bool_)
-        texts: list[int] | range = range(len(queries))
-        if any([query.vector is not None for query in queries]):
-            texts = _place_vectors(queries, embeddings)
-        encodings = self.tokenizer.tokenize([queries[i].text for i in texts])
+        spread = QueryTexts.of(queries)
+        encodings = self.tokenizer.tokenize(spread.texts)
         lengths = [len(encoding) for encoding in encodings]
         chunks = [
-            ([texts[i] for i in chunk], pad([encodings[i] for i in chunk]))
+            (chunk, pad([encodings[i] for i in chunk]))
             for chunk in length_sorted_chunks(lengths, self.max_batch_tokens)
         ]
         tokenized_s = self.clock()
+        rows = np.zeros((len(spread.texts), self.encoder.dim), np.float32)
+        cut = np.zeros(len(spread.texts), np.bool_)
         for chunk, batch in chunks:
-            embeddings[chunk] = self.encoder.encode(batch)
-            truncated[chunk] = batch.truncated
+            rows[chunk] = self.encoder.encode(batch)
+            cut[chunk] = batch.truncated
+        embeddings = spread.embeddings(rows)
         encoded_s = self.clock()
-        tokens = None if self.reranker is None else Tokens.gather(len(queries), chunks)
-        predictions, rerank_s = self._search(
-            queries, embeddings, truncated, dict(zip(texts, lengths, strict=True)), tokens
+        tokens = None if self.reranker is None else _words(spread, chunks)
+        readings = zip(
+            spread.truncated(cut).tolist(),
+            spread.n_tokens(lengths),
+            spread.tokenless(self.tokenizer, lengths),
+            strict=True,
         )
+        predictions, rerank_s = self._search(queries, embeddings, list(readings), tokens)
         timings = StageTimings(
             tokenize_s=tokenized_s - start_s,
             encode_s=encoded_s - tokenized_s,
@@ -348,13 +353,13 @@ class Engine:
         self,
         queries: Sequence[Query],
         embeddings: Float32Rows,
-        truncated: "np.ndarray[tuple[int], np.dtype[np.bool_]]",
-        n_tokens: Mapping[int, int],
+        readings: Sequence[tuple[bool, int, bool]],
         tokens: Tokens | None,
     ) -> tuple[list[Prediction], float]:
         """Search the index once for each group of queries with one depth, effort and filter.
 
-        Returns the predictions, and the seconds that re-ranking took.
+        A reading says of a query whether it was cut, its number of tokens, and whether a text left
+        none. Returns the predictions, and the seconds that re-ranking took.
         """
         item_rows = {
             position: self._rows_of_item(query.item_id)
@@ -378,16 +383,16 @@ class Engine:
                 if position in item_rows and plan is None:
                     visible = np.flatnonzero(~np.isin(rows, item_rows[position]))[visible]
                 rows, calibrated, raw = rows[visible], calibrated[visible], raw[visible]
+                truncated, n_tokens, tokenless = readings[position]
                 predictions[position] = Prediction(
                     rows,
                     calibrated,
                     embeddings[position],
-                    bool(truncated[position]),
+                    truncated,
                     raw,
                     plan,
-                    n_tokens.get(position, 0),
-                    position in n_tokens
-                    and self.tokenizer.leaves_no_token(queries[position].text, n_tokens[position]),
+                    n_tokens,
+                    tokenless,
                     None if searched is None else searched[i, : queries[position].k],
                 )
         return [prediction for prediction in predictions if prediction is not None], rerank_s
@@ -508,12 +513,10 @@ class _Ranked:
     rerank_s: float = 0.0
 
 
-def _place_vectors(queries: Sequence[Query], embeddings: Float32Rows) -> list[int]:
-    """Copy the queries' own vectors into `embeddings`; returns the positions without a vector."""
-    for position, query in enumerate(queries):
-        if query.vector is not None:
-            embeddings[position] = query.vector
-    return [position for position, query in enumerate(queries) if query.vector is None]
+def _words(spread: QueryTexts, chunks: Sequence[tuple[list[int], TokenBatch]]) -> Tokens:
+    """The tokens of each query: those of all its texts, one after the other."""
+    tokens = Tokens.gather(len(spread.texts), chunks)
+    return tokens if spread.one_each else tokens.joined(spread.owners, len(spread.queries))
 
 
 def _drift(item: Golden, label_ids: set[str], answer: Prediction) -> float:

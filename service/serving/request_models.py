@@ -17,21 +17,15 @@ from pydantic import (
     StringConstraints,
     WithJsonSchema,
     create_model,
-    model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from service.core.encoding.text import join_fields
 from service.core.labels.label_id import MAX_ID_CHARS
+from service.serving.json_object import JsonObject
+from service.serving.query_texts import HistoryRequest, texts_schema, texts_type
 
 VISIBLE = "[^\\s\\u0000-\\u001f\\u007f-\\u009f\\u200b\\u2028\\u2029\\ufeff]"
 """A text must hold one character that `service.core.encoding.text.normalise` keeps."""
-
-MAX_FIELDS: Final = 32
-"""More fields than any object of a request needs. Validating 100,000 unknown ones would block the
-event loop for 0.4 s."""
-TOO_MANY_FIELDS: Final = "too_many_fields"
-"""Type of the error of pydantic for an object with more fields."""
 
 MAX_WHERE_FIELDS = 16
 MAX_MODEL_CHARS = 256
@@ -44,34 +38,11 @@ Scores: TypeAlias = Literal["served", "raw"]
 
 _NUMBER: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 
+Texts: TypeAlias = str | HistoryRequest | list[str] | list[str | HistoryRequest]
+"""One text or history, or a list of these."""
+
 Value: TypeAlias = str | int | float | bool
 """A value of a metadata field."""
-
-
-class JsonObject(BaseModel):
-    """A JSON object in a request: an optional field that is null is one that was left out.
-
-    One with too many fields is refused before pydantic writes an error for each unknown one.
-    """
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _leave_out_null(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        if len(value) > MAX_FIELDS:
-            numbers = {"n": len(value), "limit": MAX_FIELDS}
-            raise PydanticCustomError(
-                TOO_MANY_FIELDS,
-                "has {n} fields, the limit is {limit}: send only those in /docs",
-                numbers,
-            )
-        if None in value.values():
-            known = cls.model_fields
-            return {name: v for name, v in value.items() if v is not None or name not in known}
-        return value
 
 
 class LabelsRequest(JsonObject):
@@ -84,6 +55,7 @@ class LabelsRequest(JsonObject):
     effort_strict: bool
     scores: Scores
     explain: bool
+    diversity: float
     include: list[Include]
     allow: list[str] | None
     deny: list[str] | None
@@ -93,7 +65,7 @@ class LabelsRequest(JsonObject):
 class RecommendRequest(LabelsRequest):
     """The fields of POST /v1/recommend."""
 
-    query: str | list[str]
+    query: Texts
 
 
 class ItemRequest(RecommendRequest):
@@ -112,7 +84,7 @@ class EmbedRequest(JsonObject):
     """The fields of POST /v1/embed."""
 
     model: str | None
-    input: str | list[str]
+    input: Texts
 
 
 class RecommendParameters(BaseModel):
@@ -169,9 +141,9 @@ def request_models(limits: RequestLimits) -> RequestModels:
         str,
         StringConstraints(min_length=1, max_length=limits.max_text_chars, pattern=VISIBLE),
     ]
-    texts: Any = text | _list(text, limits.max_queries, 1)
-    if limits.fields:
-        texts = Annotated[texts, BeforeValidator(_joiner(limits.fields)), _schema(limits)]
+    fields = list(limits.fields)
+    join = _joiner(fields) if fields else None
+    texts: Any = Annotated[texts_type(text, limits.max_queries, join, fields), _schema(limits)]
     # With both bounds pydantic refuses a list of another length before it converts the numbers.
     vector: Any = Annotated[
         list[Annotated[float, Field(allow_inf_nan=False)]],
@@ -244,17 +216,10 @@ def _joiner(names: Sequence[str]) -> Callable[[Any], Any]:
 
 
 def _schema(limits: RequestLimits) -> WithJsonSchema:
-    """OpenAPI's description of texts that may be given by their fields."""
+    """OpenAPI's description of the texts of a request."""
     text = {"type": "string", "minLength": 1, "maxLength": limits.max_text_chars}
-    by_field = {
-        "type": "object",
-        "properties": {name: {"type": "string"} for name in limits.fields},
-        "additionalProperties": False,
-        "minProperties": 1,
-    }
-    one = [{**text, "pattern": VISIBLE}, by_field]
-    many = {"type": "array", "items": {"anyOf": one}, "minItems": 1}
-    return WithJsonSchema({"anyOf": [*one, {**many, "maxItems": limits.max_queries}]})
+    schema = texts_schema({**text, "pattern": VISIBLE}, limits.max_queries, list(limits.fields))
+    return WithJsonSchema(schema)
 
 
 def _few_fields(value: Any) -> Any:
@@ -278,6 +243,17 @@ def _filter_fields(limits: RequestLimits) -> dict[str, Any]:
         "explain": (
             bool,
             Field(False, description="Explain the answer: how it was found, and at what cost."),
+        ),
+        "diversity": (
+            Annotated[float, BeforeValidator(_number)],
+            Field(
+                0.0,
+                ge=0,
+                le=1,
+                allow_inf_nan=False,
+                description="How much less a label counts for being like those before it: 0 ranks "
+                "by score alone, 1 by difference alone. Scores stay as they are.",
+            ),
         ),
         "include": (
             list[Include],
