@@ -13,6 +13,7 @@ from service.api.endpoint import NO_STORE, Endpoint, as_json, as_list, as_query,
 from service.core.batching.job import Answer
 from service.core.index.protocol import MAX_QUERY_LENGTH
 from service.core.labels.labels import Label
+from service.core.labels.moves import RULES
 from service.core.types import FilterPlan, LabelFilter, Prediction, Query
 from service.errors import InvalidValue
 from service.gate.bodies import query_string, validate
@@ -33,6 +34,7 @@ class Recommend(Endpoint[LabelsRequest]):
     ) -> tuple[LabelsRequest, list[Query]]:
         """One query for each text."""
         request = validate(deployment.request_models.body, value)
+        _check_diversity(deployment, request)
         texts = as_list(request.query)
         exchange.queries = as_shown(texts)
         return request, _queries(request, texts)
@@ -44,7 +46,7 @@ class Recommend(Endpoint[LabelsRequest]):
         engine, effort = deployment.engine, answer.queries[0].effort
         results = [_result(deployment, request, item) for item in answer.predictions]
         if request.explain:
-            await _explain(deployment, answer, results)
+            await _explain(deployment, request, answer, results)
         raw = request.scores == "raw"
         content = {
             "results": results,
@@ -93,6 +95,7 @@ class RecommendByEmbedding(Recommend):
     ) -> tuple[LabelsRequest, list[Query]]:
         """One query for each vector."""
         request = validate(deployment.request_models.by_embedding, value)
+        _check_diversity(deployment, request)
         shared = _shared(request)
         return request, [Query("", vector=v, **shared) for v in _vectors(request.embedding)]
 
@@ -128,7 +131,6 @@ def _queries(request: RecommendRequest, texts: Sequence[str | HistoryRequest]) -
 
 def _shared(request: LabelsRequest) -> dict[str, Any]:
     """What all queries of a request share."""
-    # A query string has no `diversity`, as it has no filter.
     return {
         "k": request.k,
         "effort": request.effort,
@@ -136,6 +138,16 @@ def _shared(request: LabelsRequest) -> dict[str, Any]:
         "label_filter": _label_filter(request),
         "diversity": request.diversity,
     }
+
+
+def _check_diversity(deployment: Deployment, request: LabelsRequest) -> None:
+    """Raise InvalidValue for diversity where the index has no vectors to compare."""
+    if request.diversity and not deployment.engine.can_diversify:
+        raise InvalidValue(
+            "diversity needs a vector for each label, which this bundle's index of kind "
+            f"{deployment.engine.index.kind} does not give: leave diversity out",
+            field="diversity",
+        )
 
 
 def _vectors(embedding: Sequence[float] | Sequence[Sequence[float]]) -> NDArray[np.float32]:
@@ -159,11 +171,9 @@ def _result(
     if request.scores == "raw" and prediction.raw_scores is not None:
         shown = prediction.raw_scores
     rows, scores = prediction.rows.tolist(), shown.tolist()
-    if request.min_score is not None:
-        # Scores fall, unless diversity or a rule has moved a label.
-        pairs = zip(rows, scores, strict=True)
-        kept = [(row, score) for row, score in pairs if score >= request.min_score]
-        rows, scores = [row for row, _ in kept], [score for _, score in kept]
+    kept = _kept(request, prediction)
+    if len(kept) < len(rows):
+        rows, scores = [rows[i] for i in kept], [scores[i] for i in kept]
     label_of = deployment.engine.catalogue.label
     include = request.include
     labels: list[dict[str, Any]]
@@ -176,12 +186,27 @@ def _result(
         labels = [
             _label(label_of(row), score, include) for row, score in zip(rows, scores, strict=True)
         ]
+    if prediction.rules is not None:
+        for label, i in zip(labels, kept, strict=True):
+            if code := prediction.rules[i]:
+                label["rule"] = RULES[code]
     result: dict[str, Any] = {"labels": labels, "truncated": prediction.truncated}
     if "embedding" in include:
         result["embedding"] = prediction.embedding
     if prediction.plan is not None:
         result["plan"] = _plan(prediction.plan)
     return result
+
+
+def _kept(request: LabelsRequest, prediction: Prediction) -> Sequence[int]:
+    """The places of the labels whose score is at least `min_score`."""
+    shown = prediction.scores
+    if request.scores == "raw" and prediction.raw_scores is not None:
+        shown = prediction.raw_scores
+    if request.min_score is None:
+        return range(len(shown))
+    # Scores fall, unless diversity or a rule has moved a label.
+    return [i for i, score in enumerate(shown.tolist()) if score >= request.min_score]
 
 
 def _plan(plan: FilterPlan) -> dict[str, Any]:
@@ -193,7 +218,9 @@ def _plan(plan: FilterPlan) -> dict[str, Any]:
     }
 
 
-async def _explain(deployment: Deployment, answer: Answer, results: list[dict[str, Any]]) -> None:
+async def _explain(
+    deployment: Deployment, request: LabelsRequest, answer: Answer, results: list[dict[str, Any]]
+) -> None:
     """Add an explanation to each result."""
     engine = deployment.engine
     point = next(
@@ -208,16 +235,33 @@ async def _explain(deployment: Deployment, answer: Answer, results: list[dict[st
     stages = {"queue": answer.queue_s, **answer.timings.stages}
     for i, (result, prediction) in enumerate(zip(results, answer.predictions, strict=True)):
         scores = [label["score"] for label in result["labels"]]
+        kept = _kept(request, prediction)
         raw = prediction.scores if prediction.raw_scores is None else prediction.raw_scores
         result["explanation"] = {
             "point": point.model_dump(include={"name", "recall_at_10", "p_at_1", "search_us_p50"}),
             "margins": [round(high - low, SCORE_DECIMALS) for high, low in pairwise(scores)],
-            "raw_scores": [round(score, SCORE_DECIMALS) for score in raw.tolist()[: len(scores)]],
+            "raw_scores": [round(float(raw[i]), SCORE_DECIMALS) for i in kept],
             "neighbours": None if neighbours is None else neighbours[i],
-            "contributions": None if moved is None else _rounded(moved[i][: len(scores)]),
+            "contributions": None if moved is None else _rounded([moved[i][j] for j in kept]),
+            "rules": _rules(prediction, kept),
             "stages_ms": {name: round(seconds * 1e3, 3) for name, seconds in stages.items()},
             "batch_queries": answer.batch_queries,
         }
+
+
+def _rules(prediction: Prediction, kept: Sequence[int]) -> list[dict[str, Any] | None] | None:
+    """For each label the rule that moved it, and the score that it would have without a boost."""
+    if prediction.rules is None or prediction.unruled is None:
+        return None
+    return [
+        {
+            "rule": RULES[prediction.rules[i]],
+            "score_without": round(float(prediction.unruled[i]), SCORE_DECIMALS),
+        }
+        if prediction.rules[i]
+        else None
+        for i in kept
+    ]
 
 
 def _rounded(moved: list[dict[str, float] | None]) -> list[dict[str, float] | None]:

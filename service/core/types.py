@@ -135,10 +135,12 @@ class Prediction:
     """Answer to one query, best first: `rows` (k,) int64, `scores` (k,) float32 after calibration.
 
     `raw_scores` (k,) are before calibration: the index's, or the re-ranker's. `searched` are the
-    rows as the search of the index ranked them, None where no re-ranker moved them. `embedding` is
-    (dim,). `plan` is set if the query had a filter. `n_tokens` is the text's length after
-    truncation, with special tokens; it is 0 for a query by vector. `tokenless` says that the text
-    left no token of its own, so that the answer means nothing.
+    rows as the search of the index ranked them, None where nothing moved them since. `rules` (k,)
+    are the codes of the label rules that moved each label (`service.core.labels.moves`), `unruled`
+    (k,) its score without a boost; None where no rule moves labels. `embedding` is (dim,). `plan`
+    is set if the query had a filter. `n_tokens` is the text's length after truncation, with special
+    tokens; it is 0 for a query by vector. `tokenless` says that the text left no token of its own,
+    so that the answer means nothing.
     """
 
     rows: NDArray[np.int64]
@@ -150,6 +152,8 @@ class Prediction:
     n_tokens: int = 0
     tokenless: bool = False
     searched: NDArray[np.int64] | None = None
+    rules: NDArray[np.int8] | None = None
+    unruled: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ class RecommendOptions(TypedDict, total=False):
     deny: Sequence[str]
     where: Mapping[str, Any]
     explain: bool
+    diversity: float
     model: str
 
 

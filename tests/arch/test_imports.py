@@ -26,7 +26,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("service.serving",),
         ("service.observe", "service.overload"),
         ("service.core.engine",),
-        ("service.core.parts",),
+        ("service.core.parts", "service.core.ranking"),
         ("service.core.catalogue", "service.core.rerank"),
         ("service.core.encoding", "service.core.index", "service.core.labels"),
         ("service.core.batching",),
