@@ -52,6 +52,7 @@ class Result:
                     float(label["score"]),
                     label.get("text"),
                     label.get("metadata"),
+                    label.get("rule"),
                 )
                 for label in raw["labels"]
             ),

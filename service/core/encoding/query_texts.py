@@ -2,7 +2,7 @@
 
 A query has one text, several (a `History`), or none where it brings a vector. All texts of a batch
 are encoded alike. The embedding of a history is the weighted mean of its texts' embeddings, each a
-unit row, scaled to length 1. Training computes the same mean (`models.encoders.bag.mean_of`).
+unit row, scaled to length 1.
 """
 
 from collections.abc import Sequence

@@ -8,6 +8,7 @@ import httpx
 import numpy as np
 import pytest
 
+from service.client import Client
 from service.core.catalogue.label_rules import LabelRules, read_label_rules
 from service.core.engine import Engine
 from service.core.types import LabelFilter, Query
@@ -107,6 +108,8 @@ def test_the_answer_says_which_rule_moved_a_label(tiny_bundle: Path, tmp_path: P
         kept = client.post("/v1/recommend", json=floor).json()["results"][0]["labels"]
         assert LAST not in {label["id"] for label in kept}
         assert "L004" in {label["id"] for label in kept}
+        with Client(url) as caller:
+            assert caller.recommend(TEXT, k=1, diversity=0.5).labels[0].rule == "pin"
         diverse = client.post("/v1/recommend", json={**body, "diversity": 0.8}).json()
         assert diverse["results"][0]["labels"][0]["id"] == LAST
         for value in (-0.1, 1.1, "much"):
