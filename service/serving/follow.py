@@ -23,8 +23,8 @@ from service.errors import AstrolabeError
 from service.serving.deployment import Deployment
 from service.serving.deployments import Deployments, Slot, Slots
 from service.serving.desired import Desired, DesiredModel, read_desired, stamp, write_desired
+from service.serving.fetching import pointer_of
 from service.serving.held import HeldBundles
-from service.serving.pointer import Pointer
 from service.settings.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Follower:
         first = deployments.default
         # What was opened counts, not what the pointer names now: it may have moved since.
         opened = (first.folder, first.bundle_id) if held is None else held.configured
-        self._pointer = Pointer(settings.bundle, opened)
+        self._pointer = pointer_of(settings, opened)
         self._tasks: list[asyncio.Task[None]] = []
         self._lock = asyncio.Lock()
 
