@@ -5,6 +5,7 @@ this module alone touches it. Credentials come from the variables of each cloud'
 """
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,10 @@ must not bound a large object."""
 
 HUB: Final = "https://huggingface.co"
 """Of `hf://` URLs, unless HF_ENDPOINT names another one, as for Hugging Face's own client."""
+
+
+_TIMES = re.compile(r" in [0-9.]+(ns|µs|ms|s)\b(, after .*?timeout: \w+)? *")
+"""How long a request took and how often it was tried, in the words of obstore."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +173,9 @@ def _hub(url: str) -> tuple[str, dict[str, str]]:
 
 
 def _first_line(error: Exception) -> str:
-    """The first sentence of an error, which may go on over a page of nested causes."""
+    """The first line of an error, without the pages of nested causes and the times in it.
+
+    A sentence that changes with each try would be logged at each.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+    return _TIMES.sub("", lines[0])[:300] if lines else type(error).__name__

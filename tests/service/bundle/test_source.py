@@ -197,6 +197,16 @@ def test_a_url_without_a_store_is_an_error(url, error, cache, monkeypatch):
     assert isinstance(caught.value, BundleError | SettingsInvalid)
 
 
+def test_a_store_that_stays_away_is_always_the_same_sentence(cache, monkeypatch):
+    monkeypatch.setattr("service.bundle.object_store.RETRY_S", 0.0)
+    sentences = set()
+    for _ in range(3):
+        with pytest.raises(BundleUnavailable) as caught:
+            fetch("http://127.0.0.1:9/bundles", cache)
+        sentences.add(caught.value.detail)
+    assert len(sentences) == 1, sentences
+
+
 def test_a_hub_url_asks_for_a_revision(remote, cache, monkeypatch, tmp_path):
     tree = tmp_path / "owner" / "name" / "resolve" / "v1"
     shutil.copytree(remote, tree)
