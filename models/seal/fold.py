@@ -41,7 +41,7 @@ from service.bundle.manifest import EXACT, FilterInfo, FoldedInfo, Manifest, Ope
 from service.bundle.verify import resolve
 from service.core.catalogue.live import measure_placement
 from service.core.catalogue.snapshot import Snapshot
-from service.core.catalogue.store import ChangeStore, store_path
+from service.core.catalogue.sqlite_store import SqliteStore, store_path
 from service.core.encoding.embedding import embed_texts
 from service.core.encoding.field_tokenizer import AnyTokenizer
 from service.core.engine import Engine
@@ -75,7 +75,7 @@ def fold(bundle: Path, state_dir: Path, out: Path | None = None, data: Path | No
     path = store_path(state_dir, manifest.name)
     if not path.is_file():
         raise FoldError(f"{path} is not there: --state is the service's ASTROLABE_STATE_DIR")
-    store = ChangeStore(path, manifest.name)
+    store = SqliteStore(path, manifest.name)
     try:
         plan = _plan(engine, store, folder)
         validation = _validation(manifest, engine, plan, data)
@@ -109,7 +109,7 @@ def _check_kind(manifest: Manifest) -> None:
         )
 
 
-def _plan(engine: Engine, store: ChangeStore, folder: Path) -> _Plan:
+def _plan(engine: Engine, store: SqliteStore, folder: Path) -> _Plan:
     manifest = engine.manifest
     catalogue = engine.with_store(store).catalogue
     snapshot = catalogue.snapshot

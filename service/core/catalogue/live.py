@@ -19,8 +19,8 @@ from service.core.catalogue.changes import Applied, Change, StoredChange
 from service.core.catalogue.fields import Conditions, FieldIndex
 from service.core.catalogue.placement import Embed, Placement, placement_of
 from service.core.catalogue.snapshot import Snapshot
+from service.core.catalogue.sqlite_store import SqliteStore
 from service.core.catalogue.state import CatalogueState, Vectors
-from service.core.catalogue.store import ChangeStore
 from service.core.encoding.embedding import embed_texts
 from service.core.encoding.encoder import Encoder
 from service.core.encoding.field_tokenizer import AnyTokenizer
@@ -52,7 +52,7 @@ class LiveCatalogue:
         tokenless: Callable[[Sequence[str]], list[int]],
         place: Callable[[], Placement],
         *,
-        store: ChangeStore | None = None,
+        store: SqliteStore | None = None,
         encoder_key: str = "",
         folded_seq: int = 0,
     ) -> None:
@@ -92,7 +92,7 @@ class LiveCatalogue:
         *,
         variant: str,
         max_batch_tokens: int,
-        store: ChangeStore | None = None,
+        store: SqliteStore | None = None,
     ) -> "LiveCatalogue":
         """The catalogue of a bundle whose parts are open.
 
@@ -282,7 +282,7 @@ class LiveCatalogue:
             embeddings |= zip(part, self._embed(list(part.values())), strict=True)
         return embeddings
 
-    def _catch_up(self, store: ChangeStore, own: Vectors) -> bool:
+    def _catch_up(self, store: SqliteStore, own: Vectors) -> bool:
         """Publish all changes after the last seen one; `own` has embeddings by seq."""
         self._behind = True  # stays set if anything below raises, so that `poll` tries again
         changes = store.since(self._seq)
@@ -291,7 +291,7 @@ class LiveCatalogue:
         self._behind = False
         return bool(changes)
 
-    def _take_over(self, store: ChangeStore, changes: Sequence[StoredChange], own: Vectors) -> None:
+    def _take_over(self, store: SqliteStore, changes: Sequence[StoredChange], own: Vectors) -> None:
         newest: dict[str, StoredChange] = {}
         for change in changes:
             newest.pop(change.label_id, None)  # move it to the end: rows follow this order

@@ -1,4 +1,4 @@
-"""ChangeStore: the changes of one catalogue in an append-only SQLite file that processes share.
+"""SqliteStore: the changes of one catalogue in an append-only SQLite file that processes share.
 
 Each call is one transaction. It stores all of its changes or none, and it reaches the disk before
 the call returns, so a killed process loses nothing that it acknowledged. The store checks the rules
@@ -57,7 +57,7 @@ def store_path(state_dir: Path, name: str) -> Path:
     return state_dir / f"{quote(name, safe='')}.sqlite"
 
 
-class ChangeStore:
+class SqliteStore:
     """An open file of changes. Threads may share it, and so may forked processes.
 
     A SQLite connection must not cross a fork (sqlite.org/howtocorrupt.html). A fork therefore
@@ -326,8 +326,8 @@ def _from_row(row: tuple[Any, ...]) -> StoredChange:
     return StoredChange(seq, op, label_id, label)
 
 
-_OPEN: "weakref.WeakSet[ChangeStore]" = weakref.WeakSet()
-_LOCKED: list[ChangeStore] = []
+_OPEN: "weakref.WeakSet[SqliteStore]" = weakref.WeakSet()
+_LOCKED: list[SqliteStore] = []
 
 
 def _before_fork() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from service.core.catalogue.changes import Change
-from service.core.catalogue.store import STAGING, ChangeStore, store_path
+from service.core.catalogue.sqlite_store import STAGING, SqliteStore, store_path
 from service.core.labels.labels import Label
 from service.errors import (
     CatalogueCorrupt,
@@ -29,7 +29,7 @@ BASE = {"old": Label("old", "an old label", {"year": 1851})}
 
 @pytest.fixture
 def store(tmp_path):
-    opened = ChangeStore(tmp_path / "shop.sqlite", "shop")
+    opened = SqliteStore(tmp_path / "shop.sqlite", "shop")
     yield opened
     opened.close()
 
@@ -42,7 +42,7 @@ def test_changes_come_back_whole_and_in_order_after_reopening(store, tmp_path):
     append(store, add("a", "one", tags=["x", 1, True]), Change("remove", "old"))
     append(store, Change("update", "a", text="two"))
     store.close()
-    again = ChangeStore(tmp_path / "shop.sqlite", "shop")
+    again = SqliteStore(tmp_path / "shop.sqlite", "shop")
     found = [(c.seq, c.op, c.label_id, c.label) for c in again.since(0)]
     again.close()
     tags = {"tags": ["x", 1, True]}
@@ -96,7 +96,7 @@ def test_changes_before_a_fold_no_longer_decide(store):
 
 
 def test_a_writer_sees_what_another_has_just_written(store, tmp_path):
-    other = ChangeStore(tmp_path / "shop.sqlite", "shop")
+    other = SqliteStore(tmp_path / "shop.sqlite", "shop")
     assert not store.changed()
     append(other, add("a", "one"))
     assert store.changed()
@@ -132,7 +132,7 @@ def test_a_file_that_is_no_database_is_refused_and_kept(tmp_path, content, says)
     path = tmp_path / "shop.sqlite"
     path.write_bytes(content)
     with pytest.raises(CatalogueCorrupt, match=says):
-        ChangeStore(path, "shop")
+        SqliteStore(path, "shop")
     assert path.read_bytes() == content
 
 
@@ -142,7 +142,7 @@ def test_a_database_of_another_program_is_refused(tmp_path):
     db.execute("CREATE TABLE theirs (x)")
     db.close()
     with pytest.raises(CatalogueCorrupt, match="another program"):
-        ChangeStore(path, "shop")
+        SqliteStore(path, "shop")
 
 
 def test_a_change_of_another_program_that_cannot_be_read_is_named(store, tmp_path):
@@ -160,25 +160,25 @@ def test_a_change_of_another_program_that_cannot_be_read_is_named(store, tmp_pat
 
 def test_the_file_of_another_catalogue_is_refused(store, tmp_path):
     with pytest.raises(CatalogueCorrupt, match="'shop', the bundle is of 'books'"):
-        ChangeStore(tmp_path / "shop.sqlite", "books")
+        SqliteStore(tmp_path / "shop.sqlite", "books")
 
 
 def test_a_flipped_page_is_noticed_when_the_file_is_opened(tmp_path):
     path = tmp_path / "shop.sqlite"
-    store = ChangeStore(path, "shop")
+    store = SqliteStore(path, "shop")
     append(store, *(add(f"a{i}", f"text {i}") for i in range(2000)))
     store.close()
     raw = bytearray(path.read_bytes())
     raw[8192:12288] = b"\xff" * 4096
     path.write_bytes(raw)
     with pytest.raises(CatalogueCorrupt):
-        ChangeStore(path, "shop")
+        SqliteStore(path, "shop")
 
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CatalogueUnavailable, match=r"shop\.sqlite cannot be used"):
-        ChangeStore(tmp_path / "file" / "shop.sqlite", "shop")
+        SqliteStore(tmp_path / "file" / "shop.sqlite", "shop")
 
 
 def test_a_file_that_could_only_be_read_when_it_was_opened_is_written_to_later(
@@ -191,7 +191,7 @@ def test_a_file_that_could_only_be_read_when_it_was_opened_is_written_to_later(
         read_only.setattr(
             sqlite3, "connect", lambda it, **more: connect(f"file:{it}?mode=ro", uri=True, **more)
         )
-        other = ChangeStore(path, "shop")
+        other = SqliteStore(path, "shop")
         assert len(other.since(0)) == 1
         with pytest.raises(CatalogueUnavailable, match="readonly"):
             append(other, add("b", "two"))
@@ -219,13 +219,13 @@ def test_names_of_catalogues_stay_inside_the_folder(tmp_path):
 OPENERS = """
 import sys
 from pathlib import Path
-from service.core.catalogue.store import ChangeStore
+from service.core.catalogue.sqlite_store import SqliteStore
 from service.core.catalogue.changes import Change
 folder, name, n_files = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 print(flush=True)
 sys.stdin.readline()
 for n in range(n_files):
-    store = ChangeStore(folder / str(n) / "shop.sqlite", "shop")
+    store = SqliteStore(folder / str(n) / "shop.sqlite", "shop")
     for i in range(5):
         store.append([Change("add", f"{name}-{i}", "text")], lambda _: None, 0)
     store.close()
@@ -252,7 +252,7 @@ def test_processes_that_open_new_files_together_share_them(tmp_path, n_processes
             writer.stdin.close()
         assert [writer.wait() for writer in writers] == [0] * n_processes
     for folder in sorted(tmp_path.iterdir()):
-        store = ChangeStore(folder / "shop.sqlite", "shop")
+        store = SqliteStore(folder / "shop.sqlite", "shop")
         assert len({change.label_id for change in store.since(0)}) == 5 * n_processes
         store.close()
         assert [path.name for path in folder.iterdir()] == ["shop.sqlite"]
@@ -282,9 +282,9 @@ def test_a_closed_store_says_so(store):
 KILLED_CREATOR = """
 import os, sys
 from pathlib import Path
-from service.core.catalogue.store import ChangeStore
+from service.core.catalogue.sqlite_store import SqliteStore
 os.link = lambda *_: os._exit(1)
-ChangeStore(Path(sys.argv[1]), "shop")
+SqliteStore(Path(sys.argv[1]), "shop")
 """
 
 
@@ -296,18 +296,18 @@ def test_the_next_start_removes_what_a_kill_left_of_a_new_file(tmp_path, made_me
     still_filled = left_over.with_name(STAGING + str(os.getppid()))
     still_filled.mkdir()
     if made_meanwhile:
-        ChangeStore(aside, "shop").close()
+        SqliteStore(aside, "shop").close()
         aside.rename(path)
-    ChangeStore(path, "shop").close()
+    SqliteStore(path, "shop").close()
     assert set(path.parent.iterdir()) == {path, still_filled}
 
 
 WRITER = """
 import sys
 from pathlib import Path
-from service.core.catalogue.store import ChangeStore
+from service.core.catalogue.sqlite_store import SqliteStore
 from service.core.catalogue.changes import Change
-store = ChangeStore(Path(sys.argv[1]), "shop")
+store = SqliteStore(Path(sys.argv[1]), "shop")
 for call in range(10**6):
     names = [f"{sys.argv[2]}-{call}-{i}" for i in range(7)]
     store.append([Change("add", name, "text") for name in names], lambda _: None, 0)
@@ -324,7 +324,7 @@ def test_a_killed_writer_loses_nothing_that_it_acknowledged(tmp_path):
             acknowledged += [writer.stdout.readline().strip() for _ in range(10 + turn)]
             os.kill(writer.pid, signal.SIGKILL)
             acknowledged += [line.strip() for line in writer.stdout if line.endswith("\n")]
-    store = ChangeStore(path, "shop")
+    store = SqliteStore(path, "shop")
     kept = [change.label_id for change in store.since(0)]
     store.close()
     assert set(acknowledged) <= set(kept)
