@@ -167,7 +167,7 @@ def _add_fold(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     what = "fold changes to a catalogue into a new bundle, without training"
     add = commands.add_parser(FOLD, help=what, description=what).add_argument
     add("--bundle", type=Path, required=True, help="a sealed bundle, or a folder of bundles")
-    add("--state", type=Path, required=True, metavar="DIR", help="the service's state folder")
+    add("--state", required=True, metavar="DIR", help="the service's state folder, or database URL")
     add("--out", type=Path, metavar="FOLDER", help="default: the folder that holds the bundle")
     add("--data", type=Path, metavar="FOLDER", help="its data; default: data.path of its config")
 

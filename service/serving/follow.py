@@ -66,12 +66,13 @@ class Follower:
         """Serve the bundles that the file names, then keep looking for changes."""
         background, folder = self._background, self._folder
         if folder is not None:
-            for name, look in ((CHOICE, self._follow_choice), (LABELS, self._follow_labels)):
-                await background.run(name, look)
-            self._tasks += [
-                background.repeat(CHOICE, self._follow_choice, LOOK_S, lambda: stamp(folder)),
-                background.repeat(LABELS, self._follow_labels, LOOK_S),
-            ]
+            await background.run(CHOICE, self._follow_choice)
+            self._tasks.append(
+                background.repeat(CHOICE, self._follow_choice, LOOK_S, lambda: stamp(folder))
+            )
+        if folder is not None or self._settings.catalogue_url is not None:
+            await background.run(LABELS, self._follow_labels)
+            self._tasks.append(background.repeat(LABELS, self._follow_labels, LOOK_S))
         if self._held is None and (every_s := self._settings.watch_s):
             follow = self._follow_pointer_in_turn
             self._tasks.append(background.repeat(THE_POINTER, follow, every_s, self._pointer.stamp))

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -218,7 +218,16 @@ class Settings(EdgeSettings, GpuSettings, ObservingSettings):
     state_dir: Path | None = Field(
         None,
         description="Folder that stores the choice of bundles by admin requests, and changes to "
-        "labels. Label changes need it; with several workers, bundle changes need it too.",
+        "labels. Label changes need it, or `catalogue_url`; with several workers, bundle changes "
+        "need it too.",
+    )
+    catalogue_url: SecretStr | None = Field(
+        None,
+        min_length=1,
+        description="PostgreSQL database that stores changes to labels for the replicas of several "
+        "machines, in place of files in `state_dir`: `postgresql://USER@HOST/DATABASE`, and "
+        "libpq's own variables, such as PGPASSFILE. Needs the extra `postgres`: "
+        "docs/catalogue.md.",
     )
     watch_s: float = Field(
         0.0,

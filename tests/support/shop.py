@@ -9,13 +9,14 @@ import numpy as np
 from service.core.catalogue.changes import Change
 from service.core.catalogue.live import LiveCatalogue
 from service.core.catalogue.sqlite_store import SqliteStore, store_path
+from service.core.catalogue.store import ChangeStore
 from service.core.encoding.embedding import embed_texts
 from service.core.engine import Engine
 
 MAX_TOKENS = 2048
 
 
-def catalogue_of(engine: Engine, store: SqliteStore | None) -> LiveCatalogue:
+def catalogue_of(engine: Engine, store: ChangeStore | None) -> LiveCatalogue:
     """The live catalogue of an open bundle."""
     return engine.catalogue if store is None else engine.with_store(store).catalogue
 

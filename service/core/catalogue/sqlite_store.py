@@ -1,11 +1,7 @@
 """SqliteStore: the changes of one catalogue in an append-only SQLite file that processes share.
 
-Each call is one transaction. It stores all of its changes or none, and it reaches the disk before
-the call returns, so a killed process loses nothing that it acknowledged. The store checks the rules
-inside the transaction, while no other process can write. Changes belong to a catalogue (a bundle's
-name): a newer bundle of that name takes over the changes that are not folded into it. The file also
-holds the embeddings of changed texts by encoder, so a restart need not encode them again. A store
-whose file was replaced, removed or cut refuses to write (`StoreFiles`); it can be read on.
+A store whose file was replaced, removed or cut refuses to write (`StoreFiles`); it can be read on.
+`service.core.catalogue.store` says what a store does.
 """
 
 import contextlib
@@ -14,17 +10,17 @@ import platform
 import sqlite3
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.parse import quote
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from service.atomic import remove_left_over, staging_folder, sync
 from service.core.catalogue.changes import Change, LabelOf, StoredChange, resolve
+from service.core.catalogue.store import RESTORE, Vectors, as_row, from_row
 from service.core.catalogue.store_files import StoreFiles
 from service.core.labels.labels import Label
 from service.errors import CatalogueCorrupt, CatalogueUnavailable
@@ -38,7 +34,6 @@ longer wait means that something is wrong."""
 STAGING: Final = f".new-{platform.node()}-"
 """How folders begin in which new files are filled. The machine's name is in it, because process ids
 of another one (a container) say nothing here."""
-_RESTORE: Final = "stop the service and restore it from a backup, as docs/catalogue.md says"
 _TABLES: Final = (
     "CREATE TABLE catalogue (name TEXT NOT NULL)",
     "CREATE TABLE changes (seq INTEGER PRIMARY KEY, label_id TEXT NOT NULL,"
@@ -48,8 +43,6 @@ _TABLES: Final = (
     " vector BLOB NOT NULL, PRIMARY KEY (encoder, seq)) WITHOUT ROWID",
     "CREATE TABLE folds (bundle_id TEXT PRIMARY KEY, seq INTEGER NOT NULL)",
 )
-
-Vectors = Mapping[int, NDArray[np.float32]]
 
 
 def store_path(state_dir: Path, name: str) -> Path:
@@ -61,8 +54,7 @@ class SqliteStore:
     """An open file of changes. Threads may share it, and so may forked processes.
 
     A SQLite connection must not cross a fork (sqlite.org/howtocorrupt.html). A fork therefore
-    closes it first, and each process opens a new one when it needs it. Unless it says otherwise
-    every method raises CatalogueUnavailable, CatalogueCorrupt.
+    closes it first, and each process opens a new one when it needs it.
     """
 
     def __init__(self, path: Path, name: str) -> None:
@@ -84,6 +76,11 @@ class SqliteStore:
         self._version: int | None = self._data_version()
         _OPEN.add(self)
 
+    @property
+    def place(self) -> str:
+        """The file's path."""
+        return str(self.path)
+
     def append(
         self,
         changes: Sequence[Change],
@@ -92,12 +89,7 @@ class SqliteStore:
         encoder: str = "",
         vectors: Vectors | None = None,
     ) -> list[StoredChange]:
-        """Store all changes or none; they are on disk when it returns.
-
-        `base` finds the bundle's own labels, and `after` is the last change folded into them.
-        `vectors` maps places in `changes` to the embeddings (dim,) of their texts by `encoder`.
-        Raises LabelExists, LabelUnknown, InvalidValue, CatalogueUnavailable, CatalogueCorrupt.
-        """
+        """As ChangeStore.append."""
         with self._transaction() as db:
             labels = resolve(changes, lambda name: _live(db, name, base, after))
             first = 1 + _last_seq(db)
@@ -105,13 +97,13 @@ class SqliteStore:
                 StoredChange(first + place, change.op, change.label_id, label)
                 for place, (change, label) in enumerate(zip(changes, labels, strict=True))
             ]
-            db.executemany("INSERT INTO changes VALUES (?, ?, ?, ?, ?)", map(_as_row, stored))
+            db.executemany("INSERT INTO changes VALUES (?, ?, ?, ?, ?)", map(as_row, stored))
             if vectors:
                 _save(db, encoder, {first + place: row for place, row in vectors.items()})
         return stored
 
     def resolve(self, changes: Sequence[Change], base: LabelOf, after: int) -> list[Label | None]:
-        """The label after each change, as `append` would store it now; raises what it raises."""
+        """As ChangeStore.resolve."""
         with self._reading() as db:
             return resolve(changes, lambda name: _live(db, name, base, after))
 
@@ -119,7 +111,7 @@ class SqliteStore:
         """All changes after `seq`, in order."""
         with self._reading() as db:
             rows = db.execute("SELECT * FROM changes WHERE seq > ? ORDER BY seq", (seq,)).fetchall()
-        return [_from_row(row) for row in rows]
+        return [from_row(row) for row in rows]
 
     def vectors(self, encoder: str, after: int) -> dict[int, NDArray[np.float32]]:
         """The stored embeddings (dim,) by `encoder` of changes after `after`, by seq."""
@@ -134,16 +126,18 @@ class SqliteStore:
             _save(db, encoder, vectors)
 
     def changed(self) -> bool:
-        """Whether another process has written since the last call; takes a few microseconds."""
+        """As ChangeStore.changed; takes a few microseconds."""
         version = self._data_version()
         last_version, self._version = self._version, version
         return version != last_version
 
-    def mark_folded(self, bundle_id: str, seq: int) -> None:
-        """Record that a bundle holds the changes up to `seq`, and delete their embeddings.
+    def history(self) -> tuple[str, int]:
+        """As ChangeStore.history. A file has one history: StoreFiles sees to that."""
+        with self._reading() as db:
+            return "", _last_seq(db)
 
-        The changes themselves stay, because a newly trained bundle does not hold them.
-        """
+    def mark_folded(self, bundle_id: str, seq: int) -> None:
+        """As ChangeStore.mark_folded."""
         with self._transaction() as db:
             db.execute("INSERT OR REPLACE INTO folds VALUES (?, ?)", (bundle_id, seq))
             db.execute("DELETE FROM vectors WHERE seq <= ?", (seq,))
@@ -191,7 +185,7 @@ class SqliteStore:
     def _check(self, db: sqlite3.Connection) -> None:
         if self.path.stat().st_size == 0:
             raise CatalogueCorrupt(
-                f"{self.path} has no bytes, so changes may be lost: {_RESTORE}, or remove it, its "
+                f"{self.path} has no bytes, so changes may be lost: {RESTORE}, or remove it, its "
                 "-wal and its -shm to begin without changes"
             )
         if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
@@ -207,7 +201,7 @@ class SqliteStore:
         self._check_name(db)
         damage = db.execute("PRAGMA quick_check(1)").fetchone()[0]
         if damage != "ok":
-            raise CatalogueCorrupt(f"{self.path} is damaged ({damage}): {_RESTORE}")
+            raise CatalogueCorrupt(f"{self.path} is damaged ({damage}): {RESTORE}")
 
     def _check_name(self, db: sqlite3.Connection) -> None:
         name = db.execute("SELECT name FROM catalogue").fetchone()[0]
@@ -254,7 +248,7 @@ class SqliteStore:
                 "and at other processes that hold the file"
             ) from exc
         except sqlite3.DatabaseError as exc:
-            raise CatalogueCorrupt(f"{self.path}: {exc}: {_RESTORE}") from exc
+            raise CatalogueCorrupt(f"{self.path}: {exc}: {RESTORE}") from exc
 
 
 def _create(path: Path, name: str) -> None:
@@ -286,7 +280,7 @@ def _live(db: sqlite3.Connection, name: str, base: LabelOf, after: int) -> Label
         row = db.execute(latest, (name, after)).fetchone()
     except UnicodeEncodeError:  # a lone surrogate: no label can have it
         return None
-    return _from_row(row).label if row else base(name)
+    return from_row(row).label if row else base(name)
 
 
 @contextlib.contextmanager
@@ -309,21 +303,6 @@ def _last_seq(db: sqlite3.Connection) -> int:
 def _save(db: sqlite3.Connection, encoder: str, vectors: Vectors) -> None:
     rows = ((encoder, seq, row.astype(np.float32).tobytes()) for seq, row in vectors.items())
     db.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?, ?)", rows)
-
-
-def _as_row(change: StoredChange) -> tuple[Any, ...]:
-    label = change.label
-    text, metadata = (label.text, orjson.dumps(label.metadata)) if label else (None, None)
-    return change.seq, change.label_id, change.op, text, metadata
-
-
-def _from_row(row: tuple[Any, ...]) -> StoredChange:
-    seq, label_id, op, text, metadata = row
-    try:
-        label = None if text is None else Label(label_id, text, orjson.loads(metadata))
-    except ValueError as exc:
-        raise CatalogueCorrupt(f"change {seq} of the catalogue: {exc}: {_RESTORE}") from exc
-    return StoredChange(seq, op, label_id, label)
 
 
 _OPEN: "weakref.WeakSet[SqliteStore]" = weakref.WeakSet()

@@ -2,24 +2,18 @@
 
 import contextlib
 import os
-import signal
 import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from service.core.catalogue.changes import Change
 from service.core.catalogue.sqlite_store import STAGING, SqliteStore, store_path
 from service.core.labels.labels import Label
 from service.errors import (
     CatalogueCorrupt,
     CatalogueUnavailable,
-    InvalidValue,
-    LabelExists,
-    LabelUnknown,
 )
 from tests.support.shop import add
 
@@ -36,88 +30,6 @@ def store(tmp_path):
 
 def append(store, *changes, after=0):
     return store.append(changes, BASE.get, after)
-
-
-def test_changes_come_back_whole_and_in_order_after_reopening(store, tmp_path):
-    append(store, add("a", "one", tags=["x", 1, True]), Change("remove", "old"))
-    append(store, Change("update", "a", text="two"))
-    store.close()
-    again = SqliteStore(tmp_path / "shop.sqlite", "shop")
-    found = [(c.seq, c.op, c.label_id, c.label) for c in again.since(0)]
-    again.close()
-    tags = {"tags": ["x", 1, True]}
-    assert found == [
-        (1, "add", "a", Label("a", "one", tags)),
-        (2, "remove", "old", None),
-        (3, "update", "a", Label("a", "two", tags)),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "says"),
-    [
-        (add("old", "again"), LabelExists, r"changes\[1\]: label 'old' exists"),
-        (add("a", "twice"), LabelExists, "label 'a' exists"),
-        (Change("update", "b", text="x"), LabelUnknown, "no label 'b' to update"),
-        (Change("remove", "b"), LabelUnknown, "no label 'b' to remove"),
-        (add("b", " \t"), InvalidValue, r"changes\[1\]\.text is blank"),
-        (Change("add", "b"), InvalidValue, "text is blank"),
-        (add("", "text"), InvalidValue, r"changes\[1\]\.id is '', which has no character"),
-        (add("a\nb", "text"), InvalidValue, "a control character"),
-        (add("a/../b", "text"), InvalidValue, "between slashes"),
-        (add("b", "\ud800"), InvalidValue, "lone surrogate"),
-        (add("b", "text", bad=object()), InvalidValue, "metadata is no JSON object"),
-        (Change("remove", "\ud800"), LabelUnknown, "no label"),
-    ],
-)
-def test_a_call_with_one_wrong_change_keeps_nothing(store, change, error, says):
-    with pytest.raises(error, match=says):
-        append(store, add("a", "one"), change)
-    assert store.since(0) == []
-
-
-def test_an_update_leaves_what_it_does_not_name(store):
-    [stored] = append(store, Change("update", "old", metadata={"year": 1852}))
-    assert stored.label == Label("old", "an old label", {"year": 1852})
-    [stored] = append(store, Change("update", "old", text="new text"))
-    assert stored.label == Label("old", "new text", {"year": 1852})
-
-
-def test_a_removed_label_may_be_added_again(store):
-    append(store, Change("remove", "old"))
-    with pytest.raises(LabelUnknown):
-        append(store, Change("remove", "old"))
-    append(store, add("old", "back"))
-
-
-def test_changes_before_a_fold_no_longer_decide(store):
-    append(store, Change("remove", "old"))
-    append(store, Change("update", "old", text="x"), after=1)  # the newer bundle has it again
-
-
-def test_a_writer_sees_what_another_has_just_written(store, tmp_path):
-    other = SqliteStore(tmp_path / "shop.sqlite", "shop")
-    assert not store.changed()
-    append(other, add("a", "one"))
-    assert store.changed()
-    assert not store.changed()
-    with pytest.raises(LabelExists):
-        append(store, add("a", "two"))
-    other.close()
-
-
-def test_embeddings_are_kept_by_encoder_and_forgotten_once_folded(store):
-    row = np.arange(4, dtype=np.float32)
-    store.append([add("a", "x"), add("b", "y")], BASE.get, 0, "e1", {0: row, 1: 2 * row})
-    store.save_vectors("e2", {1: 3 * row})
-    assert {seq: kept.tolist() for seq, kept in store.vectors("e1", 1).items()} == {
-        2: (2 * row).tolist()
-    }
-    store.mark_folded("bundle", 1)
-    assert list(store.vectors("e1", 0)) == [2]
-    assert store.vectors("e2", 0) == {}
-    assert store.folds() == {"bundle": 1}
-    assert len(store.since(0)) == 2
 
 
 @pytest.mark.parametrize(
@@ -258,27 +170,6 @@ def test_processes_that_open_new_files_together_share_them(tmp_path, n_processes
         assert [path.name for path in folder.iterdir()] == ["shop.sqlite"]
 
 
-def test_a_forked_process_opens_the_file_anew(store):
-    append(store, add("a", "one"))
-    before = store._db
-    if (child := os.fork()) == 0:  # this process has one thread
-        seen = store.changed() and len(store.since(0)) == 1
-        append(store, add("b", "two"))
-        os._exit(0 if seen else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert store._db is not before
-    assert store.changed()
-    assert [change.label_id for change in store.since(0)] == ["a", "b"]
-    with pytest.raises(LabelExists):
-        append(store, add("b", "again"))
-
-
-def test_a_closed_store_says_so(store):
-    store.close()
-    with pytest.raises(CatalogueUnavailable, match="closed"):
-        store.since(0)
-
-
 KILLED_CREATOR = """
 import os, sys
 from pathlib import Path
@@ -300,37 +191,3 @@ def test_the_next_start_removes_what_a_kill_left_of_a_new_file(tmp_path, made_me
         aside.rename(path)
     SqliteStore(path, "shop").close()
     assert set(path.parent.iterdir()) == {path, still_filled}
-
-
-WRITER = """
-import sys
-from pathlib import Path
-from service.core.catalogue.sqlite_store import SqliteStore
-from service.core.catalogue.changes import Change
-store = SqliteStore(Path(sys.argv[1]), "shop")
-for call in range(10**6):
-    names = [f"{sys.argv[2]}-{call}-{i}" for i in range(7)]
-    store.append([Change("add", name, "text") for name in names], lambda _: None, 0)
-    print(names[-1], flush=True)
-"""
-
-
-def test_a_killed_writer_loses_nothing_that_it_acknowledged(tmp_path):
-    path = tmp_path / "shop.sqlite"
-    acknowledged = []
-    for turn in range(3):
-        command = [sys.executable, "-c", WRITER, str(path), str(turn)]
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as writer:
-            acknowledged += [writer.stdout.readline().strip() for _ in range(10 + turn)]
-            os.kill(writer.pid, signal.SIGKILL)
-            acknowledged += [line.strip() for line in writer.stdout if line.endswith("\n")]
-    store = SqliteStore(path, "shop")
-    kept = [change.label_id for change in store.since(0)]
-    store.close()
-    assert set(acknowledged) <= set(kept)
-    assert len(kept) % 7 == 0, "a call was kept in part"
-
-
-def test_a_call_without_a_change_is_no_write(store):
-    assert store.append([], lambda name: None, 0) == []
-    assert store.since(0) == []
