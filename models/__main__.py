@@ -36,6 +36,7 @@ COMPARE = "compare"
 TUNE = "tune"
 FOLD = "fold"
 SIGN = "sign"
+PUSH, PULL = "push", "pull"
 PARALLEL = "train"
 """The one stage that torchrun may start in several processes."""
 
@@ -91,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_tune(commands)
     _add_fold(commands)
     _add_sign(commands)
+    _add_push_and_pull(commands)
     return parser
 
 
@@ -165,7 +167,7 @@ def _add_fold(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     what = "fold changes to a catalogue into a new bundle, without training"
     add = commands.add_parser(FOLD, help=what, description=what).add_argument
     add("--bundle", type=Path, required=True, help="a sealed bundle, or a folder of bundles")
-    add("--state", type=Path, required=True, metavar="DIR", help="the service's state folder")
+    add("--state", required=True, metavar="DIR", help="the service's state folder, or database URL")
     add("--out", type=Path, metavar="FOLDER", help="default: the folder that holds the bundle")
     add("--data", type=Path, metavar="FOLDER", help="its data; default: data.path of its config")
 
@@ -175,6 +177,17 @@ def _add_sign(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     add = commands.add_parser(SIGN, help=what, description=what).add_argument
     add("--bundle", type=Path, required=True, help="a sealed bundle, or a folder of bundles")
     add("--key", type=Path, required=True, metavar="PEM", help="a file with an Ed25519 private key")
+
+
+def _add_push_and_pull(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    what = "push a sealed bundle to an object store, and let its pointer name it"
+    add = commands.add_parser(PUSH, help=what, description=what).add_argument
+    add("bundle", type=Path, help="a sealed bundle, or a folder of bundles")
+    add("url", help="where a folder of bundles lies, such as s3://BUCKET/bundles")
+    what = "fetch the bundle that a URL names into a folder of bundles"
+    add = commands.add_parser(PULL, help=what, description=what).add_argument
+    add("url", help="a bundle, or a folder of bundles, such as s3://BUCKET/bundles")
+    add("folder", type=Path, help="a folder of bundles, such as var/bundles/NAME")
 
 
 def _above_zero(text: str) -> float:
@@ -199,7 +212,9 @@ def _run(args: argparse.Namespace) -> None:
     if args.stage == PREPARE and args.source == DEBIAN:
         _make_debian(args)
     else:
-        {COMPARE: _compare, TUNE: _tune, FOLD: _fold, SIGN: _sign}.get(args.stage, _run_stage)(args)
+        commands = {COMPARE: _compare, TUNE: _tune, FOLD: _fold, SIGN: _sign}
+        commands |= {PUSH: _push, PULL: _pull}
+        commands.get(args.stage, _run_stage)(args)
 
 
 def _run_stage(args: argparse.Namespace) -> None:
@@ -270,6 +285,19 @@ def _sign(args: argparse.Namespace) -> None:
 
     manifest, key_ids = sign_bundle(args.bundle, args.key)
     print(f"{manifest.name}  {manifest.bundle_id[:12]}  signed by {', '.join(key_ids)}")
+
+
+def _push(args: argparse.Namespace) -> None:
+    from models.seal.push import push
+
+    bundle_id = push(args.bundle, args.url.rstrip("/"), print)
+    print(f"{args.url} serves {bundle_id}")
+
+
+def _pull(args: argparse.Namespace) -> None:
+    from models.seal.push import pull
+
+    print(pull(args.url.rstrip("/"), args.folder))
 
 
 def _tune(args: argparse.Namespace) -> None:
