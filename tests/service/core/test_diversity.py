@@ -13,7 +13,7 @@ from service.core.diversity import diversify
 from service.core.engine import Engine
 from service.core.types import LabelFilter, Query
 from tests.support.shop import add, opened
-from tests.support.tiny_bundle import N_LABELS, write_tiny_bundle
+from tests.support.tiny_bundle import N_LABELS, write_filtered_bundle, write_tiny_bundle
 from tests.support.tiny_rerank import write_tiny_reranked_bundle
 
 TEXTS = ("the white whale", "history of rome", "a rose garden")
@@ -115,3 +115,17 @@ def test_an_answer_does_not_depend_on_its_batch(
         alone = engine.predict([query]).predictions[0]
         np.testing.assert_array_equal(alone.rows, together.rows)
         np.testing.assert_allclose(alone.scores, together.scores, atol=1e-6)
+
+
+@pytest.mark.parametrize("diversity", [0.0, 0.5])
+def test_an_item_leaves_itself_out_even_where_a_rule_pins_it(
+    tiny_bundle: Path, tmp_path: Path, diversity: float
+) -> None:
+    folder = write_filtered_bundle(tiny_bundle, tmp_path / "filtered")
+    engine = Engine.open(folder, device="cpu").with_rules(MOVED)
+    items = ("L007", "L030")
+    queries = [Query(TEXTS[0], 5, "exact", item, diversity=diversity) for item in items]
+    for answer, others in zip(engine.predict(queries).predictions, reversed(items), strict=True):
+        ids = [engine.catalogue.label(int(row)).label_id for row in answer.rows]
+        assert (len(ids), ids[0]) == (5, others)
+        assert not ({*items} - {others}) & {*ids}
