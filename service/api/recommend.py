@@ -1,11 +1,9 @@
 """/v1/recommend: texts, or vectors, to the best labels. This is the hot route."""
 
 import asyncio
-import operator
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,15 +13,20 @@ from service.api.endpoint import NO_STORE, Endpoint, as_json, as_list
 from service.core.batching.job import Answer
 from service.core.index.protocol import MAX_QUERY_LENGTH
 from service.core.labels.labels import Label
-from service.core.types import FilterPlan, LabelFilter, Prediction, Query
+from service.core.types import FilterPlan, Prediction, Query
 from service.errors import InvalidValue
 from service.gate.bodies import query_string, validate
 from service.gate.exchange import Exchange
 from service.gate.problems import Headers
 from service.serving.deployment import Deployment
-from service.serving.request_models import ItemRequest, LabelsRequest, RecommendRequest
-
-SCORE_DECIMALS: Final = 6
+from service.serving.request_models import (
+    SCORE_DECIMALS,
+    ItemRequest,
+    LabelsRequest,
+    RecommendRequest,
+    label_filter_of,
+    n_reaching,
+)
 
 
 class Recommend(Endpoint[LabelsRequest]):
@@ -94,26 +97,14 @@ class RecommendByEmbedding(Recommend):
         """One query for each vector."""
         request = validate(deployment.request_models.by_embedding, value)
         k, effort, strict = request.k, request.effort, request.effort_strict
-        label_filter = _label_filter(request)
+        label_filter = label_filter_of(request)
         vectors = _vectors(request.embedding)
         return request, [Query("", k, effort, None, strict, label_filter, v) for v in vectors]
 
 
-def _label_filter(request: LabelsRequest) -> LabelFilter | None:
-    """The filter of a request; None if it lets every label through."""
-    allow, deny, where = request.allow, request.deny, request.where
-    if allow is None and not deny and not where:
-        return None
-    values = {
-        field: tuple(value) if isinstance(value, list) else (value,)
-        for field, value in (where or {}).items()
-    }
-    return LabelFilter(None if allow is None else tuple(allow), tuple(deny or ()), values)
-
-
 def _queries(request: RecommendRequest, texts: list[str]) -> list[Query]:
     k, effort, strict = request.k, request.effort, request.effort_strict
-    label_filter = _label_filter(request)
+    label_filter = label_filter_of(request)
     item_id = request.item_id if isinstance(request, ItemRequest) else None
     if item_id is None:  # the hot path
         return [Query(text, k, effort, None, strict, label_filter) for text in texts]
@@ -151,9 +142,8 @@ def _result(
     if request.scores == "raw" and prediction.raw_scores is not None:
         shown = prediction.raw_scores
     rows, scores = prediction.rows.tolist(), shown.tolist()
-    if request.min_score is not None:
-        end = bisect_right(scores, -request.min_score, key=operator.neg)  # scores fall
-        rows, scores = rows[:end], scores[:end]
+    end = n_reaching(scores, request.min_score)
+    rows, scores = rows[:end], scores[:end]
     label_of = deployment.engine.catalogue.label
     include = request.include
     labels: list[dict[str, Any]]

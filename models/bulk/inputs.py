@@ -1,0 +1,132 @@
+"""Input tables as batches of ids and texts, one file at a time, in bounded memory."""
+
+import glob
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+from pyarrow import csv
+
+from models.errors import DataError
+from service.recommender import TEXTS_AT_ONCE
+
+COMPRESSIONS: Final = (".gz", ".zst")
+TABLES: Final = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".arrow": "ipc",
+    ".feather": "ipc",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".json": "json",
+}
+TEXT_NAMES: Final = ("text", "query", "title")
+ID_NAMES: Final = ("id", "uid")
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """One file, with the columns that hold its texts and its ids; without ids, rows count from 0.
+
+    `skipped` collects the lines of CSV that have a wrong number of columns.
+    """
+
+    path: Path
+    fragment: Any
+    text: str
+    id: str | None
+    id_type: Any
+    skipped: list[str]
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Batches with columns `id` and `text`, texts as bytes, of at most TEXTS_AT_ONCE rows."""
+        columns = [self.text] if self.id is None else [self.id, self.text]
+        first = 0
+        try:
+            for batch in self.fragment.to_batches(
+                columns=columns, batch_size=TEXTS_AT_ONCE, batch_readahead=2, use_threads=False
+            ):
+                for start in range(0, batch.num_rows, TEXTS_AT_ONCE):
+                    yield self._prepared(batch.slice(start, TEXTS_AT_ONCE), first + start)
+                first += batch.num_rows
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as exc:
+            raise DataError(self.path, None, "a table of texts", str(exc)) from exc
+
+    def _prepared(self, batch: pa.RecordBatch, first: int) -> pa.RecordBatch:
+        rows = pa.array(range(first, first + batch.num_rows), pa.int64())
+        ids = rows if self.id is None else batch.column(self.id)
+        return pa.RecordBatch.from_arrays(
+            [ids, batch.column(self.text).cast(pa.binary())], names=["id", "text"]
+        )
+
+
+def input_paths(patterns: Sequence[str]) -> list[Path]:
+    """The files that names, folders and patterns stand for, sorted; raises DataError."""
+    paths: set[Path] = set()
+    for pattern in patterns:
+        for name in [pattern] if Path(pattern).exists() else glob.glob(pattern, recursive=True):
+            path = Path(name)
+            inside = path.rglob("*") if path.is_dir() else [path]
+            paths |= {one for one in inside if path == one or (_kind(one) and one.is_file())}
+        if not paths:
+            raise DataError(Path(pattern), None, "files of texts", "none")
+    return sorted(paths)
+
+
+def open_input(path: Path, text: str | None, id_column: str | None) -> InputFile:
+    """Open a table and choose its columns, by name or by guess; raises DataError."""
+    kind = _kind(path)
+    if kind is None:
+        raise DataError(path, None, f"a file that ends in {', '.join(TABLES)}", path.name)
+    skipped: list[str] = []
+    try:
+        names = ds.dataset(path, format=_format(kind, {}, skipped)).schema.names
+        skipped.clear()
+        chosen = _choose(path, names, text, TEXT_NAMES, "text")
+        if chosen is None:
+            raise DataError(path, None, f"a column {' or '.join(TEXT_NAMES)}", ", ".join(names))
+        # Ids stay texts, and texts bytes: a broken one must fail its row and not the file.
+        id_name = _choose(path, names, id_column, ID_NAMES, "id")
+        types = {chosen: pa.binary()} | ({} if id_name is None else {id_name: pa.string()})
+        dataset = ds.dataset(path, format=_format(kind, types, skipped))
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as exc:
+        raise DataError(path, None, "a table of texts", str(exc)) from exc
+    id_type = pa.int64() if id_name is None else dataset.schema.field(id_name).type
+    [fragment] = dataset.get_fragments()
+    return InputFile(path, fragment, chosen, id_name, id_type, skipped)
+
+
+def _choose(
+    path: Path, names: Sequence[str], wanted: str | None, guesses: Sequence[str], option: str
+) -> str | None:
+    if wanted is not None and wanted not in names:
+        raise DataError(path, None, f"the column {wanted} of --{option}", ", ".join(names))
+    return wanted or next((guess for guess in guesses if guess in names), None)
+
+
+def _kind(path: Path) -> str | None:
+    name = path.name
+    for suffix in COMPRESSIONS:
+        name = name.removesuffix(suffix)
+    return TABLES.get(Path(name).suffix.lower())
+
+
+def _format(kind: str, types: dict[str, pa.DataType], skipped: list[str]) -> Any:
+    if kind not in ("csv", "tsv"):
+        return kind
+
+    def skip(row: Any) -> str:
+        skipped.append(f"{row.actual_columns} columns, expected {row.expected_columns}")
+        return "skip"
+
+    parse = csv.ParseOptions(
+        delimiter="\t" if kind == "tsv" else ",",
+        newlines_in_values=True,
+        invalid_row_handler=skip,
+    )
+    convert = csv.ConvertOptions(column_types=types, check_utf8=False)
+    return ds.CsvFileFormat(parse_options=parse, convert_options=convert)
