@@ -1,14 +1,15 @@
 """Input tables as batches of ids and texts, one file at a time, in bounded memory."""
 
 import glob
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.dataset as ds
-from pyarrow import csv
+from pyarrow import csv, json
 
 from models.errors import DataError
 from service.recommender import TEXTS_AT_ONCE
@@ -36,7 +37,7 @@ class InputFile:
     """
 
     path: Path
-    fragment: Any
+    read: Callable[[], Iterable[pa.RecordBatch]]
     text: str
     id: str | None
     id_type: Any
@@ -44,12 +45,10 @@ class InputFile:
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Batches with columns `id` and `text`, texts as bytes, of at most TEXTS_AT_ONCE rows."""
-        columns = [self.text] if self.id is None else [self.id, self.text]
         first = 0
+        self.skipped.clear()  # opening the file has met its first lines
         try:
-            for batch in self.fragment.to_batches(
-                columns=columns, batch_size=TEXTS_AT_ONCE, batch_readahead=2, use_threads=False
-            ):
+            for batch in self.read():
                 for start in range(0, batch.num_rows, TEXTS_AT_ONCE):
                     yield self._prepared(batch.slice(start, TEXTS_AT_ONCE), first + start)
                 first += batch.num_rows
@@ -84,20 +83,46 @@ def open_input(path: Path, text: str | None, id_column: str | None) -> InputFile
         raise DataError(path, None, f"a file that ends in {', '.join(TABLES)}", path.name)
     skipped: list[str] = []
     try:
-        names = ds.dataset(path, format=_format(kind, {}, skipped)).schema.names
-        skipped.clear()
-        chosen = _choose(path, names, text, TEXT_NAMES, "text")
+        schema = _schema(path, kind, skipped)
+        chosen = _choose(path, schema.names, text, TEXT_NAMES, "text")
         if chosen is None:
-            raise DataError(path, None, f"a column {' or '.join(TEXT_NAMES)}", ", ".join(names))
+            found = ", ".join(schema.names)
+            raise DataError(path, None, f"a column {' or '.join(TEXT_NAMES)}", found)
+        id_name = _choose(path, schema.names, id_column, ID_NAMES, "id")
+        columns = [chosen] if id_name is None else [id_name, chosen]
+        if kind == "json":
+            id_type = pa.int64() if id_name is None else schema.field(id_name).type
+            read = partial(_read_json, path, pa.schema([schema.field(name) for name in columns]))
+            return InputFile(path, read, chosen, id_name, id_type, skipped)
         # Ids stay texts, and texts bytes: a broken one must fail its row and not the file.
-        id_name = _choose(path, names, id_column, ID_NAMES, "id")
         types = {chosen: pa.binary()} | ({} if id_name is None else {id_name: pa.string()})
         dataset = ds.dataset(path, format=_format(kind, types, skipped))
     except (pa.ArrowInvalid, pa.ArrowTypeError) as exc:
         raise DataError(path, None, "a table of texts", str(exc)) from exc
     id_type = pa.int64() if id_name is None else dataset.schema.field(id_name).type
     [fragment] = dataset.get_fragments()
-    return InputFile(path, fragment, chosen, id_name, id_type, skipped)
+    read = partial(
+        fragment.to_batches,
+        columns=columns,
+        batch_size=TEXTS_AT_ONCE,
+        batch_readahead=2,
+        use_threads=False,
+    )
+    return InputFile(path, read, chosen, id_name, id_type, skipped)
+
+
+def _schema(path: Path, kind: str, skipped: list[str]) -> pa.Schema:
+    if kind == "json":
+        with pa.input_stream(str(path), compression="detect") as stream:
+            return json.open_json(stream).schema
+    return ds.dataset(path, format=_format(kind, {}, skipped)).schema
+
+
+def _read_json(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The dataset reader of JSON lines cannot decompress, so these have a reader of their own."""
+    options = json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+    with pa.input_stream(str(path), compression="detect") as stream:
+        yield from json.open_json(stream, parse_options=options)
 
 
 def _choose(

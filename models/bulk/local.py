@@ -1,8 +1,8 @@
 """Answers for files of texts on this machine: one Parquet file for each input file.
 
 The parent reads and writes, forked workers score. Batches come back in their order, so a file does
-not depend on the number of workers. A file is written aside and renamed: one that is there is whole,
-and the same command skips it.
+not depend on the number of workers. A file is written aside and renamed: one that is there is
+whole, and the same command skips it.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ SUMMARY_FILE: Final = "_SUMMARY.json"
 ERROR_KINDS: Final = 20
 """Most sentences of errors in the summary: a choice, enough to see what is wrong."""
 _AHEAD: Final = 3
-"""Batches a worker that are read but not written: a choice, so that no worker waits for the disk."""
+"""Batches a worker read but not written: a choice, so that no worker waits for the disk."""
 _LOG_EVERY_S: Final = 5.0
 
 
@@ -112,10 +112,9 @@ class _Job:
         self.files.append({**entry, "rows": self.rows - before, "bad_lines": len(file.skipped)})
 
     def _name(self, file: InputFile) -> str:
-        """A name made of the path, what is in the file, the bundle and the arguments."""
+        """A name made of the file's path and size, the bundle and the arguments."""
         stat = file.path.stat()
-        groups = getattr(file.fragment, "num_row_groups", None)
-        key = [str(file.path.resolve()), stat.st_size, groups, self.bundle_id]
+        key: list[Any] = [str(file.path.resolve()), stat.st_size, self.bundle_id]
         key.append(asdict(self.arguments))
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         return f"{file.path.name.split('.')[0]}-{digest[:16]}.parquet"

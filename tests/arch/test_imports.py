@@ -42,8 +42,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "models": (
         ("models.__main__",),
-        ("models.bulk",),
-        ("models.compare",),
+        ("models.bulk", "models.compare"),
         ("models.stages",),
         ("models.seal",),
         ("models.tune",),
@@ -76,7 +75,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
 OF_SERVICE_FOR_TRAINING = (
     *("service.core", "service.bundle"),
     *("service.atomic", "service.errors", "service.interrupt", "service.regular_files"),
-    *("service.recommender", "service.version"),
+    *("service.recommender", "service.serving.request_models", "service.version"),
 )
 """What `models` may import of the service: the code that serves is the code that measures."""
 
