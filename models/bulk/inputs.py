@@ -27,6 +27,8 @@ TABLES: Final = {
 }
 TEXT_NAMES: Final = ("text", "query", "title")
 ID_NAMES: Final = ("id", "uid")
+_BLOCK_BYTES: Final = 4 << 20
+"""Of a CSV file at once: a choice, above the longest row and far below any memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,6 @@ class InputFile:
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Batches with columns `id` and `text`, texts as bytes, of at most TEXTS_AT_ONCE rows."""
         first = 0
-        self.skipped.clear()  # opening the file has met its first lines
         try:
             for batch in self.read():
                 for start in range(0, batch.num_rows, TEXTS_AT_ONCE):
@@ -83,7 +84,7 @@ def open_input(path: Path, text: str | None, id_column: str | None) -> InputFile
         raise DataError(path, None, f"a file that ends in {', '.join(TABLES)}", path.name)
     skipped: list[str] = []
     try:
-        schema = _schema(path, kind, skipped)
+        schema = _schema(path, kind)
         chosen = _choose(path, schema.names, text, TEXT_NAMES, "text")
         if chosen is None:
             found = ", ".join(schema.names)
@@ -96,7 +97,11 @@ def open_input(path: Path, text: str | None, id_column: str | None) -> InputFile
             return InputFile(path, read, chosen, id_name, id_type, skipped)
         # Ids stay texts, and texts bytes: a broken one must fail its row and not the file.
         types = {chosen: pa.binary()} | ({} if id_name is None else {id_name: pa.string()})
-        dataset = ds.dataset(path, format=_format(kind, types, skipped))
+        if kind in ("csv", "tsv"):
+            id_type = pa.int64() if id_name is None else pa.string()
+            reading = partial(_read_csv, path, kind, types, skipped)
+            return InputFile(path, reading, chosen, id_name, id_type, skipped)
+        dataset = ds.dataset(path, format=kind)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as exc:
         raise DataError(path, None, "a table of texts", str(exc)) from exc
     id_type = pa.int64() if id_name is None else dataset.schema.field(id_name).type
@@ -111,11 +116,27 @@ def open_input(path: Path, text: str | None, id_column: str | None) -> InputFile
     return InputFile(path, read, chosen, id_name, id_type, skipped)
 
 
-def _schema(path: Path, kind: str, skipped: list[str]) -> pa.Schema:
-    if kind == "json":
+def _schema(path: Path, kind: str) -> pa.Schema:
+    if kind in ("json", "csv", "tsv"):
         with pa.input_stream(str(path), compression="detect") as stream:
-            return json.open_json(stream).schema
-    return ds.dataset(path, format=_format(kind, {}, skipped)).schema
+            if kind == "json":
+                return json.open_json(stream).schema
+            return csv.open_csv(stream, parse_options=_parse_options(kind, [])).schema
+    return ds.dataset(path, format=kind).schema
+
+
+def _read_csv(
+    path: Path, kind: str, types: dict[str, pa.DataType], skipped: list[str]
+) -> Iterator[pa.RecordBatch]:
+    """Not by the dataset reader, which parses the first block twice and counts its bad lines so."""
+    convert = csv.ConvertOptions(column_types=types, include_columns=list(types), check_utf8=False)
+    with pa.input_stream(str(path), compression="detect") as stream:
+        yield from csv.open_csv(
+            stream,
+            read_options=csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),
+            parse_options=_parse_options(kind, skipped),
+            convert_options=convert,
+        )
 
 
 def _read_json(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
@@ -140,18 +161,13 @@ def _kind(path: Path) -> str | None:
     return TABLES.get(Path(name).suffix.lower())
 
 
-def _format(kind: str, types: dict[str, pa.DataType], skipped: list[str]) -> Any:
-    if kind not in ("csv", "tsv"):
-        return kind
-
+def _parse_options(kind: str, skipped: list[str]) -> csv.ParseOptions:
     def skip(row: Any) -> str:
         skipped.append(f"{row.actual_columns} columns, expected {row.expected_columns}")
         return "skip"
 
-    parse = csv.ParseOptions(
+    return csv.ParseOptions(
         delimiter="\t" if kind == "tsv" else ",",
         newlines_in_values=True,
         invalid_row_handler=skip,
     )
-    convert = csv.ConvertOptions(column_types=types, check_utf8=False)
-    return ds.CsvFileFormat(parse_options=parse, convert_options=convert)
