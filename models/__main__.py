@@ -40,6 +40,7 @@ SIGN = "sign"
 PREDICT = "predict"
 EXPORT_VECTORS = "export-vectors"
 TRAIN = "pip install 'astrolabe[train]'"
+PUSH, PULL = "push", "pull"
 PARALLEL = "train"
 """The one stage that torchrun may start in several processes."""
 
@@ -96,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_fold(commands)
     _add_sign(commands)
     _add_bulk(commands)
+    _add_push_and_pull(commands)
     return parser
 
 
@@ -170,7 +172,7 @@ def _add_fold(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     what = "fold changes to a catalogue into a new bundle, without training"
     add = commands.add_parser(FOLD, help=what, description=what).add_argument
     add("--bundle", type=Path, required=True, help="a sealed bundle, or a folder of bundles")
-    add("--state", type=Path, required=True, metavar="DIR", help="the service's state folder")
+    add("--state", required=True, metavar="DIR", help="the service's state folder, or database URL")
     add("--out", type=Path, metavar="FOLDER", help="default: the folder that holds the bundle")
     add("--data", type=Path, metavar="FOLDER", help="its data; default: data.path of its config")
 
@@ -211,6 +213,17 @@ def _json_object(text: str) -> dict[str, Any]:
     return value
 
 
+def _add_push_and_pull(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    what = "push a sealed bundle to an object store, and let its pointer name it"
+    add = commands.add_parser(PUSH, help=what, description=what).add_argument
+    add("bundle", type=Path, help="a sealed bundle, or a folder of bundles")
+    add("url", help="where a folder of bundles lies, such as s3://BUCKET/bundles")
+    what = "fetch the bundle that a URL names into a folder of bundles"
+    add = commands.add_parser(PULL, help=what, description=what).add_argument
+    add("url", help="a bundle, or a folder of bundles, such as s3://BUCKET/bundles")
+    add("folder", type=Path, help="a folder of bundles, such as var/bundles/NAME")
+
+
 def _above_zero(text: str) -> float:
     try:
         value = float(text)
@@ -240,6 +253,8 @@ def _run(args: argparse.Namespace) -> None:
             SIGN: _sign,
             PREDICT: _predict,
             EXPORT_VECTORS: _export_vectors,
+            PUSH: _push,
+            PULL: _pull,
         }
         commands.get(args.stage, _run_stage)(args)
 
@@ -336,6 +351,19 @@ def _export_vectors(args: argparse.Namespace) -> None:
     from models.bulk.vectors import export_vectors
 
     print(export_vectors(args.bundle, args.out))
+
+
+def _push(args: argparse.Namespace) -> None:
+    from models.seal.push import push
+
+    bundle_id = push(args.bundle, args.url.rstrip("/"), print)
+    print(f"{args.url} serves {bundle_id}")
+
+
+def _pull(args: argparse.Namespace) -> None:
+    from models.seal.push import pull
+
+    print(pull(args.url.rstrip("/"), args.folder))
 
 
 def _tune(args: argparse.Namespace) -> None:

@@ -21,7 +21,8 @@ from service.bundle.verify import resolve, verify
 from service.core.calibration import Calibration, open_calibration
 from service.core.catalogue.label_rules import LabelRules, RuledLabels
 from service.core.catalogue.live import LiveCatalogue
-from service.core.catalogue.store import ChangeStore, store_path
+from service.core.catalogue.sqlite_store import SqliteStore, store_path
+from service.core.catalogue.store import ChangeStore
 from service.core.encoding.encoder import DEFAULT_GPU, Encoder, open_encoder
 from service.core.encoding.field_tokenizer import AnyTokenizer, open_tokenizer
 from service.core.encoding.providers import GpuOptions
@@ -124,7 +125,7 @@ class Engine:
         CatalogueError.
         """
         name = self.manifest.name
-        return self.with_store(ChangeStore(store_path(state_dir, name), name))
+        return self.with_store(SqliteStore(store_path(state_dir, name), name))
 
     def with_store(self, store: ChangeStore) -> "Engine":
         """An engine that also serves the label changes in `store`.

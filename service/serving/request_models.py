@@ -16,12 +16,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     StringConstraints,
     WithJsonSchema,
     create_model,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from service.core.encoding.text import join_fields
 from service.core.labels.label_id import MAX_ID_CHARS
@@ -54,6 +56,10 @@ Value: TypeAlias = str | int | float | bool
 """A value of a metadata field."""
 
 
+_ABOUT: Final = frozenset({"title", "description", "default", "examples"})
+"""What a schema says about a field, whatever type the field has."""
+
+
 class JsonObject(BaseModel):
     """A JSON object in a request: an optional field that is null is one that was left out.
 
@@ -78,6 +84,19 @@ class JsonObject(BaseModel):
             known = cls.model_fields
             return {name: v for name, v in value.items() if v is not None or name not in known}
         return value
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """The schema, in which every optional field may be null as `_leave_out_null` has it."""
+        schema = handler(core_schema)
+        fields = handler.resolve_ref_schema(schema)
+        for name, field in fields.get("properties", {}).items():
+            if name not in fields.get("required", ()) and not _takes_null(field):
+                about = {key: field.pop(key) for key in _ABOUT & field.keys()}
+                fields["properties"][name] = {"anyOf": [field, {"type": "null"}], **about}
+        return schema
 
 
 class LabelsRequest(JsonObject):
@@ -404,3 +423,7 @@ def _number(value: Any) -> Any:
     if isinstance(value, str) and not _NUMBER.fullmatch(value):
         raise ValueError("it is no number: write it in the digits 0 to 9, as in JSON")
     return value
+
+
+def _takes_null(schema: JsonSchemaValue) -> bool:
+    return schema.get("type") == "null" or any(map(_takes_null, schema.get("anyOf", ())))

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # From the top floor to the ground; the longest name that fits a module is its place.
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "service": (
-        ("service.__main__", "service.check"),
+        ("service.__main__", "service.check", "service.fetch"),
         ("service.process",),
         ("service.edge",),
         ("service.api",),
@@ -80,7 +80,7 @@ OF_SERVICE_FOR_TRAINING = (
 """What `models` may import of the service: the code that serves is the code that measures."""
 
 HEAVY_IN_SERVICE = ("models", "loadtest", "torch", "transformers")
-LAZY_IN_SERVICE = ("cryptography",)
+LAZY_IN_SERVICE = ("cryptography", "obstore", "psycopg")
 """What the service imports only where a setting asks for it."""
 HEAVY_IN_CLIENT = (
     *("torch", "faiss", "onnxruntime", "numpy", "fastapi", "starlette", "uvicorn", "pydantic"),
