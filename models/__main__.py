@@ -10,12 +10,13 @@ if __name__ == "__main__":
     end_on_signal("interrupted: the same command goes on from the last checkpoint")
 
 import argparse
+import json
 import logging
 import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from models.compare.peers.registry import NONE, PEERS, choose_peers
 
@@ -36,6 +37,9 @@ COMPARE = "compare"
 TUNE = "tune"
 FOLD = "fold"
 SIGN = "sign"
+PREDICT = "predict"
+EXPORT_VECTORS = "export-vectors"
+TRAIN = "pip install 'astrolabe[train]'"
 PUSH, PULL = "push", "pull"
 PARALLEL = "train"
 """The one stage that torchrun may start in several processes."""
@@ -92,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_tune(commands)
     _add_fold(commands)
     _add_sign(commands)
+    _add_bulk(commands)
     _add_push_and_pull(commands)
     return parser
 
@@ -179,6 +184,35 @@ def _add_sign(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     add("--key", type=Path, required=True, metavar="PEM", help="a file with an Ed25519 private key")
 
 
+def _add_bulk(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    what = "answer files of texts: a Parquet file for each, and a summary"
+    add = commands.add_parser(PREDICT, help=what, description=what).add_argument
+    add("--bundle", type=Path, required=True, help="a sealed bundle, or a folder of bundles")
+    add("--in", dest="inputs", nargs="+", required=True, metavar="FILES", help="files or folders")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="gets the answers")
+    add("--text", metavar="COLUMN", help="column of the texts; default: text, query or title")
+    add("--id", metavar="COLUMN", help="column of the ids; default: id or uid, else row numbers")
+    add("--k", type=_at_least_one, help="labels for each text; default: the bundle's")
+    add("--effort", help="an effort of the bundle; default: the bundle's")
+    add("--where", type=_json_object, metavar="JSON", help="a filter as in POST /v1/recommend")
+    add("--min-score", type=float, help="leave out labels with a lower score")
+    add("--workers", type=_at_least_one, help="processes that score; default: one for each core")
+    what = "write the label vectors as Parquet, for a vector engine"
+    add = commands.add_parser(EXPORT_VECTORS, help=what, description=what).add_argument
+    add("--bundle", type=Path, required=True, help="a sealed bundle, or a folder of bundles")
+    add("--out", type=Path, required=True, metavar="FILE_OR_FOLDER", help="a .parquet file")
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(f"it is not JSON: {exc}") from exc
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError('it is no JSON object, such as {"shelf": 3}')
+    return value
+
+
 def _add_push_and_pull(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     what = "push a sealed bundle to an object store, and let its pointer name it"
     add = commands.add_parser(PUSH, help=what, description=what).add_argument
@@ -212,8 +246,16 @@ def _run(args: argparse.Namespace) -> None:
     if args.stage == PREPARE and args.source == DEBIAN:
         _make_debian(args)
     else:
-        commands = {COMPARE: _compare, TUNE: _tune, FOLD: _fold, SIGN: _sign}
-        commands |= {PUSH: _push, PULL: _pull}
+        commands = {
+            COMPARE: _compare,
+            TUNE: _tune,
+            FOLD: _fold,
+            SIGN: _sign,
+            PREDICT: _predict,
+            EXPORT_VECTORS: _export_vectors,
+            PUSH: _push,
+            PULL: _pull,
+        }
         commands.get(args.stage, _run_stage)(args)
 
 
@@ -285,6 +327,30 @@ def _sign(args: argparse.Namespace) -> None:
 
     manifest, key_ids = sign_bundle(args.bundle, args.key)
     print(f"{manifest.name}  {manifest.bundle_id[:12]}  signed by {', '.join(key_ids)}")
+
+
+def _predict(args: argparse.Namespace) -> None:
+    from models.extras import need
+
+    need("pyarrow", TRAIN)
+    from models.bulk.local import SUMMARY_FILE, Arguments, predict
+
+    arguments = Arguments(args.text, args.id, args.k, args.effort, args.where, args.min_score)
+    workers = args.workers or len(os.sched_getaffinity(0))
+    summary = predict(args.bundle, args.inputs, args.out, arguments, workers)
+    print(
+        f"{summary['rows']} texts, {summary['failed_rows']} without an answer, "
+        f"{summary['rows_per_second']} a second: {args.out / SUMMARY_FILE}"
+    )
+
+
+def _export_vectors(args: argparse.Namespace) -> None:
+    from models.extras import need
+
+    need("pyarrow", TRAIN)
+    from models.bulk.vectors import export_vectors
+
+    print(export_vectors(args.bundle, args.out))
 
 
 def _push(args: argparse.Namespace) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,16 +14,20 @@ from service.core.batching.job import Answer
 from service.core.index.protocol import MAX_QUERY_LENGTH
 from service.core.labels.labels import Label
 from service.core.labels.moves import RULES
-from service.core.types import FilterPlan, LabelFilter, Prediction, Query
+from service.core.types import FilterPlan, Prediction, Query
 from service.errors import InvalidValue
 from service.gate.bodies import query_string, validate
 from service.gate.exchange import Exchange
 from service.gate.problems import Headers
 from service.serving.deployment import Deployment
 from service.serving.query_texts import HistoryRequest
-from service.serving.request_models import ItemRequest, LabelsRequest, RecommendRequest
-
-SCORE_DECIMALS: Final = 6
+from service.serving.request_models import (
+    SCORE_DECIMALS,
+    ItemRequest,
+    LabelsRequest,
+    RecommendRequest,
+    label_filter_of,
+)
 
 
 class Recommend(Endpoint[LabelsRequest]):
@@ -100,18 +104,6 @@ class RecommendByEmbedding(Recommend):
         return request, [Query("", vector=v, **shared) for v in _vectors(request.embedding)]
 
 
-def _label_filter(request: LabelsRequest) -> LabelFilter | None:
-    """The filter of a request; None if it lets every label through."""
-    allow, deny, where = request.allow, request.deny, request.where
-    if allow is None and not deny and not where:
-        return None
-    values = {
-        field: tuple(value) if isinstance(value, list) else (value,)
-        for field, value in (where or {}).items()
-    }
-    return LabelFilter(None if allow is None else tuple(allow), tuple(deny or ()), values)
-
-
 def _queries(request: RecommendRequest, texts: Sequence[str | HistoryRequest]) -> list[Query]:
     shared = _shared(request)
     item_id = request.item_id if isinstance(request, ItemRequest) else None
@@ -135,7 +127,7 @@ def _shared(request: LabelsRequest) -> dict[str, Any]:
         "k": request.k,
         "effort": request.effort,
         "effort_strict": request.effort_strict,
-        "label_filter": _label_filter(request),
+        "label_filter": label_filter_of(request),
         "diversity": request.diversity,
     }
 

@@ -4,7 +4,9 @@ The limits come from the settings, and the names of the efforts from the bundle.
 has models of its own, which state the limits in force.
 """
 
+import operator
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, TypeAlias
@@ -21,11 +23,15 @@ from pydantic import (
 
 from service.core.encoding.text import join_fields
 from service.core.labels.label_id import MAX_ID_CHARS
+from service.core.types import LabelFilter
 from service.serving.json_object import JsonObject
 from service.serving.query_texts import HistoryRequest, texts_schema, texts_type
 
 VISIBLE = "[^\\s\\u0000-\\u001f\\u007f-\\u009f\\u200b\\u2028\\u2029\\ufeff]"
 """A text must hold one character that `service.core.encoding.text.normalise` keeps."""
+
+SCORE_DECIMALS: Final = 6
+"""Decimals of a score in an answer: float32 holds no more near 1."""
 
 MAX_WHERE_FIELDS = 16
 MAX_MODEL_CHARS = 256
@@ -187,6 +193,25 @@ def request_models(limits: RequestLimits) -> RequestModels:
         **(_item_field(limits, many=False) if limits.item_filter else {}),
     )
     return RequestModels(body, parameters, by_embedding, embed)
+
+
+def label_filter_of(request: LabelsRequest) -> LabelFilter | None:
+    """The filter of a request; None if it lets every label through."""
+    allow, deny, where = request.allow, request.deny, request.where
+    if allow is None and not deny and not where:
+        return None
+    values = {
+        field: tuple(value) if isinstance(value, list) else (value,)
+        for field, value in (where or {}).items()
+    }
+    return LabelFilter(None if allow is None else tuple(allow), tuple(deny or ()), values)
+
+
+def n_reaching(scores: Sequence[float], min_score: float | None) -> int:
+    """How many of the falling `scores` are not below `min_score`; None lets all through."""
+    if min_score is None:
+        return len(scores)
+    return bisect_right(scores, -min_score, key=operator.neg)
 
 
 def _list(entry: Any, most: int, least: int = 0) -> Any:
