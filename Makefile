@@ -4,8 +4,11 @@ CONFIG ?= models/configs/gutenberg-bag.toml
 HOST ?= 127.0.0.1
 PORT ?= 8000
 VAR ?= var
+DATA ?=
 
-NAME := $(basename $(notdir $(CONFIG)))
+# A table in place of a configuration: its name is that of the run, as `models all --data` makes it.
+SUBJECT := $(if $(DATA),--data $(DATA),--config $(CONFIG))
+NAME := $(firstword $(subst ., ,$(notdir $(if $(DATA),$(DATA),$(basename $(CONFIG))))))
 BUNDLES := $(VAR)/bundles/$(NAME)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -27,8 +30,8 @@ $(INSTALLED): pyproject.toml constraints.txt models/pretrained.txt
 
 demo: train serve ## train on the shipped catalogue (once), then serve it
 
-train: $(INSTALLED) ## train CONFIG, measure it and seal a bundle; skips what is done already
-	$(BIN)/python -m models all --config $(CONFIG) --var $(VAR)
+train: $(INSTALLED) ## train CONFIG, or on DATA=PATH, measure it and seal a bundle; skips what is done already
+	$(BIN)/python -m models all $(SUBJECT) --var $(VAR)
 
 serve: $(INSTALLED) ## serve the newest bundle of CONFIG on HOST:PORT
 	@echo

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.compare.peers.registry import NONE, PEERS, choose_peers
+from models.plan.options import add_options
 
 if TYPE_CHECKING:
     from service.bundle.manifest import QualityInfo
@@ -33,6 +34,7 @@ STAGES = {
     "evaluate": "score a sealed bundle on a split of its data",
 }
 PREPARE, DEBIAN = "prepare", "debian"
+ALL = "all"
 COMPARE = "compare"
 TUNE = "tune"
 FOLD = "fold"
@@ -52,6 +54,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.stage == PREPARE and (args.config is None) == (args.source is None):
         parser.error(f"{PREPARE} takes either --config or a SOURCE such as {DEBIAN}")
+    if args.stage == ALL and (args.config is None) == (args.data is None):
+        parser.error(f"{ALL} takes either --config or --data")
     if args.stage == TUNE and args.config is args.run is args.check is None:
         parser.error(f"{TUNE} takes --config or --run; only --check needs neither")
     args.command = f"python -m models {shlex.join(argv)}"
@@ -76,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
     for name, what in STAGES.items():
         command = commands.add_parser(name, help=what, description=what)
-        command.add_argument("--config", type=Path, required=name != PREPARE, help="a TOML file")
+        command.add_argument(
+            "--config", type=Path, required=name not in (PREPARE, ALL), help="a TOML file"
+        )
         command.add_argument(
             "--set",
             action="append",
@@ -89,6 +95,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         if name == PREPARE:
             _add_sources(command)
+        if name == ALL:
+            add_options(command)
         if name == "evaluate":
             command.add_argument("--bundle", type=Path, help="default: the newest of this name")
             command.add_argument("--split", default="test", choices=["test", "validation", "train"])
@@ -263,8 +271,16 @@ def _run_stage(args: argparse.Namespace) -> None:
     from models import stages
     from models.data.prepare import load_config_with_data
 
+    if args.stage == ALL and args.config is None:
+        from models.plan.command import plan_of
+        from models.stages import run_all
+
+        plan = plan_of(args)
+        if not args.dry_run:
+            print(_table(run_all(plan.config, args.var)))
+        return
     config = load_config_with_data(args.config, args.set)
-    if args.stage == "all":
+    if args.stage == ALL:
         print(_table(stages.run_all(config, args.var)))
     elif args.stage == "evaluate":
         bundle = args.bundle or args.var / "bundles" / config.name

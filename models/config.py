@@ -36,8 +36,28 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class TableConfig(_Section):
+    """What the columns of a table are, where usual names do not tell (`models.data.tables`).
+
+    `separator` stands between the labels of one row. Rows of one text are gathered where each has
+    one label; `weight` then says how much each counts. Without files of test rows, `test_share` of
+    the points is held out: the newest by `time`, else whole groups by a hash of their texts.
+    `label_table` is a file with the labels' ids, texts and metadata.
+    """
+
+    text: str = ""
+    content: str = ""
+    labels: str = ""
+    separator: str = ""
+    weight: str = ""
+    id: str = ""
+    time: str = ""
+    label_table: str = ""
+    test_share: Share = 0.1
+
+
 class DataConfig(_Section):
-    """The folder of the points and labels, and the fields of theirs that the model reads.
+    """The folder or table of the points and labels, and the fields that the model reads.
 
     `title+content` is one text, `title|content` two views, each of a length of its own
     (`encoder.field_tokens`). `own_item` says that points and labels are items of one kind. A
@@ -48,6 +68,7 @@ class DataConfig(_Section):
     fields: Fields = "title"
     label_fields: Fields = "title"
     own_item: bool = False
+    table: TableConfig = TableConfig()
 
     @property
     def views(self) -> list[str]:
@@ -445,14 +466,15 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(str(exc)) from exc
     raw.setdefault("name", path.stem)
     for override in overrides:
-        _apply(raw, override)
+        apply_override(raw, override)
     try:
         return Config.model_validate(raw)
     except ValidationError as exc:
-        raise ConfigError(f"{path}: {_sentence(exc)}") from exc
+        raise ConfigError(f"{path}: {config_sentence(exc)}") from exc
 
 
-def _apply(raw: dict[str, Any], override: str) -> None:
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Set `section.key=value` in a raw configuration. Raises ConfigError."""
     key, separator, text = override.partition("=")
     parts = [part.strip() for part in key.split(".")]
     if not separator or not all(parts):
@@ -472,7 +494,8 @@ def _parse_value(text: str) -> Any:
         return text
 
 
-def _sentence(exc: ValidationError) -> str:
+def config_sentence(exc: ValidationError) -> str:
+    """The first fault of a configuration, with its key."""
     first = exc.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":

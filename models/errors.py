@@ -49,6 +49,26 @@ class DataError(ModelsError):
         return f"{where}: expected {self.expected}, found {_shorten(self.found)}"
 
 
+class TableError(DataError):
+    """Raised when a table cannot be read as a data set; `line` is its row, without a header.
+
+    >>> print(TableError(Path("shop.csv"), 3, "price", "a number", "'cheap'"))
+    shop.csv, row 3, column price: expected a number, found 'cheap'
+    """
+
+    def __init__(
+        self, path: Path, row: int | None, column: str | None, expected: str, found: str
+    ) -> None:
+        super().__init__(path, row, expected, found)
+        self.args = (path, row, column, expected, found)
+        self.column = column
+
+    def __str__(self) -> str:
+        row = "" if self.line is None else f", row {self.line}"
+        column = "" if self.column is None else f", column {self.column}"
+        return f"{self.path}{row}{column}: expected {self.expected}, found {_shorten(self.found)}"
+
+
 class ConfigError(ModelsError):
     """Raised while the configuration is read; the sentence names the file and the key."""
 

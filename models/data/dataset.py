@@ -25,6 +25,8 @@ class LabelCatalogue:
     uids: list[str]
     titles: list[str]
     contents: list[str]
+    metadata: list[dict[str, Any]] | None = None
+    """What a table says of each label beside its text, as JSON values; None where there is none."""
 
     def __post_init__(self) -> None:
         _check_lengths("labels", self.uids, self.titles, self.contents)

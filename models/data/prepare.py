@@ -22,8 +22,9 @@ from models.data.filters import (
     with_own_items,
     without_cells,
 )
-from models.data.formats import open_dataset, text_file
+from models.data.formats import text_file
 from models.data.splits import Grouping, joint_groups, validation_split
+from models.data.tables.table import open_data
 from models.data.tokens import TokenizedTexts, concatenate, tokenize_texts
 from models.errors import ConfigError, DataError
 from models.rng import Rng
@@ -87,7 +88,7 @@ def open_configured(config: Config) -> Dataset:
     Raises DataError, also where a stage could do nothing with the points of a part.
     """
     folder = Path(config.data.path)
-    dataset = open_dataset(folder)
+    dataset = open_data(config.data)
     if config.data.own_item:
         dataset = with_own_items(dataset)
     check_item_ids(dataset, folder)

@@ -234,10 +234,11 @@ def _counts(dataset: Dataset) -> dict[str, int]:
 
 def _labels(dataset: Dataset) -> list[Label]:
     catalogue = dataset.labels
+    metadata = catalogue.metadata or [{}] * len(catalogue)
     return [
-        Label(uid, title, {"content": content} if content else {})
-        for uid, title, content in zip(
-            catalogue.uids, catalogue.titles, catalogue.contents, strict=True
+        Label(uid, title, {"content": content} | about if content else about)
+        for uid, title, content, about in zip(
+            catalogue.uids, catalogue.titles, catalogue.contents, metadata, strict=True
         )
     ]
 

@@ -44,7 +44,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("models.__main__",),
         ("models.bulk", "models.compare"),
         ("models.stages",),
-        ("models.seal",),
+        ("models.plan", "models.seal"),
         ("models.tune",),
         ("models.rerank",),
         ("models.teacher",),

@@ -12,6 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from models.__main__ import main
+from service.core.engine import Engine
+from service.core.types import Query
 from tests.support.tiny_job import N_LABELS, write_tiny_job
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,6 +64,21 @@ def test_load_test_command_is_understood():
         check=True,
     ).stdout
     assert all(flag in help_text for flag in arguments if flag.startswith("--"))
+
+
+@pytest.mark.slow
+def test_the_readmes_own_table_trains_and_answers_as_it_says(tmp_path):
+    section = README.partition("## Your own data")[2].partition("\n## ")[0]
+    [table] = re.findall(r"^```csv\n(.*?)^```$", section, re.M | re.S)
+    [name] = re.findall(r"`(\w+\.csv)` say", section)
+    [(query, *expected)] = re.findall(
+        r"\*(Why was my card\s+charged\?)\* is then `(\w+)` and\s+`(\w+)`", section
+    )
+    (tmp_path / name).write_text(table, encoding="utf-8")
+    assert main(["all", "--data", str(tmp_path / name), "--var", str(tmp_path / "var")]) == 0
+    engine = Engine.open(tmp_path / "var" / "bundles" / Path(name).stem, device="cpu")
+    [answer] = engine.predict([Query(" ".join(query.split()), 2, "balanced")]).predictions
+    assert [engine.labels[int(row)].label_id for row in answer.rows] == expected
 
 
 @pytest.mark.slow
