@@ -29,6 +29,8 @@ SCORE_DECIMALS: Final = 6
 class Recommend(Endpoint[LabelsRequest]):
     """POST /v1/recommend."""
 
+    logs_answers = True
+
     def queries(
         self, exchange: Exchange, deployment: Deployment, value: Any
     ) -> tuple[LabelsRequest, list[Query]]:

@@ -24,6 +24,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("service.api",),
         ("service.gate",),
         ("service.serving",),
+        ("service.feedback",),
         ("service.observe", "service.overload"),
         ("service.core.engine",),
         ("service.core.parts",),
@@ -80,7 +81,7 @@ OF_SERVICE_FOR_TRAINING = (
 """What `models` may import of the service: the code that serves is the code that measures."""
 
 HEAVY_IN_SERVICE = ("models", "loadtest", "torch", "transformers")
-LAZY_IN_SERVICE = ("cryptography",)
+LAZY_IN_SERVICE = ("cryptography", "pyarrow")
 """What the service imports only where a setting asks for it."""
 HEAVY_IN_CLIENT = (
     *("torch", "faiss", "onnxruntime", "numpy", "fastapi", "starlette", "uvicorn", "pydantic"),
