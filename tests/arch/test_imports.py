@@ -48,7 +48,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("models.seal",),
         ("models.tune",),
         ("models.rerank",),
-        ("models.teacher",),
+        ("models.teacher", "models.warm_start"),
         ("models.trained",),
         ("models.index",),
         ("models.methods",),

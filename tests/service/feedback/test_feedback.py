@@ -119,7 +119,7 @@ async def test_a_full_disk_refuses_events_and_loses_none(
 
     assert events.append([ROW], 10)
     with monkeypatch.context() as patch:
-        patch.setattr(row_log.os, "write", full)
+        patch.setattr("service.feedback.row_log.os.write", full)
         with pytest.raises(OSError, match="No space"):
             events.flush()
         assert not events.append([ROW], 10)
