@@ -36,6 +36,7 @@ COMPARE = "compare"
 TUNE = "tune"
 FOLD = "fold"
 SIGN = "sign"
+GATHER = "gather"
 PARALLEL = "train"
 """The one stage that torchrun may start in several processes."""
 
@@ -91,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_tune(commands)
     _add_fold(commands)
     _add_sign(commands)
+    _add_gather(commands)
     return parser
 
 
@@ -177,6 +179,23 @@ def _add_sign(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     add("--key", type=Path, required=True, metavar="PEM", help="a file with an Ed25519 private key")
 
 
+def _add_gather(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    what = "make the next data set from feedback and the last data set"
+    add = commands.add_parser(GATHER, help=what, description=what).add_argument
+    add("--feedback", type=Path, required=True, metavar="FOLDER", help="the service's feedback_dir")
+    add("--data", type=Path, required=True, metavar="FOLDER", help="the last data set")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="an empty or a new folder")
+    fields = ["title", "title+content", "title|content"]
+    add("--fields", choices=fields, default="title", help="data.fields of the model that served")
+    for kind, weight in (("clicked", 0.5), ("accepted", 1.0), ("rejected", -1.0)):
+        add(f"--{kind}", type=float, default=weight, metavar="WEIGHT", help=f"default: {weight}")
+    add("--min-weight", type=_above_zero, default=0.5, help="of a text and a label; default: 0.5")
+    add("--position-bias", default="1.0", metavar="POWER|estimate", help="default: 1 / position")
+    add("--clip", type=_above_zero, default=10.0, help="largest inverse propensity; default: 10")
+    add("--test-share", type=_share, default=0.1, help="newest new texts to test; default: 0.1")
+    add("--old-share", type=_share, default=1.0, help="old training points to keep; default: 1")
+
+
 def _above_zero(text: str) -> float:
     try:
         value = float(text)
@@ -199,7 +218,9 @@ def _run(args: argparse.Namespace) -> None:
     if args.stage == PREPARE and args.source == DEBIAN:
         _make_debian(args)
     else:
-        {COMPARE: _compare, TUNE: _tune, FOLD: _fold, SIGN: _sign}.get(args.stage, _run_stage)(args)
+        {COMPARE: _compare, TUNE: _tune, FOLD: _fold, SIGN: _sign, GATHER: _gather}.get(
+            args.stage, _run_stage
+        )(args)
 
 
 def _run_stage(args: argparse.Namespace) -> None:
@@ -270,6 +291,33 @@ def _sign(args: argparse.Namespace) -> None:
 
     manifest, key_ids = sign_bundle(args.bundle, args.key)
     print(f"{manifest.name}  {manifest.bundle_id[:12]}  signed by {', '.join(key_ids)}")
+
+
+def _gather(args: argparse.Namespace) -> None:
+    from models.errors import ConfigError
+    from models.extras import need
+
+    need("pyarrow", "pip install 'astrolabe[train]'")
+    from models.gather.events import Weighing
+    from models.gather.gather import Gathering, gather
+
+    try:
+        power = None if args.position_bias == "estimate" else float(args.position_bias)
+    except ValueError:
+        raise ConfigError(
+            f"--position-bias is {args.position_bias}: give a number such as 1, or `estimate`"
+        ) from None
+    weights = {"shown": 0.0} | {kind: getattr(args, kind) for kind in ("clicked", "accepted")}
+    weighing = Weighing(weights | {"rejected": args.rejected}, power, args.clip)
+    counts = gather(
+        Gathering(
+            *(args.feedback, args.data, args.out, args.fields, weighing),
+            min_weight=args.min_weight,
+            test_share=args.test_share,
+            old_share=args.old_share,
+        )
+    )
+    print("\n".join(f"{count:>12,}  {name}" for name, count in counts.items()))
 
 
 def _tune(args: argparse.Namespace) -> None:

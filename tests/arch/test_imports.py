@@ -46,6 +46,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("models.compare",),
         ("models.stages",),
         ("models.seal",),
+        ("models.gather",),
         ("models.tune",),
         ("models.rerank",),
         ("models.teacher", "models.warm_start"),
