@@ -20,7 +20,7 @@ POWER: Final = 1.0
 and Schnabel, WSDM 2017, whose experiments take 1)."""
 
 CLIP: Final = 10.0
-"""Largest inverse propensity. A choice: without a bound, one click far down outweighs all others."""
+"""Largest inverse propensity. A choice: without a bound, one click far down outweighs all."""
 
 LEAST_SHOWN: Final = 100
 """A choice: at fewer showings, a position's share of clicks is uncertain by a third or more."""
@@ -77,17 +77,14 @@ def weigh(events: pa.Table, how: Weighing) -> pa.Array:
     sign = pc.take(pa.array([1.0, 1.0, 1.0, -1.0]), kind)
     weight = pc.coalesce(pc.multiply(events["value"], sign), own)
     position = pc.cast(events["position"], pa.float64())
-    if how.power is None:
-        inverse = _estimated(events)
-    else:
-        inverse = pc.power(position, how.power)
+    inverse = _estimated(events) if how.power is None else pc.power(position, how.power)
     inverse = pc.min_element_wise(pc.coalesce(inverse, 1.0), how.clip)
     positive = pc.is_in(events["event"], value_set=pa.array(["clicked", "accepted"]))
     return pc.multiply(weight, pc.if_else(positive, inverse, 1.0))
 
 
 def _estimated(events: pa.Table) -> Any:
-    """The inverse propensity of each event's position: the first one's share of clicks over its own.
+    """The inverse propensity of each event's position: the first's share of clicks over its own.
 
     Null for a position with too few showings or no click. It takes labels for equally good at all
     positions. So it overstates what the place does, where better labels are shown first.

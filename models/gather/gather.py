@@ -4,7 +4,7 @@ A text and a label with enough weight become a positive. The newest texts become
 that the next model is judged by what came after its training.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,7 @@ class Gathering:
     data: Path
     out: Path
     fields: Fields = "title"
-    weighing: Weighing = Weighing()
+    weighing: Weighing = field(default_factory=Weighing)
     min_weight: float = 0.5
     test_share: float = 0.1
     old_share: float = 1.0
