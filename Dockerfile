@@ -28,7 +28,7 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
 FROM build AS packages
 RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=pipconf,target=/etc/pip.conf \
-    python requirements.py service > service.txt \
+    python requirements.py service remote postgres > service.txt \
     && pip --python /opt/venv install --constraint constraints.txt --requirement service.txt
 
 FROM packages AS packages-cpu

@@ -1,6 +1,6 @@
 """Prints requirements of pyproject.toml, one a line, so that the Dockerfile need not list them.
 
-    python requirements.py service          the service's requirements, without ONNX Runtime
+    python requirements.py service remote   the service's and an extra's, without ONNX Runtime
     python requirements.py train loadtest   the requirements that these extras add
 
 ONNX Runtime is not among them, because each image installs its own build of it: the CPU's build is

@@ -10,12 +10,13 @@ if __name__ == "__main__":
     end_on_signal("interrupted: the same command goes on from the last checkpoint")
 
 import argparse
+import json
 import logging
 import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from models.compare.peers.registry import NONE, PEERS, choose_peers
 
@@ -37,6 +38,10 @@ TUNE = "tune"
 FOLD = "fold"
 SIGN = "sign"
 GATHER = "gather"
+PREDICT = "predict"
+EXPORT_VECTORS = "export-vectors"
+TRAIN = "pip install 'astrolabe[train]'"
+PUSH, PULL = "push", "pull"
 PARALLEL = "train"
 """The one stage that torchrun may start in several processes."""
 
@@ -93,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_fold(commands)
     _add_sign(commands)
     _add_gather(commands)
+    _add_bulk(commands)
+    _add_push_and_pull(commands)
     return parser
 
 
@@ -167,7 +174,7 @@ def _add_fold(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     what = "fold changes to a catalogue into a new bundle, without training"
     add = commands.add_parser(FOLD, help=what, description=what).add_argument
     add("--bundle", type=Path, required=True, help="a sealed bundle, or a folder of bundles")
-    add("--state", type=Path, required=True, metavar="DIR", help="the service's state folder")
+    add("--state", required=True, metavar="DIR", help="the service's state folder, or database URL")
     add("--out", type=Path, metavar="FOLDER", help="default: the folder that holds the bundle")
     add("--data", type=Path, metavar="FOLDER", help="its data; default: data.path of its config")
 
@@ -196,6 +203,46 @@ def _add_gather(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     add("--old-share", type=_share, default=1.0, help="old training points to keep; default: 1")
 
 
+def _add_bulk(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    what = "answer files of texts: a Parquet file for each, and a summary"
+    add = commands.add_parser(PREDICT, help=what, description=what).add_argument
+    add("--bundle", type=Path, required=True, help="a sealed bundle, or a folder of bundles")
+    add("--in", dest="inputs", nargs="+", required=True, metavar="FILES", help="files or folders")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="gets the answers")
+    add("--text", metavar="COLUMN", help="column of the texts; default: text, query or title")
+    add("--id", metavar="COLUMN", help="column of the ids; default: id or uid, else row numbers")
+    add("--k", type=_at_least_one, help="labels for each text; default: the bundle's")
+    add("--effort", help="an effort of the bundle; default: the bundle's")
+    add("--where", type=_json_object, metavar="JSON", help="a filter as in POST /v1/recommend")
+    add("--min-score", type=float, help="leave out labels with a lower score")
+    add("--workers", type=_at_least_one, help="processes that score; default: one for each core")
+    what = "write the label vectors as Parquet, for a vector engine"
+    add = commands.add_parser(EXPORT_VECTORS, help=what, description=what).add_argument
+    add("--bundle", type=Path, required=True, help="a sealed bundle, or a folder of bundles")
+    add("--out", type=Path, required=True, metavar="FILE_OR_FOLDER", help="a .parquet file")
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(f"it is not JSON: {exc}") from exc
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError('it is no JSON object, such as {"shelf": 3}')
+    return value
+
+
+def _add_push_and_pull(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    what = "push a sealed bundle to an object store, and let its pointer name it"
+    add = commands.add_parser(PUSH, help=what, description=what).add_argument
+    add("bundle", type=Path, help="a sealed bundle, or a folder of bundles")
+    add("url", help="where a folder of bundles lies, such as s3://BUCKET/bundles")
+    what = "fetch the bundle that a URL names into a folder of bundles"
+    add = commands.add_parser(PULL, help=what, description=what).add_argument
+    add("url", help="a bundle, or a folder of bundles, such as s3://BUCKET/bundles")
+    add("folder", type=Path, help="a folder of bundles, such as var/bundles/NAME")
+
+
 def _above_zero(text: str) -> float:
     try:
         value = float(text)
@@ -218,9 +265,18 @@ def _run(args: argparse.Namespace) -> None:
     if args.stage == PREPARE and args.source == DEBIAN:
         _make_debian(args)
     else:
-        {COMPARE: _compare, TUNE: _tune, FOLD: _fold, SIGN: _sign, GATHER: _gather}.get(
-            args.stage, _run_stage
-        )(args)
+        commands = {
+            COMPARE: _compare,
+            TUNE: _tune,
+            FOLD: _fold,
+            SIGN: _sign,
+            PREDICT: _predict,
+            EXPORT_VECTORS: _export_vectors,
+            GATHER: _gather,
+            PUSH: _push,
+            PULL: _pull,
+        }
+        commands.get(args.stage, _run_stage)(args)
 
 
 def _run_stage(args: argparse.Namespace) -> None:
@@ -297,7 +353,7 @@ def _gather(args: argparse.Namespace) -> None:
     from models.errors import ConfigError
     from models.extras import need
 
-    need("pyarrow", "pip install 'astrolabe[train]'")
+    need("pyarrow", TRAIN)
     from models.gather.events import Weighing
     from models.gather.gather import Gathering, gather
 
@@ -318,6 +374,43 @@ def _gather(args: argparse.Namespace) -> None:
         )
     )
     print("\n".join(f"{count:>12,}  {name}" for name, count in counts.items()))
+
+
+def _predict(args: argparse.Namespace) -> None:
+    from models.extras import need
+
+    need("pyarrow", TRAIN)
+    from models.bulk.local import SUMMARY_FILE, Arguments, predict
+
+    arguments = Arguments(args.text, args.id, args.k, args.effort, args.where, args.min_score)
+    workers = args.workers or len(os.sched_getaffinity(0))
+    summary = predict(args.bundle, args.inputs, args.out, arguments, workers)
+    print(
+        f"{summary['rows']} texts, {summary['failed_rows']} without an answer, "
+        f"{summary['rows_per_second']} a second: {args.out / SUMMARY_FILE}"
+    )
+
+
+def _export_vectors(args: argparse.Namespace) -> None:
+    from models.extras import need
+
+    need("pyarrow", TRAIN)
+    from models.bulk.vectors import export_vectors
+
+    print(export_vectors(args.bundle, args.out))
+
+
+def _push(args: argparse.Namespace) -> None:
+    from models.seal.push import push
+
+    bundle_id = push(args.bundle, args.url.rstrip("/"), print)
+    print(f"{args.url} serves {bundle_id}")
+
+
+def _pull(args: argparse.Namespace) -> None:
+    from models.seal.push import pull
+
+    print(pull(args.url.rstrip("/"), args.folder))
 
 
 def _tune(args: argparse.Namespace) -> None:

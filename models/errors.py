@@ -77,6 +77,10 @@ class FoldError(ModelsError):
     """Raised when changes to a catalogue cannot be folded into a bundle."""
 
 
+class PushError(ModelsError):
+    """Raised when another push has moved the pointer of an object store meanwhile."""
+
+
 class TuneError(ModelsError):
     """Raised when no index, or not the sealed one any more, reaches the goal of a tuning."""
 

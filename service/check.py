@@ -18,7 +18,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 OPENING: Final = (
@@ -31,7 +30,7 @@ OPENING: Final = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check the bundle, answer the queries, print both; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m service.check", description=__doc__)
-    parser.add_argument("bundle", type=Path, help="a bundle, or a folder of bundles with a pointer")
+    parser.add_argument("bundle", help="a bundle, or a folder of bundles with a pointer; or a URL")
     parser.add_argument("--query", action="append", default=[], metavar="TEXT")
     parser.add_argument("--k", type=int, help="labels in an answer (default: the bundle's own)")
     parser.add_argument("--effort", help="operating point (default: the bundle's own)")
@@ -47,10 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from service.core.types import Query
     from service.errors import AstrolabeError
     from service.serving.deployment import open_engine
+    from service.serving.fetching import fetched_folder
     from service.settings.settings import load_settings
 
     try:
-        engine = open_engine(options.bundle, load_settings(flags))
+        settings = load_settings(flags)
+        engine = open_engine(fetched_folder(settings.bundle, settings), settings)
     except AstrolabeError as exc:
         print(f"python -m service.check: {exc.code}: {exc.detail}", file=sys.stderr)
         return 1

@@ -32,6 +32,7 @@ whether another try can help. `service.gate.problems` makes the answer from thes
     │   └── PredictFailed           500 the encoder or the index raised; only this batch fails
     ├── BundleError                 the bundle cannot be served
     │   ├── BundleNotFound          no manifest, no pointer, or no such path
+    │   ├── BundleUnavailable       a bundle cannot be fetched from its URL, or not be kept
     │   ├── ManifestInvalid         manifest.json or another description breaks its format
     │   ├── SchemaVersionUnknown    a newer or older Astrolabe wrote the bundle
     │   ├── FileMissing             a file of the manifest is not in the folder
@@ -238,6 +239,12 @@ class BundleNotFound(BundleError):
     """The path holds no bundle."""
 
     code, title = "bundle_not_found", "Bundle not found"
+
+
+class BundleUnavailable(BundleError):
+    """A bundle cannot be fetched from its URL now, or the cache has no room for it."""
+
+    code, title, retryable = "bundle_unavailable", "Bundle unavailable", True
 
 
 class ManifestInvalid(BundleError):

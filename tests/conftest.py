@@ -13,6 +13,7 @@ from typing import Any
 import hypothesis
 import pytest
 
+from tests.support.postgres import Server, running_server
 from tests.support.tiny_bundle import write_tiny_bundle
 
 # A busy machine takes its time for an example, and that is no fault.
@@ -68,6 +69,13 @@ def clean_environment() -> Iterator[None]:
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A PostgreSQL server; tests take a `fresh_database` of it each."""
+    with running_server() as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)

@@ -40,8 +40,10 @@ from service.bundle.claims import RERANK_DEPTH
 from service.bundle.manifest import EXACT, FilterInfo, FoldedInfo, Manifest, OperatingPoint
 from service.bundle.verify import resolve
 from service.core.catalogue.live import measure_placement
+from service.core.catalogue.postgres_store import PostgresStore
 from service.core.catalogue.snapshot import Snapshot
-from service.core.catalogue.store import ChangeStore, store_path
+from service.core.catalogue.sqlite_store import SqliteStore, store_path
+from service.core.catalogue.store import ChangeStore
 from service.core.encoding.embedding import embed_texts
 from service.core.encoding.field_tokenizer import AnyTokenizer
 from service.core.engine import Engine
@@ -61,8 +63,12 @@ log = logging.getLogger(__name__)
 _TOKENS_AT_ONCE = 16384
 
 
-def fold(bundle: Path, state_dir: Path, out: Path | None = None, data: Path | None = None) -> Path:
-    """Seal the next bundle from `bundle` and the changes in `state_dir`; returns its folder.
+def fold(
+    bundle: Path, state: str | Path, out: Path | None = None, data: Path | None = None
+) -> Path:
+    """Seal the next bundle from `bundle` and the changes in `state`; returns its folder.
+
+    `state` is the service's folder of changes, or the URL of its database.
 
     It is written to `out`, by default the folder that holds `bundle`, and CURRENT then names it.
     `data` is the folder of the training data, by default the one that the run read. Raises
@@ -72,10 +78,7 @@ def fold(bundle: Path, state_dir: Path, out: Path | None = None, data: Path | No
     engine = Engine.open(folder, device="cpu")
     manifest = engine.manifest
     _check_kind(manifest)
-    path = store_path(state_dir, manifest.name)
-    if not path.is_file():
-        raise FoldError(f"{path} is not there: --state is the service's ASTROLABE_STATE_DIR")
-    store = ChangeStore(path, manifest.name)
+    store = _open_store(str(state), manifest.name)
     try:
         plan = _plan(engine, store, folder)
         validation = _validation(manifest, engine, plan, data)
@@ -86,6 +89,18 @@ def fold(bundle: Path, state_dir: Path, out: Path | None = None, data: Path | No
         store.close()
     log.info("sealed %s with changes up to %d folded in", target, plan.folded.seq)
     return target
+
+
+def _open_store(state: str, name: str) -> ChangeStore:
+    if "://" in state:
+        return PostgresStore(state, name)
+    path = store_path(Path(state), name)
+    if not path.is_file():
+        raise FoldError(
+            f"{path} is not there: --state is the service's ASTROLABE_STATE_DIR or "
+            "ASTROLABE_CATALOGUE_URL"
+        )
+    return SqliteStore(path, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +129,11 @@ def _plan(engine: Engine, store: ChangeStore, folder: Path) -> _Plan:
     catalogue = engine.with_store(store).catalogue
     snapshot = catalogue.snapshot
     if snapshot is None:
-        raise FoldError(f"{store.path} has no change that {folder.name[:12]} does not hold already")
+        raise FoldError(
+            f"{store.place} has no change that {folder.name[:12]} does not hold already"
+        )
     if snapshot.n_live == 0:
-        raise FoldError(f"{store.path} removes every label: a bundle needs at least one")
+        raise FoldError(f"{store.place} removes every label: a bundle needs at least one")
     rows = snapshot.live_rows()
     kept = rows[rows < snapshot.n_base]
     delta = snapshot.delta

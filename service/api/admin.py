@@ -5,6 +5,7 @@ in this worker. The other workers notice the change within a second. They open t
 are replaced by workers that share it (docs/decisions/0027).
 """
 
+import asyncio
 import pathlib
 import re
 from typing import Annotated, Any, Final
@@ -18,6 +19,7 @@ from service.api.schemas import ModelsResponse
 from service.bundle.manifest import POINTER
 from service.bundle.verify import resolve
 from service.errors import (
+    BundleError,
     BundleNotFound,
     BundleRefused,
     DeadlineExceeded,
@@ -38,14 +40,18 @@ from service.errors import (
 )
 from service.gate.gate import begin_change
 from service.gate.problems import responses
+from service.serving.fetching import Fetching
 from service.serving.follow import Follower
-from service.serving.request_models import JsonObject
+from service.serving.json_object import JsonObject
 from service.serving.serving import Serving
+from service.settings.places import BundleUrl, parse_place
 from service.settings.settings import Settings
 
 _PART: Final = "[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 _PATH: Final = f"^{_PART}(/{_PART}){{0,2}}$"
 """Up to three folder names. None can begin with a dot, so no path leads upward."""
+_BUNDLE_ID: Final = re.compile("[0-9a-f]{64}")
+_URL: Final = "^[a-z0-9]{2,5}://[!-~]{1,1000}$"
 
 _ERRORS = (
     Unauthorized,
@@ -80,8 +86,9 @@ _CANARY: Final = links(
 BundlePath = Annotated[
     str,
     Field(
-        pattern=_PATH,
-        description="Folder under `bundle_root`: a bundle, or a folder whose pointer names one.",
+        pattern=f"{_PATH}|{_URL}",
+        description="Folder under `bundle_root`, or the URL of one under it: a bundle, or a folder "
+        "whose pointer names one.",
     ),
 ]
 
@@ -127,7 +134,7 @@ def add_admin(app: FastAPI, serving: Serving, follower: Follower) -> None:
     async def activate(body: ActivateBody) -> ModelsResponse:
         """Make a bundle the current one of its model; a canary is promoted this way."""
         async with follower.changing(begin_change):
-            await deployments.activate(locate(settings, body.bundle))
+            await deployments.activate(await asyncio.to_thread(locate, settings, body.bundle))
         return models_report(deployments)
 
     @app.post("/admin/bundles/rollback", **options)
@@ -141,7 +148,8 @@ def add_admin(app: FastAPI, serving: Serving, follower: Follower) -> None:
     async def canary(body: CanaryBody) -> ModelsResponse:
         """Let a bundle answer a share of its model's requests; call again to change the share."""
         async with follower.changing(begin_change):
-            await deployments.canary(locate(settings, body.bundle), body.percent)
+            folder = await asyncio.to_thread(locate, settings, body.bundle)
+            await deployments.canary(folder, body.percent)
         return models_report(deployments)
 
     @app.delete("/admin/bundles/canary", **options)
@@ -165,23 +173,30 @@ def _with(options: dict[str, Any], more: dict[int | str, dict[str, Any]]) -> dic
     return {**options, "responses": options["responses"] | more}
 
 
-def bundle_root(settings: Settings) -> pathlib.Path:
-    """The folder in which admin requests name bundles.
+def bundle_root(settings: Settings) -> pathlib.Path | BundleUrl:
+    """The folder or URL under which admin requests name bundles.
 
-    It is the setting `bundle_root`. Without it, it is the folder that contains the first bundle.
+    It is the setting `bundle_root`. Without it, it is what contains the first bundle.
     """
+    place = settings.bundle_root or settings.bundle
     if settings.bundle_root is not None:
-        return settings.bundle_root
-    return settings.bundle if (settings.bundle / POINTER).is_file() else settings.bundle.parent
+        return place
+    if isinstance(place, BundleUrl):
+        # The mirror of one bundle's own URL is named by the bundle alone.
+        above, _, name = place.rpartition("/")
+        return BundleUrl(above) if _BUNDLE_ID.fullmatch(name) else place
+    return place if (place / POINTER).is_file() else place.parent
 
 
 def locate(settings: Settings, name: str) -> pathlib.Path:
-    """The bundle folder that a request names.
+    """The bundle folder that a request names, fetched first if it lies under a URL. Blocking.
 
-    Raises InvalidValue if the name is no folder's, and NoSuchBundle if there is no bundle of this
-    name or if a link leads outside the bundle root.
+    Raises InvalidValue if the name is no folder's, NoSuchBundle if there is no bundle of this name
+    or if a link leads outside the bundle root, and BundleRefused if it cannot be fetched.
     """
     root = bundle_root(settings)
+    if isinstance(root, BundleUrl):
+        return _fetch(settings, root, name)
     if not re.fullmatch(_PATH[1:-1], name):
         raise InvalidValue(
             f"bundle is {name[:80]!r}, expected the name of a folder under the bundle root"
@@ -194,3 +209,20 @@ def locate(settings: Settings, name: str) -> pathlib.Path:
     if not inside:
         raise NoSuchBundle(f"there is no bundle {name[:200]!r} under the bundle root {root.name}/")
     return folder
+
+
+def _fetch(settings: Settings, root: BundleUrl, name: str) -> pathlib.Path:
+    """The folder of a bundle under the root's URL, once it is here. Blocking."""
+    url = name if "://" in name else f"{root}/{name}"
+    try:
+        place = parse_place(url)
+    except ValueError as exc:
+        raise InvalidValue(f"bundle: {exc}") from exc
+    if not isinstance(place, BundleUrl) or not f"{place}/".startswith(f"{root}/"):
+        raise NoSuchBundle(f"{url[:200]!r} does not lie under the bundle root {root}")
+    try:
+        return Fetching(place, settings).fetch()
+    except BundleNotFound as exc:
+        raise NoSuchBundle(exc.detail) from exc
+    except BundleError as exc:
+        raise BundleRefused(exc.detail) from exc

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from service.api.endpoint import Endpoint, as_json, as_list
+from service.api.endpoint import Endpoint, as_json, as_list, as_query, as_shown
 from service.core.batching.job import Answer
 from service.core.types import Query
 from service.gate.bodies import validate
 from service.gate.exchange import Exchange
 from service.gate.problems import Headers
 from service.serving.deployment import Deployment
+from service.serving.query_texts import HistoryRequest
 from service.serving.request_models import EmbedRequest
 
 
@@ -23,8 +24,9 @@ class Embed(Endpoint[EmbedRequest]):
     ) -> tuple[EmbedRequest, list[Query]]:
         """One query for each text."""
         request = validate(deployment.request_models.embed, value)
-        exchange.queries = as_list(request.input)
-        return request, encode_only(deployment, exchange.queries)
+        texts = as_list(request.input)
+        exchange.queries = as_shown(texts)
+        return request, encode_only(deployment, texts)
 
     async def write(
         self, deployment: Deployment, request: EmbedRequest, answer: Answer
@@ -40,7 +42,7 @@ class Embed(Endpoint[EmbedRequest]):
         )
 
 
-def encode_only(deployment: Deployment, texts: Sequence[str]) -> list[Query]:
+def encode_only(deployment: Deployment, texts: Sequence[str | HistoryRequest]) -> list[Query]:
     """Queries that are encoded and not searched."""
     effort = deployment.engine.manifest.defaults.effort
-    return [Query(text, 0, effort, None, effort_strict=True) for text in texts]
+    return [as_query(text, k=0, effort=effort, effort_strict=True) for text in texts]

@@ -7,7 +7,7 @@ plain ASGI applications: FastAPI describes them in OpenAPI and takes no part in 
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
 import orjson
@@ -22,6 +22,7 @@ from service.gate.gate import too_late
 from service.gate.problems import Headers
 from service.serving.answer_cache import WholeAnswer
 from service.serving.deployment import Deployment
+from service.serving.query_texts import HistoryRequest
 from service.serving.serving import Serving
 
 BUNDLE_HEADER: Final = b"x-bundle"
@@ -166,14 +167,26 @@ def as_json(content: dict[str, Any]) -> tuple[Headers, bytes]:
     return [(b"content-type", b"application/json")], body
 
 
-def as_list(texts: str | list[str]) -> list[str]:
-    """A field that holds one text or a list of texts, as a list."""
-    return [texts] if isinstance(texts, str) else texts
+def as_list(texts: Any) -> list[Any]:
+    """A field that holds one text or history, or a list of these, as a list."""
+    return texts if isinstance(texts, list) else [texts]
+
+
+def as_query(text: str | HistoryRequest, **fields: Any) -> Query:
+    """The query of one text, or of one history."""
+    if isinstance(text, str):
+        return Query(text, **fields)
+    return Query("", history=text.history, **fields)
+
+
+def as_shown(texts: Sequence[str | HistoryRequest]) -> list[str]:
+    """Each text as the log shows it: a history has one text a line."""
+    return [text if isinstance(text, str) else "\n".join(text.texts) for text in texts]
 
 
 def _offer(live_recall: LiveRecall, answer: Answer) -> None:
     for query, prediction in zip(answer.queries, answer.predictions, strict=True):
-        if query.label_filter is None and query.item_id is None:
+        if query.label_filter is None and query.item_id is None and not query.diversity:
             rows = prediction.rows if prediction.searched is None else prediction.searched
             live_recall.offer(prediction.embedding, rows, query.effort, query.k)
 

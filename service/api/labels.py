@@ -35,7 +35,8 @@ from service.errors import (
 from service.gate.gate import begin_change
 from service.gate.problems import responses
 from service.serving.deployment import Deployment
-from service.serving.request_models import VISIBLE, JsonObject
+from service.serving.json_object import JsonObject
+from service.serving.request_models import VISIBLE
 from service.serving.serving import Serving
 
 MAX_CHANGES = 2_000

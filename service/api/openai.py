@@ -23,7 +23,7 @@ from service.gate.bodies import check_texts, validate
 from service.gate.exchange import Exchange
 from service.gate.problems import Headers, OpenAIError, envelope_responses
 from service.serving.deployment import Deployment
-from service.serving.request_models import JsonObject
+from service.serving.json_object import JsonObject
 from service.serving.serving import Serving
 
 EMBEDDINGS: Final = "/v1/embeddings"

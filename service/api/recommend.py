@@ -1,29 +1,33 @@
 """/v1/recommend: texts, or vectors, to the best labels. This is the hot route."""
 
 import asyncio
-import operator
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from starlette.types import Receive, Scope
 
-from service.api.endpoint import NO_STORE, Endpoint, as_json, as_list
+from service.api.endpoint import NO_STORE, Endpoint, as_json, as_list, as_query, as_shown
 from service.core.batching.job import Answer
 from service.core.index.protocol import MAX_QUERY_LENGTH
 from service.core.labels.labels import Label
-from service.core.types import FilterPlan, LabelFilter, Prediction, Query
+from service.core.labels.moves import RULES
+from service.core.types import FilterPlan, Prediction, Query
 from service.errors import InvalidValue
 from service.gate.bodies import query_string, validate
 from service.gate.exchange import Exchange
 from service.gate.problems import Headers
 from service.serving.deployment import Deployment
-from service.serving.request_models import ItemRequest, LabelsRequest, RecommendRequest
-
-SCORE_DECIMALS: Final = 6
+from service.serving.query_texts import HistoryRequest
+from service.serving.request_models import (
+    SCORE_DECIMALS,
+    ItemRequest,
+    LabelsRequest,
+    RecommendRequest,
+    label_filter_of,
+)
 
 
 class Recommend(Endpoint[LabelsRequest]):
@@ -36,8 +40,10 @@ class Recommend(Endpoint[LabelsRequest]):
     ) -> tuple[LabelsRequest, list[Query]]:
         """One query for each text."""
         request = validate(deployment.request_models.body, value)
-        exchange.queries = as_list(request.query)
-        return request, _queries(request, exchange.queries)
+        _check_diversity(deployment, request)
+        texts = as_list(request.query)
+        exchange.queries = as_shown(texts)
+        return request, _queries(request, texts)
 
     async def write(
         self, deployment: Deployment, request: LabelsRequest, answer: Answer
@@ -46,7 +52,7 @@ class Recommend(Endpoint[LabelsRequest]):
         engine, effort = deployment.engine, answer.queries[0].effort
         results = [_result(deployment, request, item) for item in answer.predictions]
         if request.explain:
-            await _explain(deployment, answer, results)
+            await _explain(deployment, request, answer, results)
         raw = request.scores == "raw"
         content = {
             "results": results,
@@ -95,31 +101,17 @@ class RecommendByEmbedding(Recommend):
     ) -> tuple[LabelsRequest, list[Query]]:
         """One query for each vector."""
         request = validate(deployment.request_models.by_embedding, value)
-        k, effort, strict = request.k, request.effort, request.effort_strict
-        label_filter = _label_filter(request)
-        vectors = _vectors(request.embedding)
-        return request, [Query("", k, effort, None, strict, label_filter, v) for v in vectors]
+        _check_diversity(deployment, request)
+        shared = _shared(request)
+        return request, [Query("", vector=v, **shared) for v in _vectors(request.embedding)]
 
 
-def _label_filter(request: LabelsRequest) -> LabelFilter | None:
-    """The filter of a request; None if it lets every label through."""
-    allow, deny, where = request.allow, request.deny, request.where
-    if allow is None and not deny and not where:
-        return None
-    values = {
-        field: tuple(value) if isinstance(value, list) else (value,)
-        for field, value in (where or {}).items()
-    }
-    return LabelFilter(None if allow is None else tuple(allow), tuple(deny or ()), values)
-
-
-def _queries(request: RecommendRequest, texts: list[str]) -> list[Query]:
-    k, effort, strict = request.k, request.effort, request.effort_strict
-    label_filter = _label_filter(request)
+def _queries(request: RecommendRequest, texts: Sequence[str | HistoryRequest]) -> list[Query]:
+    shared = _shared(request)
     item_id = request.item_id if isinstance(request, ItemRequest) else None
     if item_id is None:  # the hot path
-        return [Query(text, k, effort, None, strict, label_filter) for text in texts]
-    if isinstance(item_id, str) is not isinstance(request.query, str):
+        return [as_query(text, **shared) for text in texts]
+    if isinstance(item_id, str) is isinstance(request.query, list):
         raise InvalidValue("item_id must be like query: one for one text, a list for a list")
     item_ids = [item_id] if isinstance(item_id, str) else item_id
     if len(item_ids) != len(texts):
@@ -127,9 +119,29 @@ def _queries(request: RecommendRequest, texts: list[str]) -> list[Query]:
             f"item_id holds {len(item_ids)} ids for {len(texts)} texts: give one for each, or null"
         )
     return [
-        Query(text, k, effort, item, strict, label_filter)
-        for text, item in zip(texts, item_ids, strict=True)
+        as_query(text, item_id=item, **shared) for text, item in zip(texts, item_ids, strict=True)
     ]
+
+
+def _shared(request: LabelsRequest) -> dict[str, Any]:
+    """What all queries of a request share."""
+    return {
+        "k": request.k,
+        "effort": request.effort,
+        "effort_strict": request.effort_strict,
+        "label_filter": label_filter_of(request),
+        "diversity": request.diversity,
+    }
+
+
+def _check_diversity(deployment: Deployment, request: LabelsRequest) -> None:
+    """Raise InvalidValue for diversity where the index has no vectors to compare."""
+    if request.diversity and not deployment.engine.can_diversify:
+        raise InvalidValue(
+            "diversity needs a vector for each label, which this bundle's index of kind "
+            f"{deployment.engine.index.kind} does not give: leave diversity out",
+            field="diversity",
+        )
 
 
 def _vectors(embedding: Sequence[float] | Sequence[Sequence[float]]) -> NDArray[np.float32]:
@@ -153,9 +165,9 @@ def _result(
     if request.scores == "raw" and prediction.raw_scores is not None:
         shown = prediction.raw_scores
     rows, scores = prediction.rows.tolist(), shown.tolist()
-    if request.min_score is not None:
-        end = bisect_right(scores, -request.min_score, key=operator.neg)  # scores fall
-        rows, scores = rows[:end], scores[:end]
+    kept = _kept(request, prediction)
+    if len(kept) < len(rows):
+        rows, scores = [rows[i] for i in kept], [scores[i] for i in kept]
     label_of = deployment.engine.catalogue.label
     include = request.include
     labels: list[dict[str, Any]]
@@ -168,12 +180,27 @@ def _result(
         labels = [
             _label(label_of(row), score, include) for row, score in zip(rows, scores, strict=True)
         ]
+    if prediction.rules is not None:
+        for label, i in zip(labels, kept, strict=True):
+            if code := prediction.rules[i]:
+                label["rule"] = RULES[code]
     result: dict[str, Any] = {"labels": labels, "truncated": prediction.truncated}
     if "embedding" in include:
         result["embedding"] = prediction.embedding
     if prediction.plan is not None:
         result["plan"] = _plan(prediction.plan)
     return result
+
+
+def _kept(request: LabelsRequest, prediction: Prediction) -> Sequence[int]:
+    """The places of the labels whose score is at least `min_score`."""
+    shown = prediction.scores
+    if request.scores == "raw" and prediction.raw_scores is not None:
+        shown = prediction.raw_scores
+    if request.min_score is None:
+        return range(len(shown))
+    # Scores fall, unless diversity or a rule has moved a label.
+    return [i for i, score in enumerate(shown.tolist()) if score >= request.min_score]
 
 
 def _plan(plan: FilterPlan) -> dict[str, Any]:
@@ -185,7 +212,9 @@ def _plan(plan: FilterPlan) -> dict[str, Any]:
     }
 
 
-async def _explain(deployment: Deployment, answer: Answer, results: list[dict[str, Any]]) -> None:
+async def _explain(
+    deployment: Deployment, request: LabelsRequest, answer: Answer, results: list[dict[str, Any]]
+) -> None:
     """Add an explanation to each result."""
     engine = deployment.engine
     point = next(
@@ -200,16 +229,33 @@ async def _explain(deployment: Deployment, answer: Answer, results: list[dict[st
     stages = {"queue": answer.queue_s, **answer.timings.stages}
     for i, (result, prediction) in enumerate(zip(results, answer.predictions, strict=True)):
         scores = [label["score"] for label in result["labels"]]
+        kept = _kept(request, prediction)
         raw = prediction.scores if prediction.raw_scores is None else prediction.raw_scores
         result["explanation"] = {
             "point": point.model_dump(include={"name", "recall_at_10", "p_at_1", "search_us_p50"}),
             "margins": [round(high - low, SCORE_DECIMALS) for high, low in pairwise(scores)],
-            "raw_scores": [round(score, SCORE_DECIMALS) for score in raw.tolist()[: len(scores)]],
+            "raw_scores": [round(float(raw[i]), SCORE_DECIMALS) for i in kept],
             "neighbours": None if neighbours is None else neighbours[i],
-            "contributions": None if moved is None else _rounded(moved[i][: len(scores)]),
+            "contributions": None if moved is None else _rounded([moved[i][j] for j in kept]),
+            "rules": _rules(prediction, kept),
             "stages_ms": {name: round(seconds * 1e3, 3) for name, seconds in stages.items()},
             "batch_queries": answer.batch_queries,
         }
+
+
+def _rules(prediction: Prediction, kept: Sequence[int]) -> list[dict[str, Any] | None] | None:
+    """For each label the rule that moved it, and the score that it would have without a boost."""
+    if prediction.rules is None or prediction.unruled is None:
+        return None
+    return [
+        {
+            "rule": RULES[prediction.rules[i]],
+            "score_without": round(float(prediction.unruled[i]), SCORE_DECIMALS),
+        }
+        if prediction.rules[i]
+        else None
+        for i in kept
+    ]
 
 
 def _rounded(moved: list[dict[str, float] | None]) -> list[dict[str, float] | None]:

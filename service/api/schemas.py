@@ -33,6 +33,9 @@ class LabelScore(BaseModel):
         None, description="Present if `include` holds metadata."
     )
     score: float = Field(description="Higher is better; `score_kind` says what it means.")
+    rule: Literal["boost", "bury", "pin"] | None = Field(
+        None, description="The operator's rule that moved this label; absent if none did."
+    )
 
 
 class PlanReport(BaseModel):
@@ -63,6 +66,13 @@ class PointReport(BaseModel):
     search_us_p50: float = Field(description="Median time of one search, in microseconds.")
 
 
+class MovedReport(BaseModel):
+    """A label rule that moved a label."""
+
+    rule: Literal["boost", "bury", "pin"]
+    score_without: float = Field(description="The label's served score without a boost.")
+
+
 class Explanation(BaseModel):
     """Where these labels come from, and how long the search for them took."""
 
@@ -77,6 +87,10 @@ class Explanation(BaseModel):
     contributions: list[dict[str, float] | None] | None = Field(
         description="Of each label, the re-ranker's score minus the score without each feature; "
         "null for a label that it did not score, and if the operating point does not re-rank."
+    )
+    rules: list[MovedReport | None] | None = Field(
+        description="Of each label, the operator's rule that moved it, else null; null if the "
+        "operator's rules move no label."
     )
     stages_ms: dict[str, float] = Field(
         description="Milliseconds in each stage; those after `queue` are for the whole batch."

@@ -4,13 +4,18 @@ The service maps most files and reads them when an answer needs them. Whoever wr
 file changes answers, and whoever cuts one kills the process (SIGBUS). A file that was replaced by
 renaming, or deleted, does no harm once it is open: the map holds the old one. Until then every
 change counts, since other bytes may be opened than were hashed.
+
+While it lives it holds a shared lock on the manifest, so that no cache removes the bundle.
 """
 
+import contextlib
+import fcntl
 import os
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 
-from service.bundle.manifest import FileEntry
+from service.bundle.manifest import MANIFEST, FileEntry
 from service.bundle.verify import hash_file
 from service.errors import BundleError, FileCorrupt
 
@@ -39,6 +44,7 @@ class OpenFiles:
         Make it after all are open. Raises FileCorrupt where one was changed or replaced meanwhile.
         """
         self._folder = folder
+        _hold_lock(self, folder)
         self._files = files
         self._good = {name: verified[name] for name in files if name in verified}
         for name in files:
@@ -70,6 +76,14 @@ class OpenFiles:
             return hash_file(self._folder / name, entry.bytes) == entry
         except BundleError:
             return False
+
+
+def _hold_lock(owner: object, folder: Path) -> None:
+    """Lock the manifest until the owner is gone, in this process and in those forked from it."""
+    with contextlib.suppress(OSError):  # a disk without locks holds no cache either
+        descriptor = os.open(folder / MANIFEST, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(owner, os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 def _stamp(path: Path) -> Stamp | None:

@@ -39,7 +39,13 @@ MAX_MANIFEST_BYTES: Final = MAX_JSON_BYTES
 _UNLISTED = frozenset((MANIFEST, SIGNATURES))
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _HASH_CHUNK_BYTES = 1 << 20
-_POINTER_BYTES = 4096
+MAX_POINTER_BYTES: Final = 4096
+"""A choice, far above a name."""
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a file or folder of a bundle may have this name, which leads nowhere else."""
+    return _FILE_NAME.fullmatch(name) is not None
 
 
 def resolve(path: Path) -> Path:
@@ -56,10 +62,10 @@ def resolve(path: Path) -> Path:
             "of bundles as `python -m models all` writes it"
         )
     try:
-        name = read_plain(pointer, _POINTER_BYTES).decode("utf-8-sig", "replace").strip()
+        name = read_plain(pointer, MAX_POINTER_BYTES).decode("utf-8-sig", "replace").strip()
     except (FileMissing, FileCorrupt) as exc:
         raise BundleNotFound(exc.detail) from exc
-    if not _FILE_NAME.fullmatch(name):
+    if not is_file_name(name):
         raise BundleNotFound(f"{pointer} holds {name[:80]!r}, expected the name of a bundle folder")
     if not (path / name / MANIFEST).is_file():
         raise BundleNotFound(f"{pointer} names {name}, but {path / name / MANIFEST} is not there")
@@ -101,7 +107,7 @@ def read_manifest(folder: Path, keys: BundleKeys | None = None) -> Manifest:
             f"{actual}: the manifest was changed after sealing"
         )
     for name in manifest.files:
-        if not _FILE_NAME.fullmatch(name) or name in _UNLISTED:
+        if not is_file_name(name) or name in _UNLISTED:
             raise ManifestInvalid(f"{folder / MANIFEST}: files: {name[:80]!r} is not a file name")
     check_claims(folder / MANIFEST, manifest)
     return manifest

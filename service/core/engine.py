@@ -20,23 +20,28 @@ from service.bundle.signatures import BundleKeys
 from service.bundle.verify import resolve, verify
 from service.core.calibration import Calibration, open_calibration
 from service.core.catalogue.label_rules import LabelRules, RuledLabels
+from service.core.catalogue.label_vectors import has_vectors
 from service.core.catalogue.live import LiveCatalogue
-from service.core.catalogue.store import ChangeStore, store_path
+from service.core.catalogue.sqlite_store import SqliteStore, store_path
+from service.core.catalogue.store import ChangeStore
+from service.core.diversity import DIVERSITY_DEPTH
 from service.core.encoding.encoder import DEFAULT_GPU, Encoder, open_encoder
 from service.core.encoding.field_tokenizer import AnyTokenizer, open_tokenizer
 from service.core.encoding.providers import GpuOptions
+from service.core.encoding.query_texts import QueryTexts
 from service.core.encoding.tokenizer import length_sorted_chunks, pad
+from service.core.golden import drift_of
 from service.core.index.memory import Memory
 from service.core.index.protocol import LabelIndex
-from service.core.labels.filtered_search import Searchable, resolve_filter, search_filtered
 from service.core.labels.item_filter import NO_ROWS, ItemFilter
 from service.core.labels.label_directory import LabelDirectory
 from service.core.labels.labels import Label, LabelStore
+from service.core.labels.moves import MOVED_DEPTH
 from service.core.parts import check_text, memory_of, open_index, open_item_filter, raw_score_kind
+from service.core.ranking import Ranker
 from service.core.rerank.features import Tokens
 from service.core.rerank.reranker import Reranker, open_reranker
 from service.core.types import (
-    FilterPlan,
     Float32Rows,
     Hits,
     LabelFilter,
@@ -44,7 +49,7 @@ from service.core.types import (
     Prediction,
     Query,
     StageTimings,
-    no_hits,
+    TokenBatch,
 )
 from service.errors import BundleError, BundleMismatch, GoldenMismatch
 
@@ -124,7 +129,7 @@ class Engine:
         CatalogueError.
         """
         name = self.manifest.name
-        return self.with_store(ChangeStore(store_path(state_dir, name), name))
+        return self.with_store(SqliteStore(store_path(state_dir, name), name))
 
     def with_store(self, store: ChangeStore) -> "Engine":
         """An engine that also serves the label changes in `store`.
@@ -200,6 +205,11 @@ class Engine:
         )
 
     @property
+    def can_diversify(self) -> bool:
+        """Whether the index gives the label vectors that diversity compares."""
+        return has_vectors(self.index)
+
+    @property
     def efforts(self) -> tuple[str, ...]:
         """The names of the operating points: the values that a query's `effort` may have."""
         return tuple(point.name for point in self.manifest.operating_points)
@@ -209,7 +219,7 @@ class Engine:
 
         A re-ranker's score is a logit by name: any number may be one.
         """
-        return "logit" if self._rerank_depth(effort) else raw_score_kind(self.manifest)
+        return "logit" if self._ranker.rerank_depth(effort) else raw_score_kind(self.manifest)
 
     @property
     def catalogue_seq(self) -> int:
@@ -257,12 +267,12 @@ class Engine:
         more.
         """
         effort = queries[0].effort
-        depth = self._rerank_depth(effort)
+        depth = self._ranker.rerank_depth(effort)
         if self.reranker is None or not depth:
             return None
-        with_text = [i for i, query in enumerate(queries) if query.vector is None]
-        batch = pad(self.tokenizer.tokenize([queries[i].text for i in with_text]))
-        tokens = Tokens.gather(len(queries), [(with_text, batch)])
+        spread = QueryTexts.of(queries)
+        batch = pad(self.tokenizer.tokenize(spread.texts))
+        tokens = _words(spread, [([*range(len(spread.texts))], batch)])
         embeddings = np.stack([prediction.embedding for prediction in predictions])
         head = self.catalogue.search(embeddings, depth, effort)
         changes = self.reranker.contributions(head, embeddings, tokens, effort)
@@ -276,7 +286,7 @@ class Engine:
 
         Scores are raw. No re-ranker moves them.
         """
-        return self._hits(embeddings, k, effort, None, None)[0]
+        return self._ranker.hits(embeddings, k, effort, None, None)[0]
 
     def predict(self, queries: Sequence[Query]) -> PredictedBatch:
         """Answer a batch. An answer does not depend on the other queries of the batch.
@@ -285,26 +295,29 @@ class Engine:
         RuntimeError if the tokenizer or the encoder fails.
         """
         start_s = self.clock()
-        embeddings = np.zeros((len(queries), self.encoder.dim), np.float32)
-        truncated = np.zeros(len(queries), np.bool_)
-        texts: list[int] | range = range(len(queries))
-        if any([query.vector is not None for query in queries]):
-            texts = _place_vectors(queries, embeddings)
-        encodings = self.tokenizer.tokenize([queries[i].text for i in texts])
+        spread = QueryTexts.of(queries)
+        encodings = self.tokenizer.tokenize(spread.texts)
         lengths = [len(encoding) for encoding in encodings]
         chunks = [
-            ([texts[i] for i in chunk], pad([encodings[i] for i in chunk]))
+            (chunk, pad([encodings[i] for i in chunk]))
             for chunk in length_sorted_chunks(lengths, self.max_batch_tokens)
         ]
         tokenized_s = self.clock()
+        rows = np.zeros((len(spread.texts), self.encoder.dim), np.float32)
+        cut = np.zeros(len(spread.texts), np.bool_)
         for chunk, batch in chunks:
-            embeddings[chunk] = self.encoder.encode(batch)
-            truncated[chunk] = batch.truncated
+            rows[chunk] = self.encoder.encode(batch)
+            cut[chunk] = batch.truncated
+        embeddings = spread.embeddings(rows)
         encoded_s = self.clock()
-        tokens = None if self.reranker is None else Tokens.gather(len(queries), chunks)
-        predictions, rerank_s = self._search(
-            queries, embeddings, truncated, dict(zip(texts, lengths, strict=True)), tokens
+        tokens = None if self.reranker is None else _words(spread, chunks)
+        readings = zip(
+            spread.truncated(cut).tolist(),
+            spread.n_tokens(lengths),
+            spread.tokenless(self.tokenizer, lengths),
+            strict=True,
         )
+        predictions, rerank_s = self._search(queries, embeddings, list(readings), tokens)
         timings = StageTimings(
             tokenize_s=tokenized_s - start_s,
             encode_s=encoded_s - tokenized_s,
@@ -340,7 +353,7 @@ class Engine:
         queries = [Query(item.query, len(item.label_ids), effort) for item in golden]
         answers = self.predict(queries).predictions if queries else []
         return [
-            _drift(item, {self.labels[int(row)].label_id for row in answer.rows}, answer)
+            drift_of(item, {self.labels[int(row)].label_id for row in answer.rows}, answer)
             for item, answer in zip(golden, answers, strict=True)
         ]
 
@@ -348,141 +361,86 @@ class Engine:
         self,
         queries: Sequence[Query],
         embeddings: Float32Rows,
-        truncated: "np.ndarray[tuple[int], np.dtype[np.bool_]]",
-        n_tokens: Mapping[int, int],
+        readings: Sequence[tuple[bool, int, bool]],
         tokens: Tokens | None,
     ) -> tuple[list[Prediction], float]:
         """Search the index once for each group of queries with one depth, effort and filter.
 
-        Returns the predictions, and the seconds that re-ranking took.
+        A reading says of a query whether it was cut, its number of tokens, and whether a text left
+        none. Returns the predictions, and the seconds that re-ranking took.
         """
         item_rows = {
             position: self._rows_of_item(query.item_id)
             for position, query in enumerate(queries)
             if query.item_id is not None
         }
-        groups = self._groups(queries, item_rows)
+        groups, ranker = self._groups(queries, item_rows), self._ranker
         predictions: list[Prediction | None] = [None] * len(queries)
         rerank_s = 0.0
-        for (depth, effort, label_filter, _), positions in groups.items():
+        for (depth, effort, label_filter, _, diversity), positions in groups.items():
             one_group = len(groups) == 1  # nearly always, and then no vector is copied
             vectors = embeddings if one_group else embeddings[positions]
             words = tokens if one_group or tokens is None else tokens.of(positions)
             hidden = item_rows.get(positions[0])
-            ranked = self._rank(vectors, words, depth, effort, label_filter, hidden)
-            hits, plan, searched = ranked.hits, ranked.plan, ranked.searched
+            k = max([queries[position].k for position in positions])
+            moves = None if self.rules is None else self.rules.moves(self.catalogue.snapshot)
+            ranked = ranker.rank(vectors, words, depth, effort, label_filter, hidden, moves)
             rerank_s += ranked.rerank_s
+            if depth and (moves is not None or diversity):
+                ranked = ranker.arrange(ranked, effort, moves, diversity, hidden, k)
+            hits, plan, searched = ranked.hits, ranked.plan, ranked.searched
             for i, position in enumerate(positions):
                 rows, calibrated, raw = hits.rows[i], ranked.scores[i], hits.scores[i]
                 visible: slice | NDArray[np.int64] = slice(queries[position].k)
                 if position in item_rows and plan is None:
                     visible = np.flatnonzero(~np.isin(rows, item_rows[position]))[visible]
                 rows, calibrated, raw = rows[visible], calibrated[visible], raw[visible]
+                truncated, n_tokens, tokenless = readings[position]
                 predictions[position] = Prediction(
                     rows,
                     calibrated,
                     embeddings[position],
-                    bool(truncated[position]),
+                    truncated,
                     raw,
                     plan,
-                    n_tokens.get(position, 0),
-                    position in n_tokens
-                    and self.tokenizer.leaves_no_token(queries[position].text, n_tokens[position]),
+                    n_tokens,
+                    tokenless,
                     None if searched is None else searched[i, : queries[position].k],
+                    None if ranked.rules is None else ranked.rules[i][visible],
+                    None if ranked.unruled is None else ranked.unruled[i][visible],
                 )
         return [prediction for prediction in predictions if prediction is not None], rerank_s
 
     def _groups(
         self, queries: Sequence[Query], item_rows: Mapping[int, NDArray[np.int64]]
-    ) -> dict[tuple[int, str, LabelFilter | None, str | None], list[int]]:
-        """The positions of queries that one search answers, by depth, effort, filter and item.
+    ) -> dict[tuple[int, str, LabelFilter | None, str | None, float], list[int]]:
+        """The positions of queries that one search answers, by what they share.
 
         The depth is k plus the number of rows that the item filter lists for the query's item, and
         no less than what re-ranking and calibration read. Queries of different depths stay apart,
         because the answer of a graph search depends on it.
         """
-        groups: dict[tuple[int, str, LabelFilter | None, str | None], list[int]] = {}
+        groups: dict[tuple[int, str, LabelFilter | None, str | None, float], list[int]] = {}
         for position, query in enumerate(queries):
             label_filter = query.label_filter
             depth = query.k
+            if depth and (query.diversity or (self.rules is not None and self.rules.moves_labels)):
+                depth = max(depth, DIVERSITY_DEPTH, MOVED_DEPTH)
             if depth and label_filter is None:
                 depth += len(item_rows.get(position, NO_ROWS))
-                depth = max(depth, self._head_depth(query.effort))
+                depth = max(depth, self._ranker.head_depth(query.effort))
             elif depth:
-                depth = max(depth, self._rerank_depth(query.effort))
-            item_id = query.item_id if label_filter else None
-            groups.setdefault((depth, query.effort, label_filter, item_id), []).append(position)
+                depth = max(depth, self._ranker.rerank_depth(query.effort))
+            item_id = query.item_id if label_filter or query.diversity else None
+            key = (depth, query.effort, label_filter, item_id, query.diversity)
+            groups.setdefault(key, []).append(position)
         return groups
 
-    def _rank(
-        self,
-        vectors: Float32Rows,
-        tokens: Tokens | None,
-        depth: int,
-        effort: str,
-        label_filter: LabelFilter | None,
-        hidden: NDArray[np.int64] | None,
-    ) -> "_Ranked":
-        """Search, re-rank where the effort does, and calibrate."""
-        hits, plan, head = self._hits(vectors, depth, effort, label_filter, hidden)
-        if self.reranker is None or not depth or not self._rerank_depth(effort):
-            return _Ranked(hits, self.calibration.apply(hits.scores, head.scores), plan)
-        began_s, searched = self.clock(), hits.rows
-        hits, head = self.reranker.rerank(hits, head, vectors, tokens, effort)
-        rerank_s = self.clock() - began_s
-        scores = self.reranker.calibration.apply(hits.scores, head.scores)
-        return _Ranked(hits, scores, plan, searched, rerank_s)
-
-    def _hits(
-        self,
-        vectors: Float32Rows,
-        depth: int,
-        effort: str,
-        label_filter: LabelFilter | None,
-        hidden: NDArray[np.int64] | None,
-    ) -> tuple[Hits, FilterPlan | None, Hits]:
-        """Search the index under the filter and the label rules; at depth 0 the hits are empty.
-
-        `hidden` are rows that a filtered answer leaves out. The plan is None without a filter: an
-        answer does not report label rules. The hits behind it are the first labels of all, as
-        many as re-ranking and calibration read. They know no filter, so no filter changes a score.
-        """
-        if depth == 0:
-            none = no_hits(len(vectors))
-            return none, None, none
-        # Labels may change during the search: read one state and use it to the end.
-        snapshot = self.catalogue.snapshot
-        index = self.index if snapshot is None else snapshot
-        rule_rows = None if self.rules is None else self.rules.rows(snapshot)
-        if label_filter is None:
-            if rule_rows is None:
-                hits = self.catalogue.search(vectors, depth, effort)
-                return hits, None, hits
-            hits, _ = search_filtered(index, vectors, depth, effort, rule_rows)
-            return hits, None, self._head(index, vectors, effort)
-        rows = resolve_filter(label_filter, self.catalogue)
-        if hidden is not None:
-            rows = rows.without(hidden)
-        is_live = snapshot.lives if snapshot else lambda rows: rows < self.index.n_rows
-        rows = rows.restrict_to_live(is_live)
-        if rule_rows is not None:
-            rows = rows.within(rule_rows)
-        hits, plan = search_filtered(index, vectors, depth, effort, rows)
-        return hits, plan, self._head(index, vectors, effort)
-
-    def _head(self, index: Searchable, vectors: Float32Rows, effort: str) -> Hits:
-        depth = self._head_depth(effort)
-        return index.search(vectors, depth, effort) if depth else no_hits(len(vectors))
-
-    def _rerank_depth(self, effort: str) -> int:
-        return 0 if self.reranker is None else self.reranker.depths.get(effort, 0)
-
-    def _head_depth(self, effort: str) -> int:
-        """The first labels of all that re-ranking and calibration read at this effort."""
-        depth = self._rerank_depth(effort)
-        if self.reranker is None or not depth:
-            return self.calibration.depth
-        return max(depth, self.reranker.calibration.depth)
+    @property
+    def _ranker(self) -> Ranker:
+        return Ranker(
+            self.index, self.catalogue, self.calibration, self.reranker, self.rules, self.clock
+        )
 
     def _allowed(self, rows: NDArray[np.integer]) -> NDArray[np.integer]:
         """The rows of (n,) whose labels the rules allow."""
@@ -494,41 +452,7 @@ class Engine:
         return self.item_filter.rows_for(item_id)
 
 
-@dataclass(frozen=True, slots=True)
-class _Ranked:
-    """The hits of n queries in the order of the answer, with raw scores, and the served `scores`.
-
-    `searched` are the rows as the index ranked them, if they were re-ranked, which took `rerank_s`.
-    """
-
-    hits: Hits
-    scores: Float32Rows
-    plan: FilterPlan | None
-    searched: NDArray[np.int64] | None = None
-    rerank_s: float = 0.0
-
-
-def _place_vectors(queries: Sequence[Query], embeddings: Float32Rows) -> list[int]:
-    """Copy the queries' own vectors into `embeddings`; returns the positions without a vector."""
-    for position, query in enumerate(queries):
-        if query.vector is not None:
-            embeddings[position] = query.vector
-    return [position for position, query in enumerate(queries) if query.vector is None]
-
-
-def _drift(item: Golden, label_ids: set[str], answer: Prediction) -> float:
-    """The distance of an answer from the recorded one, in served score.
-
-    It is the larger of two numbers: the largest change of a score at one rank, and the most by
-    which a missing label's recorded score exceeds the last recorded one. Labels whose scores are
-    close may thus change places, and one may replace another at the end.
-    """
-    if len(answer.scores) != len(item.scores):
-        return float("inf")
-    losses = [
-        score - item.scores[-1]
-        for label_id, score in zip(item.label_ids, item.scores, strict=True)
-        if label_id not in label_ids
-    ]
-    changes = np.abs(answer.scores - np.asarray(item.scores))
-    return max(float(changes.max(initial=0.0)), *losses, 0.0)
+def _words(spread: QueryTexts, chunks: Sequence[tuple[list[int], TokenBatch]]) -> Tokens:
+    """The tokens of each query: those of all its texts, one after the other."""
+    tokens = Tokens.gather(len(spread.texts), chunks)
+    return tokens if spread.one_each else tokens.joined(spread.owners, len(spread.queries))

@@ -6,7 +6,7 @@ They are small frozen dataclasses without I/O. A row is the position of a label 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,13 +84,32 @@ class FilterPlan:
     n_unknown: int
 
 
+MAX_HISTORY_TEXTS: Final = 50
+"""Most texts of one history: what SASRec reads of a user in sparse data.
+
+Its paper is arXiv 1808.09781; section IV has the lengths."""
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Several texts that are one query, such as what a user read last.
+
+    `weights`, one for each text, are finite, at least 0 and not all 0; None weighs all alike.
+    """
+
+    texts: tuple[str, ...]
+    weights: tuple[float, ...] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Query:
     """One text to answer with the best `k` labels, at a named effort.
 
-    With k 0 only the embedding is computed. A `vector` (dim,) replaces the text, which is then
-    empty. `item_id` names the item that the text describes; the answer leaves out the labels that
-    the item filter lists for it. An overload never lowers a strict effort.
+    A `history` takes the text's place, which is then empty. With k 0 only the embedding is
+    computed. A `vector` (dim,) replaces the text, which is then empty. `item_id` names the item
+    that the text describes; the answer leaves out the labels that the item filter lists for it. An
+    overload never lowers a strict effort. `diversity`, from 0 to 1, is how much less a label counts
+    for being like those before it (`service.core.diversity`).
     """
 
     text: str
@@ -100,6 +119,15 @@ class Query:
     effort_strict: bool = False
     label_filter: LabelFilter | None = None
     vector: NDArray[np.float32] | None = field(default=None, compare=False)
+    history: History | None = None
+    diversity: float = 0.0
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What the encoder reads: the text, the history's texts, or nothing beside a vector."""
+        if self.vector is not None:
+            return ()
+        return (self.text,) if self.history is None else self.history.texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +135,12 @@ class Prediction:
     """Answer to one query, best first: `rows` (k,) int64, `scores` (k,) float32 after calibration.
 
     `raw_scores` (k,) are before calibration: the index's, or the re-ranker's. `searched` are the
-    rows as the search of the index ranked them, None where no re-ranker moved them. `embedding` is
-    (dim,). `plan` is set if the query had a filter. `n_tokens` is the text's length after
-    truncation, with special tokens; it is 0 for a query by vector. `tokenless` says that the text
-    left no token of its own, so that the answer means nothing.
+    rows as the search of the index ranked them, None where nothing moved them since. `rules` (k,)
+    are the codes of the label rules that moved each label (`service.core.labels.moves`), `unruled`
+    (k,) its score without a boost; None where no rule moves labels. `embedding` is (dim,). `plan`
+    is set if the query had a filter. `n_tokens` is the text's length after truncation, with special
+    tokens; it is 0 for a query by vector. `tokenless` says that the text left no token of its own,
+    so that the answer means nothing.
     """
 
     rows: NDArray[np.int64]
@@ -122,6 +152,8 @@ class Prediction:
     n_tokens: int = 0
     tokenless: bool = False
     searched: NDArray[np.int64] | None = None
+    rules: NDArray[np.int8] | None = None
+    unruled: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)

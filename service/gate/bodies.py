@@ -19,7 +19,8 @@ from service.errors import (
     RequestError,
     UnsupportedMediaType,
 )
-from service.serving.request_models import MAX_FIELDS, TOO_MANY_FIELDS, VISIBLE
+from service.serving.json_object import MAX_FIELDS, TOO_MANY_FIELDS
+from service.serving.request_models import VISIBLE
 from service.settings.settings import Settings
 from service.strict_json import NotJson, outside_strings, place_of
 from service.strict_json import parse as parse_strictly
@@ -200,7 +201,7 @@ def _place(location: tuple[int | str, ...], raw: Any) -> str:
             raw = raw[part] if isinstance(raw, list) and part < len(raw) else None
         elif isinstance(raw, Mapping) and (part in raw or position == len(location) - 1):
             raw = raw.get(part)
-            if part in _LISTS and isinstance(raw, Mapping):
+            if part in _LISTS and isinstance(raw, Mapping) and "texts" not in raw:
                 raw = None  # the fields of a text, which are validated as one string
         else:
             continue  # a branch of a union

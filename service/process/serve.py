@@ -29,6 +29,7 @@ from service.process.shared_bundles import SharedBundles
 from service.process.supervisor import Supervisor
 from service.process.usage import group_usage, n_threads, started_s
 from service.serving.deployment import check_label_rules, open_engine, with_changes
+from service.serving.fetching import fetched_folder
 from service.serving.held import HeldBundles
 from service.settings.settings import Settings
 
@@ -108,7 +109,7 @@ def open_engines(settings: Settings) -> list[Engine]:
     Raises BundleError, DeviceUnavailable, SettingsInvalid.
     """
     paths = (settings.bundle, *settings.more_bundles)
-    engines = [open_engine(path, settings) for path in paths]
+    engines = [open_engine(fetched_folder(path, settings), settings) for path in paths]
     check_label_rules(engines, settings)
     return engines
 

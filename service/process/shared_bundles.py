@@ -20,8 +20,9 @@ from service.observe.worker_metrics import MasterTelemetry
 from service.process.usage import n_threads
 from service.serving.deployment import open_engine, with_changes
 from service.serving.desired import Desired, DesiredModel, read_desired, stamp, write_desired
+from service.serving.fetching import pointer_of
 from service.serving.held import HeldBundles
-from service.serving.pointer import Pointer, still_lies_at
+from service.serving.pointer import still_lies_at
 from service.settings.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class SharedBundles:
         models = {name: DesiredModel(str(f)) for name, f in zip(names, folders, strict=True)}
         self._default_name = names[0]
         self._desired = Desired(str(first), models)
-        self._pointer = Pointer(settings.bundle, (first, engines[0].manifest.bundle_id))
+        self._pointer = pointer_of(settings, (first, engines[0].manifest.bundle_id))
         self._pointer_at_s = -math.inf
         self._file_stamp: tuple[int, int] | None = None
         self._rest_until_s = -math.inf

@@ -15,12 +15,16 @@ Vector = tuple[float, ...]
 
 @dataclass(frozen=True, slots=True)
 class ScoredLabel:
-    """One recommended label; `text` and `metadata` are None unless the call included them."""
+    """One recommended label; `text` and `metadata` are None unless the call included them.
+
+    `rule` is the operator's rule that moved it: `boost`, `pin` or `bury`.
+    """
 
     id: str
     score: float
     text: str | None = None
     metadata: Json | None = None
+    rule: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,7 @@ class Result:
                     float(label["score"]),
                     label.get("text"),
                     label.get("metadata"),
+                    label.get("rule"),
                 )
                 for label in raw["labels"]
             ),

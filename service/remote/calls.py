@@ -20,8 +20,9 @@ from service.remote.answers import (
 from service.remote.errors import AnswerNotUnderstood
 
 T = TypeVar("T")
-Text: TypeAlias = str | Mapping[str, str]
-"""A text, or its fields by name for a model that reads them apart (GET /v1/info names them)."""
+Text: TypeAlias = str | Mapping[str, Any]
+"""A text, its fields by name for a model that reads them apart (GET /v1/info names them), or a
+history: `{"texts": [...], "weights": [...]}`, several texts that are one query."""
 Headers = Mapping[str, str]
 
 
@@ -41,6 +42,7 @@ class RecommendOptions(TypedDict, total=False):
     deny: Sequence[str]
     where: Mapping[str, Any]
     explain: bool
+    diversity: float
     model: str
 
 

@@ -18,6 +18,7 @@ from service.core.batching.adaptive_effort import AdaptiveEffort, EffortPolicy
 from service.core.batching.admission import BatchLimits
 from service.core.batching.batcher import MicroBatcher
 from service.core.catalogue.label_rules import read_label_rules
+from service.core.catalogue.postgres_store import PostgresStore
 from service.core.encoding.providers import GpuOptions
 from service.core.engine import Engine
 from service.core.live_recall import LiveRecall
@@ -162,7 +163,7 @@ def gpu_options(settings: Settings) -> GpuOptions:
 
 
 def with_changes(engine: Engine, settings: Settings) -> Engine:
-    """The engine with the label changes from `state_dir` and the rules of its model.
+    """The engine with the label changes from `catalogue_url` or `state_dir`, and its model's rules.
 
     Raises CatalogueError, SettingsInvalid.
     """
@@ -170,7 +171,10 @@ def with_changes(engine: Engine, settings: Settings) -> Engine:
     if settings.label_rules is not None:
         # Read the file again for every bundle, so that an operator can change both at once.
         rules = read_label_rules(settings.label_rules).get(engine.manifest.name)
-    if settings.state_dir is not None:
+    if settings.catalogue_url is not None:
+        url = settings.catalogue_url.get_secret_value()
+        engine = engine.with_store(PostgresStore(url, engine.manifest.name))
+    elif settings.state_dir is not None:
         engine = engine.with_changes(settings.state_dir)
     if rules is None:
         return engine

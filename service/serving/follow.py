@@ -23,8 +23,8 @@ from service.errors import AstrolabeError
 from service.serving.deployment import Deployment
 from service.serving.deployments import Deployments, Slot, Slots
 from service.serving.desired import Desired, DesiredModel, read_desired, stamp, write_desired
+from service.serving.fetching import pointer_of
 from service.serving.held import HeldBundles
-from service.serving.pointer import Pointer
 from service.settings.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Follower:
         first = deployments.default
         # What was opened counts, not what the pointer names now: it may have moved since.
         opened = (first.folder, first.bundle_id) if held is None else held.configured
-        self._pointer = Pointer(settings.bundle, opened)
+        self._pointer = pointer_of(settings, opened)
         self._tasks: list[asyncio.Task[None]] = []
         self._lock = asyncio.Lock()
 
@@ -66,12 +66,13 @@ class Follower:
         """Serve the bundles that the file names, then keep looking for changes."""
         background, folder = self._background, self._folder
         if folder is not None:
-            for name, look in ((CHOICE, self._follow_choice), (LABELS, self._follow_labels)):
-                await background.run(name, look)
-            self._tasks += [
-                background.repeat(CHOICE, self._follow_choice, LOOK_S, lambda: stamp(folder)),
-                background.repeat(LABELS, self._follow_labels, LOOK_S),
-            ]
+            await background.run(CHOICE, self._follow_choice)
+            self._tasks.append(
+                background.repeat(CHOICE, self._follow_choice, LOOK_S, lambda: stamp(folder))
+            )
+        if folder is not None or self._settings.catalogue_url is not None:
+            await background.run(LABELS, self._follow_labels)
+            self._tasks.append(background.repeat(LABELS, self._follow_labels, LOOK_S))
         if self._held is None and (every_s := self._settings.watch_s):
             follow = self._follow_pointer_in_turn
             self._tasks.append(background.repeat(THE_POINTER, follow, every_s, self._pointer.stamp))

@@ -1,5 +1,6 @@
 """Pointer: which bundle a path names, directly or by its file CURRENT, and when that changes."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from service.bundle.manifest import POINTER
@@ -13,8 +14,12 @@ Target = tuple[Path | None, str]
 class Pointer:
     """A path, and the bundle that was last followed to it. `followed` is for its user to set."""
 
-    def __init__(self, path: Path, followed: Target) -> None:
+    def __init__(
+        self, path: Path, followed: Target, refresh: Callable[[], None] = lambda: None
+    ) -> None:
+        """`refresh` brings the path up to date where it mirrors a URL; it must not block."""
         self._path = path
+        self._refresh = refresh
         self.followed = followed
         self._was_missing = False
 
@@ -24,6 +29,7 @@ class Pointer:
         Raises BundleError. A path that names no bundle is a fault only at the second look: at the
         first, a training job may just be moving the pointer.
         """
+        self._refresh()
         try:
             folder = resolve(self._path).resolve()
             target = folder, read_manifest(folder).bundle_id

@@ -4,7 +4,9 @@ The limits come from the settings, and the names of the efforts from the bundle.
 has models of its own, which state the limits in force.
 """
 
+import operator
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, TypeAlias
@@ -17,21 +19,19 @@ from pydantic import (
     StringConstraints,
     WithJsonSchema,
     create_model,
-    model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from service.core.encoding.text import join_fields
 from service.core.labels.label_id import MAX_ID_CHARS
+from service.core.types import LabelFilter
+from service.serving.json_object import JsonObject
+from service.serving.query_texts import HistoryRequest, texts_schema, texts_type
 
 VISIBLE = "[^\\s\\u0000-\\u001f\\u007f-\\u009f\\u200b\\u2028\\u2029\\ufeff]"
 """A text must hold one character that `service.core.encoding.text.normalise` keeps."""
 
-MAX_FIELDS: Final = 32
-"""More fields than any object of a request needs. Validating 100,000 unknown ones would block the
-event loop for 0.4 s."""
-TOO_MANY_FIELDS: Final = "too_many_fields"
-"""Type of the error of pydantic for an object with more fields."""
+SCORE_DECIMALS: Final = 6
+"""Decimals of a score in an answer: float32 holds no more near 1."""
 
 MAX_WHERE_FIELDS = 16
 MAX_MODEL_CHARS = 256
@@ -44,34 +44,11 @@ Scores: TypeAlias = Literal["served", "raw"]
 
 _NUMBER: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 
+Texts: TypeAlias = str | HistoryRequest | list[str] | list[str | HistoryRequest]
+"""One text or history, or a list of these."""
+
 Value: TypeAlias = str | int | float | bool
 """A value of a metadata field."""
-
-
-class JsonObject(BaseModel):
-    """A JSON object in a request: an optional field that is null is one that was left out.
-
-    One with too many fields is refused before pydantic writes an error for each unknown one.
-    """
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _leave_out_null(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        if len(value) > MAX_FIELDS:
-            numbers = {"n": len(value), "limit": MAX_FIELDS}
-            raise PydanticCustomError(
-                TOO_MANY_FIELDS,
-                "has {n} fields, the limit is {limit}: send only those in /docs",
-                numbers,
-            )
-        if None in value.values():
-            known = cls.model_fields
-            return {name: v for name, v in value.items() if v is not None or name not in known}
-        return value
 
 
 class LabelsRequest(JsonObject):
@@ -84,6 +61,7 @@ class LabelsRequest(JsonObject):
     effort_strict: bool
     scores: Scores
     explain: bool
+    diversity: float
     include: list[Include]
     allow: list[str] | None
     deny: list[str] | None
@@ -93,7 +71,7 @@ class LabelsRequest(JsonObject):
 class RecommendRequest(LabelsRequest):
     """The fields of POST /v1/recommend."""
 
-    query: str | list[str]
+    query: Texts
 
 
 class ItemRequest(RecommendRequest):
@@ -112,7 +90,7 @@ class EmbedRequest(JsonObject):
     """The fields of POST /v1/embed."""
 
     model: str | None
-    input: str | list[str]
+    input: Texts
 
 
 class RecommendParameters(BaseModel):
@@ -169,9 +147,9 @@ def request_models(limits: RequestLimits) -> RequestModels:
         str,
         StringConstraints(min_length=1, max_length=limits.max_text_chars, pattern=VISIBLE),
     ]
-    texts: Any = text | _list(text, limits.max_queries, 1)
-    if limits.fields:
-        texts = Annotated[texts, BeforeValidator(_joiner(limits.fields)), _schema(limits)]
+    fields = list(limits.fields)
+    join = _joiner(fields) if fields else None
+    texts: Any = Annotated[texts_type(text, limits.max_queries, join, fields), _schema(limits)]
     # With both bounds pydantic refuses a list of another length before it converts the numbers.
     vector: Any = Annotated[
         list[Annotated[float, Field(allow_inf_nan=False)]],
@@ -217,6 +195,25 @@ def request_models(limits: RequestLimits) -> RequestModels:
     return RequestModels(body, parameters, by_embedding, embed)
 
 
+def label_filter_of(request: LabelsRequest) -> LabelFilter | None:
+    """The filter of a request; None if it lets every label through."""
+    allow, deny, where = request.allow, request.deny, request.where
+    if allow is None and not deny and not where:
+        return None
+    values = {
+        field: tuple(value) if isinstance(value, list) else (value,)
+        for field, value in (where or {}).items()
+    }
+    return LabelFilter(None if allow is None else tuple(allow), tuple(deny or ()), values)
+
+
+def n_reaching(scores: Sequence[float], min_score: float | None) -> int:
+    """How many of the falling `scores` are not below `min_score`; None lets all through."""
+    if min_score is None:
+        return len(scores)
+    return bisect_right(scores, -min_score, key=operator.neg)
+
+
 def _list(entry: Any, most: int, least: int = 0) -> Any:
     """The type of a list; its first fault ends validation, which might find a million others."""
     return Annotated[list[entry], Field(min_length=least, max_length=most, fail_fast=True)]
@@ -244,17 +241,10 @@ def _joiner(names: Sequence[str]) -> Callable[[Any], Any]:
 
 
 def _schema(limits: RequestLimits) -> WithJsonSchema:
-    """OpenAPI's description of texts that may be given by their fields."""
+    """OpenAPI's description of the texts of a request."""
     text = {"type": "string", "minLength": 1, "maxLength": limits.max_text_chars}
-    by_field = {
-        "type": "object",
-        "properties": {name: {"type": "string"} for name in limits.fields},
-        "additionalProperties": False,
-        "minProperties": 1,
-    }
-    one = [{**text, "pattern": VISIBLE}, by_field]
-    many = {"type": "array", "items": {"anyOf": one}, "minItems": 1}
-    return WithJsonSchema({"anyOf": [*one, {**many, "maxItems": limits.max_queries}]})
+    schema = texts_schema({**text, "pattern": VISIBLE}, limits.max_queries, list(limits.fields))
+    return WithJsonSchema(schema)
 
 
 def _few_fields(value: Any) -> Any:
@@ -278,6 +268,17 @@ def _filter_fields(limits: RequestLimits) -> dict[str, Any]:
         "explain": (
             bool,
             Field(False, description="Explain the answer: how it was found, and at what cost."),
+        ),
+        "diversity": (
+            Annotated[float, BeforeValidator(_number)],
+            Field(
+                0.0,
+                ge=0,
+                le=1,
+                allow_inf_nan=False,
+                description="How much less a label counts for being like those before it: 0 ranks "
+                "by score alone, 1 by difference alone. Scores stay as they are.",
+            ),
         ),
         "include": (
             list[Include],

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -26,6 +26,7 @@ from service.settings.edge import EdgeSettings
 from service.settings.feedback import FeedbackSettings
 from service.settings.gpu import GpuSettings
 from service.settings.observing import ObservingSettings
+from service.settings.places import Place
 from service.settings.service_links import is_service_link, service_links
 
 PREFIX: Final = "ASTROLABE_"
@@ -45,8 +46,10 @@ class Settings(EdgeSettings, FeedbackSettings, GpuSettings, ObservingSettings):
         cli_avoid_json=True,
     )
 
-    bundle: Path = Field(
-        description="The bundle folder to serve, or a folder of bundles with a CURRENT pointer."
+    bundle: Place = Field(
+        description="The bundle to serve, or a folder of bundles with a CURRENT pointer: a path, "
+        "or a URL (`s3://`, `gs://`, `az://`, `https://`, `hf://`, `file://`), which needs the "
+        "extra `remote`: docs/operations.md, Bundles by URL."
     )
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 takes any free one.")
@@ -185,10 +188,10 @@ class Settings(EdgeSettings, FeedbackSettings, GpuSettings, ObservingSettings):
         "that answers may hold: docs/operations.md, Label rules. The service reads it at start and "
         "for every new bundle.",
     )
-    more_bundles: Annotated[tuple[Path, ...], NoDecode] = Field(
+    more_bundles: Annotated[tuple[Place, ...], NoDecode] = Field(
         (),
-        description="Paths of further bundles, each served under its own name; separated by "
-        "commas in the variable.",
+        description="Paths or URLs of further bundles, each served under its own name; separated "
+        "by commas in the variable.",
     )
     bundle_keys: Annotated[tuple[Path, ...], NoDecode] = Field(
         (),
@@ -197,21 +200,41 @@ class Settings(EdgeSettings, FeedbackSettings, GpuSettings, ObservingSettings):
         "docs/operations.md, Signed bundles. The service reads them at start and for every new "
         "bundle. Not set: it does not look at signatures.",
     )
-    bundle_root: Path | None = Field(
+    bundle_root: Place | None = Field(
         None,
-        description="Folder with the bundles that admin requests may name. Not set: the folder "
-        "that contains the first bundle.",
+        description="Folder or URL with the bundles that admin requests may name. Not set: the "
+        "folder that contains the first bundle.",
+    )
+    bundle_cache: Path = Field(
+        Path("~/.cache/astrolabe/bundles"),
+        description="Folder that keeps the bundles of URLs. The processes of a machine may share "
+        "it.",
+    )
+    bundle_cache_bytes: int = Field(
+        0,
+        ge=0,
+        description="Most bytes of bundles in `bundle_cache`; the ones used longest ago go, and "
+        "never one that is open or that a URL's pointer names. 0: what the disk holds.",
     )
     state_dir: Path | None = Field(
         None,
         description="Folder that stores the choice of bundles by admin requests, and changes to "
-        "labels. Label changes need it; with several workers, bundle changes need it too.",
+        "labels. Label changes need it, or `catalogue_url`; with several workers, bundle changes "
+        "need it too.",
+    )
+    catalogue_url: SecretStr | None = Field(
+        None,
+        min_length=1,
+        description="PostgreSQL database that stores changes to labels for the replicas of several "
+        "machines, in place of files in `state_dir`: `postgresql://USER@HOST/DATABASE`, and "
+        "libpq's own variables, such as PGPASSFILE. Needs the extra `postgres`: "
+        "docs/catalogue.md.",
     )
     watch_s: float = Field(
         0.0,
         ge=0,
         description="How often the service reads the pointer CURRENT of a folder of bundles, to "
-        "swap in a new bundle. 0 means never.",
+        "swap in a new bundle; for a URL each look starts a process. 0 means never.",
     )
     keep_alive_s: int = Field(
         75,
@@ -253,6 +276,11 @@ class Settings(EdgeSettings, FeedbackSettings, GpuSettings, ObservingSettings):
             if not is_service_link(name.upper(), value or "")
         }
         return init_settings, env_settings
+
+    @field_validator("bundle_cache")
+    @classmethod
+    def _expand(cls, value: Path) -> Path:
+        return value.expanduser()
 
     @field_validator("more_bundles", "bundle_keys", mode="before")
     @classmethod

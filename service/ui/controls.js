@@ -1,7 +1,7 @@
 // Reads the controls from the form, keeps them in the address, and makes a request body of them.
 
-const TEXTS = ["k", "min_score", "item_id", "allow", "deny", "where", "model"];
-const CHECKS = ["effort_strict", "raw", "metadata", "explain"];
+const TEXTS = ["k", "min_score", "diversity", "item_id", "allow", "deny", "where", "model"];
+const CHECKS = ["effort_strict", "history", "raw", "metadata", "explain"];
 // A text of 8,192 characters (the default max_text_chars) takes up to nine characters for each when
 // escaped, 73,728 in all; the rest is for filters. Firefox takes addresses of up to 1,048,576
 // characters (network.standard-url.max-length).
@@ -65,8 +65,10 @@ export function toAddress({ query, ...others }) {
 /** The body of POST /v1/recommend, without the empty controls. */
 export function bodyOf(values) {
   const body = { query: values.query };
+  if (values.history) body.query = { texts: values.query.split("\n").filter((line) => line.trim()) };
   if (values.k) body.k = Number(values.k);
   if (values.min_score) body.min_score = Number(values.min_score);
+  if (values.diversity) body.diversity = Number(values.diversity);
   for (const name of ["effort", "item_id", "model"]) if (values[name]) body[name] = values[name];
   if (values.effort_strict) body.effort_strict = true;
   if (values.raw) body.scores = "raw";

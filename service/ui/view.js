@@ -68,6 +68,7 @@ function labelRow(label, rank, share) {
     {},
     el("span", { class: "rank", "aria-hidden": "true" }, String(rank)),
     words,
+    label.rule ? el("span", { class: "metadata" }, `rule: ${label.rule}`) : "",
     el("span", { class: "track", "aria-hidden": "true" }, bar),
     el("span", { class: "score" }, label.score.toFixed(4)),
   );

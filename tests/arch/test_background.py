@@ -27,6 +27,8 @@ STARTS = frozenset(
 AWAITED_ANYWAY = frozenset({"to_thread", "run_in_executor", "run_in_threadpool", "create_task"})
 
 EXCEPTIONS: dict[str, tuple[int, str]] = {
+    "service/bundle/open_files.py:_hold_lock": (1, "the finaliser closes a descriptor"),
+    "service/bundle/source.py:_fetch": (1, "waited for, in a process of its own"),
     "service/core/batching/lane.py:__init__": (1, "a lane that dies turns readiness red"),
     "service/core/encoding/bound_runs.py:__init__": (
         2,

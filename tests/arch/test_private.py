@@ -35,9 +35,9 @@ EXCEPTIONS: dict[str, tuple[int, str]] = {
         "a lane that dies, which no input can bring about",
     ),
     "service/core/catalogue/test_live.py": (1, "the scale that a reference must share"),
-    "service/core/catalogue/test_store.py": (
-        3,
-        "a short wait for a lock; a connection after a fork",
+    "service/core/catalogue/test_sqlite_store.py": (
+        1,
+        "a short wait for a lock",
     ),
     "service/core/encoding/test_bound_runs.py": (1, "ONNX Runtime's own options of a session"),
     "service/core/encoding/test_encoder.py": (2, "ONNX Runtime tells its fallback nowhere else"),

@@ -28,7 +28,7 @@ from service.bundle.verify import resolve
 from service.core.catalogue import placement
 from service.core.catalogue.changes import Change
 from service.core.catalogue.live import LiveCatalogue
-from service.core.catalogue.store import ChangeStore
+from service.core.catalogue.sqlite_store import SqliteStore
 from service.core.encoding.embedding import embed_texts
 from service.core.engine import Engine
 
@@ -80,7 +80,7 @@ class Bench:
         before = placement.BOOST
         for boost in [0.0, *boosts]:
             with tempfile.TemporaryDirectory() as state:
-                store = ChangeStore(Path(state) / "bench.sqlite", "bench")
+                store = SqliteStore(Path(state) / "bench.sqlite", "bench")
                 placement.BOOST = boost or before  # type: ignore[misc]
                 catalogue = self._catalogue(store)
                 catalogue.apply([Change("remove", label.label_id) for label in labels])
@@ -93,7 +93,7 @@ class Bench:
                 store.close()
         placement.BOOST = before  # type: ignore[misc]
 
-    def _catalogue(self, store: ChangeStore | None) -> LiveCatalogue:
+    def _catalogue(self, store: SqliteStore | None) -> LiveCatalogue:
         return self.engine.catalogue if store is None else self.engine.with_store(store).catalogue
 
     def _figures(self, catalogue: LiveCatalogue, hidden: NDArray[np.int64]) -> list[float]:

@@ -24,7 +24,7 @@ from models.index.efforts import one_by_one_us
 from service.core.catalogue.changes import Change
 from service.core.catalogue.fields import FieldIndex
 from service.core.catalogue.live import LiveCatalogue
-from service.core.catalogue.store import ChangeStore
+from service.core.catalogue.sqlite_store import SqliteStore
 from service.core.encoding.embedding import embed_texts
 from service.core.engine import Engine
 from service.core.labels.label_directory import LabelDirectory, write_directory
@@ -53,7 +53,7 @@ def searches(bundle: Path, state: Path) -> None:
     names = [engine.labels[int(row)].text for row in rng.integers(engine.index.n_rows, size=20_000)]
     texts = [f"{one} {two}" for one, two in zip(names[:10_000], names[10_000:], strict=True)]
     queries = embed_texts(engine.tokenizer, engine.encoder, names[:300], 16384)
-    store = ChangeStore(state / "cost.sqlite", "cost")
+    store = SqliteStore(state / "cost.sqlite", "cost")
     catalogue = catalogue_of(engine, store)
     n_added = 0
     for size in DELTAS:
@@ -72,7 +72,7 @@ def searches(bundle: Path, state: Path) -> None:
     size = store.path.stat().st_size / 1e6
     store.close()
     print(f"file: {size:.1f} MB without its journal")
-    removed = ChangeStore(state / "removed.sqlite", "removed")
+    removed = SqliteStore(state / "removed.sqlite", "removed")
     catalogue = catalogue_of(engine, removed)
     for n_removed in (100, 1000, 6000):
         removals = [Change("remove", engine.labels[i].label_id) for i in range(n_removed)]

@@ -25,7 +25,7 @@ from pathlib import Path
 import httpx
 
 from service.core.catalogue.changes import Change
-from service.core.catalogue.store import ChangeStore, store_path
+from service.core.catalogue.sqlite_store import SqliteStore, store_path
 from service.core.engine import Engine
 from tests.support.shop import catalogue_of, opened
 from tests.support.tiny_bundle import WORDS, write_tiny_bundle
@@ -114,7 +114,7 @@ def check(bundle: Path, state: Path, acknowledged: set[str], turn: int) -> bool:
     """Whether the catalogue holds all acknowledged labels and no call in part; prints counts."""
     started = time.perf_counter()
     engine = Engine.open(bundle, device="cpu")
-    store = ChangeStore(store_path(state, engine.manifest.name), engine.manifest.name)
+    store = SqliteStore(store_path(state, engine.manifest.name), engine.manifest.name)
     catalogue = catalogue_of(engine, store)
     seconds = time.perf_counter() - started
     stored = {change.label_id for change in store.since(0)}

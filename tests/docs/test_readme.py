@@ -98,6 +98,7 @@ def serve_demo(folder: Path) -> tuple[tuple[subprocess.Popen, str], str]:
         seen += line
         if '"serving"' in line:
             return (process, json.loads(line)["url"]), seen
+    process.stdout.close()
     pytest.fail(f"make demo ended with {process.wait()} before it served:\n{seen}")
 
 

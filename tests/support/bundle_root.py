@@ -13,7 +13,9 @@ from service.api.app import create_app
 from service.bundle.manifest import MANIFEST, POINTER
 from service.observe.telemetry import Telemetry
 from service.serving.deployment import open_changed_engine, open_engine, with_changes
+from service.serving.fetching import fetched_folder
 from service.serving.held import HeldBundles
+from service.settings.places import BundleUrl
 from tests.support.fakes import FakePredict, Running, fake_settings
 from tests.support.tiny_bundle import seal
 
@@ -43,9 +45,9 @@ def write_bundle_root(root: Path, tiny: Path, flat: Path) -> Path:
 
 @asynccontextmanager
 async def serving_root(
-    root: Path, hold: Sequence[str] = (), **changes: Any
+    root: Path | BundleUrl, hold: Sequence[str] = (), **changes: Any
 ) -> AsyncIterator[Running]:
-    """A started service over a folder of bundles; the key of its admin is in `ADMIN`.
+    """A started service over a folder of bundles, or its URL; the key of its admin is in `ADMIN`.
 
     With names in `hold` it is a worker whose master holds these bundles open, the first as current.
     """
@@ -53,13 +55,13 @@ async def serving_root(
     values = {"device": "cpu", "admin_key": "admin", "request_timeout_ms": 30_000} | changes
     settings = fake_settings(bundle=root, **values)
     held = None
-    if hold:
+    if hold and isinstance(root, Path):
         engines = {(root / name).resolve(): open_engine(root / name, settings) for name in hold}
         first = next(iter(engines))
         held = HeldBundles(engines, (first, bundle_id(first)))
         current = with_changes(engines[first], settings)
     else:
-        current = open_changed_engine(root, settings)
+        current = open_changed_engine(fetched_folder(root, settings), settings)
     app = create_app(current, settings, Telemetry(), held=held)
     async with app.app.router.lifespan_context(app.app):
         service = Running(app, FakePredict())

@@ -15,6 +15,7 @@ import uvicorn
 
 from service.api.app import create_app
 from service.core.batching.batcher import MicroBatcher
+from service.core.catalogue.label_rules import read_label_rules
 from service.core.engine import Engine
 from service.edge.ports import bind
 from service.edge.server import DrainingServer
@@ -38,6 +39,9 @@ def live_service(bundle: Path, settings: Settings | None = None, **changes: Any)
     engine = Engine.open(bundle, device="cpu")
     if settings.state_dir is not None:
         engine = engine.with_changes(settings.state_dir)
+    if settings.label_rules is not None:
+        rules = read_label_rules(settings.label_rules)
+        engine = engine.with_rules(rules[engine.manifest.name])
     server = ThreadServer(create_app(engine, settings, Telemetry()))
     with bind("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]

@@ -8,7 +8,8 @@ import numpy as np
 
 from service.core.catalogue.changes import Change
 from service.core.catalogue.live import LiveCatalogue
-from service.core.catalogue.store import ChangeStore, store_path
+from service.core.catalogue.sqlite_store import SqliteStore, store_path
+from service.core.catalogue.store import ChangeStore
 from service.core.encoding.embedding import embed_texts
 from service.core.engine import Engine
 
@@ -24,7 +25,7 @@ def catalogue_of(engine: Engine, store: ChangeStore | None) -> LiveCatalogue:
 def opened(folder: Path, state: Path) -> Iterator[tuple[Engine, LiveCatalogue]]:
     """A bundle with its catalogue, changes in `state`, closed at the end."""
     engine = Engine.open(folder, device="cpu")
-    store = ChangeStore(store_path(state, engine.manifest.name), engine.manifest.name)
+    store = SqliteStore(store_path(state, engine.manifest.name), engine.manifest.name)
     try:
         yield engine, catalogue_of(engine, store)
     finally:

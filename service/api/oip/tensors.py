@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from service.errors import InvalidValue
-from service.serving.request_models import JsonObject
+from service.serving.json_object import JsonObject
 
 LENGTH: Final = struct.Struct("<I")
 """The length of one element of a BYTES tensor in binary data."""

@@ -134,7 +134,9 @@ class MicroBatcher:
         Raises QueueFull, DeadlineUnreachable, PayloadTooLarge, NotReady, ShuttingDown.
         """
         max_tokens = self.limits.max_tokens
-        tokens = sum([estimate_tokens(query.text, max_tokens) for query in queries])
+        tokens = sum(
+            [estimate_tokens(text, max_tokens) for query in queries for text in query.texts]
+        )
         now, queue = self._clock(), self._queue
         at_once = self._at_once(tokens, bulk)
         if self._closed is not None or not at_once:
@@ -352,7 +354,9 @@ class MicroBatcher:
         self._pace.record_batch(tokens, finished_s - started_s, more_waiting)
         self._dispatch()
         if isinstance(outcome, BaseException):
-            texts = {"private": [query.text for job in jobs for query in job.queries]}
+            texts = {
+                "private": [text for job in jobs for query in job.queries for text in query.texts]
+            }
             log.error("a batch of %d requests failed", len(jobs), exc_info=outcome, extra=texts)
             self._fail(jobs, PredictFailed("the batch of this request broke: try again"))
             return

@@ -68,6 +68,15 @@ class Delta:
         alive[self.rows.searchsorted(rows)] = True
         return replace(self, alive=alive, n_alive=len(rows), **_selector_of(alive))
 
+    def vectors_of(self, rows: NDArray[np.int64]) -> Float32Rows:
+        """The vectors (n, dim) of rows; zeros for one that the delta no longer holds."""
+        vectors = np.zeros((len(rows), self.vectors.shape[1]), np.float32)
+        places = self.rows.searchsorted(rows)
+        held = places < len(self.rows)
+        held[held] = self.rows[places[held]] == rows[held]
+        vectors[held] = self.vectors[places[held]]
+        return vectors
+
     def lives(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether each row (n,) is in the delta and live."""
         places = np.minimum(self.rows.searchsorted(rows), max(len(self.rows) - 1, 0))

@@ -21,11 +21,19 @@ from service.core.catalogue.snapshot import Snapshot
 from service.core.labels.filtered_search import RowFilter, are_open
 from service.core.labels.item_filter import NO_ROWS
 from service.core.labels.labels import Label
+from service.core.labels.moves import Moves
 from service.core.types import FieldValue
 from service.errors import BundleError, SettingsInvalid
 
 MAX_NAMED: Final = 5
 """Most ids that an error message names: a file for another catalogue can have thousands."""
+
+MAX_PINNED: Final = 50
+"""Most labels that rules pin. A choice: each costs every answer one more label to score."""
+MAX_BOOSTS: Final = 100
+"""Most boosts of a model. A choice: each is looked up again at every change of a label."""
+MOST_BOOST: Final = 20.0
+"""A choice: in logits it takes the least probability that scores tell from 0 to one above 0.9."""
 
 _Values = Annotated[tuple[FieldValue, ...], Field(min_length=1)]
 _STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -46,13 +54,29 @@ class Selection(BaseModel):
         return self
 
 
+class Boost(Selection):
+    """Labels whose score rises by `by`, or falls where that is below 0.
+
+    It is added to the served score: to its logit where that is a probability.
+    """
+
+    by: float = Field(ge=-MOST_BOOST, le=MOST_BOOST)
+
+
 class LabelRules(BaseModel):
-    """Rules of one model: no answer holds labels of `exclude`; if `only` is set, no others."""
+    """Rules of one model: no answer holds labels of `exclude`; if `only` is set, no others.
+
+    Of the others `boost` changes the score, `pin` puts some first, its ids in their order, and
+    `bury` some last.
+    """
 
     model_config = _STRICT
 
     exclude: Selection | None = None
     only: Selection | None = None
+    boost: tuple[Boost, ...] = Field((), max_length=MAX_BOOSTS)
+    pin: Selection | None = None
+    bury: Selection | None = None
 
 
 class _RulesFile(RootModel[dict[str, LabelRules]]):
@@ -75,7 +99,8 @@ def read_label_rules(path: Path) -> dict[str, LabelRules]:
         place = ".".join(str(part) for part in fault["loc"][:4])
         raise SettingsInvalid(
             f'label_rules: {path}: {place}: {fault["msg"]}; write {{"MODEL": {{"exclude": '
-            '{"ids": [...], "where": {"FIELD": [...]}}, "only": {...}}}'
+            '{"ids": [...], "where": {"FIELD": [...]}}, "only": {...}, '
+            '"boost": [{"ids": [...], "by": 1.5}], "pin": {...}, "bury": {...}}}'
         ) from exc
 
 
@@ -90,8 +115,23 @@ class RuledLabels:
         self._catalogue = catalogue
         self._exclude = _selection_rows(rules.exclude, catalogue, "exclude")
         self._only = _selection_rows(rules.only, catalogue, "only")
+        self._boosts = [
+            (_found(boost, catalogue, f"boost.{number}"), boost.by)
+            for number, boost in enumerate(rules.boost)
+        ]
+        self._bury = _selection_rows(rules.bury, catalogue, "bury")
+        self._pins = _pins(rules.pin, catalogue)
         self._lock = threading.Lock()
         self._last: tuple[Snapshot | None, RowFilter] | None = None
+        self._last_moves: tuple[Snapshot | None, Moves] | None = None
+        self.narrows = self._exclude is not None or self._only is not None
+        self.moves_labels = bool(self._boosts or self._bury or self._pins)
+        pinned = self.moves(catalogue.snapshot)
+        if pinned is not None and len(pinned.pinned) > MAX_PINNED:
+            raise SettingsInvalid(
+                f"label_rules: pin: it selects {len(pinned.pinned)} labels, the limit is "
+                f"{MAX_PINNED}: pin fewer, or boost them"
+            )
         if self.n_open == 0:
             raise SettingsInvalid(
                 "label_rules leave no label of this model open: widen `only`, or shorten `exclude`"
@@ -120,6 +160,34 @@ class RuledLabels:
                 row_filter = RowFilter(self._only.rows(snapshot), NO_ROWS).without(denied)
             self._last = (snapshot, row_filter)
         return row_filter
+
+    def moves(self, snapshot: Snapshot | None) -> Moves | None:
+        """What the rules do to the order of labels in one state; None if they move none."""
+        if not self.moves_labels:
+            return None
+        last = self._last_moves
+        if last is not None and last[0] is snapshot:
+            return last[1]
+        with self._lock:
+            boosted = [(each.rows(snapshot), by) for each, by in self._boosts]
+            rows, inverse = np.unique(
+                np.concatenate([NO_ROWS, *(part for part, _ in boosted)]), return_inverse=True
+            )
+            gains = np.repeat([by for _, by in boosted], [len(part) for part, _ in boosted])
+            pins = [each.rows(snapshot) for each in self._pins]
+            pinned = np.concatenate([NO_ROWS, *pins])
+            tiers = np.repeat(np.arange(len(pins)), [len(part) for part in pins])
+            pinned, first = np.unique(pinned, return_index=True)
+            order = np.argsort(first)
+            moves = Moves(
+                pinned[order],
+                tiers[first[order]],
+                NO_ROWS if self._bury is None else self._bury.rows(snapshot),
+                rows,
+                np.bincount(inverse, gains, len(rows)).astype(np.float64),
+            )
+            self._last_moves = (snapshot, moves)
+        return moves
 
     def are_open(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether the rules allow each row (n,) now."""
@@ -166,11 +234,30 @@ class _SelectionRows:
         )
 
 
+def _pins(selection: Selection | None, catalogue: LiveCatalogue) -> list[_SelectionRows]:
+    """The rows of each pinned id, in their order, and then those of the conditions."""
+    if selection is None:
+        return []
+    if len(selection.ids) > MAX_PINNED:
+        raise SettingsInvalid(
+            f"label_rules: pin.ids holds {len(selection.ids)} ids, the limit is {MAX_PINNED}: pin "
+            "fewer, or boost them"
+        )
+    _found(selection, catalogue, "pin")
+    parts = [Selection(ids=(label_id,)) for label_id in dict.fromkeys(selection.ids)]
+    if selection.where:
+        parts.append(Selection(where=selection.where))
+    return [_SelectionRows(part, catalogue) for part in parts]
+
+
 def _selection_rows(
     selection: Selection | None, catalogue: LiveCatalogue, name: str
 ) -> _SelectionRows | None:
-    if selection is None:
-        return None
+    return None if selection is None else _found(selection, catalogue, name)
+
+
+def _found(selection: Selection, catalogue: LiveCatalogue, name: str) -> _SelectionRows:
+    """The rows of a selection; raises SettingsInvalid for an id that no label has or had."""
     unknown_ids = [label_id for label_id in selection.ids if not catalogue.knows(label_id)]
     if unknown_ids:
         examples = ", ".join(repr(label_id[:80]) for label_id in unknown_ids[:MAX_NAMED])

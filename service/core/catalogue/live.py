@@ -5,6 +5,7 @@ snapshot; they encode texts and write to disk, so call them on a separate thread
 change, `search` costs one attribute test more than the bundle's own index.
 """
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
@@ -30,9 +31,11 @@ from service.core.labels.labels import Label, LabelStore
 from service.core.types import Float32Rows, Hits
 from service.errors import CatalogueUnavailable, InvalidValue
 
+log = logging.getLogger(__name__)
+
 NO_STORE: Final = (
     "changes to the catalogue cannot be kept: set ASTROLABE_STATE_DIR to a folder on a disk that "
-    "outlives the service, and start it again"
+    "outlives the service, or ASTROLABE_CATALOGUE_URL to a database, and start it again"
 )
 
 
@@ -75,6 +78,7 @@ class LiveCatalogue:
         self._encoder_key = encoder_key
         self._folded_seq = self._seq = folded_seq
         self._writing = threading.Lock()
+        self._history: str | None = None
         self._behind = self._closed = False
         self._snapshot: Snapshot | None = None
         if store is not None:
@@ -285,11 +289,36 @@ class LiveCatalogue:
     def _catch_up(self, store: ChangeStore, own: Vectors) -> bool:
         """Publish all changes after the last seen one; `own` has embeddings by seq."""
         self._behind = True  # stays set if anything below raises, so that `poll` tries again
-        changes = store.since(self._seq)
+        history, last_seq = store.history()
+        went_back = self._history not in (None, history) or last_seq < self._seq
+        changes = self._since_restore(store, last_seq) if went_back else store.since(self._seq)
         if changes:
             self._take_over(store, changes, own)
+        if went_back:
+            self._seq = last_seq
+        self._history = history
         self._behind = False
         return bool(changes)
+
+    def _since_restore(self, store: ChangeStore, last_seq: int) -> list[StoredChange]:
+        """What turns the present state into that of a store which was restored from a backup.
+
+        Labels that only the lost changes added are removed, and others get what the store or the
+        bundle says of them.
+        """
+        log.error(
+            "the catalogue's history is another one, or ends earlier: it was restored, and changes "
+            "that had been acknowledged are gone",
+            extra={"fields": {"had": self._seq, "has": last_seq, "store": store.place}},
+        )
+        kept = store.since(self._folded_seq)
+        ids = {change.label_id for change in kept}
+        lost = [label_id for label_id in self._state.rows if label_id not in ids]
+        undone = []
+        for label_id in lost:
+            label = self._base_label(label_id)
+            undone.append(StoredChange(0, "update" if label else "remove", label_id, label))
+        return undone + kept
 
     def _take_over(self, store: ChangeStore, changes: Sequence[StoredChange], own: Vectors) -> None:
         newest: dict[str, StoredChange] = {}
@@ -307,7 +336,7 @@ class LiveCatalogue:
         placement = self._placement if has_vectors or self.n_delta else None
         self._state.take_over(list(newest.values()), embeddings, placement)
         self._snapshot = self._state.snapshot(placement)
-        self._seq = changes[-1].seq
+        self._seq = max(self._seq, changes[-1].seq)
 
     @cached_property
     def _state(self) -> CatalogueState:

@@ -101,6 +101,10 @@ class LearnedGraphIndex:
             parts.append(keys[eligible].reshape(len(keys), -1)[:, len(rows) - k :])
         return self._hits(np.concatenate(parts))
 
+    def vectors(self, rows: NDArray[np.int64]) -> Float32Rows:
+        """The label vectors (n, dim) of `rows`."""
+        return np.asarray(self._graph.labels[rows])
+
     def _hits(self, keys: NDArray[np.int64]) -> Hits:
         """The answer of keys (n, k) that rise."""
         keys = keys[:, ::-1]

@@ -58,6 +58,15 @@ class Tokens:
         """The tokens of these queries."""
         return Tokens(self.ids[positions], self.mask[positions])
 
+    def joined(self, owners: Sequence[int], n: int) -> "Tokens":
+        """The tokens of n queries, where row i is a text of the query `owners[i]`; they rise."""
+        real = self.mask > 0
+        lengths = np.bincount(owners, real.sum(axis=1), n).astype(np.int64)
+        filled = np.arange(int(lengths.max(initial=1))) < lengths[:, None]
+        ids, mask = np.zeros((2, *filled.shape), np.int64)
+        ids[filled], mask[filled] = self.ids[real], self.mask[real]
+        return Tokens(ids, mask)
+
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:

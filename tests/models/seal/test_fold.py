@@ -13,7 +13,7 @@ from models.seal.fold import fold
 from service.bundle.manifest import MANIFEST, POINTER
 from service.bundle.verify import read_manifest, resolve, verify
 from service.core.catalogue.changes import Change
-from service.core.catalogue.store import ChangeStore, store_path
+from service.core.catalogue.sqlite_store import SqliteStore, store_path
 from service.core.engine import Engine
 from tests.support.shop import add, answer, opened
 from tests.support.tiny_bundle import seal
@@ -149,6 +149,6 @@ def test_other_data_than_the_bundles_is_refused(folded, sealed, tmp_path):
     sample = Path(__file__).resolve().parents[3] / "models" / "samples" / "gutenberg-lcsh"
     with pytest.raises(FoldError, match="--data"):
         fold(sealed, state, tmp_path, sample)
-    store = ChangeStore(store_path(state, read_manifest(sealed).name), read_manifest(sealed).name)
+    store = SqliteStore(store_path(state, read_manifest(sealed).name), read_manifest(sealed).name)
     assert sealed.name not in store.folds()
     store.close()

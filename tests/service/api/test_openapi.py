@@ -56,3 +56,17 @@ def test_a_label_that_was_written_can_be_looked_up_changed_and_removed_by_links(
 ) -> None:
     found = {target(link) for link in links_of(paths[path][verb]).values()}
     assert found == {(LABEL, "get"), (LABEL, "put"), (LABEL, "delete")}
+
+
+def test_a_field_that_may_be_left_out_may_be_null() -> None:
+    """The service takes null for it (test_json_route), so a generated client may send it."""
+    app = create_app(fake_engine(FakePredict()), fake_settings(admin_key="admin"), Telemetry())
+    schemas = app.app.openapi()["components"]["schemas"]
+    checked = 0
+    for name in ("EmbeddingsRequest", "ActivateBody", "CanaryBody", "RollbackBody"):
+        schema = schemas[name]
+        for field, about in schema["properties"].items():
+            if field not in schema.get("required", ()):
+                assert {"type": "null"} in about["anyOf"], (name, field)
+                checked += 1
+    assert checked > 3

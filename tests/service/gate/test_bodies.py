@@ -16,7 +16,7 @@ from service.errors import (
     UnsupportedMediaType,
 )
 from service.gate.bodies import MAX_PARTS, check_json, parse, query_string, read_body, validate
-from service.serving.request_models import MAX_FIELDS
+from service.serving.json_object import MAX_FIELDS
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=5)]
 

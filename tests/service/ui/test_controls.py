@@ -17,6 +17,7 @@ def test_controls_reach_the_request_and_the_address_reproduces_them(
     page.fill("#query", "rome & <rome> # ö")
     page.fill("#k", "3")
     page.fill("#min_score", "0.2")
+    page.fill("#diversity", "0.1")
     page.get_by_label("fast").check()
     page.get_by_label("Keep this effort under load").check()
     with page.expect_request(lambda request: '"include"' in (request.post_data or "")):
@@ -26,6 +27,7 @@ def test_controls_reach_the_request_and_the_address_reproduces_them(
         "query": "rome & <rome> # ö",
         "k": 3,
         "min_score": 0.2,
+        "diversity": 0.1,
         "effort": "fast",
         "effort_strict": True,
         "include": ["text", "metadata"],

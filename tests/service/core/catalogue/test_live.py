@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from service.bundle.manifest import EXACT
 from service.core.catalogue.changes import Change
 from service.core.catalogue.live import LiveCatalogue
-from service.core.catalogue.store import ChangeStore, store_path
+from service.core.catalogue.sqlite_store import SqliteStore, store_path
 from service.core.engine import Engine
 from service.core.index.faiss_index import FaissIndex
 from service.core.types import Hits
@@ -217,7 +217,7 @@ changes = st.one_of(
 def test_a_changed_bundle_answers_as_one_built_from_scratch(flat, engine, calls, k):
     queries = embed(engine, ["whale sea", "rome", "a rose", "star moon planet", "zzz"])
     with tempfile.TemporaryDirectory() as folder:
-        store = ChangeStore(store_path(Path(folder), "tiny"), "tiny")
+        store = SqliteStore(store_path(Path(folder), "tiny"), "tiny")
         catalogue = catalogue_of(engine, store)
         reference = Reference(engine, catalogue._placement.scale)
         for call in calls:
@@ -304,7 +304,7 @@ def test_two_writers_never_disagree_on_what_exists(flat, tmp_path):
         assert answer(engine, one, "moon") == answer(engine, two, "moon")
 
 
-def refuse(store: ChangeStore, seq: int) -> None:
+def refuse(store: SqliteStore, seq: int) -> None:
     raise CatalogueUnavailable("the disk is away")
 
 
@@ -312,7 +312,7 @@ def test_what_could_not_be_taken_over_is_tried_again(flat, tmp_path, monkeypatch
     with opened(flat, tmp_path) as (engine, one), opened(flat, tmp_path) as (_, two):
         one.apply([add("a", "rome empire")])
         with monkeypatch.context() as broken:
-            broken.setattr(ChangeStore, "since", refuse)
+            broken.setattr(SqliteStore, "since", refuse)
             with pytest.raises(CatalogueUnavailable):
                 two.poll()
         assert two.poll()

@@ -1,35 +1,49 @@
-"""The file of changes: whole calls or none, rules inside the transaction, clear errors."""
+"""What every store of changes does: whole calls or none, rules inside the transaction, its order.
 
-import contextlib
+Each test runs over a file and over a database.
+"""
+
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from service.core.catalogue.changes import Change
-from service.core.catalogue.store import STAGING, ChangeStore, store_path
+from service.core.catalogue.postgres_store import PostgresStore
+from service.core.catalogue.sqlite_store import SqliteStore
 from service.core.labels.labels import Label
-from service.errors import (
-    CatalogueCorrupt,
-    CatalogueUnavailable,
-    InvalidValue,
-    LabelExists,
-    LabelUnknown,
-)
+from service.errors import CatalogueUnavailable, InvalidValue, LabelExists, LabelUnknown
+from tests.support.postgres import fresh_database
 from tests.support.shop import add
 
 ROOT = Path(__file__).resolve().parents[4]
 BASE = {"old": Label("old", "an old label", {"year": 1851})}
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def place(request, tmp_path):
+    """What names the catalogue `shop`: the path of a file, or the URL of a database."""
+    if request.param == "sqlite":
+        yield str(tmp_path / "shop.sqlite")
+    else:
+        with fresh_database(request.getfixturevalue("postgres").url) as url:
+            yield url
+
+
+def open_at(place: str) -> SqliteStore | PostgresStore:
+    if place.endswith(".sqlite"):
+        return SqliteStore(Path(place), "shop")
+    return PostgresStore(place, "shop")
+
+
 @pytest.fixture
-def store(tmp_path):
-    opened = ChangeStore(tmp_path / "shop.sqlite", "shop")
+def store(place):
+    opened = open_at(place)
     yield opened
     opened.close()
 
@@ -38,11 +52,11 @@ def append(store, *changes, after=0):
     return store.append(changes, BASE.get, after)
 
 
-def test_changes_come_back_whole_and_in_order_after_reopening(store, tmp_path):
+def test_changes_come_back_whole_and_in_order_after_reopening(store, place):
     append(store, add("a", "one", tags=["x", 1, True]), Change("remove", "old"))
     append(store, Change("update", "a", text="two"))
     store.close()
-    again = ChangeStore(tmp_path / "shop.sqlite", "shop")
+    again = open_at(place)
     found = [(c.seq, c.op, c.label_id, c.label) for c in again.since(0)]
     again.close()
     tags = {"tags": ["x", 1, True]}
@@ -95,8 +109,8 @@ def test_changes_before_a_fold_no_longer_decide(store):
     append(store, Change("update", "old", text="x"), after=1)  # the newer bundle has it again
 
 
-def test_a_writer_sees_what_another_has_just_written(store, tmp_path):
-    other = ChangeStore(tmp_path / "shop.sqlite", "shop")
+def test_a_writer_sees_what_another_has_just_written(store, place):
+    other = open_at(place)
     assert not store.changed()
     append(other, add("a", "one"))
     assert store.changed()
@@ -120,194 +134,95 @@ def test_embeddings_are_kept_by_encoder_and_forgotten_once_folded(store):
     assert len(store.since(0)) == 2
 
 
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (b"not a database at all" * 100, r"shop\.sqlite"),
-        (b"", r"shop\.sqlite has no bytes, so changes may be lost.*restore it.*or remove it"),
-    ],
-    ids=["garbage", "nothing"],
-)
-def test_a_file_that_is_no_database_is_refused_and_kept(tmp_path, content, says):
-    path = tmp_path / "shop.sqlite"
-    path.write_bytes(content)
-    with pytest.raises(CatalogueCorrupt, match=says):
-        ChangeStore(path, "shop")
-    assert path.read_bytes() == content
-
-
-def test_a_database_of_another_program_is_refused(tmp_path):
-    path = tmp_path / "shop.sqlite"
-    db = sqlite3.connect(path)
-    db.execute("CREATE TABLE theirs (x)")
-    db.close()
-    with pytest.raises(CatalogueCorrupt, match="another program"):
-        ChangeStore(path, "shop")
-
-
-def test_a_change_of_another_program_that_cannot_be_read_is_named(store, tmp_path):
-    append(store, add("a", "one"))
-    other = sqlite3.connect(tmp_path / "shop.sqlite")
-    other.execute("INSERT INTO changes VALUES (2, 'b', 'add', 'two', '{')")
-    other.commit()
-    with pytest.raises(CatalogueCorrupt, match=r"change 2 .* restore it from a backup"):
-        store.since(0)
-    other.execute("DELETE FROM changes WHERE seq = 2")
-    other.commit()
-    other.close()
-    assert [change.label_id for change in store.since(0)] == ["a"]
-
-
-def test_the_file_of_another_catalogue_is_refused(store, tmp_path):
-    with pytest.raises(CatalogueCorrupt, match="'shop', the bundle is of 'books'"):
-        ChangeStore(tmp_path / "shop.sqlite", "books")
-
-
-def test_a_flipped_page_is_noticed_when_the_file_is_opened(tmp_path):
-    path = tmp_path / "shop.sqlite"
-    store = ChangeStore(path, "shop")
-    append(store, *(add(f"a{i}", f"text {i}") for i in range(2000)))
-    store.close()
-    raw = bytearray(path.read_bytes())
-    raw[8192:12288] = b"\xff" * 4096
-    path.write_bytes(raw)
-    with pytest.raises(CatalogueCorrupt):
-        ChangeStore(path, "shop")
-
-
-def test_a_folder_that_cannot_be_made_is_said(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(CatalogueUnavailable, match=r"shop\.sqlite cannot be used"):
-        ChangeStore(tmp_path / "file" / "shop.sqlite", "shop")
-
-
-def test_a_file_that_could_only_be_read_when_it_was_opened_is_written_to_later(
-    store, tmp_path, monkeypatch
-):
-    path, connect = tmp_path / "shop.sqlite", sqlite3.connect
-    append(store, add("a", "one"))
-    with monkeypatch.context() as read_only:  # as on a disk that is mounted for reading
-        read_only.setattr(os, "access", lambda *_: False)
-        read_only.setattr(
-            sqlite3, "connect", lambda it, **more: connect(f"file:{it}?mode=ro", uri=True, **more)
-        )
-        other = ChangeStore(path, "shop")
-        assert len(other.since(0)) == 1
-        with pytest.raises(CatalogueUnavailable, match="readonly"):
-            append(other, add("b", "two"))
-    append(other, add("b", "two"))
-    other.close()
-    assert [change.label_id for change in store.since(0)] == ["a", "b"]
-
-
-def test_a_lock_that_does_not_go_away_is_said(store, tmp_path, monkeypatch):
-    other = sqlite3.connect(tmp_path / "shop.sqlite", isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
-    store._db.execute("PRAGMA busy_timeout = 1")
-    with pytest.raises(CatalogueUnavailable, match="locked"):
-        append(store, add("a", "one"))
-    other.execute("ROLLBACK")
-    other.close()
-    append(store, add("a", "one"))
-
-
-def test_names_of_catalogues_stay_inside_the_folder(tmp_path):
-    assert store_path(tmp_path, "../evil").parent == tmp_path
-    assert store_path(tmp_path, "books").name == "books.sqlite"
-
-
-OPENERS = """
-import sys
-from pathlib import Path
-from service.core.catalogue.store import ChangeStore
-from service.core.catalogue.changes import Change
-folder, name, n_files = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-print(flush=True)
-sys.stdin.readline()
-for n in range(n_files):
-    store = ChangeStore(folder / str(n) / "shop.sqlite", "shop")
-    for i in range(5):
-        store.append([Change("add", f"{name}-{i}", "text")], lambda _: None, 0)
-    store.close()
-"""
-
-
-@pytest.mark.parametrize(("n_processes", "n_files"), [(4, 1), (8, 20)])
-def test_processes_that_open_new_files_together_share_them(tmp_path, n_processes, n_files):
-    with contextlib.ExitStack() as ends:
-        writers = [
-            ends.enter_context(
-                subprocess.Popen(
-                    [sys.executable, "-c", OPENERS, str(tmp_path), str(n), str(n_files)],
-                    cwd=ROOT,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                )
-            )
-            for n in range(n_processes)
-        ]
-        for writer in writers:
-            writer.stdout.readline()
-        for writer in writers:  # all have started: the end of their input sets them off together
-            writer.stdin.close()
-        assert [writer.wait() for writer in writers] == [0] * n_processes
-    for folder in sorted(tmp_path.iterdir()):
-        store = ChangeStore(folder / "shop.sqlite", "shop")
-        assert len({change.label_id for change in store.since(0)}) == 5 * n_processes
-        store.close()
-        assert [path.name for path in folder.iterdir()] == ["shop.sqlite"]
-
-
-def test_a_forked_process_opens_the_file_anew(store):
-    append(store, add("a", "one"))
-    before = store._db
-    if (child := os.fork()) == 0:  # this process has one thread
-        seen = store.changed() and len(store.since(0)) == 1
-        append(store, add("b", "two"))
-        os._exit(0 if seen else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert store._db is not before
-    assert store.changed()
-    assert [change.label_id for change in store.since(0)] == ["a", "b"]
-    with pytest.raises(LabelExists):
-        append(store, add("b", "again"))
-
-
 def test_a_closed_store_says_so(store):
     store.close()
     with pytest.raises(CatalogueUnavailable, match="closed"):
         store.since(0)
 
 
-KILLED_CREATOR = """
-import os, sys
-from pathlib import Path
-from service.core.catalogue.store import ChangeStore
-os.link = lambda *_: os._exit(1)
-ChangeStore(Path(sys.argv[1]), "shop")
-"""
+def test_a_call_without_a_change_is_no_write(store):
+    assert store.append([], lambda name: None, 0) == []
+    assert store.since(0) == []
 
 
-@pytest.mark.parametrize("made_meanwhile", [False, True], ids=["no file", "another made the file"])
-def test_the_next_start_removes_what_a_kill_left_of_a_new_file(tmp_path, made_meanwhile):
-    path, aside = tmp_path / "state" / "shop.sqlite", tmp_path / "shop.sqlite"
-    subprocess.run([sys.executable, "-c", KILLED_CREATOR, str(path)], cwd=ROOT, check=False)
-    [left_over] = path.parent.iterdir()
-    still_filled = left_over.with_name(STAGING + str(os.getppid()))
-    still_filled.mkdir()
-    if made_meanwhile:
-        ChangeStore(aside, "shop").close()
-        aside.rename(path)
-    ChangeStore(path, "shop").close()
-    assert set(path.parent.iterdir()) == {path, still_filled}
+def test_a_forked_process_opens_the_store_anew(store):
+    append(store, add("a", "one"))
+    if (child := os.fork()) == 0:  # this process has one thread
+        seen = len(store.since(0)) == 1
+        append(store, add("b", "two"))
+        os._exit(0 if seen else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert store.changed()
+    assert [change.label_id for change in store.since(0)] == ["a", "b"]
+    with pytest.raises(LabelExists):
+        append(store, add("b", "again"))
+
+
+@pytest.mark.parametrize("text", ["a\0b", "é\u2028", "\U0001f40b", "x" * 70_000])
+def test_any_text_comes_back_to_the_letter(store, text):
+    append(store, add("a", text, note=text[:99]))
+    assert store.since(0)[0].label == Label("a", text, {"note": text[:99]})
+
+
+def test_an_id_that_a_database_cannot_hold_is_no_label(store):
+    for op in ("add", "remove"):
+        with pytest.raises((InvalidValue, LabelUnknown)):
+            append(store, Change(op, "a\0b", text="x"))
+
+
+def test_the_history_counts_changes_and_stays_the_same(store, place):
+    first, seq = store.history()
+    assert seq == 0
+    append(store, add("a", "one"), add("b", "two"))
+    with pytest.raises(LabelExists):
+        append(store, add("c", "three"), add("a", "one"))
+    store.close()
+    again = open_at(place)
+    assert again.history() == (first, 2)
+    assert append(again, add("c", "three"))[0].seq == 3
+    again.close()
+
+
+def test_writers_and_readers_at_once_see_one_order_and_miss_nothing(place):
+    n_writers, n_calls, per_call = 8, 25, 3
+    n_changes = n_writers * n_calls * per_call
+    open_at(place).close()
+
+    def write(writer):
+        store = open_at(place)
+        for call in range(n_calls):
+            names = [f"{writer}-{call}-{i}" for i in range(per_call)]
+            append(store, *(add(name, "text") for name in names))
+        store.close()
+
+    seen = {reader: [] for reader in range(2)}
+
+    def read(reader):
+        store, last = open_at(place), 0
+        while last < n_changes:
+            changes = store.since(last)
+            seen[reader] += [(change.seq, change.label_id) for change in changes]
+            last = changes[-1].seq if changes else last
+        store.close()
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(n_writers)]
+    threads += [threading.Thread(target=read, args=(n,)) for n in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [seq for seq, _ in seen[0]] == list(range(1, n_changes + 1))
+    assert seen[0] == seen[1]
+    for writer in range(n_writers):
+        calls = [name for _, name in seen[0] if name.startswith(f"{writer}-")]
+        assert calls == [f"{writer}-{c}-{i}" for c in range(n_calls) for i in range(per_call)]
 
 
 WRITER = """
 import sys
-from pathlib import Path
-from service.core.catalogue.store import ChangeStore
+from tests.service.core.catalogue.test_store import open_at
 from service.core.catalogue.changes import Change
-store = ChangeStore(Path(sys.argv[1]), "shop")
+store = open_at(sys.argv[1])
 for call in range(10**6):
     names = [f"{sys.argv[2]}-{call}-{i}" for i in range(7)]
     store.append([Change("add", name, "text") for name in names], lambda _: None, 0)
@@ -315,22 +230,18 @@ for call in range(10**6):
 """
 
 
-def test_a_killed_writer_loses_nothing_that_it_acknowledged(tmp_path):
-    path = tmp_path / "shop.sqlite"
+def test_a_killed_writer_loses_nothing_that_it_acknowledged(place):
     acknowledged = []
     for turn in range(3):
-        command = [sys.executable, "-c", WRITER, str(path), str(turn)]
+        command = [sys.executable, "-c", WRITER, place, str(turn)]
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as writer:
             acknowledged += [writer.stdout.readline().strip() for _ in range(10 + turn)]
             os.kill(writer.pid, signal.SIGKILL)
             acknowledged += [line.strip() for line in writer.stdout if line.endswith("\n")]
-    store = ChangeStore(path, "shop")
+    store = open_at(place)
     kept = [change.label_id for change in store.since(0)]
+    seqs = [change.seq for change in store.since(0)]
     store.close()
     assert set(acknowledged) <= set(kept)
     assert len(kept) % 7 == 0, "a call was kept in part"
-
-
-def test_a_call_without_a_change_is_no_write(store):
-    assert store.append([], lambda name: None, 0) == []
-    assert store.since(0) == []
+    assert seqs == list(range(1, len(seqs) + 1))

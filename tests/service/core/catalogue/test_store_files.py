@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.core.catalogue.store import ChangeStore
+from service.core.catalogue.sqlite_store import SqliteStore
 from service.core.labels.labels import Label
 from service.errors import CatalogueUnavailable
 from tests.support.shop import add
@@ -20,11 +20,11 @@ def nothing(_: str) -> Label | None:
     return None
 
 
-def append(store: ChangeStore, *label_ids: str) -> None:
+def append(store: SqliteStore, *label_ids: str) -> None:
     store.append([add(label_id, f"text of {label_id}") for label_id in label_ids], nothing, 0)
 
 
-def ids(store: ChangeStore) -> list[str]:
+def ids(store: SqliteStore) -> list[str]:
     return [change.label_id for change in store.since(0)]
 
 
@@ -95,7 +95,7 @@ def test_no_change_is_acknowledged_that_a_restart_would_lose(
     tmp_path: Path, change: Callable[[Path], None], forked: bool
 ) -> None:
     path = tmp_path / "state" / NAME
-    store = ChangeStore(path, "shop")
+    store = SqliteStore(path, "shop")
     append(store, *(f"old-{i}" for i in range(100)))
     backed_up(path)
     append(store, *(f"new-{i}" for i in range(900)))
@@ -115,7 +115,7 @@ def test_no_change_is_acknowledged_that_a_restart_would_lose(
     assert all("is no longer the file that is open" in said for said in refusals)
     assert all("docs/catalogue.md" in said for said in refusals)
     if not forked and change in HARMLESS:
-        again = ChangeStore(path, "shop")
+        again = SqliteStore(path, "shop")
         assert ids(again)[-10:] == acknowledged
         assert len(ids(again)) == 1010
         again.close()
@@ -125,7 +125,7 @@ def test_no_change_is_acknowledged_that_a_restart_would_lose(
 
 def test_a_file_that_comes_back_takes_changes_again(tmp_path: Path) -> None:
     path = tmp_path / NAME
-    store = ChangeStore(path, "shop")
+    store = SqliteStore(path, "shop")
     append(store, "a")
     os.rename(path, tmp_path / "away")
     with pytest.raises(CatalogueUnavailable, match="is gone"):
@@ -134,7 +134,7 @@ def test_a_file_that_comes_back_takes_changes_again(tmp_path: Path) -> None:
     os.rename(tmp_path / "away", path)
     append(store, "b")
     store.close()
-    again = ChangeStore(path, "shop")
+    again = SqliteStore(path, "shop")
     assert ids(again) == ["a", "b"]
     again.close()
 
@@ -143,7 +143,7 @@ def test_a_file_that_was_replaced_between_two_connections_is_not_taken_for_it(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / NAME
-    store = ChangeStore(path, "shop")
+    store = SqliteStore(path, "shop")
     append(store, "a")
     store.hold_for_fork()
     shutil.copyfile(path, tmp_path / "copy")
@@ -157,7 +157,7 @@ def test_a_file_that_was_replaced_between_two_connections_is_not_taken_for_it(
 def test_what_sqlite_itself_does_to_the_files_stops_nobody(tmp_path: Path) -> None:
     """Checkpoints by this process and by others, also those that cut the log; another's backup."""
     path = tmp_path / NAME
-    one, other = ChangeStore(path, "shop"), ChangeStore(path, "shop")
+    one, other = SqliteStore(path, "shop"), SqliteStore(path, "shop")
     for turn in range(6):
         append(one, *(f"{turn} one {i}" for i in range(2000)))
         append(other, f"{turn} other")
@@ -168,6 +168,6 @@ def test_what_sqlite_itself_does_to_the_files_stops_nobody(tmp_path: Path) -> No
     one.close()
     append(other, "last")
     other.close()
-    again = ChangeStore(path, "shop")
+    again = SqliteStore(path, "shop")
     assert len(ids(again)) == 6 * 2001 + 1
     again.close()

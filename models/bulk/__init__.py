@@ -1,0 +1,1 @@
+"""A million texts at once: answers by file, and label vectors for other engines."""
