@@ -19,7 +19,7 @@ from scipy.sparse import csr_array
 
 from models.config import Config, fold_config
 from models.data.dataset import Dataset, label_texts, point_texts, report_text
-from models.data.earlier import earlier_run, write_earlier
+from models.data.earlier import write_earlier
 from models.data.filters import filtered_pairs, without_cells
 from models.data.prepare import (
     Corpus,
@@ -260,12 +260,8 @@ def _untrained(
     run, config = job.run, job.run.config
     points, labels = _points(job, encoder, world), _texts(job, "labels", encoder, world)
     if config.train.start_from:
-        earlier = earlier_run(Path(config.train.start_from))
         model, rows = fresh_model(encoder, labels, config, points, world)
-        counts = keep_label_vectors(model, earlier, job.dataset.labels.uids)
-        if world.leads:
-            run.record(started_from={"run": str(earlier.folder), "labels": counts})
-        log.info("going on from %s; labels: %s", earlier.folder, counts)
+        keep_label_vectors(model, run, job.dataset.labels.uids)
         return model, rows
     if (bag := bag_of(encoder)) is not None:
         token_ids = np.concatenate([points.texts.ids, labels.ids])
@@ -294,10 +290,7 @@ def _fresh_encoder(job: TrainingJob, world: World) -> TextEncoder:
     if world.leads:
         write_earlier(run, job.dataset, job.parts.train_rows)
     if config.train.start_from:
-        earlier = earlier_run(Path(config.train.start_from))
-        encoder = earlier_encoder(run, earlier, leads=world.leads)
-        world.wait()
-        return encoder
+        return earlier_encoder(run, world)
     texts = point_texts(job.dataset.train, config.data.fields)
     corpus = [texts[row] for row in job.parts.train_rows]
     corpus += label_texts(job.dataset.labels, config.data.label_fields)

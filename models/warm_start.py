@@ -5,39 +5,48 @@ vector, by label id. A new one starts at its text, as in any training. A vanishe
 """
 
 import json
+import logging
 import shutil
+from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 
 from models.config import Config
+from models.data.earlier import earlier_run
 from models.encoders.build import TextEncoder
 from models.errors import RunError
 from models.methods.astra import Astra
 from models.runs import ARCHITECTURE_FILE, LABEL_IDS_FILE, MODEL_FILE, TOKENIZER_FILE, Run
 from models.trained import load_model
+from models.training.distributed import World
 from models.training.method import Method
 
+log = logging.getLogger(__name__)
 
-def earlier_encoder(run: Run, earlier: Run, *, leads: bool) -> TextEncoder:
-    """The earlier run's encoder; the rank that `leads` copies its tokenizer into the run's folder.
+
+def earlier_encoder(run: Run, world: World) -> TextEncoder:
+    """The earlier run's encoder; the first rank copies its tokenizer into the run's folder.
 
     Raises RunError where the two encoders, or what gives their vectors a scale, differ.
     """
+    earlier = earlier_run(Path(run.config.train.start_from))
     _check_fit(run.config, earlier)
-    if leads:
+    if world.leads:
         for name in (TOKENIZER_FILE, ARCHITECTURE_FILE):
             if earlier.has(name):
                 shutil.copyfile(earlier.folder / name, run.folder / name)
+    world.wait()
     return load_model(earlier).encoder
 
 
-def keep_label_vectors(model: Method, earlier: Run, uids: list[str]) -> dict[str, int]:
+def keep_label_vectors(model: Method, run: Run, uids: list[str]) -> None:
     """Set the vectors of labels that the earlier run had; `uids` are the model's labels.
 
-    Returns how many labels were kept, are new and have vanished.
+    Records how many labels were kept, are new and have vanished.
     """
+    earlier = earlier_run(Path(run.config.train.start_from))
     assert isinstance(model, Astra)  # the configuration refuses other methods
     names = json.loads((earlier.folder / LABEL_IDS_FILE).read_bytes())
     row_of = {name: row for row, name in enumerate(names)}
@@ -48,7 +57,10 @@ def keep_label_vectors(model: Method, earlier: Run, uids: list[str]) -> dict[str
         weight = model.labels.weight
         weight[own >= 0] = vectors[own[own >= 0]].to(weight.device, weight.dtype)
     kept = int(np.count_nonzero(rows >= 0))
-    return {"kept": kept, "new": len(uids) - kept, "vanished": len(names) - kept}
+    counts = {"kept": kept, "new": len(uids) - kept, "vanished": len(names) - kept}
+    log.info("going on from %s; labels: %s", earlier.folder, counts)
+    if model.world.leads:
+        run.record(started_from={"run": str(earlier.folder), "labels": counts})
 
 
 def _check_fit(config: Config, earlier: Run) -> None:

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from models.data.formats import open_dataset, write_dataset
-from tests.e2e.test_train_seal_serve import ROOT, command, serving
+from tests.support.commands import ROOT, command, serving
 from tests.support.tiny_job import tiny_dataset, write_tiny_job
 
 pytestmark = pytest.mark.slow
