@@ -192,8 +192,7 @@ def _add_gather(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     add("--feedback", type=Path, required=True, metavar="FOLDER", help="the service's feedback_dir")
     add("--data", type=Path, required=True, metavar="FOLDER", help="the last data set")
     add("--out", type=Path, required=True, metavar="FOLDER", help="an empty or a new folder")
-    fields = ["title", "title+content", "title|content"]
-    add("--fields", choices=fields, default="title", help="data.fields of the model that served")
+    add("--fields", choices=("title", "title+content", "title|content"), default="title")
     for kind, weight in (("clicked", 0.5), ("accepted", 1.0), ("rejected", -1.0)):
         add(f"--{kind}", type=float, default=weight, metavar="WEIGHT", help=f"default: {weight}")
     add("--min-weight", type=_above_zero, default=0.5, help="of a text and a label; default: 0.5")
