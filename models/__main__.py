@@ -39,6 +39,7 @@ COMPARE = "compare"
 TUNE = "tune"
 FOLD = "fold"
 SIGN = "sign"
+GATHER = "gather"
 PREDICT = "predict"
 EXPORT_VECTORS = "export-vectors"
 TRAIN = "pip install 'astrolabe[train]'"
@@ -104,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_tune(commands)
     _add_fold(commands)
     _add_sign(commands)
+    _add_gather(commands)
     _add_bulk(commands)
     _add_push_and_pull(commands)
     return parser
@@ -192,6 +194,22 @@ def _add_sign(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     add("--key", type=Path, required=True, metavar="PEM", help="a file with an Ed25519 private key")
 
 
+def _add_gather(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    what = "make the next data set from feedback and the last data set"
+    add = commands.add_parser(GATHER, help=what, description=what).add_argument
+    add("--feedback", type=Path, required=True, metavar="FOLDER", help="the service's feedback_dir")
+    add("--data", type=Path, required=True, metavar="FOLDER", help="the last data set")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="an empty or a new folder")
+    add("--fields", choices=("title", "title+content", "title|content"), default="title")
+    for kind, weight in (("clicked", 0.5), ("accepted", 1.0), ("rejected", -1.0)):
+        add(f"--{kind}", type=float, default=weight, metavar="WEIGHT", help=f"default: {weight}")
+    add("--min-weight", type=_above_zero, default=0.5, help="of a text and a label; default: 0.5")
+    add("--position-bias", default="1.0", metavar="POWER|estimate", help="default: 1 / position")
+    add("--clip", type=_above_zero, default=10.0, help="largest inverse propensity; default: 10")
+    add("--test-share", type=_share, default=0.1, help="newest new texts to test; default: 0.1")
+    add("--old-share", type=_share, default=1.0, help="old training points to keep; default: 1")
+
+
 def _add_bulk(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     what = "answer files of texts: a Parquet file for each, and a summary"
     add = commands.add_parser(PREDICT, help=what, description=what).add_argument
@@ -261,6 +279,7 @@ def _run(args: argparse.Namespace) -> None:
             SIGN: _sign,
             PREDICT: _predict,
             EXPORT_VECTORS: _export_vectors,
+            GATHER: _gather,
             PUSH: _push,
             PULL: _pull,
         }
@@ -343,6 +362,33 @@ def _sign(args: argparse.Namespace) -> None:
 
     manifest, key_ids = sign_bundle(args.bundle, args.key)
     print(f"{manifest.name}  {manifest.bundle_id[:12]}  signed by {', '.join(key_ids)}")
+
+
+def _gather(args: argparse.Namespace) -> None:
+    from models.errors import ConfigError
+    from models.extras import need
+
+    need("pyarrow", TRAIN)
+    from models.gather.events import Weighing
+    from models.gather.gather import Gathering, gather
+
+    try:
+        power = None if args.position_bias == "estimate" else float(args.position_bias)
+    except ValueError:
+        raise ConfigError(
+            f"--position-bias is {args.position_bias}: give a number such as 1, or `estimate`"
+        ) from None
+    weights = {"shown": 0.0} | {kind: getattr(args, kind) for kind in ("clicked", "accepted")}
+    weighing = Weighing(weights | {"rejected": args.rejected}, power, args.clip)
+    counts = gather(
+        Gathering(
+            *(args.feedback, args.data, args.out, args.fields, weighing),
+            min_weight=args.min_weight,
+            test_share=args.test_share,
+            old_share=args.old_share,
+        )
+    )
+    print("\n".join(f"{count:>12,}  {name}" for name, count in counts.items()))
 
 
 def _predict(args: argparse.Namespace) -> None:

@@ -192,8 +192,12 @@ class TeacherConfig(_Section):
 class TrainConfig(_Section):
     """The training loop: learning rates, schedule, precision, device, early stopping, checkpoints.
 
-    `patience` epochs without a better nDCG@5 on validation points end the last phase.
+    `patience` epochs without a better nDCG@5 on validation points end the last phase. With
+    `start_from`, a run's folder or a bundle whose run is there, training goes on from that model;
+    pre-training is then left out.
     """
+
+    start_from: str = ""
 
     epochs: Positive = 6
     batch_size: Positive = 512
@@ -346,13 +350,17 @@ class ReleaseConfig(_Section):
     """The limits that a bundle must keep, its default k, and its number of golden queries.
 
     fp32 may differ from torch by `max_parity_diff` at most, in any dimension. The first labels by
-    both must be equal for `min_top1_agreement` of the texts.
+    both must be equal for `min_top1_agreement` of the texts. With `not_worse_than`, a bundle, P@1
+    on the same test points must not be `not_worse_margin` points below that bundle's: the 95 %
+    interval of the difference tells.
     """
 
     default_k: Width = 10
     golden_queries: Annotated[int, Field(ge=1, le=10_000)] = 20
     max_parity_diff: Annotated[float, Field(gt=0)] = 1e-3
     min_top1_agreement: Annotated[float, Field(ge=0, le=1)] = 0.995
+    not_worse_than: str = ""
+    not_worse_margin: Annotated[float, Field(ge=0, le=100)] = 1.0
 
 
 class Config(_Section):
@@ -386,6 +394,11 @@ class Config(_Section):
                 f"method.uniform_only_epochs ({method.uniform_only_epochs}) leaves none of "
                 f"train.epochs ({train.epochs}) for hard negatives; lower it, or set "
                 "method.hard_negatives = 0"
+            )
+        if train.start_from and method.kind == "elias":
+            raise ValueError(
+                "train.start_from is for methods with one vector a label, and elias has more: "
+                "leave it empty"
             )
         if method.softmax_share and method.kind in ("full-bce", "elias"):
             raise ValueError(
@@ -507,13 +520,14 @@ def config_sentence(exc: ValidationError) -> str:
 def fold_config(config: Config) -> Config:
     """The configuration of a fold's model: `rerank.fold_epochs` of the epochs, no second stage.
 
-    At least one epoch stays, and one with hard negatives where the method mines them.
+    It starts from nothing, because an earlier model knows the points that the fold holds out. At
+    least one epoch stays, and one with hard negatives where the method mines them.
     """
     share, train, pretrain = config.rerank.fold_epochs, config.train, config.pretrain
     least = config.method.uniform_only_epochs + 1 if config.method.hard_negatives else 1
     epochs = min(train.epochs, max(least, round(share * train.epochs)))
     update = {
-        "train": train.model_copy(update={"epochs": epochs}),
+        "train": train.model_copy(update={"epochs": epochs, "start_from": ""}),
         "pretrain": pretrain.model_copy(update={"epochs": round(share * pretrain.epochs)}),
         "rerank": RerankConfig(),
     }

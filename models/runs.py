@@ -10,6 +10,8 @@
                                  the state to resume from, removed at the end
         pretrained.safetensors   the encoder after contrastive pre-training, if configured
         model.safetensors        the best epoch's weights
+        label_ids.json, trained_on.npy
+                                 labels, and hashes of the training texts, to go on from later
         failed_batch.json        the rows of the batch whose loss was no number
         encoder.fp32.onnx and the other precisions, index.*, memory.*, calibration.json, tune/
                                  from the later stages
@@ -46,6 +48,8 @@ ARCHITECTURE_FILE = "backbone.json"
 TEACHER_FILE = "teacher.npz"
 MODEL_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
+LABEL_IDS_FILE = "label_ids.json"
+TRAINED_ON_FILE = "trained_on.npy"
 INDEX_FILE = "index.faiss"
 CALIBRATION_FILE = "calibration.json"
 MEASURED_FILE = "measured.json"

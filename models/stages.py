@@ -19,6 +19,7 @@ from scipy.sparse import csr_array
 
 from models.config import Config, fold_config
 from models.data.dataset import Dataset, label_texts, point_texts, report_text
+from models.data.earlier import write_earlier
 from models.data.filters import filtered_pairs, without_cells
 from models.data.prepare import (
     Corpus,
@@ -90,6 +91,7 @@ from models.tune.goal import Goal
 from models.tune.report import Report
 from models.tune.subject import Subject
 from models.tune.tuning import Request, scored_by_vectors, tune
+from models.warm_start import earlier_encoder, keep_label_vectors
 from service.atomic import write_text
 from service.bundle.manifest import EXACT, QualityInfo
 from service.bundle.verify import read_manifest, resolve
@@ -257,6 +259,10 @@ def _untrained(
     """The untrained model around the encoder, pre-trained if configured, and its training rows."""
     run, config = job.run, job.run.config
     points, labels = _points(job, encoder, world), _texts(job, "labels", encoder, world)
+    if config.train.start_from:
+        model, rows = fresh_model(encoder, labels, config, points, world)
+        keep_label_vectors(model, run, job.dataset.labels.uids)
+        return model, rows
     if (bag := bag_of(encoder)) is not None:
         token_ids = np.concatenate([points.texts.ids, labels.ids])
         bag.weigh_words(token_ids, config.encoder.word_smoothing)
@@ -276,8 +282,15 @@ def _untrained(
 
 
 def _fresh_encoder(job: TrainingJob, world: World) -> TextEncoder:
-    """The untrained encoder; writes its tokenizer, and a transformer's architecture."""
+    """The untrained encoder, or that of `train.start_from`.
+
+    Writes its tokenizer, and a transformer's architecture.
+    """
     run, config = job.run, job.run.config
+    if world.leads:
+        write_earlier(run, job.dataset, job.parts.train_rows)
+    if config.train.start_from:
+        return earlier_encoder(run, world)
     texts = point_texts(job.dataset.train, config.data.fields)
     corpus = [texts[row] for row in job.parts.train_rows]
     corpus += label_texts(job.dataset.labels, config.data.label_fields)

@@ -29,7 +29,7 @@ import httpx
 
 from service.remote import calls
 from service.remote.answers import Applied, Embeddings, Info, Label, Recommendation, Result
-from service.remote.calls import Call, NewLabel, RecommendOptions, Text
+from service.remote.calls import Call, Event, NewLabel, RecommendOptions, Text
 from service.remote.errors import (
     AstrolabeClientError,
     AstrolabeConnectionError,
@@ -217,6 +217,10 @@ class Client(_Calls):
         """Remove a label; keys and tries as in `add_labels`."""
         return self._send(calls.remove_label(label_id), timeout_s)
 
+    def feedback(self, events: Sequence[Event], *, timeout_s: float | None = None) -> int:
+        """Store what users did with answers; returns how many events; tries as in `add_labels`."""
+        return self._send(calls.feedback(events), timeout_s)
+
     def info(self, *, model: str | None = None, timeout_s: float | None = None) -> Info:
         """The model, its bundle and the service's limits; every call asks the service."""
         return self._send(calls.info(model), timeout_s)
@@ -351,6 +355,10 @@ class AsyncClient(_Calls):
     async def remove_label(self, label_id: str, *, timeout_s: float | None = None) -> Applied:
         """See Client.remove_label."""
         return await self._send(calls.remove_label(label_id), timeout_s)
+
+    async def feedback(self, events: Sequence[Event], *, timeout_s: float | None = None) -> int:
+        """See Client.feedback."""
+        return await self._send(calls.feedback(events), timeout_s)
 
     async def info(self, *, model: str | None = None, timeout_s: float | None = None) -> Info:
         """See Client.info."""

@@ -325,6 +325,13 @@ class StateUnavailable(AstrolabeError):
     retryable = True
 
 
+class FeedbackUnavailable(AstrolabeError):
+    """Events cannot be stored now: the disk is full, fails, or is too slow for them."""
+
+    code, title, status = "feedback_unavailable", "Feedback unavailable", 503
+    retryable = True
+
+
 class DeviceUnavailable(AstrolabeError):
     """The requested device is absent, or ONNX Runtime cannot use it."""
 

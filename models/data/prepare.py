@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from models.config import AUTO, Config, EncoderConfig, load_config
 from models.data.dataset import Dataset, Points, has_text, label_texts, point_texts
+from models.data.earlier import trained_on
 from models.data.filters import (
     check_item_ids,
     filtered_pairs,
@@ -101,6 +102,8 @@ def open_configured(config: Config) -> Dataset:
 def split(config: Config, dataset: Dataset) -> Split:
     """Cut the validation split. The same configuration and data give the same split.
 
+    Points that `train.start_from` was trained on stay in training.
+
     Raises DataError where a filter leaves the validation points no label, and ConfigError where
     `validation.points` is too large or too few points can leave training.
     """
@@ -110,15 +113,15 @@ def split(config: Config, dataset: Dataset) -> Split:
             f"validation.points is {n_points}, the data has {len(dataset.train)} training points: "
             "lower it to less than half of them"
         )
-    texts = dataset.train.contents
-    if config.validation.group != "content":
-        texts = point_texts(dataset.train, config.data.fields)
+    whole = point_texts(dataset.train, config.data.fields)
+    texts = dataset.train.contents if config.validation.group == "content" else whole
     train_rows, validation_rows = validation_split(
         dataset.train,
         texts,
         n=n_points,
         rng=Rng.from_seed(config.seed).numpy,
         group=config.validation.group,
+        known=trained_on(config, whole) if config.train.start_from else None,
     )
     if len(validation_rows) < LEAST_VALIDATION_POINTS:
         raise ConfigError(

@@ -68,6 +68,7 @@ def validation_split(
     *,
     n: int,
     group: Grouping = "series",
+    known: NDArray[np.bool_] | None = None,
 ) -> tuple[Rows, Rows]:
     """Split the rows of `points` into (training rows, validation rows), both ascending.
 
@@ -75,7 +76,7 @@ def validation_split(
     draws whole groups at random until validation has `n` points. It never takes more, and fewer
     where no more groups fit. These groups stay in training:
 
-    - a group with a point that has no label;
+    - a group with a point that has no label, or with a `known` one (n,);
     - with group "content", one of more than a fiftieth of the validation points;
     - one that has the only points of a label. Where several groups together would take all points
       of a label, one of them goes back to training.
@@ -90,6 +91,8 @@ def validation_split(
     n_groups = int(group_rows.max(initial=-1)) + 1
     movable = np.ones(n_groups, dtype=bool)
     movable[group_rows[np.diff(points.labels.indptr) == 0]] = False
+    if known is not None:
+        movable[group_rows[known]] = False
     sizes = np.bincount(group_rows, minlength=n_groups)
     if group == "content":
         movable[sizes > max(1, n // _MIN_SOURCES)] = False

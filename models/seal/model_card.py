@@ -17,6 +17,7 @@ def model_card(manifest: Manifest) -> str:
         f"Sealed {manifest.created} by Astrolabe {manifest.code.version} "
         f"({manifest.code.revision}).",
         f"Trained on {manifest.data.name} ({counts}; SHA-256 {manifest.data.sha256}).",
+        *_started_from(manifest),
         f"Encoder: {manifest.encoder.dim} dimensions, {manifest.encoder.served}; at most "
         f"{manifest.tokenizer.max_tokens} tokens are read.{_prefixes(manifest)}",
         f"Index: {manifest.index.kind} over {manifest.index.n_rows:,} labels.",
@@ -31,6 +32,11 @@ def model_card(manifest: Manifest) -> str:
         *_scores(manifest),
     ]
     return "\n".join(lines)
+
+
+def _started_from(manifest: Manifest) -> list[str]:
+    path = manifest.config.get("train", {}).get("start_from")
+    return [f"Training went on from {path}."] if path else []
 
 
 def _prefixes(manifest: Manifest) -> str:

@@ -34,6 +34,7 @@ from models.runs import (
 )
 from models.seal.bundle_writer import publish, write_manifest
 from models.seal.model_card import model_card
+from models.seal.not_worse import check_not_worse
 from service.atomic import staging_folder
 from service.bundle.manifest import (
     SCHEMA_VERSION,
@@ -104,6 +105,9 @@ def release(
         scored = _scored_part(config, dataset, parts)
 
         def measure(engine: Engine) -> dict[str, Any]:
+            compared = check_not_worse(engine, dataset, scored, config)
+            if compared is not None:
+                run.record(not_worse_than=compared)
             a, b = config.metrics.propensity_a, config.metrics.propensity_b
             return {
                 "quality": evaluate(engine, dataset, scored, config.data.fields, a, b),

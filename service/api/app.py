@@ -52,9 +52,13 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         serving.deployments.start()
         await follower.start()
+        if serving.feedback is not None:
+            serving.feedback.start(telemetry.background)
         yield
         await follower.stop()
         await serving.drain()
+        if serving.feedback is not None:
+            await serving.feedback.stop()
 
     app = FastAPI(
         title="Astrolabe",

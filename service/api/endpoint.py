@@ -35,10 +35,12 @@ Request = TypeVar("Request")
 class Endpoint(ABC, Generic[Request]):
     """One route that computes, bound to the open bundles.
 
-    `texts` names the field or tensor of its texts, for errors.
+    `texts` names the field or tensor of its texts, for errors. `logs_answers` says whether a sample
+    of its answers goes to the log of answers, which must know their form.
     """
 
     texts: ClassVar[str] = "query"
+    logs_answers: ClassVar[bool] = False
 
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
@@ -151,6 +153,8 @@ class Endpoint(ABC, Generic[Request]):
         ]
         await exchange.respond(send, 200, headers, whole.body)
         serving.telemetry.answered(whole.effort, whole.n_queries, total_s)
+        if self.logs_answers and serving.feedback is not None:
+            serving.feedback.offer(exchange.request_id, exchange.queries, whole.body)
         if answer is not None and whole.effort is not None:
             serving.telemetry.served(answer.predictions)
             if deployment.live_recall is not None:

@@ -33,6 +33,8 @@ from service.serving.request_models import (
 class Recommend(Endpoint[LabelsRequest]):
     """POST /v1/recommend."""
 
+    logs_answers = True
+
     def queries(
         self, exchange: Exchange, deployment: Deployment, value: Any
     ) -> tuple[LabelsRequest, list[Query]]:

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 
 from service.api.admin import add_admin
 from service.api.embed import Embed
+from service.api.feedback import add_feedback
 from service.api.labels import add_labels
 from service.api.oip.infer import add_oip
 from service.api.openai import add_openai
@@ -94,6 +95,7 @@ def add_routes(app: FastAPI, serving: Serving, follower: Follower) -> Bare:
     _add_probes(app, serving)
     _add_problems(app)
     _add_docs(app)
+    add_feedback(app, serving)
     add_labels(app, serving)
     add_playground(app)
     if serving.settings.admin_key is not None:

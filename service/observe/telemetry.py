@@ -117,6 +117,9 @@ class Telemetry:
         self._bundle_info = self._describe_bundles()
         self._cache = self._counter("cache", "Look-ups in the cache of answers.", "result")
         self._swaps = self._counter("bundle_swap", "Changes of bundles, by result.", "result")
+        self._feedback = self._counter(
+            "feedback", "Rows for the logs of feedback and answers, by result.", "result"
+        )
         self._make_quality_metrics()
         self._make_background_metrics()
         if shared is None:
@@ -256,6 +259,10 @@ class Telemetry:
     def looked_up(self, result: str) -> None:
         """Count a look-up in the cache of answers: hit or miss."""
         self._cache.labels(result).inc()
+
+    def feedback(self, result: str, n_rows: int) -> None:
+        """Count rows of the logs: events accepted or refused, an answer or answer_dropped."""
+        self._feedback.labels(result).inc(n_rows)
 
     def count_swap(self, result: str) -> None:
         """Count a change of bundles: activated, rolled_back, canary or failed."""

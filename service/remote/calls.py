@@ -54,6 +54,21 @@ class NewLabel(TypedDict, total=False):
     metadata: Mapping[str, Any]
 
 
+class Event(TypedDict, total=False):
+    """What a user did with a label; needs `label`, `event`, and `request_id` or `text`.
+
+    They are the fields of an event of POST /v1/feedback (docs/learning-loop.md).
+    """
+
+    label: str
+    event: str
+    request_id: str
+    query: int
+    text: str
+    value: float
+    position: int
+
+
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
     """A request, and `read`, which parses its answer.
@@ -137,6 +152,13 @@ def update_label(label_id: str, text: str, metadata: Mapping[str, Any] | None) -
 def remove_label(label_id: str) -> Call[Applied]:
     """DELETE /v1/labels/{id}."""
     return _change("DELETE", _label_path(label_id), None)
+
+
+def feedback(events: Sequence[Event]) -> Call[int]:
+    """POST /v1/feedback."""
+    # Not repeatable: what an answer got lost of would be stored twice.
+    body = {"events": [dict(event) for event in events]}
+    return Call("POST", "v1/feedback", lambda raw, _: int(raw["accepted"]), body, repeatable=False)
 
 
 def _change(method: str, path: str, body: Mapping[str, Any] | None) -> Call[Applied]:

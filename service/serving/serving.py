@@ -13,6 +13,7 @@ from typing import Final
 from service.core.engine import Engine
 from service.core.types import Query
 from service.errors import AstrolabeError, BundleError, NotReady, OverloadError, ShuttingDown
+from service.feedback.feedback import Feedback
 from service.observe.telemetry import Telemetry
 from service.overload.shedding import PATH, Shedding
 from service.serving.deployment import Deployment, open_changed_engine
@@ -34,8 +35,9 @@ and they must not become a load."""
 class Serving:
     """The state of a serving process. Deadlines are seconds of `clock`, which the batchers share.
 
-    `draining` is true once the process is shutting down. `all_stop` then says whether the whole
-    service is, and not just this worker of it.
+    `feedback` is None where no folder for it is set. `draining` is true once the process is
+    shutting down. `all_stop` then says whether the whole service is, and not just this worker of
+    it.
     """
 
     deployments: Deployments
@@ -43,6 +45,7 @@ class Serving:
     telemetry: Telemetry
     clock: Callable[[], float]
     shedding: Shedding
+    feedback: Feedback | None = None
     draining: bool = False
     all_stop: Callable[[], bool] = lambda: True
     _last_answer_s: float = -math.inf
@@ -135,7 +138,8 @@ def open_serving(
         return only.batcher.refusal(deadline_s, bulk, n_ahead)
 
     shedding = Shedding(clock, settings.request_timeout_ms / 1000, would_refuse, count_refusal)
-    serving = Serving(deployments, settings, telemetry, clock, shedding)
+    feedback = Feedback.open(settings, telemetry)
+    serving = Serving(deployments, settings, telemetry, clock, shedding, feedback)
     telemetry.describe_device(requested=settings.device, active=engines[0].encoder.device)
     telemetry.watch(
         queue_tokens=lambda: sum(one.batcher.waiting_tokens for one in deployments),

@@ -23,6 +23,7 @@ from pydantic_settings import (
 
 from service.errors import SettingsInvalid
 from service.settings.edge import EdgeSettings
+from service.settings.feedback import FeedbackSettings
 from service.settings.gpu import GpuSettings
 from service.settings.observing import ObservingSettings
 from service.settings.places import Place
@@ -31,7 +32,7 @@ from service.settings.service_links import is_service_link, service_links
 PREFIX: Final = "ASTROLABE_"
 
 
-class Settings(EdgeSettings, GpuSettings, ObservingSettings):
+class Settings(EdgeSettings, FeedbackSettings, GpuSettings, ObservingSettings):
     """Serve a sealed bundle over HTTP. A flag wins over its environment variable."""
 
     model_config = SettingsConfigDict(

@@ -35,6 +35,7 @@ EXCEPTIONS: dict[str, tuple[int, str]] = {
         "every call's error goes to its caller; the finaliser ends the thread",
     ),
     "service/edge/server.py:shutdown": (1, "awaited before the server ends"),
+    "service/feedback/feedback.py:__init__": (1, "its calls are awaited: by the task, or by stop"),
     "service/interrupt.py:end_on_signal": (1, "ends the program; nothing is served then"),
     "service/process/supervisor.py:_start_due": (1, "the worker itself, which is replaced"),
     "service/serving/serving.py:drain": (1, "awaited by everyone who drains"),

@@ -24,6 +24,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("service.api",),
         ("service.gate", "service.recommender"),
         ("service.serving",),
+        ("service.feedback",),
         ("service.observe", "service.overload"),
         ("service.core.engine",),
         ("service.core.parts", "service.core.ranking"),
@@ -45,9 +46,10 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("models.bulk", "models.compare"),
         ("models.stages",),
         ("models.plan", "models.seal"),
+        ("models.gather",),
         ("models.tune",),
         ("models.rerank",),
-        ("models.teacher",),
+        ("models.teacher", "models.warm_start"),
         ("models.trained",),
         ("models.index",),
         ("models.methods",),
@@ -80,7 +82,7 @@ OF_SERVICE_FOR_TRAINING = (
 """What `models` may import of the service: the code that serves is the code that measures."""
 
 HEAVY_IN_SERVICE = ("models", "loadtest", "torch", "transformers")
-LAZY_IN_SERVICE = ("cryptography", "obstore", "psycopg")
+LAZY_IN_SERVICE = ("cryptography", "obstore", "psycopg", "pyarrow")
 """What the service imports only where a setting asks for it."""
 HEAVY_IN_CLIENT = (
     *("torch", "faiss", "onnxruntime", "numpy", "fastapi", "starlette", "uvicorn", "pydantic"),

@@ -20,6 +20,7 @@ SCRIPTS = sorted(
 )
 
 SMALL = {
+    "feedback": "--queries 20 --events 100 --seconds 1 --turns 1 --kills 1",
     "fuzz_files": "--count 1 --only labels.jsonl",
     "fuzz_http": "--count 60 --hang-s 60",
     "fuzz_manifest": "--count 50",

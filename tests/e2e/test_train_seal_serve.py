@@ -1,12 +1,7 @@
 """From raw text to an answer over HTTP, with the real commands in real processes."""
 
-import json
-import os
 import signal
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -14,16 +9,12 @@ import numpy as np
 import pytest
 
 from models.data.formats import open_dataset
+from tests.support.commands import ROOT, command, serving
 from tests.support.tiny_job import write_tiny_job
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
 NO_TORCH = "raise ImportError('the service must not import torch')"
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-W", "ignore", "-m", *arguments]
 
 
 @pytest.fixture(scope="module")
@@ -42,31 +33,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     assert "recall@10" in done.stdout
     return folder
-
-
-@contextmanager
-def serving(bundle: Path, environment: dict[str, str]) -> Iterator[tuple[subprocess.Popen, str]]:
-    """The service on a free port: the process, and its address once it listens."""
-    process = subprocess.Popen(
-        [*command("service", "--bundle", str(bundle), "--port", "0"), "--drain-delay-s", "0"],
-        cwd=ROOT,
-        env=os.environ | environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stderr is not None
-        for line in process.stderr:
-            record = json.loads(line)
-            if record.get("url"):
-                break
-        else:
-            pytest.fail(f"the service ended with {process.wait()} before it listened")
-        yield process, record["url"]
-    finally:
-        process.kill()
-        process.wait()
-        process.stderr.close()
 
 
 def test_answers_over_http_are_as_good_as_the_sealed_figures(trained, tmp_path):

@@ -1,5 +1,6 @@
 """The Python client: what it sends, what it makes of answers, and when it tries again."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,23 @@ def test_labels_are_changed_with_the_admin_key(ask: Ask, method: str, arguments:
         "remove_label": b"",
     }
     assert request.content == bodies[method]
+
+
+def test_feedback_is_sent_with_the_caller_s_key_and_counted(ask: Ask) -> None:
+    script = Script([httpx.Response(202, json={"accepted": 1})])
+    events = [{"label": "L1", "event": "clicked", "request_id": "r-1", "position": 2}]
+    assert ask(script, "feedback", events, client={"api_key": "reader"}) == 1
+    [request] = script.requests
+    assert (request.method, request.url.path) == ("POST", "/below/v1/feedback")
+    assert request.headers["authorization"] == "Bearer reader"
+    assert json.loads(request.content) == {"events": events}
+
+
+def test_feedback_that_may_have_been_stored_is_not_sent_again(ask: Ask) -> None:
+    script = Script([httpx.ReadError("broken"), httpx.Response(202, json={"accepted": 1})])
+    with pytest.raises(AstrolabeConnectionError):
+        ask(script, "feedback", [{"label": "L1", "event": "clicked", "text": "a"}])
+    assert len(script.requests) == 1
 
 
 def test_models_are_named_and_described_one_by_one(ask: Ask) -> None:

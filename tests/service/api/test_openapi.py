@@ -18,7 +18,8 @@ def paths() -> dict[str, Any]:
 
 
 def links_of(operation: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = operation["responses"]["200"].get("links", {})
+    success = next(answer for status, answer in operation["responses"].items() if status[0] == "2")
+    found: dict[str, Any] = success.get("links", {})
     return found
 
 

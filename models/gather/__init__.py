@@ -1,0 +1,1 @@
+"""The next training data, from feedback and the last."""
