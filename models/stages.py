@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from models.config import Config, fold_config
-from models.data.dataset import Dataset, label_texts, point_texts, report_text
-from models.data.earlier import write_earlier
+from models.data.dataset import Dataset, report_text
 from models.data.filters import filtered_pairs, without_cells
 from models.data.prepare import (
     Corpus,
@@ -34,13 +33,11 @@ from models.data.tokens import TokenizedTexts
 from models.encoders.build import (
     TextEncoder,
     bag_of,
-    build_encoder,
     embed,
     transformer_of,
 )
 from models.encoders.frozen import cached_pooled
 from models.encoders.projection import start_at_principal_axes
-from models.encoders.transformer import architecture_of
 from models.encoders.usage import resolve_config
 from models.errors import DataError
 from models.export.export_onnx import encode_with
@@ -66,12 +63,10 @@ from models.rerank.examples import Examples, Scorer, joined
 from models.rerank.knowledge import count_knowledge
 from models.rng import Rng
 from models.runs import (
-    ARCHITECTURE_FILE,
     CALIBRATION_FILE,
     CHECKPOINT_FILE,
     FOLDS_FOLDER,
     TEACHER_FILE,
-    TOKENIZER_FILE,
     Run,
     check_same_data,
     encoder_file,
@@ -91,8 +86,7 @@ from models.tune.goal import Goal
 from models.tune.report import Report
 from models.tune.subject import Subject
 from models.tune.tuning import Request, scored_by_vectors, tune
-from models.warm_start import earlier_encoder, keep_label_vectors
-from service.atomic import write_text
+from models.warm_start import first_encoder, keep_label_vectors
 from service.bundle.manifest import EXACT, QualityInfo
 from service.bundle.verify import read_manifest, resolve
 from service.core.encoding.encoder import OnnxEncoder
@@ -240,7 +234,8 @@ def run_train(job: TrainingJob) -> None:
 def _train(job: TrainingJob, world: World) -> None:
     run, config = job.run, job.run.config
     rng = Rng.from_seed(config.seed)
-    encoder = _fresh_encoder(job, world).to(device_for(config.train))
+    encoder = first_encoder(run, job.dataset, job.parts.train_rows, world)
+    encoder = encoder.to(device_for(config.train))
     validation = job.validation.of(_texts(job, "validation", encoder, world))
     model, rows = _untrained(job, encoder, validation, world)
     job.corpus.drop("labels", *([] if job.reads_points_again else ["train"]))
@@ -279,28 +274,6 @@ def _untrained(
         " and ".join(map(str, config.encoder.limits)),
     )
     return model, rows
-
-
-def _fresh_encoder(job: TrainingJob, world: World) -> TextEncoder:
-    """The untrained encoder, or that of `train.start_from`.
-
-    Writes its tokenizer, and a transformer's architecture.
-    """
-    run, config = job.run, job.run.config
-    if world.leads:
-        write_earlier(run, job.dataset, job.parts.train_rows)
-    if config.train.start_from:
-        return earlier_encoder(run, world)
-    texts = point_texts(job.dataset.train, config.data.fields)
-    corpus = [texts[row] for row in job.parts.train_rows]
-    corpus += label_texts(job.dataset.labels, config.data.label_fields)
-    encoder, tokenizer_json = build_encoder(config.encoder, corpus, config.seed)
-    if world.leads:
-        write_text(run.folder / TOKENIZER_FILE, tokenizer_json)
-        if (transformer := transformer_of(encoder)) is not None:
-            write_text(run.folder / ARCHITECTURE_FILE, architecture_of(transformer.backbone))
-    world.wait()
-    return encoder
 
 
 def _points(job: TrainingJob, encoder: TextEncoder, world: World) -> TrainingRows:

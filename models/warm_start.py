@@ -11,17 +11,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from models.config import Config
-from models.data.earlier import earlier_run
-from models.encoders.build import TextEncoder
+from models.data.dataset import Dataset, label_texts, point_texts
+from models.data.earlier import earlier_run, write_earlier
+from models.encoders.build import TextEncoder, build_encoder, transformer_of
+from models.encoders.transformer import architecture_of
 from models.errors import RunError
 from models.methods.astra import Astra
 from models.runs import ARCHITECTURE_FILE, LABEL_IDS_FILE, MODEL_FILE, TOKENIZER_FILE, Run
 from models.trained import load_model
 from models.training.distributed import World
 from models.training.method import Method
+from service.atomic import write_text
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +43,31 @@ def earlier_encoder(run: Run, world: World) -> TextEncoder:
                 shutil.copyfile(earlier.folder / name, run.folder / name)
     world.wait()
     return load_model(earlier).encoder
+
+
+def first_encoder(
+    run: Run, dataset: Dataset, train_rows: NDArray[np.int64], world: World
+) -> TextEncoder:
+    """The untrained encoder, or that of `train.start_from`.
+
+    `train_rows` are the rows of the training points. Writes the tokenizer, and a transformer's
+    architecture.
+    """
+    config = run.config
+    if world.leads:
+        write_earlier(run, dataset, train_rows)
+    if config.train.start_from:
+        return earlier_encoder(run, world)
+    texts = point_texts(dataset.train, config.data.fields)
+    corpus = [texts[row] for row in train_rows]
+    corpus += label_texts(dataset.labels, config.data.label_fields)
+    encoder, tokenizer_json = build_encoder(config.encoder, corpus, config.seed)
+    if world.leads:
+        write_text(run.folder / TOKENIZER_FILE, tokenizer_json)
+        if (transformer := transformer_of(encoder)) is not None:
+            write_text(run.folder / ARCHITECTURE_FILE, architecture_of(transformer.backbone))
+    world.wait()
+    return encoder
 
 
 def keep_label_vectors(model: Method, run: Run, uids: list[str]) -> None:

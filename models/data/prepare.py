@@ -126,8 +126,9 @@ def split(config: Config, dataset: Dataset) -> Split:
     if len(validation_rows) < LEAST_VALIDATION_POINTS:
         raise ConfigError(
             f"validation.points is {n_points}, but {len(validation_rows) or 'no'} point can be set "
-            "aside without taking a label's last training point or cutting a series in two: set "
-            "validation.group to none, or give more points"
+            "aside without taking a label's last training point or cutting a series in two: "
+            + ("" if config.validation.group == "none" else "set validation.group to none, or ")
+            + "give more points of each label"
         )
     _check_validation_filter(config, dataset, validation_rows)
     return Split(train_rows, validation_rows)

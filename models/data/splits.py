@@ -37,6 +37,10 @@ _MIN_SOURCES = 50
 
 One source can have hundreds of items, which a model gets right or wrong together."""
 
+_FEWEST: Final = 2
+"""Where a draw leaves fewer validation points, in a table of a few rows, groups are drawn one by one.
+Calibration needs as many."""
+
 
 def series_key(text: str) -> str:
     """The part of a title that all volumes of a work share; empty where that has no letters.
@@ -101,6 +105,8 @@ def validation_split(
     order = rng.permutation(n_groups)
     drawn = _draw(order[movable[order]], sizes, n)
     drawn[holders.groups_to_return(drawn)] = False
+    if sizes[drawn].sum() < min(n, _FEWEST):
+        drawn = holders.draw_singly(order[movable[order]], sizes, n)
     in_validation = drawn[group_rows]
     return np.flatnonzero(~in_validation), np.flatnonzero(in_validation)
 
@@ -169,6 +175,19 @@ class _Holders:
         """The groups that have all points of some label; they can never leave training."""
         n_groups = np.bincount(self.labels, minlength=self.n_labels)
         return self.groups[n_groups[self.labels] == 1]
+
+    def draw_singly(self, order: Rows, sizes: Rows, target: int) -> NDArray[np.bool_]:
+        """Take groups in this order, but none that would take all that is left of a label."""
+        left = np.bincount(self.labels, minlength=self.n_labels)
+        drawn = np.zeros(len(sizes), dtype=bool)
+        remaining = target
+        for group in order:
+            labels = self.labels[self.groups == group]
+            if sizes[group] <= remaining and (left[labels] > 1).all():
+                drawn[group] = True
+                remaining -= sizes[group]
+                left[labels] -= 1
+        return drawn
 
     def groups_to_return(self, drawn: NDArray[np.bool_]) -> Rows:
         """For every label without a training point after the draw, one group that has the label."""

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from models.config import Config, TableConfig, apply_override, config_sentence
 from models.data.dataset import Dataset
 from models.data.formats import open_dataset
+from models.data.prepare import split
 from models.data.tables.files import has_own_layout
 from models.data.tables.table import TableReport, read_table
 from models.errors import ConfigError, DataError
@@ -132,6 +133,7 @@ def make_plan(path: Path, table: TableConfig, overrides: Sequence[str] = ()) -> 
         config = Config.model_validate(raw)
     except ValidationError as exc:
         raise ConfigError(config_sentence(exc)) from exc
+    split(config, dataset)  # a table that is too small is refused before anything runs
     return Plan(config, facts, choices, report)
 
 

@@ -19,7 +19,8 @@ from service.errors import (
     UnsupportedMediaType,
 )
 from service.gate.problems import responses
-from service.serving.request_models import VISIBLE, JsonObject
+from service.serving.json_object import JsonObject
+from service.serving.request_models import VISIBLE
 from service.serving.serving import Serving
 
 MAX_EVENTS: Final = 1_000

@@ -43,6 +43,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "models": (
         ("models.__main__",),
+        ("models.command_line",),
         ("models.bulk", "models.compare"),
         ("models.stages",),
         ("models.plan", "models.seal"),

@@ -103,15 +103,29 @@ def test_a_dry_run_writes_the_plan_and_nothing_else(
     ("rows", "says"),
     [
         (["a,x"], "at least 4 rows"),
-        (["a,x", "b,y", "c,z", "d,w", "e,v"], "give more points"),
+        (["a,x", "b,y", "c,z", "d,w", "e,v"], "give more points of each label"),
     ],
 )
 def test_too_little_data_is_said_in_a_sentence(
     rows: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "t.csv").write_text("text,labels\n" + "\n".join(rows) + "\n")
-    assert main(["all", "--data", str(tmp_path / "t.csv"), "--var", str(tmp_path / "v")]) == 1
+    command = ["all", "--data", str(tmp_path / "t.csv"), "--var", str(tmp_path / "v")]
+    assert main([*command, "--dry-run"]) == 1
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_rows", [5, 20, 200])
+def test_a_small_table_trains(n_rows: int, tmp_path: Path) -> None:
+    topics = [*["whales", "rome", "stars"][: max(1, n_rows // 5)], "roses"]
+    rows = [
+        f"words {row} about {topics[row % len(topics)]},{topics[row % len(topics)]}"
+        for row in range(n_rows)
+    ]
+    (tmp_path / "t.csv").write_text("text,labels\n" + "\n".join(rows) + "\n")
+    assert main(["all", "--data", str(tmp_path / "t.csv"), "--var", str(tmp_path / "v")]) == 0
+    assert (tmp_path / "v" / "bundles" / "t" / "CURRENT").is_file()
 
 
 @pytest.mark.parametrize("argv", [["all"], ["all", "--data", "a", "--config", "b"]])
