@@ -38,8 +38,8 @@ _MIN_SOURCES = 50
 One source can have hundreds of items, which a model gets right or wrong together."""
 
 _FEWEST: Final = 2
-"""Where a draw leaves fewer validation points, in a table of a few rows, groups are drawn one by one.
-Calibration needs as many."""
+"""Where a draw leaves fewer validation points, as in a table of a few rows, groups are drawn one by
+one. Calibration needs as many."""
 
 
 def series_key(text: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,10 @@ from models.errors import DataError, TableError
 
 if TYPE_CHECKING:
     pass
+
+
+HELD_OUT_FROM: Final = 100
+"""Rows from which test rows are held out. A choice: a tenth of fewer measures nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,7 @@ def read_table(path: Path, table: TableConfig) -> tuple[Dataset, TableReport]:
         test = test and gathered(test)[0]
     split = "the given test rows" if test is not None else ""
     held = np.zeros(len(train), bool)
-    if test is None and table.test_share:
+    if test is None and table.test_share and len(train) >= HELD_OUT_FROM:
         held, split = _held_out(train, table)
     names, train_columns, test_columns = _encode(train, test)
     catalogue = catalogue_of_names(names)
