@@ -13,6 +13,8 @@ from typing import Any, Final
 import numpy as np
 from pydantic import ValidationError
 
+from service.bundle.cache import BundleCache
+from service.bundle.source import fetch
 from service.core.engine import Engine
 from service.core.types import Float32Rows, Prediction, Query
 from service.errors import InvalidValue
@@ -26,6 +28,7 @@ from service.serving.request_models import (
     n_reaching,
     request_models,
 )
+from service.settings.places import BUNDLE_CACHE, BundleUrl, parse_place
 from service.settings.settings import Settings
 
 TEXTS_AT_ONCE: Final = 1024
@@ -59,14 +62,26 @@ class Recommender:
         ).body
 
     @classmethod
-    def open(cls, path: str | Path, *, device: str = "auto", threads: int = 1) -> "Recommender":
+    def open(
+        cls,
+        place: str | Path,
+        *,
+        device: str = "auto",
+        threads: int = 1,
+        cache: Path = BUNDLE_CACHE,
+    ) -> "Recommender":
         """Open a bundle, or the newest of a folder of bundles; `threads` compute one batch.
 
-        Raises BundleError, DeviceUnavailable, and InvalidValue for a URL.
+        `place` is a path, or a URL, whose bundle is kept in `cache`. Raises BundleError,
+        DeviceUnavailable, and InvalidValue for a URL that cannot name bundles.
         """
-        if "://" in str(path):
-            raise InvalidValue(f"{path} is a URL: copy the bundle to a folder and name that")
-        return cls(Engine.open(Path(path), device=device, intra_op_threads=threads))
+        try:
+            place = parse_place(place)
+        except ValueError as exc:
+            raise InvalidValue(str(exc)) from exc
+        if isinstance(place, BundleUrl):
+            place = fetch(place, BundleCache(cache.expanduser()))
+        return cls(Engine.open(place, device=device, intra_op_threads=threads))
 
     @property
     def bundle_id(self) -> str:

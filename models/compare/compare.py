@@ -16,10 +16,10 @@ from models.compare.exam import Exam
 from models.compare.peers.registry import make_peer
 from models.compare.record import Comparison, Provenance, open_comparison
 from models.compare.table import check_markers, write_between_markers, write_table
-from models.config import Config, Fields
+from models.config import Config, DataConfig, Fields
 from models.data.filters import with_own_items
-from models.data.formats import open_dataset
 from models.data.prepare import load_config_with_data
+from models.data.tables.table import open_data
 from models.errors import ComparisonError
 from models.index.efforts import machine
 from models.runs import code_revision
@@ -62,7 +62,7 @@ def compare(request: Request) -> Comparison:
     Raises ModelsError.
     """
     configs = [load_config_with_data(path) for path in request.configs]
-    data = _data_path(request, configs)
+    data = _data(request, configs)
     exam = _open_exam(request, configs, data)
     name = request.name or exam.dataset.name
     out = request.out or request.var / "compare" / name
@@ -89,20 +89,20 @@ def compare(request: Request) -> Comparison:
     return comparison
 
 
-def _data_path(request: Request, configs: Sequence[Config]) -> Path:
+def _data(request: Request, configs: Sequence[Config]) -> DataConfig:
     if request.data is not None:
-        return request.data
+        return DataConfig(path=str(request.data))
     if not configs:
         raise ComparisonError("name the data: --data FOLDER, or a --config that has it")
-    return Path(configs[0].data.path)
+    return configs[0].data
 
 
-def _open_exam(request: Request, configs: Sequence[Config], data: Path) -> Exam:
+def _open_exam(request: Request, configs: Sequence[Config], data: DataConfig) -> Exam:
     fields: Fields = request.fields or (configs[0].data.fields if configs else "title")
     a, b = request.propensity or DEFAULT_PROPENSITY
     if request.propensity is None and configs:
         a, b = configs[0].metrics.propensity_a, configs[0].metrics.propensity_b
-    dataset = open_dataset(data)
+    dataset = open_data(data)
     if request.own_item or any(config.data.own_item for config in configs):
         dataset = with_own_items(dataset)
     return Exam(dataset, fields, a, b)
@@ -117,16 +117,18 @@ def _check_page_and_packages(request: Request, name: str) -> None:
             make_peer(peer, folder)
 
 
-def _check_same_data(request: Request, configs: Sequence[Config], exam: Exam, data: Path) -> None:
+def _check_same_data(
+    request: Request, configs: Sequence[Config], exam: Exam, data: DataConfig
+) -> None:
     """Raise ComparisonError where a bundle or a configuration is on other data or text."""
     for bundle in request.bundles:
         check_bundle(exam, read_manifest(resolve(bundle)))
-    hashes = {data: exam.dataset.sha256}
+    hashes = {(data.path, data.table): exam.dataset.sha256}
     for config in configs:
-        path = Path(config.data.path)
-        if path not in hashes:
-            hashes[path] = open_dataset(path).sha256
-        check_same(exam, f"configuration {config.name}", hashes[path], config.data.fields)
+        place = config.data.path, config.data.table
+        if place not in hashes:
+            hashes[place] = open_data(config.data).sha256
+        check_same(exam, f"configuration {config.name}", hashes[place], config.data.fields)
 
 
 def _provenance(command: str) -> Provenance:

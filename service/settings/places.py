@@ -10,6 +10,9 @@ SCHEMES: Final = ("s3", "gs", "az", "https", "http", "file", "hf")
 """Of URLs that name bundles. Plain http is for a server beside the service, or with signed bundles:
 docs/operations.md, Bundles by URL."""
 
+BUNDLE_CACHE: Final = Path("~/.cache/astrolabe/bundles")
+"""Where bundles of URLs are kept unless a setting says otherwise (XDG Base Directory)."""
+
 _URL = re.compile(rf"({'|'.join(SCHEMES)})://[!-~]+")
 _LOOKS_LIKE_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 

@@ -26,7 +26,7 @@ from service.settings.edge import EdgeSettings
 from service.settings.feedback import FeedbackSettings
 from service.settings.gpu import GpuSettings
 from service.settings.observing import ObservingSettings
-from service.settings.places import Place
+from service.settings.places import BUNDLE_CACHE, Place
 from service.settings.service_links import is_service_link, service_links
 
 PREFIX: Final = "ASTROLABE_"
@@ -206,7 +206,7 @@ class Settings(EdgeSettings, FeedbackSettings, GpuSettings, ObservingSettings):
         "folder that contains the first bundle.",
     )
     bundle_cache: Path = Field(
-        Path("~/.cache/astrolabe/bundles"),
+        BUNDLE_CACHE,
         description="Folder that keeps the bundles of URLs. The processes of a machine may share "
         "it.",
     )

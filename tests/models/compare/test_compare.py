@@ -167,6 +167,17 @@ def test_a_configuration_that_is_not_sealed_is_trained(tiny, sealed, monkeypatch
     assert row.digest == sealed.name
 
 
+def test_a_table_is_compared_as_its_configuration_reads_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("models.data.tables.table.HELD_OUT_FROM", 10)
+    rows = [f"words of row {chr(97 + n)},{'xy'[n % 2]}" for n in range(20)]
+    (tmp_path / "t.csv").write_text("said,about\n" + "\n".join(rows) + "\n")
+    command = ["all", "--data", str(tmp_path / "t.csv"), "--text", "said", "--labels", "about"]
+    assert main([*command, "--var", str(tmp_path / "var"), "--test-share", "0.2"]) == 0
+    config = tmp_path / "var" / "runs" / "t" / "t.toml"
+    request = Request(configs=(config,), peers=(), var=tmp_path / "var")
+    assert len(compare(request).rows) == 1
+
+
 def test_other_data_is_an_error_before_anything_is_measured(tiny, tmp_path):
     other = tmp_path / "other"
     write_dataset(other, synthetic_dataset(N_LABELS, 90, 20, seed=12))
