@@ -45,6 +45,7 @@ whether another try can help. `service.gate.problems` makes the answer from thes
     ├── CatalogueError              the service cannot store or read label changes
     │   ├── CatalogueUnavailable    503 no folder for them is set, or the disk or a lock refuses
     │   └── CatalogueCorrupt        503 their file is damaged, or belongs to something else
+    ├── FeedbackUnavailable         503 feedback cannot be stored now
     ├── StateUnavailable            503 a change of bundles cannot be recorded in the state folder
     ├── DeviceUnavailable           the requested execution provider does not work here
     ├── SettingsInvalid             a setting is wrong

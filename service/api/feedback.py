@@ -64,7 +64,9 @@ class Event(JsonObject):
 class FeedbackBody(JsonObject):
     """Events to store; if one is wrong, none is stored."""
 
-    events: Annotated[list[Event], Field(min_length=1, max_length=MAX_EVENTS, fail_fast=True)]
+    events: Annotated[list[Event], Field(min_length=1, max_length=MAX_EVENTS, fail_fast=True)] = (
+        Field(examples=[[{"label": "L001", "event": "accepted", "text": "moby dick"}]])
+    )
 
 
 class FeedbackResponse(BaseModel):

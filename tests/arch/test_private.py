@@ -22,7 +22,7 @@ EXCEPTIONS: dict[str, tuple[int, str]] = {
     "models/index/test_memory.py": (1, "a slow twin of one term, which only a whole choice shows"),
     "models/methods/test_astra.py": (3, "dropout of queries, which only a mean over steps shows"),
     "models/methods/test_contrastive.py": (3, "that a pretraining is not done twice"),
-    "models/methods/test_elias.py": (5, "terms of the loss by a slow twin"),
+    "models/methods/test_elias.py": (4, "terms of the loss by a slow twin"),
     "models/test_teacher.py": (1, "that nothing is computed twice"),
     "models/training/test_loop.py": (3, "which rows a step takes, and that none is taken again"),
     "models/training/test_negatives.py": (1, "a low bound, so that few labels are many"),

@@ -64,6 +64,11 @@ checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 404, 413, 429, 
 [[operations]]
 include-path-regex = "^/v1/recommend/by-embedding$|^/v1/label|^/admin/"
 checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 404, 409, 413, 422, 429, 504]
+
+# That a history has as many weights as texts, and an event a request or a text, is neither.
+[[operations]]
+include-path-regex = "^/v1/recommend$|^/v1/embed$|^/v1/feedback$"
+checks.positive_data_acceptance.expected-statuses = ["2xx", 404, 409, 422, 429, 504]
 """
 
 # That `item_id` is as long a list as `query`, and belongs to the bundle that answers, is more than
@@ -147,6 +152,7 @@ def fuzzed_service(folder: Path, filtered: bool) -> Iterator[str]:
         bundle=bundle,
         bundle_root=root,
         state_dir=folder / "state",
+        feedback_dir=folder / "feedback",
         cache_entries=64,
         device="cpu",
         live_recall_share=0.1,

@@ -27,7 +27,7 @@ def id_of(name: str) -> str:
     Else it is what can be carried of it, and eight digits of a hash, so that names stay apart.
 
     >>> id_of("whales"), id_of("\\tsea/../ice")
-    ('whales', 'sea-..-ice-ab31dcc2')
+    ('whales', 'sea-..-ice-b5b97acc')
     """
     if fault_of_id(name) is None:
         return name

@@ -21,6 +21,7 @@ from models.trained import fresh_model, load_model
 from models.training import loop
 from models.training.distributed import World
 from models.training.losses import path_bce
+from models.warm_start import first_encoder
 from service.core.engine import Engine
 from service.core.index.opening import open_label_index
 from service.core.types import Query
@@ -54,7 +55,7 @@ def history(job):
 
 def untrained(job):
     """The model and its rows before training, ready for its first phase."""
-    encoder = stages._fresh_encoder(job, World())
+    encoder = first_encoder(job.run, job.dataset, job.parts.train_rows, World())
     points = stages._points(job, encoder, World())
     return fresh_model(encoder, job.corpus.labels, job.run.config, points, World())
 

@@ -42,6 +42,8 @@ def test_every_setting_has_a_variable_and_a_flag(
     values |= {"live_recall_share": "0.5", "otel_sample_ratio": "0.5"}
     values |= {"otel_endpoint": "http://collector:4318"}
     monkeypatch.setenv("ASTROLABE_STATE_DIR", "default")
+    monkeypatch.setenv("ASTROLABE_FEEDBACK_DIR", "default")
+    values |= {"feedback_answers_share": "0.5", "feedback_texts": "true"}
     values |= {"bulk_queue_share": "0.7"}
     value = values.get(name, "7")
     monkeypatch.setenv("ASTROLABE_BUNDLE", "default")
