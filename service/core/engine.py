@@ -383,7 +383,7 @@ class Engine:
             words = tokens if one_group or tokens is None else tokens.of(positions)
             hidden = item_rows.get(positions[0])
             k = max([queries[position].k for position in positions])
-            moves = None if self.rules is None else self.rules.moves(self.catalogue.snapshot)
+            moves = None if self.rules is None else self.rules.moves(ranker.snapshot)
             ranked = ranker.rank(vectors, words, depth, effort, label_filter, hidden, moves)
             rerank_s += ranked.rerank_s
             if depth and (moves is not None or diversity):
@@ -421,6 +421,7 @@ class Engine:
         because the answer of a graph search depends on it.
         """
         groups: dict[tuple[int, str, LabelFilter | None, str | None, float], list[int]] = {}
+        ranker = self._ranker
         for position, query in enumerate(queries):
             label_filter = query.label_filter
             depth = query.k
@@ -428,9 +429,9 @@ class Engine:
                 depth = max(depth, DIVERSITY_DEPTH, MOVED_DEPTH)
             if depth and label_filter is None:
                 depth += len(item_rows.get(position, NO_ROWS))
-                depth = max(depth, self._ranker.head_depth(query.effort))
+                depth = max(depth, ranker.head_depth(query.effort))
             elif depth:
-                depth = max(depth, self._ranker.rerank_depth(query.effort))
+                depth = max(depth, ranker.rerank_depth(query.effort))
             item_id = query.item_id if label_filter or query.diversity else None
             key = (depth, query.effort, label_filter, item_id, query.diversity)
             groups.setdefault(key, []).append(position)
@@ -438,8 +439,15 @@ class Engine:
 
     @property
     def _ranker(self) -> Ranker:
+        """A ranker on the catalogue's present state."""
         return Ranker(
-            self.index, self.catalogue, self.calibration, self.reranker, self.rules, self.clock
+            self.index,
+            self.catalogue,
+            self.catalogue.snapshot,
+            self.calibration,
+            self.reranker,
+            self.rules,
+            self.clock,
         )
 
     def _allowed(self, rows: NDArray[np.integer]) -> NDArray[np.integer]:

@@ -10,6 +10,7 @@ from service.core.calibration import Calibration
 from service.core.catalogue.arrangement import Arrangement
 from service.core.catalogue.label_rules import RuledLabels
 from service.core.catalogue.live import LiveCatalogue
+from service.core.catalogue.snapshot import Snapshot
 from service.core.index.protocol import LabelIndex
 from service.core.labels.filtered_search import Searchable, resolve_filter, search_filtered
 from service.core.labels.moves import Moves
@@ -36,10 +37,14 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True)
 class Ranker:
-    """The parts of an engine that rank labels. Many threads may call it at once."""
+    """The parts of an engine that rank labels, on one state of its catalogue, the `snapshot`.
+
+    Labels may change meanwhile: whoever ranks a batch makes a ranker of its own for it.
+    """
 
     index: LabelIndex
     catalogue: LiveCatalogue
+    snapshot: Snapshot | None
     calibration: Calibration
     reranker: Reranker | None
     rules: RuledLabels | None
@@ -76,10 +81,9 @@ class Ranker:
     ) -> Ranked:
         """The ranked labels in the order that label rules and diversity give them."""
         n_hidden = 0 if hidden is None else len(hidden)
-        snapshot = self.catalogue.snapshot
         if not diversity:
             hidden = None  # queries of several items may share the group
-        arrangement = Arrangement(self.index, snapshot, moves, diversity, hidden, k + n_hidden)
+        arrangement = Arrangement(self.index, self.snapshot, moves, diversity, hidden, k + n_hidden)
         calibration = self.calibration
         if self.reranker is not None and self.rerank_depth(effort):
             calibration = self.reranker.calibration
@@ -111,8 +115,7 @@ class Ranker:
         if depth == 0:
             none = no_hits(len(vectors))
             return none, None, none
-        # Labels may change during the search: read one state and use it to the end.
-        snapshot = self.catalogue.snapshot
+        snapshot = self.snapshot
         index = self.index if snapshot is None else snapshot
         narrows = self.rules is not None and self.rules.narrows
         rule_rows = self.rules.rows(snapshot) if self.rules is not None and narrows else None
