@@ -116,7 +116,7 @@ class RuledLabels:
         self._exclude = _selection_rows(rules.exclude, catalogue, "exclude")
         self._only = _selection_rows(rules.only, catalogue, "only")
         self._boosts = [
-            (_found(boost, catalogue, f"boost.{number}"), boost.by)
+            (_known_rows(boost, catalogue, f"boost.{number}"), boost.by)
             for number, boost in enumerate(rules.boost)
         ]
         self._bury = _selection_rows(rules.bury, catalogue, "bury")
@@ -243,7 +243,7 @@ def _pins(selection: Selection | None, catalogue: LiveCatalogue) -> list[_Select
             f"label_rules: pin.ids holds {len(selection.ids)} ids, the limit is {MAX_PINNED}: pin "
             "fewer, or boost them"
         )
-    _found(selection, catalogue, "pin")
+    _known_rows(selection, catalogue, "pin")
     parts = [Selection(ids=(label_id,)) for label_id in dict.fromkeys(selection.ids)]
     if selection.where:
         parts.append(Selection(where=selection.where))
@@ -253,10 +253,10 @@ def _pins(selection: Selection | None, catalogue: LiveCatalogue) -> list[_Select
 def _selection_rows(
     selection: Selection | None, catalogue: LiveCatalogue, name: str
 ) -> _SelectionRows | None:
-    return None if selection is None else _found(selection, catalogue, name)
+    return None if selection is None else _known_rows(selection, catalogue, name)
 
 
-def _found(selection: Selection, catalogue: LiveCatalogue, name: str) -> _SelectionRows:
+def _known_rows(selection: Selection, catalogue: LiveCatalogue, name: str) -> _SelectionRows:
     """The rows of a selection; raises SettingsInvalid for an id that no label has or had."""
     unknown_ids = [label_id for label_id in selection.ids if not catalogue.knows(label_id)]
     if unknown_ids:

@@ -9,7 +9,6 @@ later number (docs/decisions/0041). Readers poll that one row; nobody listens fo
 import contextlib
 import os
 import threading
-import weakref
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.core.catalogue.changes import Change, LabelOf, StoredChange, resolve
+from service.core.catalogue.fork_guard import guard
 from service.core.catalogue.store import RESTORE, Vectors, as_row, from_row
 from service.core.labels.labels import Label
 from service.errors import CatalogueCorrupt, CatalogueUnavailable, SettingsInvalid
@@ -76,10 +76,10 @@ class PostgresStore:
             with self._connection() as db:
                 self._prepare(db)
             self._seen = self.history()
-        except BaseException:
+        except BaseException:  # a signal too must leave no connection open
             self.close()
             raise
-        _OPEN.add(self)
+        guard(self)
 
     @property
     def place(self) -> str:
@@ -287,7 +287,7 @@ class PostgresStore:
         """Finds the live label of each id in `changes`: by its newest change, or else `base`'s."""
         ids = {change.label_id for change in changes}
         # No label can have these ids, and no text of the database either.
-        ids = {label_id for label_id in ids if "\0" not in label_id and _is_unicode(label_id)}
+        ids = {name for name in ids if "\0" not in name and not _has_surrogate(name)}
         query = (
             f"SELECT DISTINCT ON (label_id) {_COLUMNS} FROM astrolabe.changes WHERE name = %s AND"
             " label_id = ANY(%s) AND seq > %s ORDER BY label_id, seq DESC"
@@ -342,9 +342,9 @@ def _as_text(row: tuple[Any, ...]) -> tuple[Any, ...]:
     return seq, label_id, op, None if text is None else text.decode(), metadata
 
 
-def _is_unicode(label_id: str) -> bool:
-    """Whether an id holds no lone surrogate."""
-    return label_id.isprintable() or label_id.encode("utf-8", "ignore").decode() == label_id
+def _has_surrogate(label_id: str) -> bool:
+    """Whether an id holds a lone surrogate, which is no text."""
+    return label_id.encode("utf-8", "ignore").decode() != label_id
 
 
 def _first_line(error: Exception) -> str:
@@ -352,20 +352,5 @@ def _first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-_OPEN: "weakref.WeakSet[PostgresStore]" = weakref.WeakSet()
-_LOCKED: list[PostgresStore] = []
 _OF_PARENT: "list[Connection[Any]]" = []
-
-
-def _before_fork() -> None:
-    _LOCKED.extend(_OPEN)
-    for store in _LOCKED:
-        store.hold_for_fork()
-
-
-def _after_fork() -> None:
-    while _LOCKED:
-        _LOCKED.pop().go_on_after_fork()
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+"""Connections of a parent process, kept so that nothing tells the server that they end."""

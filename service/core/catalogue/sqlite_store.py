@@ -9,7 +9,6 @@ import os
 import platform
 import sqlite3
 import threading
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from service.atomic import remove_left_over, staging_folder, sync
 from service.core.catalogue.changes import Change, LabelOf, StoredChange, resolve
+from service.core.catalogue.fork_guard import guard
 from service.core.catalogue.store import RESTORE, Vectors, as_row, from_row
 from service.core.catalogue.store_files import StoreFiles
 from service.core.labels.labels import Label
@@ -74,7 +74,7 @@ class SqliteStore:
                 _create(path, name)
             self._db = self._connect(self._check)
         self._version: int | None = self._data_version()
-        _OPEN.add(self)
+        guard(self)
 
     @property
     def place(self) -> str:
@@ -303,21 +303,3 @@ def _last_seq(db: sqlite3.Connection) -> int:
 def _save(db: sqlite3.Connection, encoder: str, vectors: Vectors) -> None:
     rows = ((encoder, seq, row.astype(np.float32).tobytes()) for seq, row in vectors.items())
     db.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?, ?)", rows)
-
-
-_OPEN: "weakref.WeakSet[SqliteStore]" = weakref.WeakSet()
-_LOCKED: list[SqliteStore] = []
-
-
-def _before_fork() -> None:
-    _LOCKED.extend(_OPEN)
-    for store in _LOCKED:
-        store.hold_for_fork()
-
-
-def _after_fork() -> None:
-    while _LOCKED:
-        _LOCKED.pop().go_on_after_fork()
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

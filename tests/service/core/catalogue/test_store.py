@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 
 from service.core.catalogue.changes import Change
-from service.core.catalogue.postgres_store import PostgresStore
-from service.core.catalogue.sqlite_store import SqliteStore
 from service.core.labels.labels import Label
 from service.errors import CatalogueUnavailable, InvalidValue, LabelExists, LabelUnknown
 from tests.support.postgres import fresh_database
 from tests.support.shop import add
+from tests.support.stores import open_at
 
 ROOT = Path(__file__).resolve().parents[4]
 BASE = {"old": Label("old", "an old label", {"year": 1851})}
@@ -33,12 +32,6 @@ def place(request, tmp_path):
     else:
         with fresh_database(request.getfixturevalue("postgres").url) as url:
             yield url
-
-
-def open_at(place: str) -> SqliteStore | PostgresStore:
-    if place.endswith(".sqlite"):
-        return SqliteStore(Path(place), "shop")
-    return PostgresStore(place, "shop")
 
 
 @pytest.fixture
@@ -220,7 +213,7 @@ def test_writers_and_readers_at_once_see_one_order_and_miss_nothing(place):
 
 WRITER = """
 import sys
-from tests.service.core.catalogue.test_store import open_at
+from tests.support.stores import open_at
 from service.core.catalogue.changes import Change
 store = open_at(sys.argv[1])
 for call in range(10**6):
