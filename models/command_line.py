@@ -172,8 +172,12 @@ def _add_bulk(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     add("--bundle", type=Path, required=True, help="a sealed bundle, or a folder of bundles")
     add("--in", dest="inputs", nargs="+", required=True, metavar="FILES", help="files or folders")
     add("--out", type=Path, required=True, metavar="FOLDER", help="gets the answers")
-    add("--text", metavar="COLUMN", help="column of the texts; default: text, query or title")
-    add("--id", metavar="COLUMN", help="column of the ids; default: id or uid, else row numbers")
+    add("--text", metavar="COLUMN", help="column of the texts; default: by usual names")
+    add(
+        "--id",
+        metavar="COLUMN",
+        help="column of the ids; default: as for texts, or row numbers",
+    )
     add("--k", type=_at_least_one, help="labels for each text; default: the bundle's")
     add("--effort", help="an effort of the bundle; default: the bundle's")
     add("--where", type=_json_object, metavar="JSON", help="a filter as in POST /v1/recommend")

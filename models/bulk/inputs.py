@@ -11,22 +11,19 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from pyarrow import csv, json
 
+from models.data.tables.columns import NAMES
+from models.data.tables.files import FORMATS, format_of
 from models.errors import DataError
 from service.recommender import TEXTS_AT_ONCE
 
-COMPRESSIONS: Final = (".gz", ".zst")
-TABLES: Final = {
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-    ".arrow": "ipc",
-    ".feather": "ipc",
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".json": "json",
+KINDS: Final = {
+    "csv": "csv",
+    "tsv": "tsv",
+    "parquet": "parquet",
+    "arrow": "ipc",
+    "json lines": "json",
 }
-TEXT_NAMES: Final = ("text", "query", "title")
-ID_NAMES: Final = ("id", "uid")
+"""What Arrow's readers call each format; lines without columns are no input."""
 _BLOCK_BYTES: Final = 4 << 20
 """Of a CSV file at once: a choice, above the longest row and far below any memory."""
 
@@ -81,15 +78,16 @@ def open_input(path: Path, text: str | None, id_column: str | None) -> InputFile
     """Open a table and choose its columns, by name or by guess; raises DataError."""
     kind = _kind(path)
     if kind is None:
-        raise DataError(path, None, f"a file that ends in {', '.join(TABLES)}", path.name)
+        endings = ", ".join(ending for ending, form in FORMATS.items() if form in KINDS)
+        raise DataError(path, None, f"a file that ends in {endings}", path.name)
     skipped: list[str] = []
     try:
         schema = _schema(path, kind)
-        chosen = _choose(path, schema.names, text, TEXT_NAMES, "text")
+        chosen = _choose(path, schema.names, text, "text")
         if chosen is None:
             found = ", ".join(schema.names)
-            raise DataError(path, None, f"a column {' or '.join(TEXT_NAMES)}", found)
-        id_name = _choose(path, schema.names, id_column, ID_NAMES, "id")
+            raise DataError(path, None, f"a column {' or '.join(NAMES['text'])}", found)
+        id_name = _choose(path, schema.names, id_column, "id")
         columns = [chosen] if id_name is None else [id_name, chosen]
         if kind == "json":
             id_type = pa.int64() if id_name is None else schema.field(id_name).type
@@ -146,19 +144,18 @@ def _read_json(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         yield from json.open_json(stream, parse_options=options)
 
 
-def _choose(
-    path: Path, names: Sequence[str], wanted: str | None, guesses: Sequence[str], option: str
-) -> str | None:
-    if wanted is not None and wanted not in names:
-        raise DataError(path, None, f"the column {wanted} of --{option}", ", ".join(names))
-    return wanted or next((guess for guess in guesses if guess in names), None)
+def _choose(path: Path, names: Sequence[str], name: str | None, what: str) -> str | None:
+    """The column for texts or ids: as named, or else by the usual names of tables."""
+    if name is not None:
+        if name not in names:
+            raise DataError(path, None, f"the column {name} of --{what}", ", ".join(names))
+        return name
+    by_name = {each.lower(): each for each in names}
+    return next((by_name[usual] for usual in NAMES[what] if usual in by_name), None)
 
 
 def _kind(path: Path) -> str | None:
-    name = path.name
-    for suffix in COMPRESSIONS:
-        name = name.removesuffix(suffix)
-    return TABLES.get(Path(name).suffix.lower())
+    return KINDS.get(format_of(path) or "")
 
 
 def _parse_options(kind: str, skipped: list[str]) -> csv.ParseOptions:

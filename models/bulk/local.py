@@ -112,9 +112,9 @@ class _Job:
         self.files.append({**entry, "rows": self.rows - before, "bad_lines": len(file.skipped)})
 
     def _name(self, file: InputFile) -> str:
-        """A name made of the file's path and size, the bundle and the arguments."""
+        """A name made of the file's path, size and time, the bundle and the arguments."""
         stat = file.path.stat()
-        key: list[Any] = [str(file.path.resolve()), stat.st_size, self.bundle_id]
+        key: list[Any] = [str(file.path.resolve()), stat.st_size, stat.st_mtime_ns, self.bundle_id]
         key.append(asdict(self.arguments))
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         return f"{file.path.name.split('.')[0]}-{digest[:16]}.parquet"
