@@ -31,6 +31,7 @@ MIN_RELEVANCE, MAX_RELEVANCE = 1e-37, 1e38
 def read_labels(path: Path) -> LabelCatalogue:
     """Read the label catalogue, in the order of its lines. Raises DataError."""
     titles, contents = [], []
+    metadata: list[dict[str, Any]] = []
     line_of: dict[str, int] = {}
     for number, record in _records(path):
         uid = _uid(record, path, number, default=None)
@@ -42,7 +43,8 @@ def read_labels(path: Path) -> LabelCatalogue:
             raise DataError(path, number, expected, f"{uid!r} again, as in line {first}")
         titles.append(_text(record, "title", path, number))
         contents.append(_text(record, "content", path, number, default=""))
-    return LabelCatalogue(list(line_of), titles, contents)
+        metadata.append(_metadata(record, path, number))
+    return LabelCatalogue(list(line_of), titles, contents, metadata if any(metadata) else None)
 
 
 def read_points(path: Path, n_labels: int) -> Points:
@@ -66,8 +68,17 @@ def write_labels(path: Path, labels: LabelCatalogue) -> None:
     write_lines(
         path,
         (
-            orjson.dumps({"uid": uid, "title": title, "content": content})
-            for uid, title, content in zip(labels.uids, labels.titles, labels.contents, strict=True)
+            orjson.dumps(
+                {"uid": uid, "title": title, "content": content}
+                | ({"metadata": about} if about else {})
+            )
+            for uid, title, content, about in zip(
+                labels.uids,
+                labels.titles,
+                labels.contents,
+                labels.metadata or [{}] * len(labels),
+                strict=True,
+            )
         ),
     )
 
@@ -144,6 +155,14 @@ def _text(
     if text is None and default is not None:
         return default
     raise DataError(path, number, f'a "{key}" that is text', _show(record, key))
+
+
+def _metadata(record: dict[str, Any], path: Path, number: int) -> dict[str, Any]:
+    """What a table said of a label beside its text; empty where it says nothing."""
+    metadata = record.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise DataError(path, number, 'a "metadata" that is an object', _show(record, "metadata"))
+    return metadata
 
 
 def _show(record: dict[str, Any], key: str) -> str:

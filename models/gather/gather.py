@@ -13,10 +13,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, vstack
 
-from models.config import Fields
+from models.config import DataConfig, Fields
 from models.data.dataset import Dataset, Points, point_texts
 from models.data.earlier import text_hashes
-from models.data.formats import open_dataset, write_dataset
+from models.data.formats import write_dataset
+from models.data.tables.table import open_data
 from models.errors import DataError
 from models.gather.events import Weighing, read_events, weigh
 from service.core.encoding.text import split_fields
@@ -45,7 +46,7 @@ def gather(what: Gathering) -> dict[str, int]:
 
     Old test points stay test points, and feedback on their texts is left out.
     """
-    old, counts = open_dataset(what.data), dict[str, int]()
+    old, counts = open_data(DataConfig(path=str(what.data))), dict[str, int]()
     if old.train_filter is not None or old.test_filter is not None:
         raise DataError(what.data, None, "data without filter files", "filters by row numbers")
     texts, labels, newest = _positives(read_events(what.feedback, counts), old, what, counts)

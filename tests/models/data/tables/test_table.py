@@ -15,6 +15,7 @@ from pyarrow import feather, ipc, parquet
 
 from models.config import TableConfig
 from models.data.dataset import Dataset
+from models.data.formats import open_dataset, write_dataset
 from models.data.tables.table import read_table
 from models.errors import DataError
 
@@ -157,6 +158,14 @@ def test_a_label_table_brings_ids_texts_and_typed_metadata(tmp_path: Path) -> No
         {"price": 1.0, "stock": 1, "since": "2024-01-01", "note": "y"},
     ]
     assert content(dataset) == [("a whale", ["Rome", "Whales"]), ("rome", ["Rome"])]
+
+
+def test_metadata_outlives_this_projects_own_layout(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("text,labels\na whale,1\nrome,2\n")
+    (tmp_path / "labels.csv").write_text("id,name,price\n1,Whales,9.5\n2,Rome,\n")
+    dataset, _ = read_table(tmp_path, WHOLE)
+    write_dataset(tmp_path / "own", dataset)
+    assert open_dataset(tmp_path / "own").labels == dataset.labels
 
 
 def test_labels_may_be_named_by_their_texts(tmp_path: Path) -> None:
