@@ -26,9 +26,10 @@ RERANKED_FROM: Final = 10_000
 """Points from which a second stage is tried (`auto` keeps it only where it gains); fewer do not
 grow trees that tell more than the scores."""
 
-FLAT_TO, FASTSCAN_TO = 5_000, 300_000
-"""Labels up to which exact search, and up to which pq-fastscan, is the cheapest index at equal
-recall (docs/lab/indexes.md)."""
+FLAT_TO, FASTSCAN_TO = 1_000, 30_000
+"""Labels up to which exact search, and up to which pq-fastscan, is chosen. In docs/lab/indexes.md
+pq-fastscan is ahead at 12,476 labels and ivf-pq at 100,000: the second number is a choice between.
+By the times there, exact search takes no longer than the others up to about the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,16 +136,19 @@ def _serving(facts: Facts) -> list[Choice]:
     return choices
 
 
-SECONDS_A_TEXT: Final = 14.0
+SECONDS_A_TEXT: Final = 21.0
 """A training's CPU seconds, folds of the second stage included, to those of tokenizing all its
-texts once for each epoch: the demo took 194 of them for 37,380 points, 8 epochs and 45 us a text
-(docs/lab/training.md)."""
+texts once for each epoch: the demo took 194 of them for 37,380 points and 8 epochs, and its texts
+31 us each (two cores, 2026-12-01, `facts_of` on f2575a0)."""
+
+CORES: Final = 2
+"""Most cores that the guess counts: no training was timed on more."""
 
 
 def expected_seconds(facts: Facts, epochs: int) -> float:
     """A rough guess of the whole job's time, from the measured time of one text."""
     cpu_s = SECONDS_A_TEXT * facts.tokenizing_s * facts.n_points * max(epochs, 1)
-    return 20.0 + cpu_s / max(1, min(facts.n_cpus, 2))
+    return 20.0 + cpu_s / min(facts.n_cpus, CORES)
 
 
 def expected_memory(facts: Facts, dim: int = 384) -> int:

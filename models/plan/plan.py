@@ -103,8 +103,6 @@ class Plan:
             sections.setdefault(section, []).append((key, choice.value, choice.reason))
         table = self.config.data.table.model_dump(exclude_defaults=True)
         if table:
-            # A table of its own must come last of its section.
-            sections = {"data": sections.pop("data"), "data.table": []} | sections
             sections["data.table"] = [(key, value, "") for key, value in table.items()]
         return sections
 

@@ -16,7 +16,13 @@ from models.data.formats_lines import hash_files
 from models.data.splits import series_key
 from models.data.tables.columns import Columns, choose_columns
 from models.data.tables.files import find_files, has_own_layout
-from models.data.tables.gathering import Rows, gathered, label_matrix, rows_of
+from models.data.tables.gathering import (
+    Rows,
+    gathered,
+    label_matrix,
+    rows_of,
+    separator_of,
+)
 from models.data.tables.label_table import catalogue_of_names, read_label_table
 from models.data.tables.reading import read_file
 from models.errors import DataError, TableError
@@ -98,8 +104,6 @@ def read_table(path: Path, table: TableConfig) -> tuple[Dataset, TableReport]:
 def _read_part(files: Sequence[Path], table: TableConfig) -> tuple[Rows, Columns, str]:
     import pyarrow as pa
     import pyarrow.compute as pc
-
-    from models.data.tables.gathering import separator_of
 
     tables = [read_file(file) for file in files]
     columns = choose_columns(files[0], tables[0].column_names, table)
