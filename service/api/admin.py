@@ -178,11 +178,11 @@ def bundle_root(settings: Settings) -> pathlib.Path | BundleUrl:
 
     It is the setting `bundle_root`. Without it, it is what contains the first bundle.
     """
-    place = settings.bundle_root or settings.bundle
     if settings.bundle_root is not None:
-        return place
+        return settings.bundle_root
+    place = settings.bundle
     if isinstance(place, BundleUrl):
-        # The mirror of one bundle's own URL is named by the bundle alone.
+        # What lies there is not asked: pushed bundles are named by their ids.
         above, _, name = place.rpartition("/")
         return BundleUrl(above) if _BUNDLE_ID.fullmatch(name) else place
     return place if (place / POINTER).is_file() else place.parent

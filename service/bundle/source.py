@@ -115,7 +115,11 @@ def _missing_bytes(staging: Path, manifest: Manifest) -> int:
 
 
 def _fetch_file(store: ObjectStore, name: str, path: Path, entry: FileEntry) -> None:
-    """Fetch one file, from where an earlier fetch has stopped; raises FileCorrupt."""
+    """Fetch one file, from where an earlier fetch has stopped; raises FileCorrupt.
+
+    What the earlier fetch has left may be what is wrong: the file is then fetched anew.
+    """
+    has_rest = path.exists() and path.stat().st_size > 0
     digest, size = hashlib.sha256(), 0
     with path.open("ab+") as file:
         file.seek(0)
@@ -138,6 +142,8 @@ def _fetch_file(store: ObjectStore, name: str, path: Path, entry: FileEntry) -> 
             "or the connection was; try again, or push the bundle again"
         )
     path.unlink()
+    if has_rest:
+        return _fetch_file(store, name, path, entry)
     longer = f"has over {entry.bytes} bytes" if size > entry.bytes else f"has SHA-256 {actual}"
     raise FileCorrupt(
         f"{store.url}/{name} {longer}, {MANIFEST} says {entry.bytes} bytes and {entry.sha256}: "

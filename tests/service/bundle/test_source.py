@@ -13,7 +13,6 @@ from service.bundle.open_files import OpenFiles, stamps
 from service.bundle.source import fetch
 from service.bundle.verify import read_manifest, resolve, verify
 from service.errors import (
-    BundleError,
     BundleNotFound,
     BundleUnavailable,
     BundleUnsigned,
@@ -128,16 +127,15 @@ def test_what_a_killed_fetch_has_left_is_not_fetched_again(kept_share, remote, c
         assert server.sent[INDEX] == size - int(size * kept_share)
 
 
-def test_a_wrong_rest_of_a_killed_fetch_is_thrown_away(remote, cache):
+@pytest.mark.parametrize("size", [26, 99_999])
+def test_a_wrong_rest_of_a_killed_fetch_is_fetched_anew(size, remote, cache):
     bundle_id = bundle_id_of(remote)
     with object_server(remote, {INDEX: [Turn(404)]}) as server:
         with pytest.raises(BundleUnavailable):
             fetch(server.url, cache)
         (staging,) = cache.folder.glob(".fetch-*")
-        (staging / INDEX).write_bytes(b"not what the manifest says")
+        (staging / INDEX).write_bytes(b"x" * size)
         server.turns.clear()
-        with pytest.raises(FileCorrupt):
-            fetch(server.url, cache)
         verify(fetch(server.url, cache))
     assert cache.holds(bundle_id)
 
@@ -192,9 +190,8 @@ def test_a_full_cache_gives_up_what_nobody_uses(remote, tmp_path):
 )
 def test_a_url_without_a_store_is_an_error(url, error, cache, monkeypatch):
     monkeypatch.setattr("service.bundle.object_store.RETRY_S", 0.0)
-    with pytest.raises(error) as caught:
+    with pytest.raises(error, match=url.split(":")[0]):
         fetch(url, cache)
-    assert isinstance(caught.value, BundleError | SettingsInvalid)
 
 
 def test_a_store_that_stays_away_is_always_the_same_sentence(cache, monkeypatch):
