@@ -14,24 +14,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from service.feedback import row_log
-from service.feedback.row_log import RowLog
 from service.feedback.schemas import ANSWERS, EVENTS
 from tests.support.fakes import FakeClock, FakePredict, Running, running
+from tests.support.row_logs import ROW, log
 
 pytestmark = pytest.mark.anyio
 
 CLICK = {"text": "whale ship", "label": "L001", "event": "clicked", "value": 2.5, "position": 3}
-ROW = (0, "r1", 0, "whale ship", "L001", "clicked", 2.5, 3)
 
 
 @asynccontextmanager
 async def served(folder: Path | None, **changes: Any) -> AsyncIterator[Running]:
     async with running(FakePredict(), feedback_dir=folder, **changes) as service:
         yield service
-
-
-def log(folder: Path, max_bytes: int = 1 << 20, **more: Any) -> RowLog:
-    return RowLog(folder, "events", EVENTS, max_bytes, 60.0, **more)
 
 
 def rows(folder: Path, kind: str = "events") -> list[dict[str, Any]]:
@@ -157,7 +152,7 @@ def test_files_roll_by_size_and_by_age(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from tests.service.feedback.test_feedback import ROW, log
+from tests.support.row_logs import ROW, log
 events = log(Path(sys.argv[1]))
 for _ in range(3):
     events.append([ROW] * 10, 10)
